@@ -1,0 +1,48 @@
+# `make demo` and `make test` are each enough on a machine with Python 3.11 or newer and make. `make help` lists the rest.
+PYTHON ?= python3
+VENV ?= .venv
+DEMO_OUTPUT ?= demo
+DEMO_PROMPTS ?= "a red apple on a blue background" "a snail on a yellow background" "a rocket"
+PYTEST_ARGS ?= -n auto --maxprocesses 4
+
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow clean
+
+help:
+	@echo "make demo       pictures for a few prompts with the model in the package, into ./$(DEMO_OUTPUT)"
+	@echo "make test       lint, format check and the quick tests"
+	@echo "make test-slow  the tests that take minutes"
+	@echo "make clean      remove $(VENV) and ./$(DEMO_OUTPUT)"
+	@echo "Each sets up $(VENV) first where it must. PYTHON=python3.12 picks the interpreter (now: $(PYTHON))."
+
+# The stamps depend on setup.cfg alone: a second `make demo` installs nothing.
+$(VENV)/.core: setup.cfg
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is missing or older than 3.11; name another: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	@echo "setting up $(VENV) (a minute or two, once)"
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo "error: python could not make $(VENV); on Debian and Ubuntu install python3-venv first" >&2; exit 2; }
+	@$(PIP_INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.core
+	@echo "installing the test tools into $(VENV)"
+	@$(PIP_INSTALL) --editable '.[test]'
+	@touch $@
+
+demo: $(VENV)/.core
+	@$(BIN)/dalle-mini generate $(DEMO_PROMPTS) --output $(DEMO_OUTPUT) --overwrite
+
+test: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.test
+	$(BIN)/python -m pytest -m slow
+
+clean:
+	rm -rf $(VENV) $(DEMO_OUTPUT)

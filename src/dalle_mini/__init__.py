@@ -1,0 +1,24 @@
+"""DALL·E mini for JAX and Flax: captions to ranked pictures."""
+
+from typing import TYPE_CHECKING
+
+from dalle_mini.errors import UserError
+
+if TYPE_CHECKING:
+    from dalle_mini.pipeline import DalleMini, Result
+
+__version__ = "1.0.0.dev0"
+__all__ = ["DalleMini", "Result", "UserError", "__version__"]
+
+
+def __getattr__(name: str):
+    # The pipeline imports jax, which takes a second: `dalle-mini --help` and `dalle_mini.text` must not wait for it.
+    if name in ("DalleMini", "Result"):
+        from dalle_mini import pipeline
+
+        return getattr(pipeline, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

@@ -1,0 +1,133 @@
+"""Pictures in and out: decoding with limits, the two published ways of resizing, and float <-> uint8."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from dalle_mini.errors import UserError
+
+MAX_PIXELS = 2**26  # 67 megapixels: 200 MB once decoded
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+LONGEST_STRIP = 16  # sides' ratio; what lies farther out never survives a centre crop
+
+
+def load_picture(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode a stranger's picture into a PIL image of mode RGB.
+
+    The camera's rotation is applied, transparency is laid on white, and of an animation the first frame is taken.
+    Raises UserError, naming the file, if it cannot be read, is no picture of a common format, is damaged or cut
+    short, or has more than `max_pixels` pixels (judged from its header, before anything is decoded).
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise UserError(
+                    f"{path}: the picture has {width} x {height} pixels, more than {max_pixels}; scale it down"
+                )
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except UserError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path}: the picture has more than {max_pixels} pixels; scale it down") from error
+    except Image.UnidentifiedImageError as error:
+        raise UserError(f"{path}: not a picture that can be read (formats: {', '.join(FORMATS)})") from error
+    except Exception as error:  # on damaged data Pillow's decoders raise nearly every type there is
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise UserError(f"{path}: cannot read the picture: {reason}") from error
+
+
+def resize_and_crop(image: Image.Image | np.ndarray, size: int) -> np.ndarray:
+    """Shortest side to `size` (Lanczos), then the central square: uint8 [size, size, 3].
+
+    The preprocessing that the published VQGAN's and DALL·E mini's training pictures went through.
+    """
+    image = _resize_shortest(_as_image(image), size, Image.Resampling.LANCZOS)
+    left, top = (round((side - size) / 2) for side in image.size)
+    return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def clip_pixels(images: Iterable[Image.Image | np.ndarray], preprocessor_config: Mapping[str, Any]) -> np.ndarray:
+    """What CLIP looks at: float32 [n, size, size, 3], resized, cropped and normalised.
+
+    `images` are PIL images or uint8 arrays [height, width, 3] (or one array [n, height, width, 3]), of any sizes;
+    `preprocessor_config` is the content of a published `preprocessor_config.json`, old or new. Shortest edge to
+    `size`, centre crop to `crop_size`, times `rescale_factor`, minus `image_mean`, over `image_std`.
+    Raises UserError where the config lacks one of these or turns a step off.
+    """
+    config = preprocessor_config
+    for step in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
+        if not config.get(step, True):
+            raise UserError(f"preprocessor_config.json: {step}=false is not supported")
+    shortest, crop = clip_sizes(config)
+    try:
+        resample = Image.Resampling(config.get("resample", Image.Resampling.BICUBIC))
+        mean, std = (np.asarray(config[name], np.float32).reshape(3) for name in ("image_mean", "image_std"))
+        factor = float(config.get("rescale_factor", 1 / 255))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"preprocessor_config.json: image_mean, image_std, resample or rescale_factor is unusable ({error})"
+        ) from error
+    pixels = np.empty((len(images := list(images)), crop, crop, 3), np.float32)
+    for row, image in zip(pixels, images, strict=True):
+        image = _resize_shortest(_as_image(image), shortest, resample)
+        left, top = ((side - crop) // 2 for side in image.size)
+        image = np.asarray(image.crop((left, top, left + crop, top + crop)))
+        row[:] = ((image * factor).astype(np.float32) - mean) / std
+    return pixels
+
+
+def clip_sizes(preprocessor_config: Mapping[str, Any]) -> tuple[int, int]:
+    """(shortest edge, side of the crop) of a `preprocessor_config.json`, in pixels; UserError if they make no sense."""
+
+    def side(name: str, *keys: str) -> int:
+        value = preprocessor_config.get(name)
+        sides = {value.get(key) for key in keys} if isinstance(value, Mapping) else {value}
+        if len(sides) != 1 or not isinstance(number := sides.pop(), int) or number < 1:
+            raise UserError(f"preprocessor_config.json: {name}={value!r} is not a supported size")
+        return number
+
+    shortest, crop = side("size", "shortest_edge"), side("crop_size", "height", "width")
+    if crop > shortest:
+        raise UserError(f"preprocessor_config.json: crop_size {crop} is larger than size {shortest}")
+    return shortest, crop
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """Float pictures in [0, 1] of any shape -> uint8, clipped, and truncated (not rounded) as the original does."""
+    return (np.clip(np.asarray(images, np.float32), 0, 1) * 255).astype(np.uint8)
+
+
+def _as_image(image: Image.Image | np.ndarray) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return _to_rgb(image)
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(f"a picture must be uint8 [height, width, 3], got {image.dtype} {list(image.shape)}")
+    return Image.fromarray(image)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):  # Pillow's own conversion saturates instead of scaling
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _resize_shortest(image: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
+    width, height = image.size
+    # A strip of 1 x 60 million pixels passes the decode limit, but resized whole it would not fit in memory.
+    strip = LONGEST_STRIP * min(width, height)
+    if max(width, height) > strip:
+        image = ImageOps.crop(image, (max(0, width - strip) // 2, max(0, height - strip) // 2))
+        width, height = image.size
+    if width <= height:
+        return image.resize((size, int(size * height / width)), resample)
+    return image.resize((int(size * width / height), size), resample)

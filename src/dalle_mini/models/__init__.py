@@ -1,0 +1,7 @@
+"""The three networks: `DalleBart`, `VQGAN`, `CLIP`."""
+
+from dalle_mini.models.clip import CLIP
+from dalle_mini.models.dalle_bart import DalleBart
+from dalle_mini.models.vqgan import VQGAN
+
+__all__ = ["CLIP", "VQGAN", "DalleBart"]

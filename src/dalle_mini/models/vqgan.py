@@ -1,0 +1,251 @@
+"""VQGAN: pictures to discrete tokens and back.
+
+Esser, Rombach, Ommer: "Taming Transformers for High-Resolution Image Synthesis" (2021). A convolutional encoder maps a
+picture to a grid of vectors, each is replaced by the nearest of `n_embed` codebook entries, and a decoder mirrors the
+encoder. As in DALL·E mini's fine-tuned model, pictures are in [0, 1] on both sides.
+
+Feature maps are [batch, height, width, channels] throughout.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dalle_mini.models.config import VQGANConfig
+from dalle_mini.weights import layouts
+from dalle_mini.weights.pretrained import Pretrained
+
+
+def norm(channels: int, *, rngs: nnx.Rngs, dtype) -> nnx.GroupNorm:
+    return nnx.GroupNorm(channels, num_groups=32, epsilon=1e-6, dtype=dtype, rngs=rngs)
+
+
+def conv(in_channels: int, out_channels: int, side: int, *, rngs: nnx.Rngs, dtype) -> nnx.Conv:
+    return nnx.Conv(in_channels, out_channels, (side, side), padding="SAME", dtype=dtype, rngs=rngs)
+
+
+class ResnetBlock(nnx.Module):
+    """Two normalised 3x3 convolutions beside a shortcut, which is 1x1 where the width changes."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, rngs: nnx.Rngs, dtype):
+        self.norm1 = norm(in_channels, rngs=rngs, dtype=dtype)
+        self.conv1 = conv(in_channels, out_channels, 3, rngs=rngs, dtype=dtype)
+        self.norm2 = norm(out_channels, rngs=rngs, dtype=dtype)
+        self.conv2 = conv(out_channels, out_channels, 3, rngs=rngs, dtype=dtype)
+        self.nin_shortcut = (
+            conv(in_channels, out_channels, 1, rngs=rngs, dtype=dtype) if in_channels != out_channels else None
+        )
+
+    def __call__(self, x):
+        h = self.conv1(jax.nn.swish(self.norm1(x)))
+        h = self.conv2(jax.nn.swish(self.norm2(h)))
+        return h + (x if self.nin_shortcut is None else self.nin_shortcut(x))
+
+
+class AttnBlock(nnx.Module):
+    """Single-head self-attention over all positions of the feature map."""
+
+    def __init__(self, channels: int, *, rngs: nnx.Rngs, dtype):
+        self.norm = norm(channels, rngs=rngs, dtype=dtype)
+        self.q = conv(channels, channels, 1, rngs=rngs, dtype=dtype)
+        self.k = conv(channels, channels, 1, rngs=rngs, dtype=dtype)
+        self.v = conv(channels, channels, 1, rngs=rngs, dtype=dtype)
+        self.proj_out = conv(channels, channels, 1, rngs=rngs, dtype=dtype)
+
+    def __call__(self, x):
+        batch, height, width, channels = x.shape
+        h = self.norm(x)
+        q, k, v = (layer(h).reshape(batch, height * width, channels) for layer in (self.q, self.k, self.v))
+        weights = jnp.einsum("bqc,bkc->bqk", q, k, preferred_element_type=jnp.float32) * channels**-0.5
+        weights = jax.nn.softmax(weights, axis=-1).astype(v.dtype)
+        attended = jnp.einsum("bqk,bkc->bqc", weights, v).reshape(x.shape)
+        return x + self.proj_out(attended)
+
+
+class Downsample(nnx.Module):
+    """Halve the side: a strided convolution padded at the bottom and right, or the mean of 2x2."""
+
+    def __init__(self, channels: int, with_conv: bool, *, rngs: nnx.Rngs, dtype):
+        self.conv = (
+            nnx.Conv(channels, channels, (3, 3), strides=2, padding=((0, 1), (0, 1)), dtype=dtype, rngs=rngs)
+            if with_conv
+            else None
+        )
+
+    def __call__(self, x):
+        return nnx.avg_pool(x, (2, 2), strides=(2, 2)) if self.conv is None else self.conv(x)
+
+
+class Upsample(nnx.Module):
+    """Double the side by repeating pixels, then smooth with a convolution."""
+
+    def __init__(self, channels: int, with_conv: bool, *, rngs: nnx.Rngs, dtype):
+        self.conv = conv(channels, channels, 3, rngs=rngs, dtype=dtype) if with_conv else None
+
+    def __call__(self, x):
+        batch, height, width, channels = x.shape
+        # repeat by broadcasting: one write of the output, no gather
+        x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
+        x = x.reshape(batch, 2 * height, 2 * width, channels)
+        return x if self.conv is None else self.conv(x)
+
+
+class Mid(nnx.Module):
+    """The bottleneck: attention between two blocks."""
+
+    def __init__(self, channels: int, *, rngs: nnx.Rngs, dtype):
+        self.block_1 = ResnetBlock(channels, channels, rngs=rngs, dtype=dtype)
+        self.attn_1 = AttnBlock(channels, rngs=rngs, dtype=dtype)
+        self.block_2 = ResnetBlock(channels, channels, rngs=rngs, dtype=dtype)
+
+    def __call__(self, x):
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class Level(nnx.Module):
+    """The blocks at one resolution, with attention after each where asked, then a change of resolution."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        blocks: int,
+        attention: bool,
+        *,
+        downsample: Downsample | None = None,
+        upsample: Upsample | None = None,
+        rngs: nnx.Rngs,
+        dtype,
+    ):
+        self.block = nnx.List(
+            ResnetBlock(in_channels if j == 0 else out_channels, out_channels, rngs=rngs, dtype=dtype)
+            for j in range(blocks)
+        )
+        self.attn = nnx.List(AttnBlock(out_channels, rngs=rngs, dtype=dtype) for _ in range(blocks if attention else 0))
+        self.downsample, self.upsample = downsample, upsample
+
+    def __call__(self, x):
+        for j, block in enumerate(self.block):
+            x = block(x)
+            if self.attn:
+                x = self.attn[j](x)
+        for resample in (self.downsample, self.upsample):
+            if resample is not None:
+                x = resample(x)
+        return x
+
+
+class Encoder(nnx.Module):
+    def __init__(self, config: VQGANConfig, *, rngs: nnx.Rngs, dtype):
+        self.conv_in = conv(config.in_channels, config.ch, 3, rngs=rngs, dtype=dtype)
+        levels, channels, side = [], config.ch, config.resolution
+        for i, mult in enumerate(config.ch_mult):
+            attention = side in config.attn_resolutions
+            width, last = config.ch * mult, i == len(config.ch_mult) - 1
+            down = None if last else Downsample(width, config.resamp_with_conv, rngs=rngs, dtype=dtype)
+            blocks = config.num_res_blocks
+            levels.append(Level(channels, width, blocks, attention, downsample=down, rngs=rngs, dtype=dtype))
+            channels, side = width, side // 2
+        self.down = nnx.List(levels)
+        self.mid = Mid(channels, rngs=rngs, dtype=dtype)
+        self.norm_out = norm(channels, rngs=rngs, dtype=dtype)
+        out_channels = 2 * config.z_channels if config.double_z else config.z_channels
+        self.conv_out = conv(channels, out_channels, 3, rngs=rngs, dtype=dtype)
+
+    def __call__(self, images):
+        h = self.conv_in(images)
+        for level in self.down:
+            h = level(h)
+        return self.conv_out(jax.nn.swish(self.norm_out(self.mid(h))))
+
+
+class Decoder(nnx.Module):
+    def __init__(self, config: VQGANConfig, *, rngs: nnx.Rngs, dtype):
+        channels, side = config.ch * config.ch_mult[-1], config.grid
+        self.conv_in = conv(config.z_channels, channels, 3, rngs=rngs, dtype=dtype)
+        self.mid = Mid(channels, rngs=rngs, dtype=dtype)
+        levels = {}
+        for i in reversed(range(len(config.ch_mult))):
+            attention = side in config.attn_resolutions
+            width = config.ch * config.ch_mult[i]
+            up = None if i == 0 else Upsample(width, config.resamp_with_conv, rngs=rngs, dtype=dtype)
+            blocks = config.num_res_blocks + 1
+            levels[i] = Level(channels, width, blocks, attention, upsample=up, rngs=rngs, dtype=dtype)
+            channels, side = width, side * 2
+        self.up = nnx.List(levels[i] for i in range(len(levels)))  # numbered from full resolution, run from the coarsest
+        self.norm_out = norm(channels, rngs=rngs, dtype=dtype)
+        self.conv_out = conv(channels, config.out_ch, 3, rngs=rngs, dtype=dtype)
+        self.give_pre_end = config.give_pre_end
+
+    def __call__(self, states):
+        h = self.mid(self.conv_in(states))
+        for i in reversed(range(len(self.up))):
+            h = self.up[i](h)
+        if self.give_pre_end:
+            return h
+        return self.conv_out(jax.nn.swish(self.norm_out(h)))
+
+
+class VQGAN(Pretrained, nnx.Module):
+    """Pictures <-> tokens.
+
+    >>> vqgan = VQGAN.from_pretrained(folder)
+    >>> tokens = vqgan.encode(images)    # float [batch, H, W, 3] in [0, 1] -> int32 [batch, h * w], row-major
+    >>> images = vqgan.decode(tokens)    # float32 [batch, H, W, 3], not clipped
+    """
+
+    config_class = VQGANConfig
+    layout = staticmethod(layouts.vqgan)
+
+    def __init__(self, config: VQGANConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
+        self.config = config
+        self.encoder = Encoder(config, rngs=rngs, dtype=dtype)
+        self.decoder = Decoder(config, rngs=rngs, dtype=dtype)
+        self.codebook = nnx.Embed(config.n_embed, config.embed_dim, dtype=dtype, rngs=rngs)
+        latent = 2 * config.z_channels if config.double_z else config.z_channels
+        self.quant_conv = conv(latent, config.embed_dim, 1, rngs=rngs, dtype=dtype)
+        self.post_quant_conv = conv(config.embed_dim, config.z_channels, 1, rngs=rngs, dtype=dtype)
+
+    def encode_latents(self, images):
+        """Pictures [batch, H, W, 3] to the vectors that are quantised, [batch, h, w, embed_dim]."""
+        return self.quant_conv(self.encoder(images))
+
+    def quantize(self, latents):
+        """The nearest codebook entry of each vector, ties to the lowest: int32 [batch, h, w]."""
+        z = latents.astype(jnp.float32)
+        codes = self.codebook.embedding[...].astype(jnp.float32)
+        # |z - e|^2 expanded, in the published order of operations so that near-ties fall the same way
+        distance = (
+            jnp.sum(z**2, axis=-1, keepdims=True)
+            + jnp.sum(codes**2, axis=-1)
+            - 2 * jnp.einsum("bhwc,nc->bhwn", z, codes, precision="highest")
+        )
+        return jnp.argmin(distance, axis=-1).astype(jnp.int32)
+
+    def decode_latents(self, latents):
+        """Quantised vectors [batch, h, w, embed_dim] to pictures [batch, H, W, 3]."""
+        return self.decoder(self.post_quant_conv(latents)).astype(jnp.float32)
+
+    def encode(self, images):
+        """Pictures, float [batch, H, W, 3] in [0, 1], to tokens, int32 [batch, h * w] row-major."""
+        tokens = self.quantize(self.encode_latents(images))
+        return tokens.reshape(tokens.shape[0], -1)
+
+    def decode(self, tokens):
+        """Tokens, int [batch, n] of a square grid, to pictures, float32 [batch, H, W, 3], not clipped.
+
+        Raises:
+          ValueError: n is not a square.
+        Ids outside the codebook are a caller's error; they come out as its last entry, not as the published
+        program's all-NaN picture.
+        """
+        batch, count = tokens.shape
+        side = math.isqrt(count)
+        if side * side != count:
+            raise ValueError(f"{count} tokens do not make a square grid")
+        codes = jnp.take(self.codebook.embedding[...], tokens, axis=0, mode="clip")
+        return self.decode_latents(codes.reshape(batch, side, side, -1))

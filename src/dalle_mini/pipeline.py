@@ -1,0 +1,347 @@
+"""Prompts to ranked pictures: caption -> tokens of text -> tokens of a picture -> pixels -> CLIP score.
+
+The order of operations and the defaults are those of the published inference notebook. Unlike there, every picture
+has a key of its own, derived from (seed, prompt text, picture number), and every network sees batches of one constant
+shape in which a picture's row is fixed by its number. So a picture depends neither on the other prompts, nor on
+their order, nor on how many candidates are drawn beside it.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from PIL import Image
+
+from dalle_mini.data.images import to_uint8
+from dalle_mini.errors import UserError
+from dalle_mini.generation import generate_tokens
+from dalle_mini.generation.ranking import ClipRanker
+from dalle_mini.models import VQGAN, DalleBart
+from dalle_mini.settings import GenerationSettings, check_prompts
+from dalle_mini.text import CaptionNormalizer, CaptionTokenizer
+
+SHIPPED = Path(__file__).parent / "assets" / "emoji"
+WORD_LISTS = ("words.txt", "enwiki-words-frequency.txt")  # ours, and the published name
+ROWS = 8  # pictures a compiled call draws; one prompt's candidates fill as many calls as they need
+MAX_CHARACTERS = 2000  # of a prompt are looked at: far more than 64 tokens hold, little enough to normalise at once
+
+logger = logging.getLogger("dalle_mini")
+Progress = Callable[[str, int, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """The pictures of one prompt, best first.
+
+    Attributes:
+        prompt: the prompt as it was given.
+        images: `keep` pictures.
+        scores: CLIP's logits_per_image, same order.
+        tokens: int32 [keep, image_length], same order.
+        indices: each picture's number among the candidates, same order.
+        timings: seconds of each stage; the first prompt's hold the compilation.
+        settings: as resolved; `top_k` is never None.
+    """
+
+    prompt: str
+    images: list[Image.Image]
+    scores: list[float]
+    tokens: np.ndarray
+    indices: list[int]
+    timings: dict[str, float]
+    settings: GenerationSettings
+
+
+class DalleMini:
+    """The whole pipeline. Make one with `from_pretrained`.
+
+    >>> pipe = DalleMini.from_pretrained()
+    >>> best = pipe.generate(["a red apple"], candidates=16, keep=4, seed=0)[0].images[0]
+
+    Args:
+        model, vqgan, ranker, tokenizer: the parts.
+        normalizer: what a caption goes through before the tokenizer; None leaves it as it is.
+        folders: where each part came from, by name, for `provenance`.
+    Raises UserError where the VQGAN or the tokenizer does not fit the model.
+    """
+
+    def __init__(
+        self,
+        model: DalleBart,
+        vqgan: VQGAN,
+        ranker: ClipRanker,
+        tokenizer: CaptionTokenizer,
+        normalizer: CaptionNormalizer | None,
+        folders: dict[str, Path],
+        dtype: str = "float32",
+    ):
+        _check_fit(model.config, vqgan.config, folders)
+        tokenizer.check_vocab_size(model.config.encoder_vocab_size)
+        self.model, self.vqgan, self.ranker = model, vqgan, ranker
+        self.tokenizer, self.normalizer = tokenizer, normalizer
+        self.folders, self.dtype = folders, dtype
+        graphdef, self._vqgan_state = nnx.split(vqgan)
+        self._decode = jax.jit(lambda state, tokens: nnx.merge(graphdef, state).decode(tokens))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path | None = None,
+        vqgan: str | Path | None = None,
+        clip: str | Path | None = None,
+        dtype: str = "float32",
+    ) -> "DalleMini":
+        """Load the three networks.
+
+        Args:
+            folder: a bundle (sub-folders `dalle`, `vqgan`, `clip`), or DalleBart's folder; None is the model that ships
+                with the package.
+            vqgan, clip: those networks' folders; None takes the bundle's.
+            dtype: the type of the computation, "float32", "bfloat16" or "float16".
+        Raises UserError, naming the file and the way out, where something is missing, damaged or does not fit.
+        """
+        compute = jnp.dtype(dtype)
+        folders = _find_folders(folder, vqgan, clip)
+        model = DalleBart.from_pretrained(folders["dalle"], dtype=compute)
+        vqgan_model = VQGAN.from_pretrained(folders["vqgan"], dtype=compute)
+        _check_fit(model.config, vqgan_model.config, folders)  # before the wait for CLIP
+        return cls(
+            model,
+            vqgan_model,
+            ClipRanker.from_pretrained(folders["clip"], dtype=compute),
+            CaptionTokenizer.from_pretrained(folders["dalle"]),
+            CaptionNormalizer(_word_list(folders["dalle"])) if model.config.normalize_text else None,
+            folders,
+            compute.name,
+        )
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        candidates: int = 16,
+        keep: int | None = None,
+        seed: int = 0,
+        guidance: float = 10.0,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        progress: Progress | None = None,
+    ) -> list[Result]:
+        """Draw `candidates` pictures for each prompt and return the best `keep` of them (None: 4, or all of fewer).
+
+        The arguments are those of `GenerationSettings`. `progress(stage, done, total)` is called as the stages
+        "tokens", "pictures" and "scores" advance, in image tokens and in pictures over all prompts.
+        Raises UserError on a blank prompt and on a value that makes no sense.
+        """
+        settings = GenerationSettings(candidates, keep, seed, guidance, temperature, top_k, top_p)
+        return list(self.stream(prompts, settings, progress))
+
+    def stream(
+        self, prompts: Sequence[str], settings: GenerationSettings | None = None, progress: Progress | None = None
+    ) -> Iterator[Result]:
+        """Like `generate`, but each prompt's result comes as soon as it is drawn."""
+        settings = self._resolve(settings or GenerationSettings())
+        prompts = check_prompts(prompts)
+        started = time.perf_counter()
+        input_ids, attention_mask = self.encode_text(prompts)
+        text_seconds = (time.perf_counter() - started) / len(prompts)
+        report = _Totals(progress, len(prompts) * settings.candidates, self.model.config.image_length)
+        for prompt, ids, mask in zip(prompts, input_ids, attention_mask, strict=True):
+            yield self._draw(prompt, ids, mask, settings, text_seconds, report)
+
+    def encode_text(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """input_ids and attention_mask, int32 [prompts, max_text_length], of the prompts as the model reads them.
+
+        Raises UserError on a prompt of which normalisation leaves nothing. One that is too long is cut and logged.
+        """
+        config = self.model.config
+        captions = [prompt[:MAX_CHARACTERS] for prompt in prompts]
+        if self.normalizer is not None:
+            captions = [self.normalizer(caption) for caption in captions]
+        for number, caption in enumerate(captions, 1):
+            if not caption.strip():
+                raise UserError(f"prompt {number} has no words that the model can read: {prompts[number - 1][:60]!r}")
+        limit = config.max_text_length
+        for number, (prompt, caption) in enumerate(zip(prompts, captions, strict=True), 1):
+            if len(prompt) > MAX_CHARACTERS or self.tokenizer.count(caption) > limit:
+                logger.warning(
+                    "prompt %d is too long and was truncated: the model reads %d tokens of it", number, limit
+                )
+        return self.tokenizer(captions, max_length=limit)
+
+    def provenance(self) -> dict:
+        """What drew the pictures, for a report: each model's folder name, weights and SHA-256, dtype and device."""
+        models = {part: self._identities[part] for part in ("dalle", "vqgan", "clip")}
+        return {"models": models, "dtype": self.dtype, "device": jax.devices()[0].device_kind, "jax": jax.__version__}
+
+    @functools.cached_property
+    def _identities(self) -> dict[str, dict]:
+        return {part: _identity(folder) for part, folder in self.folders.items()}
+
+    @functools.cached_property
+    def _uncond(self) -> tuple[np.ndarray, np.ndarray]:
+        """The row of an empty caption, which no normaliser has seen: [1, max_text_length] each."""
+        return self.tokenizer([""], max_length=self.model.config.max_text_length)
+
+    def _resolve(self, settings: GenerationSettings) -> GenerationSettings:
+        codebook = self.vqgan.config.n_embed
+        wanted = settings.top_k or self.model.config.top_k or codebook  # 0 in a config means no limit
+        return dataclasses.replace(settings, top_k=min(wanted, codebook))
+
+    def _draw(self, prompt, input_ids, attention_mask, settings, text_seconds, report) -> Result:
+        timings = {"text": text_seconds}
+        clock = time.perf_counter()
+
+        def lap(stage: str) -> None:
+            nonlocal clock
+            now = time.perf_counter()
+            timings[stage], clock = now - clock, now
+
+        starts = range(0, settings.candidates, ROWS)
+        tokens = []
+        for start in starts:
+            tokens.append(self._draw_tokens(prompt, input_ids, attention_mask, start, settings))
+            report.tokens(min(ROWS, settings.candidates - start))
+        lap("tokens")
+        images = []
+        for start, rows in zip(starts, tokens, strict=True):
+            images.append(to_uint8(self._decode(self._vqgan_state, rows)))
+            report.pictures(min(ROWS, settings.candidates - start))
+        images = np.concatenate(images)[: settings.candidates]
+        lap("pictures")
+        scores = self.ranker.scores(images, prompt[:MAX_CHARACTERS])
+        order = self.ranker.rank(scores, settings.keep)
+        report.scores(settings.candidates)
+        lap("scores")
+        return Result(
+            prompt=prompt,
+            images=[Image.fromarray(images[index]) for index in order],
+            scores=[float(scores[index]) for index in order],
+            tokens=np.concatenate(tokens)[order],
+            indices=[int(index) for index in order],
+            timings=timings,
+            settings=settings,
+        )
+
+    def _draw_tokens(self, prompt, input_ids, attention_mask, start, settings) -> np.ndarray:
+        """Pictures `start` .. `start + ROWS - 1` of a prompt, int32 [ROWS, image_length]."""
+        rows = functools.partial(np.broadcast_to, shape=(ROWS, input_ids.shape[-1]))
+        uncond_ids, uncond_mask = self._uncond
+        tokens = generate_tokens(
+            self.model,
+            rows(input_ids),
+            rows(attention_mask),
+            picture_keys(settings.seed, prompt, np.arange(start, start + ROWS)),
+            guidance=settings.guidance,
+            uncond_input_ids=rows(uncond_ids),
+            uncond_attention_mask=rows(uncond_mask),
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+            codebook_size=self.vqgan.config.n_embed,
+        )
+        return np.asarray(tokens)
+
+
+def picture_keys(seed: int, prompt: str, indices: np.ndarray) -> jax.Array:
+    """JAX keys [n]: the seed, into it the words of the prompt's SHA-256, and into that each picture's number."""
+    key = jax.random.key(seed, impl="threefry2x32")
+    for word in np.frombuffer(hashlib.sha256(prompt.encode("utf-8")).digest(), "<u4"):
+        key = jax.random.fold_in(key, word)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(indices, jnp.uint32))
+
+
+class _Totals:
+    """Adds up what each stage has done over all prompts and passes it on."""
+
+    def __init__(self, progress: Progress | None, pictures: int, image_length: int):
+        self._progress, self._image_length = progress, image_length
+        self._totals = {"tokens": pictures * image_length, "pictures": pictures, "scores": pictures}
+        self._done = dict.fromkeys(self._totals, 0)
+        for stage in self._totals:
+            self._add(stage, 0)
+
+    def tokens(self, pictures: int) -> None:
+        self._add("tokens", pictures * self._image_length)
+
+    def pictures(self, pictures: int) -> None:
+        self._add("pictures", pictures)
+
+    def scores(self, pictures: int) -> None:
+        self._add("scores", pictures)
+
+    def _add(self, stage: str, count: int) -> None:
+        self._done[stage] += count
+        if self._progress is not None:
+            self._progress(stage, self._done[stage], self._totals[stage])
+
+
+def _find_folders(folder, vqgan, clip) -> dict[str, Path]:
+    if folder is None and not SHIPPED.is_dir():
+        raise UserError(f"{SHIPPED}: the model that ships with the package is missing: name a folder with --model")
+    root = SHIPPED if folder is None else _existing(folder, "model")
+    bundle = (root / "dalle").is_dir()
+    if not bundle and not (root / "config.json").is_file():
+        raise UserError(f"{root} holds no model: neither a bundle (dalle/, vqgan/, clip/) nor DalleBart's config.json")
+    folders = {"dalle": root / "dalle" if bundle else root}
+    for part, given in (("vqgan", vqgan), ("clip", clip)):
+        if given is not None:
+            folders[part] = _existing(given, part)
+        elif not bundle:
+            raise UserError(f"{root} is DalleBart's folder alone: name the other networks' with --vqgan and --clip")
+        else:
+            folders[part] = _existing(root / part, part)
+    return folders
+
+
+def _existing(folder: str | Path, part: str) -> Path:
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise UserError(f"{folder}: no such folder (wanted for {part}); weights are read from a folder on this machine")
+    return path
+
+
+def _word_list(folder: Path) -> Path | None:
+    for name in WORD_LISTS:
+        if (folder / name).is_file():
+            return folder / name
+    logger.warning("%s has no %s: hashtags are not split into words", folder, WORD_LISTS[0])
+    return None
+
+
+def _check_fit(config, vqgan_config, folders: dict[str, Path]) -> None:
+    """The VQGAN's codebook and grid against the decoder's vocabulary and length; UserError names both folders.
+
+    A decoder's vocabulary may be a little larger than the codebook, as mega's is (16415 for 16384): those ids are
+    padding that is never sampled. One that is a lot larger, or smaller, was trained on another codebook.
+    """
+    both = f"{folders['vqgan']} does not fit {folders['dalle']}"
+    if not 0.75 * config.image_vocab_size <= vqgan_config.n_embed <= config.image_vocab_size:
+        raise UserError(
+            f"{both}: its codebook has n_embed {vqgan_config.n_embed}, the decoder's image_vocab_size is "
+            f"{config.image_vocab_size}: use the VQGAN that the model was trained with"
+        )
+    if vqgan_config.grid**2 != config.image_length:
+        raise UserError(
+            f"{both}: its pictures are {vqgan_config.grid}x{vqgan_config.grid} tokens, the decoder's image_length is "
+            f"{config.image_length}: use the VQGAN that the model was trained with"
+        )
+
+
+def _identity(folder: Path) -> dict:
+    """Folder name, weight files and the first 16 hex digits of their joint SHA-256."""
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("flax_model*.msgpack"))
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while block := file.read(1 << 24):
+                digest.update(block)
+    return {"folder": folder.name, "weights": [path.name for path in files], "sha256": digest.hexdigest()[:16]}

@@ -1,0 +1,87 @@
+"""What a user may ask of one drawing, checked before anything heavy is imported or loaded."""
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Sequence
+
+from dalle_mini.errors import UserError
+
+MAX_CANDIDATES = 4096  # pictures are held in memory until they are ranked
+MAX_SEED = 2**32 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationSettings:
+    """How to sample and rank; the defaults are those of the published pipeline.
+
+    Attributes:
+        candidates: pictures drawn for each prompt.
+        keep: pictures returned for each prompt, the best by CLIP score; None keeps 4, or all where there are fewer.
+        seed: 0 to 2**32 - 1; a picture's key is derived from (seed, prompt text, picture number).
+        guidance: super conditioning, `uncond + guidance * (cond - uncond)` on the logits; 1.0 is the caption alone.
+        temperature: the logits are divided by it.
+        top_k: how many of the likeliest tokens may be sampled, 1 is greedy; None is the `top_k` of the model's config.
+        top_p: the smallest set of tokens with this much probability may be sampled; None is all of them.
+
+    Raises UserError, naming the field, on a value that makes no sense.
+    """
+
+    candidates: int = 16
+    keep: int | None = None
+    seed: int = 0
+    guidance: float = 10.0
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self):
+        _check_whole("candidates", self.candidates, 1, MAX_CANDIDATES)
+        if self.keep is None:
+            object.__setattr__(self, "keep", min(4, self.candidates))
+        _check_whole("keep", self.keep, 1, MAX_CANDIDATES)
+        if self.keep > self.candidates:
+            raise UserError(
+                f"keep is {self.keep}, but only {self.candidates} candidates are drawn: lower keep or raise candidates"
+            )
+        _check_whole("seed", self.seed, 0, MAX_SEED)
+        _check_positive("guidance", self.guidance)
+        _check_positive("temperature", self.temperature)
+        if self.top_k is not None:
+            _check_whole("top_k", self.top_k, 1, None)
+        if self.top_p is not None:
+            _check_positive("top_p", self.top_p, 1.0)
+
+
+def check_prompts(prompts: Sequence[str]) -> list[str]:
+    """The prompts as a list. Raises UserError on a lone string, on none at all and on a blank one."""
+    if isinstance(prompts, str):
+        raise UserError("prompts is one string: give a list of prompts, [prompt]")
+    prompts = list(prompts)
+    if not prompts:
+        raise UserError("no prompt given: give at least one caption")
+    for number, prompt in enumerate(prompts, 1):
+        if not isinstance(prompt, str):
+            raise UserError(f"prompt {number} is {type(prompt).__name__}, not text")
+        # A word, or a visible sign beyond ASCII: emoji have names, other scripts are transliterated.
+        if not any(char.isalnum() or (char > "\x7f" and char.isprintable()) for char in prompt):
+            raise UserError(f"prompt {number} is blank: give a caption such as 'a red apple'")
+        try:
+            prompt.encode("utf-8")
+        except UnicodeEncodeError:
+            raise UserError(f"prompt {number} is not valid UTF-8 text") from None
+    return prompts
+
+
+def _check_whole(name: str, value, low: int, high: int | None) -> None:
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not whole or value < low or (high is not None and value > high):
+        bounds = f"at least {low}" if high is None else f"from {low} to {high}"
+        raise UserError(f"{name} is {value!r}: it must be a whole number, {bounds}")
+
+
+def _check_positive(name: str, value, high: float = math.inf) -> None:
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or not 0 < value <= high:
+        bounds = "above 0" if high == math.inf else f"above 0 and at most {high:g}"
+        raise UserError(f"{name} is {value!r}: it must be a number {bounds}")

@@ -1,0 +1,164 @@
+"""Caption normalisation as the published DALL·E mini models saw it in training.
+
+A caption becomes plain lower-case ASCII with commas as the only punctuation between phrases, emoji spelled out and
+hashtags split into words. The models know no other captions, so the order of the steps and their quirks are part of
+the format.
+"""
+
+import html
+import math
+import re
+from pathlib import Path
+
+from dalle_mini.errors import UserError
+
+_SEVERAL_PERSONS = re.compile(r"<person>(?:(?:[,\s]|and)*<person>)+")
+_REFERENCE_AT_AN_END = re.compile(r"\A\s*\[\d+\]|\[\d+\]\s*\Z")
+_HTML_TAG = re.compile(r"<[^<]+?>")
+_URL = re.compile(r"http\S+")
+_THOUSANDS = re.compile(r"(\d),(\d{3})")
+_INNER_DOT = re.compile(r"(\w)\.(\w)")
+_CONTRACTION = re.compile(r"'(?=(?:[stdm]|ll|re|ve)\b)")
+_DATE_SLASH = re.compile(r"(\d)/(\d)")
+_INNER_HYPHEN = re.compile(r"(\w)-(\w)")
+_SPACED_SIGN = re.compile(r"([%&/$*])")
+_HASHTAG = re.compile(r"#(\w+)")
+_BLANK_SIGN = re.compile(r"[_#\\]")
+_QUOTE = re.compile(r"[\"'`]")
+_PUNCTUATION = re.compile(r"[()\[\]{}.,|:;?!=+~/-]")
+_LONG_REPEAT = re.compile(r"(\D)\1{3,}")
+_QUOTES = re.compile(r'"(?: ?")*')
+_COMMAS = re.compile(r" ?,[ ,]*")
+
+# Unidecode leaves only ASCII, so nothing in a caption can be mistaken for these.
+_KEPT_DOT, _KEPT_APOSTROPHE, _KEPT_SLASH = "\ue000", "\ue001", "\ue002"
+_RESTORE = str.maketrans({_KEPT_DOT: ".", _KEPT_APOSTROPHE: "'", _KEPT_SLASH: "/"})
+
+
+class CaptionNormalizer:
+    """Normalises captions for a DALL·E mini encoder.
+
+    Args:
+        words_file: text file for splitting hashtags, one word a line, commonest first; what follows the word on its
+            line (a count) is ignored. `None` keeps a hashtag as one lower-cased word.
+
+    Raises:
+        UserError: `words_file` is missing, not UTF-8 text, or has no words.
+
+    The result always starts with one space, and an empty caption becomes `" "`; the unconditional caption of guidance
+    is therefore not `normalizer("")` but the empty string itself. A lone `<person>` (a masked name in Conceptual
+    Captions) becomes "a person"; the original program drew one of three phrases at random here.
+    """
+
+    def __init__(self, words_file: str | Path | None = None):
+        self.split_hashtag = HashtagSplitter(words_file) if words_file is not None else None
+
+    def __call__(self, caption: str) -> str:
+        """One caption -> its normalised form."""
+        text = _to_plain_ascii(caption)
+        text = _SEVERAL_PERSONS.sub(" people ", text).replace("<person>", " a person ")
+        text = _REFERENCE_AT_AN_END.sub("", text)
+        text = _HTML_TAG.sub(" ", text)
+        text = _URL.sub("", text)
+        for _ in range(2):  # one pass misses every other comma of 1,000,000: matches cannot overlap
+            text = _THOUSANDS.sub(r"\1\2", text)
+
+        text = _INNER_DOT.sub(rf"\1{_KEPT_DOT}\2", text)
+        text = _CONTRACTION.sub(_KEPT_APOSTROPHE, text)
+        text = _DATE_SLASH.sub(rf"\1{_KEPT_SLASH}\2", text)
+        text = _INNER_HYPHEN.sub(r"\1 \2", text)
+        text = _SPACED_SIGN.sub(r" \1 ", text)
+        text = _HASHTAG.sub(self._hashtag_words, text)
+        text = _BLANK_SIGN.sub(" ", text)
+        text = _QUOTE.sub(' " ', text)
+        text = _PUNCTUATION.sub(",", text)
+        text = text.translate(_RESTORE)
+
+        text = _LONG_REPEAT.sub(r"\1", text)
+        text = _single_spaced(text)
+        text = _QUOTES.sub('"', text)
+        text = _COMMAS.sub(", ", text)
+        text = _single_spaced(text).removeprefix(",").removesuffix(",")
+        return " " + text.strip()
+
+    def _hashtag_words(self, match: re.Match[str]) -> str:
+        return self.split_hashtag(match[1]) if self.split_hashtag else match[1]
+
+
+def _to_plain_ascii(caption: str) -> str:
+    # Imported at the first caption: ftfy alone takes longer to import than `dalle-mini --help` may take.
+    import emoji
+    import ftfy
+    from unidecode import unidecode
+
+    text = ftfy.fix_text(caption)
+    for _ in range(2):  # web captions are often escaped twice: &amp;amp;
+        text = html.unescape(text)
+    return unidecode(emoji.demojize(text)).lower()
+
+
+def _single_spaced(text: str) -> str:
+    return " ".join(text.split())
+
+
+class HashtagSplitter:
+    """Splits "throwbackthursday" into "throwback thursday" with a list of words, commonest first.
+
+    The split is the cheapest one, found by dynamic programming, where the word of rank r costs log(r) (Zipf's law; the
+    method of the wordninja library). Text that no words cover falls apart into letters; digits stay together.
+    """
+
+    _WORD_CHARACTERS = re.compile(r"[a-zA-Z0-9']+")
+
+    def __init__(self, words_file: str | Path):
+        words = _read_words(Path(words_file))
+        self._costs = {word: math.log(rank) for rank, word in enumerate(words, start=1)}
+        self._longest = max(map(len, words))
+
+    def __call__(self, hashtag: str) -> str:
+        """A hashtag without its "#" -> its words, separated by single spaces."""
+        runs = self._WORD_CHARACTERS.findall(hashtag)
+        return " ".join(word for run in runs for word in self._split(run))
+
+    def _split(self, run: str) -> list[str]:
+        pieces: list[str] = []
+        for piece in self._cheapest_pieces(run):
+            digits_meet = pieces and piece[0].isdigit() and pieces[-1][-1].isdigit()
+            if pieces and (piece == "'s" or digits_meet):
+                pieces[-1] += piece
+            else:
+                pieces.append(piece)
+        return pieces
+
+    def _cheapest_pieces(self, run: str) -> list[str]:
+        lowered = run.lower()
+        best_cost = [0.0]  # best_cost[end]: of the characters before `end`
+        last_length = [0]  # last_length[end]: length of the last word of that split
+        for end in range(1, len(run) + 1):
+            # On equal costs, infinite ones among them, the shorter word wins: unknown text falls apart into letters.
+            cost, length = min(
+                (best_cost[end - length] + self._costs.get(lowered[end - length : end], math.inf), length)
+                for length in range(1, min(self._longest, end) + 1)
+            )
+            best_cost.append(cost)
+            last_length.append(length)
+
+        pieces = []
+        end = len(run)
+        while end > 0:
+            pieces.append(run[end - last_length[end] : end])
+            end -= last_length[end]
+        return pieces[::-1]
+
+
+def _read_words(words_file: Path) -> list[str]:
+    try:
+        lines = words_file.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{words_file}: no such word list; leave it out to keep hashtags whole") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{words_file}: not a readable UTF-8 word list ({error})") from None
+    words = [line.split()[0] for line in lines if line.strip()]
+    if not words:
+        raise UserError(f"{words_file}: the word list is empty; it needs one word a line, commonest first")
+    return words

@@ -1,0 +1,176 @@
+"""Captions -> token ids, for the BART-style tokenizers of DALL·E mini and the tokenizers of CLIP alike.
+
+Everything is in `tokenizer.json` but the name of the padding token; the Rust library `tokenizers` reads it, and
+transformers with its seconds of import time stays out of the way to a picture.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dalle_mini.errors import UserError
+
+_SETTINGS_FILES = ("special_tokens_map.json", "tokenizer_config.json")
+
+
+class CaptionTokenizer:
+    """Turns captions into padded rows of token ids. Build it with `from_pretrained`.
+
+    Args:
+        backend: a `tokenizers.Tokenizer` whose post-processor puts a start token first and an end token last.
+        settings: the contents of special_tokens_map.json and tokenizer_config.json by file name, as far as they exist.
+        source: what errors call this tokenizer, such as the path of its file.
+
+    Attributes:
+        pad_token, pad_id: what fills the rows on the right; CLIP pads with its end token.
+        vocab_size: the highest id plus one, special tokens included.
+    """
+
+    def __init__(self, backend, settings: dict[str, dict] | None = None, source: str = "tokenizer"):
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        self._settings = settings or {}
+        self._source = source
+        self._rows: int | None = None
+
+        self._frame = backend.encode("").ids  # start and end token
+        if not self._frame:
+            raise UserError(f"{source}: it adds no start and end tokens; a caption tokenizer needs a post_processor")
+        self.vocab_size = max(backend.get_vocab().values()) + 1
+        self.pad_token, self.pad_id = self._find_pad_token()
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "CaptionTokenizer":
+        """Reads `tokenizer.json` in `folder`, and the padding token's name from the JSON files beside it.
+
+        Raises:
+            UserError: a file is missing or broken, or the padding token is not in the vocabulary.
+        """
+        from tokenizers import Tokenizer
+
+        path = Path(folder) / "tokenizer.json"
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; a tokenizer folder needs a tokenizer.json")
+        try:
+            backend = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        except Exception as error:  # the library raises a bare Exception on broken files
+            raise UserError(f"{path}: not a readable tokenizer ({_first_line(error)})") from None
+        settings = {name: _read_json(path.with_name(name)) for name in _SETTINGS_FILES if path.with_name(name).exists()}
+        return cls(backend, settings, source=str(path))
+
+    def __call__(self, captions: Sequence[str], max_length: int = 64) -> tuple[np.ndarray, np.ndarray]:
+        """Encodes captions, truncated to `max_length` tokens (the end token stays last) and padded on the right.
+
+        Names of special tokens inside a caption are read as those tokens, as the published tokenizers do.
+
+        Returns:
+            input_ids, attention_mask (1 on tokens, 0 on padding): int32 `[len(captions), max_length]`.
+
+        Raises:
+            UserError: `max_length` leaves no room for the start and end tokens, or a caption is not a string.
+        """
+        if isinstance(captions, str):
+            raise UserError("captions: expected a list of captions, got a single string; put it in a list")
+        if max_length < len(self._frame):
+            raise UserError(f"max_length={max_length}: a caption needs at least {len(self._frame)} tokens")
+
+        input_ids = np.full((len(captions), max_length), self.pad_id, np.int32)
+        attention_mask = np.zeros((len(captions), max_length), np.int32)
+        for row, ids in enumerate(self._encode(captions)):
+            if len(ids) > max_length:
+                ids = ids[: max_length - 1] + ids[-1:]
+            input_ids[row, : len(ids)] = ids
+            attention_mask[row, : len(ids)] = 1
+        return input_ids, attention_mask
+
+    def count(self, caption: str) -> int:
+        """Number of tokens of a caption before truncation, start and end tokens included."""
+        return len(self._encode([caption])[0])
+
+    def check_vocab_size(self, rows: int) -> None:
+        """Checks that an embedding table of `rows` rows has a row for every token that a caption can become.
+
+        Special tokens that frame no caption, such as `<mask>`, may lie beyond the table (published tokenizers have
+        been seen with one more id than the model has rows): from now on they are dropped from captions.
+
+        Raises:
+            UserError: other ids are beyond the table; a lookup would silently give NaN.
+        """
+        specials = {id for id, token in self._backend.get_added_tokens_decoder().items() if token.special}
+        droppable = specials - {*self._frame, self.pad_id}
+        highest = max(set(self._backend.get_vocab().values()) - droppable)
+        if highest >= rows:
+            raise UserError(
+                f"{self._source}: token ids go up to {highest} but the model's text embedding has {rows} rows; "
+                "tokenizer and model do not belong together"
+            )
+        self._rows = rows
+
+    def save(self, folder: str | Path) -> None:
+        """Writes tokenizer.json and the settings files into `folder`, which is made if needed.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        files = {"tokenizer.json": self._backend.to_str(pretty=True)}
+        settings = self._settings or {_SETTINGS_FILES[0]: {"pad_token": self.pad_token}}
+        files |= {name: json.dumps(content, indent=2, ensure_ascii=False) + "\n" for name, content in settings.items()}
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, content in files.items():
+                beside = folder / f".{name}.{os.getpid()}"
+                beside.write_text(content, encoding="utf-8")
+                beside.replace(folder / name)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot write the tokenizer ({error.strerror})") from None
+
+    def _encode(self, captions: Sequence[str]) -> list[list[int]]:
+        encodings = self._backend.encode_batch([_as_unicode(caption) for caption in captions])
+        if self._rows is None or self._rows >= self.vocab_size:
+            return [encoding.ids for encoding in encodings]
+        return [[id for id in encoding.ids if id < self._rows] for encoding in encodings]
+
+    def _find_pad_token(self) -> tuple[str, int]:
+        for name, content in self._settings.items():
+            token = content.get("pad_token")
+            if isinstance(token, dict):
+                token = token.get("content")
+            if isinstance(token, str):
+                pad_id = self._backend.token_to_id(token)
+                if pad_id is None:
+                    raise UserError(
+                        f"{Path(self._source).with_name(name)}: pad_token {token!r} is not in the vocabulary"
+                    )
+                return token, pad_id
+        pad_id = self._backend.token_to_id("<pad>")
+        if pad_id is None:
+            pad_id = self._frame[-1]
+        return self._backend.id_to_token(pad_id), pad_id
+
+
+def _as_unicode(caption: str) -> str:
+    if not isinstance(caption, str):
+        raise UserError(f"captions: expected text, got {type(caption).__name__}")
+    if caption.isascii():
+        return caption
+    # Python strings may hold halves of surrogate pairs, which Rust strings cannot: join pairs, replace lone halves.
+    return caption.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not readable as JSON ({_first_line(error)})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object, got {type(content).__name__}")
+    return content
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,1 @@
+"""Batches -> weights: one loop (`loop.py`), and one file for each thing trained."""

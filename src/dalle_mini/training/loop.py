@@ -1,0 +1,136 @@
+"""The loop that every trainer shares, read top to bottom.
+
+The batch of a step and the key of a step are functions of (seed, step) alone. So a checkpoint needs no iterator state,
+and a run that was killed continues as if it had not been.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from dalle_mini.errors import UserError
+from dalle_mini.training.checkpoint import Checkpoints
+from dalle_mini.training.step import TrainState
+from dalle_mini.training.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How long, and how often what. Steps are optimizer updates."""
+
+    steps: int = 1000
+    batch_size: int = 32
+    seed: int = 0
+    log_every: int = 20
+    eval_every: int = 500
+    checkpoint_minutes: float = 3.0
+    keep: int = 2
+
+
+class Trainer(Protocol):
+    """One thing to train. All of it but `batch`, `evaluate` and `export` is traced by jax."""
+
+    name: str
+
+    def init(self, key: jax.Array) -> TrainState: ...
+    def step(self, state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]: ...
+    def batch(self, step: int) -> dict[str, np.ndarray]: ...
+    def evaluate(self, state: TrainState) -> dict[str, float]: ...
+    def export(self, state: TrainState, folder: Path) -> None: ...
+
+
+def run(trainer: Trainer, loop: LoopConfig, out: str | Path) -> TrainState:
+    """Train into the folder `out`, continuing what is there; at the end the weights are in `out/final`.
+
+    `out` holds `config.json` (everything the run was started with), `log.jsonl`, `checkpoints/` and `final/`.
+    """
+    out = Path(out)
+    _keep_config(out, trainer, loop)
+    checkpoints = Checkpoints(out / "checkpoints", keep=loop.keep)
+    key = jax.random.key(loop.seed)
+    state = jax.jit(trainer.init)(jax.random.fold_in(key, 0xD0))
+    restored = checkpoints.restore(state)
+    state = state if restored is None else restored
+    start = int(state.step)
+    tracker = Tracker(out / "log.jsonl", loop.steps, start, trainer.name)
+    if start:
+        tracker.say(f"continuing from step {start}")
+
+    # Donation lets XLA write the new state over the old one.
+    train_step = jax.jit(trainer.step, donate_argnums=0)
+    window_start, window_step, saved_at = time.monotonic(), start, time.monotonic()
+    for step, batch in _prefetched(trainer, start, loop.steps):
+        state, metrics = train_step(state, batch, jax.random.fold_in(key, step))
+        done = step + 1
+        if done % loop.log_every == 0 or done == loop.steps:
+            metrics = {name: float(value) for name, value in metrics.items()}  # waits for the device
+            rate = (done - window_step) * loop.batch_size / (time.monotonic() - window_start)
+            tracker.log(done, metrics, rate)
+            if not np.isfinite(metrics["loss"]):
+                raise FloatingPointError(f"{trainer.name}: the loss is {metrics['loss']} at step {done}")
+            window_start, window_step = time.monotonic(), done
+        if done % loop.eval_every == 0 or done == loop.steps:
+            tracker.log(done, {f"eval_{name}": value for name, value in trainer.evaluate(state).items()})
+            window_start, window_step = time.monotonic(), done
+        if time.monotonic() - saved_at > 60 * loop.checkpoint_minutes or done == loop.steps:
+            checkpoints.save(done, state)
+            saved_at = time.monotonic()
+    checkpoints.close()
+    trainer.export(state, out / "final")
+    tracker.say(f"done: {out / 'final'}")
+    return state
+
+
+def _prefetched(trainer: Trainer, start: int, stop: int) -> Iterator[tuple[int, Any]]:
+    """(step, batch) with the next batch made in a thread while the device works on this one."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        ahead = pool.submit(trainer.batch, start) if start < stop else None
+        for step in range(start, stop):
+            batch = ahead.result()
+            if step + 1 < stop:
+                ahead = pool.submit(trainer.batch, step + 1)
+            yield step, batch
+
+
+def _keep_config(out: Path, trainer: Trainer, loop: LoopConfig) -> None:
+    """Write the run's configuration, or refuse to continue a run with another one."""
+    config = {"trainer": trainer.name, "loop": dataclasses.asdict(loop), **getattr(trainer, "settings", dict)()}
+    config = json.loads(json.dumps(config, default=str))
+    path = out / "config.json"
+    if path.exists():
+        started_with = json.loads(path.read_text())
+        changed = sorted(_differences(started_with, config))
+        if changed:
+            raise UserError(f"{path}: the run there was started with other values of {', '.join(changed)}")
+        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        beside = path.with_suffix(".tmp")
+        beside.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        os.replace(beside, path)
+    except OSError as error:
+        raise UserError(f"{out}: cannot write there ({error.strerror})") from error
+
+
+MAY_CHANGE = {"loop.log_every", "loop.eval_every", "loop.checkpoint_minutes", "loop.keep"}
+
+
+def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
+    for name in sorted({*old, *new}):
+        a, b = old.get(name), new.get(name)
+        path = f"{prefix}{name}"
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from _differences(a, b, path + ".")
+        elif a != b and path not in MAY_CHANGE:
+            yield path

@@ -1,0 +1,153 @@
+"""Train a VQGAN: reconstruction and codebook.
+
+The picture loss is a mix of L1 (sharp edges) and L2 (PSNR). The codebook follows its vectors by an exponential moving
+average (van den Oord et al. 2017, appendix A.1), the encoder is held to it by the commitment loss, and gradients pass
+the argmin straight through. The first steps may run on crops: the network is convolutional, and the picture's plain parts
+teach it little. Codes that fall out of use are revived at vectors of the batch that are served worst,
+drawn in proportion to their squared error as in k-means++; the first step revives all of them, which is the codebook's
+initialisation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from dalle_mini.models import VQGAN
+from dalle_mini.models.config import VQGANConfig
+from dalle_mini.training.optimizer import adamw, schedule
+from dalle_mini.training.step import TrainState, init_state
+
+
+@dataclass(frozen=True)
+class VQGANTraining:
+    """Losses and optimizer of a VQGAN run."""
+
+    model: VQGANConfig = field(default_factory=VQGANConfig)
+    learning_rate: float = 1e-3
+    warmup_steps: int = 50
+    l1_weight: float = 1.0
+    l2_weight: float = 4.0
+    commitment_weight: float = 0.25
+    codebook_decay: float = 0.98
+    revive_every: int = 20
+    revive_below: float = 0.2  # uses a step, as a running mean
+    crop: int | None = None  # side of the crops that the first `crop_steps` steps train on, pixels
+    crop_steps: int = 0
+
+
+class VQGANTrainer:
+    """`train` and `held_out` are map-style sources with `batch(indices) -> (uint8 [n, S, S, 3], captions)`."""
+
+    name = "vqgan"
+
+    def __init__(self, config: VQGANTraining, train: Any, held_out: Any, *, steps: int, batch_size: int, seed: int):
+        self.config, self.train, self.held_out = config, train, held_out
+        self.batch_size, self.seed = batch_size, seed
+        self.tx = adamw(schedule(config.learning_rate, config.warmup_steps, steps))
+        self.graphdef, _ = nnx.split(nnx.eval_shape(lambda: VQGAN(config.model, rngs=nnx.Rngs(0))))
+        self._eval = jax.jit(self._reconstruct)
+
+    def settings(self) -> dict[str, Any]:
+        return {"training": dataclasses.asdict(self.config)}
+
+    def init(self, key: jax.Array) -> TrainState:
+        _, params = nnx.split(VQGAN(self.config.model, rngs=nnx.Rngs(key)))
+        params = nnx.to_pure_dict(params)
+        codes = params["codebook"]["embedding"]
+        return init_state(params, self.tx, {"uses": jnp.zeros(len(codes)), "sums": jnp.zeros_like(codes)})
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng((self.seed, step))
+        images = self.train.batch(rng.integers(0, len(self.train), self.batch_size))[0]
+        if self.config.crop and step < self.config.crop_steps:
+            images = _random_crops(images, self.config.crop, self.config.model.downscale, rng)
+        return {"images": images}
+
+    def step(self, state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+        images = batch["images"].astype(jnp.float32) / 255
+        (loss, aux), grads = jax.value_and_grad(self._loss, has_aux=True)(state.params, images)
+        updates, opt_state = self.tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        codes, extra = self._update_codebook(
+            state.params["codebook"]["embedding"], state.extra, aux["latents"], aux["tokens"], state.step, key
+        )
+        params["codebook"]["embedding"] = codes
+        uses = extra["uses"] / jnp.sum(extra["uses"])
+        metrics = {
+            "loss": loss,
+            "psnr": -10 * jnp.log10(aux["mse"]),
+            "commitment": aux["commitment"],
+            "perplexity": jnp.exp(-jnp.sum(uses * jnp.log(uses + 1e-10))),
+            "grad_norm": optax.global_norm(grads),
+        }
+        return TrainState(state.step + 1, params, opt_state, extra), metrics
+
+    def _loss(self, params: Any, images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        vqgan = nnx.merge(self.graphdef, params)
+        latents = vqgan.encode_latents(images)
+        tokens = vqgan.quantize(jax.lax.stop_gradient(latents))
+        codes = jax.lax.stop_gradient(vqgan.codebook(tokens))
+        commitment = jnp.mean((latents - codes) ** 2)
+        straight_through = latents + jax.lax.stop_gradient(codes - latents)
+        error = vqgan.decode_latents(straight_through) - images
+        mse = jnp.mean(error**2)
+        c = self.config
+        loss = c.l1_weight * jnp.mean(jnp.abs(error)) + c.l2_weight * mse + c.commitment_weight * commitment
+        return loss, {"mse": mse, "commitment": commitment, "latents": latents, "tokens": tokens}
+
+    def _update_codebook(self, codes, extra, latents, tokens, step, key):
+        c = self.config
+        vectors = latents.reshape(-1, latents.shape[-1])  # [N, embed_dim]
+        tokens = tokens.reshape(-1)
+        counts = jnp.zeros(len(codes)).at[tokens].add(1.0)
+        sums = jnp.zeros_like(codes).at[tokens].add(vectors)
+        uses = c.codebook_decay * extra["uses"] + (1 - c.codebook_decay) * counts
+        totals = c.codebook_decay * extra["sums"] + (1 - c.codebook_decay) * sums
+        codes = jnp.where(uses[:, None] > 1e-5, totals / jnp.maximum(uses, 1e-5)[:, None], codes)
+
+        def revive(codes, uses, totals):
+            error = jnp.sum((vectors - codes[tokens]) ** 2, axis=-1)
+            pick = jax.random.categorical(key, jnp.log(error + 1e-12), shape=(len(codes),))
+            dead = (uses < c.revive_below)[:, None]
+            codes = jnp.where(dead, vectors[pick], codes)
+            uses = jnp.where(dead[:, 0], 1.0, uses)
+            return codes, uses, jnp.where(dead, codes, totals)
+
+        due = step % c.revive_every == 0
+        codes, uses, totals = jax.lax.cond(due, revive, lambda *same: same, codes, uses, totals)
+        return codes, {"uses": uses, "sums": totals}
+
+    def _reconstruct(self, params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        vqgan = nnx.merge(self.graphdef, params)
+        tokens = vqgan.encode(images)
+        return jnp.clip(vqgan.decode(tokens), 0, 1), tokens
+
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        """PSNR (dB, mean over pictures) and share of the codebook used on 256 held-out pictures."""
+        psnr, used = [], set()
+        for start in range(0, 256, 32):
+            images = self.held_out.batch(range(start, start + 32))[0].astype(np.float32) / 255
+            pictures, tokens = self._eval(state.params, images)
+            mse = np.mean((np.asarray(pictures) - images) ** 2, axis=(1, 2, 3))
+            psnr.extend(-10 * np.log10(np.maximum(mse, 1e-10)))
+            used.update(np.unique(np.asarray(tokens)).tolist())
+        return {"psnr": float(np.mean(psnr)), "codebook_use": len(used) / self.config.model.n_embed}
+
+    def export(self, state: TrainState, folder: Path) -> None:
+        vqgan = nnx.merge(self.graphdef, state.params)
+        vqgan.save_pretrained(folder)
+
+
+def _random_crops(images: np.ndarray, side: int, grid: int, rng: np.random.Generator) -> np.ndarray:
+    """One crop of each picture [n, S, S, 3], at a multiple of `grid` pixels: tokens keep their phase."""
+    corners = rng.integers(0, (images.shape[1] - side) // grid + 1, (len(images), 2)) * grid
+    return np.stack([image[y : y + side, x : x + side] for image, (y, x) in zip(images, corners, strict=True)])

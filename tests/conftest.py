@@ -1,0 +1,27 @@
+"""A tiny bundle of random models: the golden folders of the parts, put together as `from_pretrained` wants them."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden_bundle(tmp_path_factory) -> Path:
+    """A bundle of 16-token, 16x16-pixel pictures; read-only, copy it to damage it."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    shutil.copytree(GOLDEN / "dallebart" / "a_normformer_glu_scan", folder / "dalle")
+    shutil.copytree(GOLDEN / "tokenizer", folder / "dalle", dirs_exist_ok=True)
+    shutil.copy(GOLDEN / "text_normalizer" / "enwiki-words-frequency.txt", folder / "dalle" / "words.txt")
+    shutil.copytree(GOLDEN / "vqgan" / "tiny_f4_64", folder / "vqgan")
+    shutil.copytree(GOLDEN / "clip", folder / "clip")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pipe(golden_bundle):
+    from dalle_mini import DalleMini
+
+    return DalleMini.from_pretrained(golden_bundle)

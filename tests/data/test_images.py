@@ -1,0 +1,126 @@
+"""Picture preprocessing against CLIPProcessor and torchvision (tests/golden), and what strangers' files may hold."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dalle_mini.data.images import clip_pixels, load_picture, resize_and_crop, to_uint8
+from dalle_mini.errors import UserError
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+CONFIG = json.loads((GOLDEN / "clip" / "preprocessor_config.json").read_text())
+
+
+def gradient(height, width):
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack([rows * 255 // height, columns * 255 // width, (rows + columns) % 256], -1).astype(np.uint8)
+
+
+def test_clip_pixels_are_those_of_the_published_processor():
+    golden = np.load(GOLDEN / "clip" / "golden.npz")
+    pixels = clip_pixels([golden[f"picture{i}_uint8"] for i in range(4)], CONFIG)
+    assert pixels.dtype == np.float32
+    np.testing.assert_array_equal(pixels, golden["pixel_values"].transpose(0, 2, 3, 1))
+
+
+def test_clip_pixels_of_one_array_of_generated_pictures():
+    golden = np.load(GOLDEN / "end_to_end" / "golden.npz")
+    pixels = clip_pixels(golden["cs10_uint8"], CONFIG)
+    np.testing.assert_array_equal(pixels, golden["cs10_clip_pixel_values"].transpose(0, 2, 3, 1))
+
+
+def test_clip_pixels_reads_the_old_form_of_the_config_too():
+    old = {name: CONFIG[name] for name in ("image_mean", "image_std", "resample", "do_resize")}
+    picture = gradient(40, 31)
+    np.testing.assert_array_equal(
+        clip_pixels([picture], {**old, "size": 24, "crop_size": 24}), clip_pixels([picture], CONFIG)
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"do_normalize": False}, "do_normalize=false"),
+        ({"crop_size": {"height": 24, "width": 20}}, "crop_size"),
+        ({"crop_size": 48}, "larger than size 24"),
+        ({"size": None}, "size=None"),
+        ({"image_mean": [0.5]}, "image_mean"),
+        ({"resample": 99}, "resample"),
+    ],
+)
+def test_clip_pixels_names_what_is_wrong_with_the_config(change, message):
+    with pytest.raises(UserError, match=f"preprocessor_config.json.*{message}"):
+        clip_pixels([gradient(30, 30)], {**CONFIG, **change})
+
+
+def test_resize_and_crop_is_torchvisions():
+    golden = np.load(GOLDEN / "image_preprocess" / "golden.npz")
+    for i in range(4):
+        np.testing.assert_array_equal(
+            resize_and_crop(golden[f"image{i}_uint8"], 16), golden[f"image{i}_center_crop_uint8"]
+        )
+
+
+def test_resize_and_crop_of_a_very_long_strip_takes_its_middle():
+    strip = np.zeros((2, 200_001, 3), np.uint8)
+    strip[:, 99_000:101_000] = 200
+    assert (resize_and_crop(strip, 32) == 200).all()
+    assert (resize_and_crop(strip.transpose(1, 0, 2), 32) == 200).all()
+
+
+@pytest.mark.parametrize("picture", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)])
+def test_other_arrays_are_refused(picture):
+    with pytest.raises(ValueError, match="uint8"):
+        resize_and_crop(picture, 4)
+
+
+def test_to_uint8_clips_and_truncates():
+    golden = np.load(GOLDEN / "end_to_end" / "golden.npz")
+    np.testing.assert_array_equal(to_uint8(golden["cs1_decoded"]), golden["cs1_uint8"])
+    np.testing.assert_array_equal(to_uint8(np.array([-1, 0.999, 2])), [0, 254, 255])
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp"])
+def test_load_picture(tmp_path, suffix):
+    Image.fromarray(gradient(20, 30)).save(path := tmp_path / f"picture.{suffix}")
+    picture = load_picture(path)
+    assert (picture.mode, picture.size) == ("RGB", (30, 20))
+    assert np.abs(np.asarray(picture).astype(int) - gradient(20, 30)).mean() < 40
+
+
+def test_load_picture_lays_transparency_on_white(tmp_path):
+    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(path := tmp_path / "clear.png")
+    assert (np.asarray(load_picture(path)) == 255).all()
+
+
+def test_load_picture_scales_16_bits(tmp_path):
+    Image.fromarray(np.full((4, 4), 0x8000, np.uint16)).save(path := tmp_path / "deep.png")
+    assert (np.asarray(load_picture(path)) == 0x80).all()
+
+
+def test_load_picture_applies_the_cameras_rotation(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show rotated by 90 degrees
+    Image.fromarray(gradient(20, 30)).save(path := tmp_path / "turned.jpg", exif=exif)
+    assert load_picture(path).size == (20, 30)
+
+
+def test_load_picture_refuses_before_decoding(tmp_path):
+    Image.new("L", (3000, 2000)).save(path := tmp_path / "large.png")
+    with pytest.raises(UserError, match=r"large\.png.*3000 x 2000 pixels"):
+        load_picture(path, max_pixels=5_000_000)
+
+
+def test_load_picture_names_the_file_that_it_cannot_read(tmp_path):
+    Image.fromarray(gradient(200, 300)).save(whole := tmp_path / "whole.png")
+    (tmp_path / "short.png").write_bytes(whole.read_bytes()[:500])
+    (tmp_path / "notes.png").write_text("not a picture")
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "folder.png").mkdir()
+    for name in ("short", "notes", "empty", "folder", "missing"):
+        with pytest.raises(UserError, match=rf"{name}\.png") as caught:
+            load_picture(tmp_path / f"{name}.png")
+        assert "\n" not in str(caught.value)

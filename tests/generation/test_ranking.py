@@ -1,0 +1,62 @@
+"""The ranker against the published pipeline's CLIP scores (tests/golden/end_to_end)."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dalle_mini.errors import UserError
+from dalle_mini.generation.ranking import ClipRanker
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+PROMPTS = json.loads((GOLDEN / "end_to_end" / "golden.json").read_text())["prompts"]
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return dict(np.load(GOLDEN / "end_to_end" / "golden.npz"))
+
+
+@pytest.fixture(scope="module")
+def ranker():
+    return ClipRanker.from_pretrained(GOLDEN / "clip")
+
+
+@pytest.mark.parametrize("scale", ["cs1", "cs10"])
+def test_scores_are_the_published_pipelines(ranker, golden, scale):
+    for column, prompt in enumerate(PROMPTS):
+        scores = ranker.scores(golden[f"{scale}_uint8"], prompt)
+        assert (scores.dtype, scores.shape) == (np.float32, (3,))
+        np.testing.assert_allclose(scores, golden[f"{scale}_clip_logits_per_image"][:, column], rtol=0, atol=1e-4)
+
+
+def test_a_score_does_not_depend_on_the_other_pictures_and_nothing_recompiles(ranker, golden):
+    images = np.tile(golden["cs1_uint8"], (7, 1, 1, 1))  # 21: three chunks, the last one padded
+    scores = ranker.scores(images, PROMPTS[1])
+    np.testing.assert_array_equal(scores, np.tile(ranker.scores(images[:3], PROMPTS[1]), 7))
+    assert ranker.scores(images[:0], PROMPTS[1]).shape == (0,)
+    assert ranker._image_logits._cache_size() == ranker._text_embeds._cache_size() == 1
+
+
+def test_empty_and_very_long_prompts_have_scores(ranker, golden):
+    for prompt in ("", "🍎 " * 5000):
+        assert np.isfinite(ranker.scores(golden["cs1_uint8"], prompt)).all()
+
+
+def test_rank_is_best_first_and_stable(ranker):
+    assert ranker.rank(np.array([1.0, 3.0, 2.0, 3.0], np.float32), 3).tolist() == [1, 3, 2]
+    assert ranker.rank(np.zeros(5), 5).tolist() == [0, 1, 2, 3, 4]
+    for keep in (0, 6, -1):
+        with pytest.raises(UserError, match=f"keep is {keep}"):
+            ranker.rank(np.zeros(5), keep)
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"size": 32, "crop_size": 32}'])
+def test_a_missing_or_unfit_preprocessor_config_is_named(tmp_path, content):
+    shutil.copytree(GOLDEN / "clip", folder := tmp_path / "clip")
+    file = folder / "preprocessor_config.json"
+    file.unlink() if content is None else file.write_text(content)
+    with pytest.raises(UserError, match=r"preprocessor_config\.json"):
+        ClipRanker.from_pretrained(folder)

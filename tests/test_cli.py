@@ -1,0 +1,141 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from dalle_mini.cli import main
+
+COMMAND = [sys.executable, "-m", "dalle_mini.cli"]
+
+
+def mistake(capsys, *arguments) -> str:
+    """The one line that a mistaken command prints; it must end with exit code 2."""
+    assert main(list(arguments)) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith("error: ") and captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_help_is_instant_and_imports_nothing_heavy():
+    # The best of three: other processes' load is not the command's.
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        shown = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, check=True).stdout
+        seconds.append(time.perf_counter() - started)
+    assert "generate" in shown and "example" in shown
+    assert min(seconds) < 0.7
+    code = "import sys, dalle_mini.cli; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"jax", "flax", "numpy", "PIL", "rich", "tokenizers"} & set(modules)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["--version"]])
+def test_help_of_every_verb(capsys, arguments):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert arguments == ["--version"] or "example:" in shown
+    if arguments[0] == "generate":
+        assert all(
+            flag in shown for flag in ("--candidates", "--keep", "--seed", "--top-p", "--output", "(default: 16)")
+        )
+
+
+def test_generate_writes_a_folder_for_each_prompt(tmp_path, capsys, golden_bundle):
+    output = tmp_path / "out"
+    settings = ["--candidates", "3", "--keep", "2", "--seed", "7", "--guidance", "3", "--temperature", "0.9"]
+    model = ["--model", str(golden_bundle), "--output", str(output)]
+    assert main(["generate", "a boat", "a snail", *settings, "--top-k", "8", "--top-p", "0.9", *model]) == 0
+    assert sorted(os.listdir(output)) == ["a-boat", "a-snail"]
+    report = json.loads((output / "a-snail" / "results.json").read_text())
+    assert report["seed"] == 7
+    assert report["settings"] == {
+        "candidates": 3,
+        "keep": 2,
+        "guidance": 3.0,
+        "temperature": 0.9,
+        "top_k": 8,
+        "top_p": 0.9,
+    }
+    assert [picture["file"] for picture in report["pictures"]] == ["01.png", "02.png"]
+    assert set(report["models"]) == {"dalle", "vqgan", "clip"}
+    captured = capsys.readouterr()
+    assert str(output / "a-boat") in captured.out
+    assert captured.err == ""  # no bars where stderr is not a terminal
+
+
+def test_a_long_prompt_is_noticed(tmp_path, capsys, golden_bundle):
+    output = tmp_path / "out"
+    prompt = "a red apple " * 834
+    assert main(["generate", prompt, "--candidates", "1", "--model", str(golden_bundle), "--output", str(output)]) == 0
+    assert capsys.readouterr().err.startswith("note: prompt 1 is too long and was truncated")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([], "VERB"),
+        (["paint", "a boat"], "paint"),
+        (["generate"], "PROMPT"),
+        (["generate", ""], "blank"),
+        (["generate", "a boat", "  "], "prompt 2 is blank"),
+        (["generate", "a boat", "--candidates", "0"], "candidates"),
+        (["generate", "a boat", "--candidates", "-4"], "candidates"),
+        (["generate", "a boat", "--candidates", "four"], "candidates"),
+        (["generate", "a boat", "--candidates", "4", "--keep", "5"], "keep"),
+        (["generate", "a boat", "--keep", "0"], "keep"),
+        (["generate", "a boat", "--keep", "-1"], "keep"),
+        (["generate", "a boat", "--seed", "-1"], "seed"),
+        (["generate", "a boat", "--guidance", "nan"], "guidance"),
+        (["generate", "a boat", "--temperature", "0"], "temperature"),
+        (["generate", "a boat", "--temperature", "nan"], "temperature"),
+        (["generate", "a boat", "--top-k", "0"], "top_k"),
+        (["generate", "a boat", "--top-p", "-0.5"], "top_p"),
+        (["generate", "a boat", "--top-p", "nan"], "top_p"),
+        (["generate", "a boat", "--dtype", "int8"], "dtype"),
+        (["generate", "a boat", "--output", "/proc/nowhere"], "/proc/nowhere"),
+        (["generate", "a boat", "--model", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(tmp_path, monkeypatch, capsys, arguments, named):
+    monkeypatch.chdir(tmp_path)
+    assert named in mistake(capsys, *arguments)
+    assert os.listdir(tmp_path) == []
+
+
+def test_damaged_models_are_one_line(tmp_path, capsys, golden_bundle):
+    folder = tmp_path / "bundle"
+    shutil.copytree(golden_bundle, folder)
+    arguments = ["generate", "a boat", "--model", str(folder), "--output", str(tmp_path / "out")]
+    weights = folder / "vqgan" / "flax_model.msgpack"
+    content = weights.read_bytes()
+    weights.write_bytes(content[: len(content) // 2])
+    assert str(weights) in mistake(capsys, *arguments)
+    weights.unlink()
+    assert str(weights.parent) in mistake(capsys, *arguments)
+    weights.write_bytes(content)
+    config = folder / "dalle" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"d_model": 64}))
+    assert "is [32] instead of [64]" in mistake(capsys, *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_ctrl_c_exits_130_without_a_partial_folder(tmp_path, golden_bundle):
+    output = tmp_path / "out"
+    arguments = ["generate", *(f"a boat {number}" for number in range(500)), "--model", str(golden_bundle)]
+    process = subprocess.Popen(
+        [*COMMAND, *arguments, "--output", str(output)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.readline()  # the first prompt is written: the command is in its work
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.strip() == "interrupted"
+    assert all((folder / "results.json").is_file() for folder in output.iterdir())

@@ -1,0 +1,192 @@
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from dalle_mini import DalleMini, UserError
+from dalle_mini.pipeline import ROWS, picture_keys
+from dalle_mini.settings import GenerationSettings
+
+GOLDEN = Path(__file__).parent / "golden"
+GREEDY = {"candidates": 1, "top_k": 1}
+
+
+@pytest.mark.parametrize("guidance", [1, 10])
+def test_prompt_to_score_matches_the_original_program(pipe, guidance):
+    golden = np.load(GOLDEN / "end_to_end" / "golden.npz")
+    prompts = json.loads((GOLDEN / "end_to_end" / "golden.json").read_text())["prompts"]
+    results = pipe.generate(prompts, guidance=float(guidance), **GREEDY)
+    for number, result in enumerate(results):
+        np.testing.assert_array_equal(result.tokens[0], golden[f"cs{guidance}_sequences"][number, 1:])
+        picture = np.asarray(result.images[0]).astype(int)
+        # 1e-5 of float difference may fall on the other side of a truncation, in very few pixels.
+        difference = np.abs(picture - golden[f"cs{guidance}_uint8"][number])
+        assert difference.max() <= 1
+        assert (difference > 0).mean() < 0.01
+        expected = golden[f"cs{guidance}_clip_logits_per_image"][number, number]
+        assert result.scores[0] == pytest.approx(expected, abs=2e-3 if difference.any() else 1e-4)
+
+
+def test_captions_are_encoded_as_by_the_original_program(pipe):
+    golden = np.load(GOLDEN / "end_to_end" / "golden.npz")
+    prompts = json.loads((GOLDEN / "end_to_end" / "golden.json").read_text())["prompts"]
+    input_ids, attention_mask = pipe.encode_text(prompts)
+    np.testing.assert_array_equal(input_ids, golden["tok_input_ids"])
+    np.testing.assert_array_equal(attention_mask, golden["tok_attention_mask"])
+    np.testing.assert_array_equal(pipe._uncond[0], golden["tok_input_ids_uncond"][:1])
+    np.testing.assert_array_equal(pipe._uncond[1], golden["tok_attention_mask_uncond"][:1])
+
+
+def drawn(result) -> dict[int, list[int]]:
+    return dict(zip(result.indices, result.tokens.tolist(), strict=True))
+
+
+def test_a_picture_depends_on_seed_prompt_and_number_only(pipe):
+    one = drawn(pipe.generate(["a red apple"], candidates=1)[0])
+    seven = drawn(pipe.generate(["a red apple"], candidates=7, keep=7)[0])
+    many = pipe.generate(["a snail", "a red apple", "a boat"], candidates=ROWS + 3, keep=ROWS + 3)
+    reordered = pipe.generate(["a red apple", "a boat", "a snail"], candidates=ROWS + 3, keep=ROWS + 3)
+    assert one[0] == seven[0]
+    assert len({tuple(tokens) for tokens in seven.values()}) == 7
+    assert seven == {index: drawn(many[1])[index] for index in range(7)}
+    assert [drawn(result) for result in many] == [drawn(reordered[place]) for place in (2, 0, 1)]
+    assert drawn(pipe.generate(["a red apple"], candidates=1, seed=1)[0]) != one
+
+
+def test_keys_are_all_different():
+    keys = [picture_keys(seed, prompt, np.arange(4)) for seed in (0, 1) for prompt in ("a", "b")]
+    assert len({tuple(key) for key in np.concatenate([jax.random.key_data(k) for k in keys]).tolist()}) == 16
+
+
+def test_results_are_ranked(pipe):
+    calls = []
+    result = pipe.generate(["a boat"], candidates=9, keep=3, progress=lambda *call: calls.append(call))[0]
+    everything = pipe.generate(["a boat"], candidates=9, keep=9)[0]
+    assert result.scores == sorted(result.scores, reverse=True) == everything.scores[:3]
+    assert result.indices == everything.indices[:3]
+    assert sorted(everything.indices) == list(range(9))
+    assert result.tokens.dtype == np.int32 and result.tokens.shape == (3, 16)
+    assert [image.size for image in result.images] == [(16, 16)] * 3
+    assert set(result.timings) == {"text", "tokens", "pictures", "scores"}
+    assert {("tokens", 144, 144), ("pictures", 9, 9), ("scores", 9, 9)} <= set(calls)
+    assert result.settings.top_k == 50  # the config's default, resolved
+
+
+def test_stream_yields_each_prompt_as_it_is_drawn(pipe):
+    stream = pipe.stream(["a boat", "a snail"], GenerationSettings(candidates=1))
+    assert next(stream).prompt == "a boat"
+    assert next(stream).prompt == "a snail"
+
+
+def test_ids_beyond_the_codebook_are_never_drawn(tmp_path, golden_bundle):
+    folder = tmp_path / "bundle"
+    shutil.copytree(golden_bundle, folder)
+    shutil.copytree(GOLDEN / "dallebart" / "e_megalike_fp16_scan", folder / "dalle", dirs_exist_ok=True)
+    tokenizer_fits(folder)
+    result = DalleMini.from_pretrained(folder).generate(["a"], candidates=8, keep=8, temperature=50.0, top_k=79)[0]
+    assert result.tokens.max() < 64 and result.settings.top_k == 64
+
+
+def tokenizer_fits(folder) -> None:
+    """Cut the tokenizer down to the 48 rows of the golden model's text embedding."""
+    path = folder / "dalle" / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["model"]["vocab"] = {word: id for word, id in tokenizer["model"]["vocab"].items() if id < 48}
+    tokenizer["model"]["merges"] = []
+    tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if token["id"] < 48]
+    path.write_text(json.dumps(tokenizer))
+
+
+@pytest.mark.parametrize("prompt", ["a 🍎 on a table", "красное яблоко", "赤いりんご", "تفاحة حمراء", "🍎"])
+def test_emoji_and_other_scripts_are_drawn(pipe, prompt):
+    assert len(pipe.generate([prompt], candidates=1)[0].images) == 1
+
+
+@pytest.mark.parametrize("prompt", ["a red apple " * 834, "a" * 10_000])
+def test_a_long_prompt_is_truncated_with_a_notice(pipe, caplog, prompt):
+    assert len(pipe.generate([prompt], candidates=1)[0].images) == 1
+    assert "prompt 1 is too long and was truncated" in caplog.text
+
+
+@pytest.mark.parametrize("prompts", [[], [""], ["a boat", " \n\t"], ["..."], ["\u200b"], ["<b></b>"], "a boat", [None]])
+def test_prompts_without_words_are_refused(pipe, prompts):
+    with pytest.raises(UserError, match="prompt"):
+        pipe.generate(prompts)
+
+
+NAN, INFINITE = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("candidates", (0, -1, 5000, 2.5, True)),
+        ("keep", (0, -1, 17)),
+        ("seed", (-1, 2**32, 0.5)),
+        ("guidance", (0, -1, NAN, INFINITE)),
+        ("temperature", (0, -0.5, NAN, INFINITE)),
+        ("top_k", (0, -1, 1.5)),
+        ("top_p", (0, -0.1, 1.1, NAN)),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_by_name(field, values):
+    for value in values:
+        with pytest.raises(UserError, match=field):
+            GenerationSettings(**{field: value})
+
+
+def damaged(golden_bundle, tmp_path, part, **changes):
+    folder = tmp_path / "bundle"
+    shutil.copytree(golden_bundle, folder)
+    path = folder / part / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return folder
+
+
+def test_a_vqgan_of_another_codebook_or_grid_is_refused(pipe):
+    from dataclasses import replace
+
+    from dalle_mini.pipeline import _check_fit
+
+    model, vqgan = pipe.model.config, pipe.vqgan.config
+    for changed, message in (
+        (replace(vqgan, n_embed=128), "n_embed 128"),
+        (replace(vqgan, n_embed=32), "n_embed 32"),
+        (replace(vqgan, resolution=32), "8x8 tokens"),
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            _check_fit(model, changed, pipe.folders)
+        assert str(pipe.folders["vqgan"]) in str(error.value) and str(pipe.folders["dalle"]) in str(error.value)
+
+
+def test_folders_may_be_given_one_by_one(golden_bundle, pipe):
+    parts = DalleMini.from_pretrained(
+        golden_bundle / "dalle", vqgan=str(golden_bundle / "vqgan"), clip=golden_bundle / "clip"
+    )
+    assert parts.generate(["a boat"], **GREEDY)[0].scores == pipe.generate(["a boat"], **GREEDY)[0].scores
+
+
+def test_folders_that_hold_no_model_are_refused(tmp_path, golden_bundle):
+    with pytest.raises(UserError, match="holds no model"):
+        DalleMini.from_pretrained(tmp_path)
+    with pytest.raises(UserError, match="no such folder"):
+        DalleMini.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="no such folder"):
+        DalleMini.from_pretrained(golden_bundle, clip=tmp_path / "nowhere")
+    with pytest.raises(UserError, match="--vqgan and --clip"):
+        DalleMini.from_pretrained(golden_bundle / "dalle")
+    folder = damaged(golden_bundle, tmp_path, "dalle")
+    (folder / "dalle" / "flax_model.msgpack").unlink()
+    with pytest.raises(UserError, match="no weights"):
+        DalleMini.from_pretrained(folder)
+
+
+def test_provenance_names_the_weights(pipe):
+    provenance = pipe.provenance()
+    assert provenance["models"]["vqgan"]["folder"] == "vqgan"
+    assert provenance["models"]["dalle"]["weights"] == ["flax_model.msgpack"]
+    assert len({model["sha256"] for model in provenance["models"].values()}) == 3
+    json.dumps(provenance)

@@ -1,0 +1,74 @@
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from dalle_mini.errors import UserError
+from dalle_mini.text import CaptionNormalizer
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "text_normalizer"
+WORDS = GOLDEN / "enwiki-words-frequency.txt"
+
+
+def golden(name: str) -> list[tuple[str, str]]:
+    lines = (GOLDEN / name).read_text(encoding="utf-8").splitlines()
+    return [(case["in"], case["out"]) for case in map(json.loads, lines)]
+
+
+@pytest.fixture(scope="module")
+def normalize() -> CaptionNormalizer:
+    return CaptionNormalizer(WORDS)
+
+
+def test_every_golden_caption(normalize):
+    cases = golden("captions.jsonl")
+    assert len(cases) == 226
+    assert [normalize(caption) for caption, _ in cases] == [expected for _, expected in cases]
+
+
+def test_every_golden_hashtag(normalize):
+    cases = golden("hashtags.jsonl")
+    assert len(cases) == 20
+    assert [normalize.split_hashtag(hashtag) for hashtag, _ in cases] == [expected for _, expected in cases]
+
+
+def test_without_a_word_list_a_hashtag_is_one_word():
+    assert CaptionNormalizer()("#HappyFriday at the #big_lake") == " happyfriday at the big lake"
+
+
+def test_lone_masked_name_is_a_person_every_time(normalize):
+    assert normalize("<PERSON> at the lake") == " a person at the lake"
+
+
+def test_words_file_made_from_captions(tmp_path):
+    words = tmp_path / "words.txt"
+    words.write_text("a 900\nred 50\n\napple\nbackground 12\non 300\n")  # a count is optional, as are blank lines
+    assert CaptionNormalizer(words)("#redApple") == " red apple"
+
+
+@pytest.mark.parametrize(
+    "caption", ["\ud800 cat \udfff", "nul \0 cat", "&#xD800;&#0;&#x110000; cat", "\ufeffcat\u202e"]
+)
+def test_strange_characters_become_plain_text(normalize, caption):
+    assert normalize(caption).isascii()
+    assert normalize(caption).endswith(" cat") or normalize(caption) == " cat"
+
+
+@pytest.mark.parametrize(
+    "unit", ["a", "#abc", "#", "<", "<person> ,", "[1", "\t ", '" \t', ", \t", "1,234,", "a.-", "😀", "日"]
+)
+def test_ten_thousand_characters_take_no_time(normalize, unit):
+    started = time.perf_counter()
+    assert normalize((unit * 10_000)[:10_000]).startswith(" ")
+    assert time.perf_counter() - started < 2
+
+
+def test_bad_word_lists_are_named(tmp_path):
+    empty, binary = tmp_path / "empty.txt", tmp_path / "binary.txt"
+    empty.write_text("\n \n")
+    binary.write_bytes(b"\xff\xfe\x00")
+    for path in (tmp_path / "missing.txt", tmp_path, empty, binary):
+        with pytest.raises(UserError, match=path.name) as raised:
+            CaptionNormalizer(path)
+        assert "\n" not in str(raised.value)

@@ -1,0 +1,44 @@
+"""Train a small VQGAN on emoji pictures.
+
+    python tools/train/train_vqgan.py runs/emoji/vqgan loop.steps=2000 training.model.n_embed=1024
+
+64 x 64 pictures become 16 x 16 tokens (f4). Run it again to continue after a kill.
+"""
+
+from dataclasses import dataclass, field
+
+from dalle_mini.models.config import VQGANConfig
+from dalle_mini.training.loop import LoopConfig
+from dalle_mini.training.vqgan import VQGANTrainer, VQGANTraining
+from entry import emoji_sources, main
+
+SIZE = 64
+
+MODEL = VQGANConfig(
+    ch=32,
+    ch_mult=(1, 2, 2),
+    num_res_blocks=1,
+    attn_resolutions=(),
+    resolution=SIZE,
+    z_channels=32,
+    embed_dim=16,
+    n_embed=1024,
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    training: VQGANTraining = field(default_factory=lambda: VQGANTraining(model=MODEL, crop=32, crop_steps=900))
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1000, batch_size=64, eval_every=200))
+
+
+def build(config: Config) -> VQGANTrainer:
+    train, held_out = emoji_sources(SIZE, seed=config.loop.seed)
+    loop = config.loop
+    return VQGANTrainer(
+        config.training, train, held_out, steps=loop.steps, batch_size=loop.batch_size, seed=loop.seed
+    )
+
+
+if __name__ == "__main__":
+    main(Config(), build, __doc__)
