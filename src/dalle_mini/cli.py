@@ -121,9 +121,16 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("note: %(message)s"))
     logger = logging.getLogger("dalle_mini")
-    console = Console(stderr=True)
+    console = Console(stderr=True, soft_wrap=True)  # a path that is broken over two lines cannot be copied
     columns = (TextColumn("{task.description:<8}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bars:
+    bars = Progress(
+        *columns,
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),  # rich would send piped output to the terminal
+    )
+    with bars:
         # Made within the bars' life: rich has replaced stderr by then, and lines appear above the bars.
         handler.setStream(sys.stderr)
         logger.addHandler(handler)

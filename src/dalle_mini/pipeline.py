@@ -233,22 +233,21 @@ class DalleMini:
 
     def _draw_tokens(self, prompt, input_ids, attention_mask, start, settings) -> np.ndarray:
         """Pictures `start` .. `start + ROWS - 1` of a prompt, int32 [ROWS, image_length]."""
-        rows = functools.partial(np.broadcast_to, shape=(ROWS, input_ids.shape[-1]))
         uncond_ids, uncond_mask = self._uncond
         tokens = generate_tokens(
             self.model,
-            rows(input_ids),
-            rows(attention_mask),
-            picture_keys(settings.seed, prompt, np.arange(start, start + ROWS)),
+            input_ids[None],
+            attention_mask[None],
+            picture_keys(settings.seed, prompt, np.arange(start, start + ROWS))[None],  # [1 caption, ROWS]
             guidance=settings.guidance,
-            uncond_input_ids=rows(uncond_ids),
-            uncond_attention_mask=rows(uncond_mask),
+            uncond_input_ids=uncond_ids,
+            uncond_attention_mask=uncond_mask,
             temperature=settings.temperature,
             top_k=settings.top_k,
             top_p=settings.top_p,
             codebook_size=self.vqgan.config.n_embed,
         )
-        return np.asarray(tokens)
+        return np.asarray(tokens)[0]
 
 
 def picture_keys(seed: int, prompt: str, indices: np.ndarray) -> jax.Array:

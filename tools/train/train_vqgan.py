@@ -7,12 +7,11 @@
 
 from dataclasses import dataclass, field
 
+from entry import SIZE, main, pictures
+
 from dalle_mini.models.config import VQGANConfig
 from dalle_mini.training.loop import LoopConfig
 from dalle_mini.training.vqgan import VQGANTrainer, VQGANTraining
-from entry import emoji_sources, main
-
-SIZE = 64
 
 MODEL = VQGANConfig(
     ch=32,
@@ -33,11 +32,10 @@ class Config:
 
 
 def build(config: Config) -> VQGANTrainer:
-    train, held_out = emoji_sources(SIZE, seed=config.loop.seed)
     loop = config.loop
-    return VQGANTrainer(
-        config.training, train, held_out, steps=loop.steps, batch_size=loop.batch_size, seed=loop.seed
-    )
+    # All kinds, and off the grid's centre: the more patterns it has seen, the better it draws new ones.
+    train, held_out = (pictures(split, loop.seed, kinds=None, jitter=1) for split in ("train", "heldout"))
+    return VQGANTrainer(config.training, train, held_out, steps=loop.steps, batch_size=loop.batch_size, seed=loop.seed)
 
 
 if __name__ == "__main__":

@@ -135,8 +135,10 @@ def all_emoji(font: str | Path | None = None) -> list[Emoji]:
     return list(_all_emoji(find_font(font)))
 
 
-def everyday_emoji(font: str | Path | None = None) -> list[Emoji]:
+def everyday_emoji(font: str | Path | None = None, kinds: Sequence[str] | None = None) -> list[Emoji]:
     """The emoji of `EVERYDAY` that the font draws: about 300 of single things, each easy to tell from the others.
+
+    `kinds` are keys of `EVERYDAY`; None is all of them.
 
     Chosen by hand among the emoji of one code point: animals, plants, food, weather, vehicles, buildings, sport,
     clothes, objects, and some faces and creatures. Left out: people and hands, skin tones, flags, signs and buttons,
@@ -144,13 +146,16 @@ def everyday_emoji(font: str | Path | None = None) -> list[Emoji]:
     moods ...) all but one or two; and what cannot be told apart at 48 pixels or is drawn in hair-thin lines.
     """
     path = find_font(font)
-    return [emoji for emoji in everyday_candidates() if _is_drawn(path, emoji.characters)]
+    return [emoji for emoji in everyday_candidates(kinds) if _is_drawn(path, emoji.characters)]
 
 
-def everyday_candidates() -> list[Emoji]:
+def everyday_candidates(kinds: Sequence[str] | None = None) -> list[Emoji]:
     """The emoji of `EVERYDAY` in the order written there, whether or not a font has them."""
+    unknown = sorted(set(kinds or ()) - set(EVERYDAY))
+    if unknown:
+        raise UserError(f"no such kind of emoji: {', '.join(unknown)}; there are {', '.join(EVERYDAY)}")
     by_base = {characters.replace("\ufe0f", ""): Emoji(characters, name) for characters, name in _known_emoji()}
-    return [by_base[character] for characters in EVERYDAY.values() for character in characters]
+    return [by_base[character] for kind in kinds or EVERYDAY for character in EVERYDAY[kind]]
 
 
 @lru_cache(maxsize=1)

@@ -4,9 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Self, get_type_hints
 
 from dalle_mini.errors import UserError
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+# What JSON may hold for a field of each type, and its name in an error message.
+TYPES = {
+    bool: (lambda value: isinstance(value, bool), "true or false"),
+    int: (_is_int, "a whole number"),
+    int | None: (lambda value: value is None or _is_int(value), "a whole number or null"),
+    float: (lambda value: isinstance(value, float) or _is_int(value), "a number"),
+    str: (lambda value: isinstance(value, str), "a string"),
+    tuple[int, ...]: (
+        lambda value: isinstance(value, list | tuple) and all(map(_is_int, value)),
+        "a list of whole numbers",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -15,8 +33,18 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        known = {f.name for f in dataclasses.fields(cls) if f.init}
-        return cls(**{name: value for name, value in values.items() if name in known})
+        """Read the fields that we know.
+
+        Raises:
+            UserError: the value of one has the wrong type, or the values do not go together.
+        """
+        types = get_type_hints(cls)
+        known = {f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values}
+        for name, value in known.items():
+            check, wanted = TYPES[types[name]]
+            if not check(value):
+                raise UserError(f"config.json: {name} must be {wanted}, not {value!r:.60}")
+        return cls(**known)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -181,12 +209,14 @@ class CLIPConfig(Config):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> CLIPConfig:
-        return cls(
-            text=CLIPTextConfig.from_dict(values.get("text_config") or {}),
-            vision=CLIPVisionConfig.from_dict(values.get("vision_config") or {}),
-            projection_dim=values.get("projection_dim", cls.projection_dim),
-            logit_scale_init_value=values.get("logit_scale_init_value", cls.logit_scale_init_value),
-        )
+        towers = {}
+        for name, tower in (("text", CLIPTextConfig), ("vision", CLIPVisionConfig)):
+            fields = values.get(f"{name}_config") or {}
+            if not isinstance(fields, dict):
+                raise UserError(f"config.json: {name}_config must be an object, not {fields!r:.60}")
+            towers[name] = tower.from_dict(fields)
+        both = super().from_dict({name: value for name, value in values.items() if name not in towers})
+        return dataclasses.replace(both, **towers)
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -176,7 +176,9 @@ class Decoder(nnx.Module):
             blocks = config.num_res_blocks + 1
             levels[i] = Level(channels, width, blocks, attention, upsample=up, rngs=rngs, dtype=dtype)
             channels, side = width, side * 2
-        self.up = nnx.List(levels[i] for i in range(len(levels)))  # numbered from full resolution, run from the coarsest
+        self.up = nnx.List(
+            levels[i] for i in range(len(levels))
+        )  # numbered from full resolution, run from the coarsest
         self.norm_out = norm(channels, rngs=rngs, dtype=dtype)
         self.conv_out = conv(channels, config.out_ch, 3, rngs=rngs, dtype=dtype)
         self.give_pre_end = config.give_pre_end

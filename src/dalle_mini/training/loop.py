@@ -21,6 +21,7 @@ import numpy as np
 
 from dalle_mini.errors import UserError
 from dalle_mini.training.checkpoint import Checkpoints
+from dalle_mini.training.sharding import data_parallel
 from dalle_mini.training.step import TrainState
 from dalle_mini.training.tracking import Tracker
 
@@ -58,8 +59,9 @@ def run(trainer: Trainer, loop: LoopConfig, out: str | Path) -> TrainState:
     out = Path(out)
     _keep_config(out, trainer, loop)
     checkpoints = Checkpoints(out / "checkpoints", keep=loop.keep)
+    replicated, split = data_parallel(loop.batch_size)
     key = jax.random.key(loop.seed)
-    state = jax.jit(trainer.init)(jax.random.fold_in(key, 0xD0))
+    state = jax.jit(trainer.init, out_shardings=replicated)(jax.random.fold_in(key, 0xD0))
     restored = checkpoints.restore(state)
     state = state if restored is None else restored
     start = int(state.step)
@@ -68,9 +70,10 @@ def run(trainer: Trainer, loop: LoopConfig, out: str | Path) -> TrainState:
         tracker.say(f"continuing from step {start}")
 
     # Donation lets XLA write the new state over the old one.
-    train_step = jax.jit(trainer.step, donate_argnums=0)
+    train_step = jax.jit(trainer.step, donate_argnums=0, out_shardings=(replicated, replicated))
     window_start, window_step, saved_at = time.monotonic(), start, time.monotonic()
     for step, batch in _prefetched(trainer, start, loop.steps):
+        batch = jax.device_put(batch, split)
         state, metrics = train_step(state, batch, jax.random.fold_in(key, step))
         done = step + 1
         if done % loop.log_every == 0 or done == loop.steps:

@@ -1,0 +1,92 @@
+"""Pictures and captions -> shards of VQGAN tokens, once, ahead of training.
+
+A shard is `NNNNN.npz` with `tokens` (uint16 [n, image_length]) and `captions` (text [n]). Shards appear whole or not at
+all, so a run that was killed continues with the first one missing. `manifest.json` says which VQGAN the tokens are of.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from dalle_mini.errors import UserError
+from dalle_mini.models import VQGAN
+
+MANIFEST = "manifest.json"
+
+
+def identity(vqgan: VQGAN) -> str:
+    """A short hash of everything that decides which token a picture gets: encoder and codebook."""
+    digest = hashlib.sha256()
+    for part in (vqgan.encoder, vqgan.quant_conv, vqgan.codebook):
+        for leaf in jax.tree.leaves(nnx.state(part)):
+            digest.update(np.ascontiguousarray(leaf, np.float32).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def encode(
+    source: Any,
+    vqgan: VQGAN,
+    out: str | Path,
+    rows: int,
+    *,
+    shard_rows: int = 2048,
+    batch_size: int = 64,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Encode the first `rows` examples of a map-style source into `out`, continuing what is there.
+
+    Args:
+      source: has `batch(indices) -> (uint8 [n, S, S, 3], captions)`.
+      progress: called with (rows done, rows in all).
+    Raises:
+      UserError: `out` holds tokens of another VQGAN, or cannot be written.
+    """
+    out = Path(out)
+    if vqgan.config.n_embed > 2**16:
+        raise UserError(f"n_embed {vqgan.config.n_embed}: tokens are stored in 16 bits")
+    _claim(out, {"vqgan": identity(vqgan), "codebook_size": vqgan.config.n_embed, "rows": rows})
+    graphdef, params = nnx.split(vqgan)
+    encode_batch = jax.jit(lambda params, images: nnx.merge(graphdef, params).encode(images.astype(jnp.float32) / 255))
+    for number, start in enumerate(range(0, rows, shard_rows)):
+        stop = min(start + shard_rows, rows)
+        path = out / f"{number:05d}.npz"
+        if path.exists():
+            progress(stop, rows)
+            continue
+        tokens, captions = [], []
+        for first in range(start, stop, batch_size):
+            images, texts = source.batch(range(first, min(first + batch_size, stop)))
+            padded = np.pad(images, ((0, batch_size - len(images)), (0, 0), (0, 0), (0, 0)))  # one compiled shape
+            tokens.append(np.asarray(encode_batch(params, padded))[: len(images)].astype(np.uint16))
+            captions.extend(texts)
+            progress(first + len(images), rows)
+        beside = path.with_suffix(".tmp")
+        with beside.open("wb") as file:
+            np.savez_compressed(file, tokens=np.concatenate(tokens), captions=np.array(captions))
+        os.replace(beside, path)
+
+
+def _claim(out: Path, manifest: dict[str, Any]) -> None:
+    path = out / MANIFEST
+    if path.exists():
+        found = json.loads(path.read_text())
+        if found != manifest:
+            raise UserError(
+                f"{path}: holds tokens of another run ({found}); this one is {manifest}: use another folder"
+            )
+        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(manifest, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"{out}: cannot write there ({error.strerror})") from error

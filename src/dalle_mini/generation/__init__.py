@@ -1,0 +1,5 @@
+"""Token ids -> image tokens -> the best pictures."""
+
+from dalle_mini.generation.decode import generate_tokens
+
+__all__ = ["generate_tokens"]

@@ -1,0 +1,60 @@
+"""From logits to one sampled token a row, in the published order: guidance, temperature, top-k, top-p.
+
+Every function works on the last axis and takes any leading ones.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def guide(cond: jax.Array, uncond: jax.Array, guidance: jax.Array | float) -> jax.Array:
+    """Super conditioning, i.e. classifier-free guidance (Ho and Salimans 2021): uncond + guidance * (cond - uncond)."""
+    return uncond + guidance * (cond - uncond)
+
+
+def mask_beyond(logits: jax.Array, size: int) -> jax.Array:
+    """Rule out the ids from `size` on: those that no codebook entry stands for."""
+    return jnp.where(jnp.arange(logits.shape[-1]) < size, logits, -jnp.inf)
+
+
+def top_k_filter(logits: jax.Array, k: int) -> jax.Array:
+    """Keep the k largest logits, of equal ones the lower ids, the rest -inf; 0 or the whole vocabulary keeps all."""
+    if not 0 < k < logits.shape[-1]:
+        return logits
+    # Exactly k, as bfloat16 logits tie often: `top_k` puts the lower of equal ids first, so its last is the cut.
+    threshold, last = (part[..., -1:] for part in jax.lax.top_k(logits, k))
+    kept = (logits > threshold) | ((logits == threshold) & (jnp.arange(logits.shape[-1]) <= last))
+    return jnp.where(kept, logits, -jnp.inf)
+
+
+def top_p_filter(logits: jax.Array, p: jax.Array | float) -> jax.Array:
+    """Nucleus sampling (Holtzman et al. 2019): keep the likeliest tokens until they hold probability p, at least one.
+
+    The token that crosses p is kept.
+    """
+    ranked = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
+    probabilities = jax.nn.softmax(ranked, axis=-1)
+    before = jnp.cumsum(probabilities, axis=-1) - probabilities  # held by the likelier ones
+    kept = (before < p).at[..., 0].set(True)
+    threshold = jnp.min(jnp.where(kept, ranked, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(logits < threshold, -jnp.inf, logits)
+
+
+def warp(
+    logits: jax.Array, *, temperature: jax.Array | float, top_k: int | None, top_p: jax.Array | float | None
+) -> jax.Array:
+    """Temperature, then top-k, then top-p; None leaves a filter out."""
+    logits = logits / temperature
+    if top_k is not None:
+        logits = top_k_filter(logits, top_k)
+    return logits if top_p is None else top_p_filter(logits, top_p)
+
+
+def sample(keys: jax.Array, logits: jax.Array) -> jax.Array:
+    """One token for each key: keys [...], logits [..., V] -> int32 [...]. A row's draw depends on its own key alone."""
+    draw = jax.random.categorical
+    for _ in range(keys.ndim):
+        draw = jax.vmap(draw)
+    return draw(keys, logits).astype(jnp.int32)

@@ -1,0 +1,126 @@
+"""Configs: the published `config.json` files are read, and what cannot be built is refused in one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dalle_mini.errors import UserError
+from dalle_mini.models.config import CLIPConfig, DalleBartConfig, VQGANConfig
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def golden(folder):
+    return json.loads((GOLDEN / folder / "config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("config_class", "folder"),
+    [
+        (DalleBartConfig, "dallebart/a_normformer_glu_scan"),
+        (DalleBartConfig, "dallebart/e_megalike_fp16_scan"),
+        (VQGANConfig, "vqgan/tiny_f4_64"),
+        (CLIPConfig, "clip"),
+    ],
+)
+def test_published_files_are_read_and_survive_json(config_class, folder):
+    published = golden(folder)
+    config = config_class.from_dict(published)
+    ours = config.to_dict()
+    assert ours.pop("model_type") == published.get("model_type", "vqgan")
+    assert config_class.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    for name in ours.keys() & published.keys() - {"text_config", "vision_config"}:
+        value = ours[name]
+        assert published[name] == (list(value) if isinstance(value, tuple) else value)
+
+
+def test_special_tokens_default_to_the_image_vocabulary():
+    config = DalleBartConfig.from_dict({"image_vocab_size": 79, "eos_token_id": 65, "bos_token_id": None})
+    assert (config.decoder_start_token_id, config.bos_token_id, config.pad_token_id) == (79, 79, 79)
+    assert config.eos_token_id == 65
+
+
+def test_an_empty_file_gives_the_published_defaults():
+    assert DalleBartConfig.from_dict({}) == DalleBartConfig()
+    assert CLIPConfig.from_dict({}) == CLIPConfig()
+    assert VQGANConfig.from_dict({}).n_embed == 1024
+
+
+def test_the_published_vqgan():
+    config = VQGANConfig.from_dict({"n_embed": 16384, "ch_mult": [1, 1, 2, 2, 4], "attn_resolutions": [16]})
+    assert config == VQGANConfig(n_embed=16384)
+    assert (config.downscale, config.grid) == (16, 16)
+    hash(config)  # a static argument of compiled programs
+
+
+@pytest.mark.parametrize(
+    ("config_class", "name", "value", "wanted"),
+    [
+        (DalleBartConfig, "d_model", "abc", "a whole number, not 'abc'"),
+        (DalleBartConfig, "d_model", None, "a whole number, not None"),
+        (DalleBartConfig, "d_model", 32.0, r"a whole number, not 32\.0"),
+        (DalleBartConfig, "encoder_layers", True, "a whole number, not True"),
+        (DalleBartConfig, "eos_token_id", "</s>", "a whole number or null, not '</s>'"),
+        (DalleBartConfig, "use_scan", 1, "true or false, not 1"),
+        (DalleBartConfig, "init_std", "0.02", "a number, not '0.02'"),
+        (DalleBartConfig, "top_k", [50], r"a whole number, not \[50\]"),
+        (VQGANConfig, "ch_mult", 4, "a list of whole numbers, not 4"),
+        (VQGANConfig, "ch_mult", "1122", "a list of whole numbers, not '1122'"),
+        (VQGANConfig, "attn_resolutions", [16, None], r"a list of whole numbers, not \[16, None\]"),
+        (CLIPConfig, "projection_dim", {}, r"a whole number, not \{\}"),
+        (CLIPConfig, "text_config", "abc", "an object, not 'abc'"),
+    ],
+)
+def test_values_of_the_wrong_type_are_named(config_class, name, value, wanted):
+    with pytest.raises(UserError, match=rf"^config\.json: {name} must be {wanted}$"):
+        config_class.from_dict({name: value})
+
+
+def test_the_towers_of_clip_are_checked_too():
+    with pytest.raises(UserError, match="hidden_act must be a string, not 1"):
+        CLIPConfig.from_dict({"vision_config": {"hidden_act": 1}})
+
+
+def test_a_long_value_is_cut_in_the_message():
+    with pytest.raises(UserError) as caught:
+        DalleBartConfig.from_dict({"d_model": "x" * 10_000})
+    assert len(str(caught.value)) < 120
+
+
+def test_what_a_type_may_be_written_as():
+    assert DalleBartConfig.from_dict({"init_std": 1}).init_std == 1
+    assert VQGANConfig.from_dict({"ch_mult": (1, 2), "attn_resolutions": []}).ch_mult == (1, 2)
+    assert DalleBartConfig.from_dict({"d_model_of_tomorrow": "abc"}) == DalleBartConfig()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ln_positions", "swinv2"),
+        ("ln_type", "rmsnorm"),
+        ("use_glu", False),
+        ("use_bias", True),
+        ("activation_function", ["gelu"]),
+        ("use_cosine_attention", True),
+        ("sinkhorn_iters", 3),
+    ],
+)
+def test_other_architectures_are_refused_by_name(name, value):
+    with pytest.raises(UserError, match=rf"^config\.json: {name}=.* is not supported \(supported: "):
+        DalleBartConfig.from_dict({name: value})
+
+
+def test_values_that_do_not_go_together():
+    with pytest.raises(UserError, match="d_model 32 is not a multiple of decoder_attention_heads 5"):
+        DalleBartConfig(d_model=32, decoder_attention_heads=5)
+    with pytest.raises(UserError, match="resolution 20 does not halve 4 times"):
+        VQGANConfig(resolution=20)
+
+
+def test_models_name_the_folder_of_a_wrong_config(tmp_path):
+    from dalle_mini.models.dalle_bart import DalleBart
+
+    (tmp_path / "config.json").write_text('{"d_model": "abc"}')
+    with pytest.raises(UserError, match=rf"^{tmp_path}: config\.json: d_model must be a whole number, not 'abc'$"):
+        DalleBart.from_pretrained(tmp_path)

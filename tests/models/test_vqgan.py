@@ -1,0 +1,144 @@
+"""VQGAN against the latents, indices and pictures of the published program (tests/golden/vqgan)."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dalle_mini.models.config import VQGANConfig
+from dalle_mini.models.vqgan import VQGAN
+from dalle_mini.pipeline import to_uint8
+
+FOLDER = Path(__file__).parents[1] / "golden" / "vqgan" / "tiny_f4_64"
+SMALL = VQGANConfig(
+    ch=32, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), resolution=8, z_channels=8, embed_dim=6, n_embed=10
+)
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return dict(np.load(FOLDER / "golden.npz"))
+
+
+@pytest.fixture(scope="module")
+def vqgan():
+    return VQGAN.from_pretrained(FOLDER)
+
+
+def close(actual, expected, tolerance=1e-4):
+    assert actual.dtype == jnp.float32
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
+
+
+def test_pictures_to_tokens(vqgan, golden):
+    latents = vqgan.encode_latents(golden["pixel_values"])
+    close(latents, golden["latents"])
+    tokens = vqgan.encode(golden["pixel_values"])
+    assert tokens.dtype == jnp.int32
+    np.testing.assert_array_equal(tokens, golden["indices"])
+    np.testing.assert_array_equal(vqgan.quantize(latents).reshape(2, -1), golden["indices"])
+    close(vqgan.codebook(tokens).reshape(golden["quant_states"].shape), golden["quant_states"])
+
+
+def test_tokens_to_pictures(vqgan, golden):
+    close(vqgan.decode(golden["indices"]), golden["decoded_from_indices"])
+    close(vqgan.decode_latents(golden["quant_states"]), golden["decoded_from_indices"])
+    images = vqgan.decode(golden["random_indices"])
+    close(images, golden["random_decoded"])
+    # Truncated, not rounded. (A value within float error of a step may fall on its other side: none does here.)
+    np.testing.assert_array_equal(to_uint8(images), golden["random_decoded_uint8"])
+    assert (np.round(np.clip(images, 0, 1) * 255) != golden["random_decoded_uint8"]).any()
+
+
+def test_pictures_are_the_uint8_ones_divided_by_255(vqgan, golden):
+    images = golden["image_uint8"].astype(np.float32) / 255
+    np.testing.assert_array_equal(vqgan.encode(images), golden["indices"])
+
+
+def test_a_picture_depends_on_its_own_tokens_alone(vqgan, golden):
+    tokens = golden["random_indices"]
+    close(vqgan.decode(tokens[1:]), golden["random_decoded"][1:], 1e-5)
+
+
+@pytest.mark.parametrize("count", [2, 15, 17])
+def test_tokens_of_no_square_are_refused(vqgan, count):
+    with pytest.raises(ValueError, match=f"{count} tokens do not make a square"):
+        vqgan.decode(np.zeros((1, count), np.int32))
+
+
+def test_other_sizes_than_the_trained_one(vqgan):
+    images = np.random.default_rng(0).uniform(size=(1, 32, 32, 3)).astype(np.float32)
+    tokens = vqgan.encode(images)
+    assert tokens.shape == (1, 64)
+    assert vqgan.decode(tokens).shape == (1, 32, 32, 3)
+
+
+def test_ids_outside_the_codebook_give_a_picture_without_nan(vqgan):
+    last = vqgan.config.n_embed - 1
+    images = vqgan.decode(np.array([[last + 1] + 15 * [3], [last] + 15 * [3]]))
+    assert np.isfinite(images).all()
+    np.testing.assert_array_equal(images[0], images[1])
+
+
+def test_ties_go_to_the_lowest_id():
+    vqgan = VQGAN(SMALL, rngs=nnx.Rngs(0))
+    codes = np.zeros((10, 6), np.float32)
+    codes[[2, 7]] = 1
+    vqgan.codebook.embedding[...] = jnp.asarray(codes)
+    latents = jnp.stack([jnp.zeros(6), jnp.ones(6), jnp.full(6, 0.5)]).reshape(1, 1, 3, 6)
+    np.testing.assert_array_equal(vqgan.quantize(latents), [[[0, 2, 0]]])
+
+
+def test_every_code_is_nearest_to_itself(vqgan):
+    codes = vqgan.codebook.embedding[...]
+    np.testing.assert_array_equal(vqgan.quantize(codes.reshape(1, 8, 8, -1)).ravel(), np.arange(64))
+
+
+@pytest.mark.parametrize(
+    "change", [{"double_z": True}, {"resamp_with_conv": False}, {"give_pre_end": True}, {"attn_resolutions": ()}]
+)
+def test_variants_of_the_published_config(change):
+    config = dataclasses.replace(SMALL, **change)
+    vqgan = VQGAN(config, rngs=nnx.Rngs(0))
+    tokens = vqgan.encode(np.random.default_rng(0).uniform(size=(2, 8, 8, 3)).astype(np.float32))
+    assert tokens.shape == (2, 16) and tokens.min() >= 0 and tokens.max() < 10
+    channels = 32 if config.give_pre_end else 3
+    images = vqgan.decode(tokens)
+    assert images.shape == (2, 8, 8, channels) and np.isfinite(images).all()
+
+
+def test_attention_is_where_the_config_wants_it():
+    vqgan = VQGAN(SMALL, rngs=nnx.Rngs(0))
+    assert [len(level.attn) for level in vqgan.encoder.down] == [0, 1]
+    assert [len(level.attn) for level in vqgan.decoder.up] == [0, 2]
+    assert [level.downsample is None for level in vqgan.encoder.down] == [False, True]
+    assert [level.upsample is None for level in vqgan.decoder.up] == [True, False]
+
+
+def test_bfloat16_compute_stays_close_and_returns_float32(golden):
+    vqgan = VQGAN.from_pretrained(FOLDER, dtype=jnp.bfloat16)
+    assert vqgan.encode_latents(golden["pixel_values"]).dtype == jnp.bfloat16
+    close(vqgan.decode(golden["random_indices"]), golden["random_decoded"], 0.05)
+
+
+def test_every_parameter_learns():
+    vqgan = VQGAN(SMALL, rngs=nnx.Rngs(0))
+    graphdef, params = nnx.split(vqgan)
+    images = np.random.default_rng(0).uniform(size=(2, 8, 8, 3)).astype(np.float32)
+
+    def loss(params):
+        vqgan = nnx.merge(graphdef, params)
+        latents = vqgan.encode_latents(images)
+        codes = vqgan.codebook(vqgan.quantize(latents))
+        through = latents + jax.lax.stop_gradient(codes - latents)
+        return jnp.mean((vqgan.decode_latents(through) - images) ** 2) + jnp.mean((codes - latents) ** 2)
+
+    for path, gradient in nnx.to_flat_state(jax.jit(jax.grad(loss))(params)):
+        gradient = gradient[...]
+        assert np.isfinite(gradient).all(), path
+        # A key's bias moves every query's scores alike, which softmax does not see.
+        assert path[-2:] == ("k", "bias") or np.abs(gradient).max() > 0, path

@@ -1,0 +1,39 @@
+"""Train the two tokenizers of the emoji model on its captions, and list their words for the normalizer.
+
+    python tools/train/make_tokenizers.py runs/emoji/tokenizers
+
+Writes `dalle/` (BART manner, normalised captions, with words.txt) and `clip/` (CLIP manner, raw captions).
+"""
+
+import argparse
+import collections
+import os
+import re
+from pathlib import Path
+
+from entry import user_errors
+
+from dalle_mini.data.emoji import caption_corpus, everyday_emoji
+from dalle_mini.text import CaptionNormalizer
+from dalle_mini.text.train_tokenizer import train_caption_tokenizer, train_clip_tokenizer
+
+VOCABULARY = 2048  # every word of the captions is one token
+
+
+def make(out: Path) -> None:
+    corpus = list(caption_corpus(50_000, emoji=everyday_emoji()))
+    normalize = CaptionNormalizer(None)
+    captions = [normalize(caption) for caption in corpus]
+    train_caption_tokenizer(captions, VOCABULARY, out / "dalle")
+    train_clip_tokenizer(corpus, VOCABULARY, out / "clip")
+    words = collections.Counter(word for caption in captions for word in re.findall(r"[a-z]+", caption))
+    beside = out / "dalle" / "words.txt.tmp"
+    beside.write_text("".join(f"{word} {count}\n" for word, count in words.most_common()))
+    os.replace(beside, out / "dalle" / "words.txt")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    with user_errors():
+        make(parser.parse_args().out)

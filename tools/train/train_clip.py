@@ -1,0 +1,75 @@
+"""Train a small CLIP on emoji pictures.
+
+    python tools/train/train_clip.py runs/emoji/clip loop.steps=1500
+
+Run it again to continue after a kill.
+"""
+
+from dataclasses import dataclass, field
+
+from entry import SIZE, main, pictures
+
+from dalle_mini.models.config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
+from dalle_mini.text import CaptionTokenizer
+from dalle_mini.training.clip import CLIPTrainer, CLIPTraining
+from dalle_mini.training.loop import LoopConfig
+
+MODEL = CLIPConfig(
+    text=CLIPTextConfig(
+        vocab_size=2048,
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=32,
+    ),
+    vision=CLIPVisionConfig(
+        hidden_size=192,
+        intermediate_size=768,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        image_size=SIZE,
+        patch_size=8,
+    ),
+    projection_dim=128,
+)
+
+PREPROCESSOR = {
+    "do_resize": True,
+    "size": {"shortest_edge": SIZE},
+    "resample": 3,
+    "do_center_crop": True,
+    "crop_size": {"height": SIZE, "width": SIZE},
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    tokenizer: str = "runs/emoji/tokenizers/clip"
+    training: CLIPTraining = field(default_factory=lambda: CLIPTraining(model=MODEL))
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1500, batch_size=128, eval_every=250))
+
+
+def build(config: Config) -> CLIPTrainer:
+    loop = config.loop
+    train, held_out = (pictures(split, loop.seed) for split in ("train", "heldout"))
+    tokenizer = CaptionTokenizer.from_pretrained(config.tokenizer)
+    return CLIPTrainer(
+        config.training,
+        train,
+        held_out,
+        tokenizer,
+        PREPROCESSOR,
+        steps=loop.steps,
+        batch_size=loop.batch_size,
+        seed=loop.seed,
+    )
+
+
+if __name__ == "__main__":
+    main(Config(), build, __doc__)
