@@ -1,6 +1,7 @@
 """DalleBart against the states, logits, loss and gradients of the published program (tests/golden/dallebart)."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -31,18 +32,21 @@ def sum_embeddings_in_float16(model):
     return model
 
 
+def load_model(folder, dtype=jnp.float32):
+    model = DalleBart.from_pretrained(folder, dtype=dtype)
+    return sum_embeddings_in_float16(model) if folder in (MEGALIKE, SHARDED) else model
+
+
 @pytest.fixture(scope="module", params=[SCANNED, UNROLLED, MEGALIKE, SHARDED], ids=lambda folder: folder.name)
 def case(request):
-    """A model and its golden values."""
-    model = DalleBart.from_pretrained(request.param)
-    if request.param in (MEGALIKE, SHARDED):
-        sum_embeddings_in_float16(model)
-    return model, load_golden(request.param)
+    """Golden values, and what our model says to the captions (0) and the empty captions (1)."""
+    golden = load_golden(request.param)
+    return golden, *forward(load_model(request.param), *both_captions(golden), golden["decoder_input_ids"])
 
 
 @pytest.fixture(scope="module")
 def model():
-    return DalleBart.from_pretrained(SCANNED)
+    return load_model(SCANNED)
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +54,21 @@ def golden():
     return load_golden(SCANNED)
 
 
-def caption(golden, uncond=False):
-    suffix = "_uncond" if uncond else ""
-    return golden[f"input_ids{suffix}"], golden[f"attention_mask{suffix}"]
+def both_captions(golden):
+    """input_ids and attention_mask [2, P, S]: conditional, unconditional."""
+    return tuple(np.stack([golden[name], golden[f"{name}_uncond"]]) for name in ("input_ids", "attention_mask"))
+
+
+def forward(model, ids, mask, tokens):
+    """ids, mask [2, P, S], tokens [P, T] -> encoder states [2, P, S, D] and logits [2, P, T, V]."""
+    rows = [np.concatenate(part) for part in (ids, mask, [tokens, tokens])]
+    return [part.reshape(2, -1, *part.shape[1:]) for part in _forward(*nnx.split(model), *rows)]
+
+
+@partial(jax.jit, static_argnums=0)
+def _forward(graphdef, params, ids, mask, tokens):
+    model = nnx.merge(graphdef, params)
+    return model.encode(ids, mask), model(ids, mask, tokens)
 
 
 def close(actual, expected, tolerance=1e-4):
@@ -64,19 +80,26 @@ def cross_entropy(logits, labels):
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], axis=-1).mean()
 
 
-def gradients(model, golden, remat=False):
+def gradients(model, golden, remat):
     graphdef, params = nnx.split(model)
+    tokens = golden["decoder_input_ids"]
 
     def loss(params):
-        logits = nnx.merge(graphdef, params)(*caption(golden), golden["decoder_input_ids"], remat=remat)
+        logits = nnx.merge(graphdef, params)(golden["input_ids"], golden["attention_mask"], tokens, remat=remat)
         return cross_entropy(logits, golden["labels"])
 
     return flatten(jax.jit(jax.grad(loss))(params))
 
 
-def cached_logits(model, caption, tokens):
-    """Teacher forcing one position at a time: caption of P rows, tokens [P, C, T] -> logits [P, C, T, V]."""
-    ids, mask = caption
+@pytest.fixture(scope="module")
+def gradient(model, golden):
+    return gradients(model, golden, remat=False)
+
+
+@partial(jax.jit, static_argnums=0)
+def cached_logits(graphdef, params, ids, mask, tokens):
+    """Teacher forcing one position at a time: captions of P rows, tokens [P, C, T] -> logits [P, C, T, V]."""
+    model = nnx.merge(graphdef, params)
     config = model.config
     layers = unstack_layers(model.decoder.layers, config.decoder_layers)
     states = model.encode(ids, mask)
@@ -85,7 +108,7 @@ def cached_logits(model, caption, tokens):
     empty = jnp.zeros((*tokens.shape[:2], heads, config.image_length, config.d_model // heads))
 
     def step(caches, position):
-        x = model.decoder.embed(jnp.asarray(tokens)[:, :, position], position)
+        x = model.decoder.embed(tokens[:, :, position], position)
         filled = []
         for layer, layer_cross, cache in zip(layers, cross, caches, strict=True):
             x, cache = layer.step(x, layer_cross, mask[:, None, None, :].astype(bool), cache, position)
@@ -98,53 +121,47 @@ def cached_logits(model, caption, tokens):
 
 
 def test_encoder_states(case):
-    model, golden = case
-    close(model.encode(*caption(golden)), golden["encoder_last_hidden_state"])
+    golden, states, _ = case
+    close(states[0], golden["encoder_last_hidden_state"])
     if "encoder_last_hidden_state_uncond" in golden:
-        close(model.encode(*caption(golden, uncond=True)), golden["encoder_last_hidden_state_uncond"])
+        close(states[1], golden["encoder_last_hidden_state_uncond"])
 
 
 def test_logits_and_loss(case):
-    model, golden = case
-    logits = model(*caption(golden), golden["decoder_input_ids"])
+    golden, _, (logits, _) = case
     close(logits, golden["logits"])
     close(cross_entropy(logits, golden["labels"]), golden["loss"])
 
 
 def test_guided_logits(case):
-    model, golden = case
-    if "logits_uncond" not in golden:
-        pytest.skip("not in the golden values of this folder")
-    tokens = golden["decoder_input_ids"]
-    cond, uncond = model(*caption(golden), tokens), model(*caption(golden, uncond=True), tokens)
+    golden, _, (cond, uncond) = case
+    guided = guide(cond, uncond, 10.0)
+    golden = {**load_golden(SCANNED), **golden}  # the unrolled folder has the scanned one's weights, and fewer values
     close(uncond, golden["logits_uncond"])
-    close(guide(cond, uncond, 10.0), golden["logits_super10"])
+    close(guided, golden["logits_super10"])
     close(cond[:, 0], golden["sc_first_logits_cond"])
     close(uncond[:, 0], golden["sc_first_logits_uncond"])
-    close(guide(cond, uncond, 10.0)[:, 0], golden["sc_first_logits_super10"])
+    close(guided[:, 0], golden["sc_first_logits_super10"])
 
 
 @pytest.mark.parametrize("folder", [MEGALIKE, SHARDED], ids=lambda folder: folder.name)
 def test_float16_weights_are_computed_with_in_float32(folder):
     golden = load_golden(folder)
-    logits = DalleBart.from_pretrained(folder)(*caption(golden), golden["decoder_input_ids"])
-    close(logits, golden["logits_params_cast_fp32"])
+    _, logits = forward(DalleBart.from_pretrained(folder), *both_captions(golden), golden["decoder_input_ids"])
+    close(logits[0], golden["logits_params_cast_fp32"])
 
 
 @pytest.mark.parametrize("folder", [SCANNED, UNROLLED], ids=lambda folder: folder.name)
-def test_gradients(folder):
-    model, golden = DalleBart.from_pretrained(folder), load_golden(folder)
+def test_gradients(model, gradient, folder):
     published = json.loads((folder / "grads.json").read_text())
     # Which tensors of the file make up each of ours: send their numbers through the layout.
     numbered = {name: np.full(value["shape"], i) for i, (name, value) in enumerate(published.items())}
     sources = dalle_bart(numbered, model.config)
-    found = gradients(model, golden)
-    assert set(found) == set(sources)
+    assert set(gradient) == set(sources)
     seen = set()
-    for name, gradient in found.items():
-        layers = {int(source.flat[0]): layer for source, layer in zip(sources[name], gradient, strict=True)}
-        parts = layers if len(layers) > 1 else {int(sources[name].flat[0]): gradient}
-        for number, part in parts.items():
+    for name, ours in gradient.items():
+        numbers = [int(number) for number in np.unique(sources[name])]  # several: the layers of the unrolled layout
+        for number, part in zip(numbers, ours if len(numbers) > 1 else [ours], strict=True):
             want = list(published.values())[number]
             assert list(part.shape) == want["shape"]
             summary = [part.mean(), jnp.linalg.norm(part.ravel()), jnp.abs(part).max()]
@@ -153,15 +170,15 @@ def test_gradients(folder):
     assert len(seen) == len(published)
 
 
-def test_rematerialised_gradients_are_the_same(model, golden):
-    plain, remat = gradients(model, golden), gradients(model, golden, remat=True)
-    for name in plain:
-        np.testing.assert_allclose(remat[name], plain[name], rtol=0, atol=1e-6)
+def test_rematerialised_gradients_are_the_same(model, golden, gradient):
+    remat = gradients(model, golden, remat=True)
+    for name in gradient:
+        np.testing.assert_allclose(remat[name], gradient[name], rtol=0, atol=1e-6)
 
 
-def test_hidden_states_of_each_layer():
-    model, golden = DalleBart.from_pretrained(UNROLLED), load_golden(UNROLLED)
-    ids, mask = caption(golden)
+def test_hidden_states_of_each_layer(model):
+    golden = load_golden(UNROLLED)
+    ids, mask = golden["input_ids"], golden["attention_mask"]
     encoder, decoder, tokens = model.encoder, model.decoder, golden["decoder_input_ids"]
     key_mask, causal = mask[:, None, None, :].astype(bool), np.tril(np.ones((16, 16), bool))
     x = encoder.layernorm_embedding(encoder.embed_tokens(ids) + encoder.embed_positions(jnp.arange(16)))
@@ -177,47 +194,45 @@ def test_hidden_states_of_each_layer():
         close(x, golden["decoder_hidden_states"][i + 1])
 
 
-@pytest.mark.parametrize(("name", "guidance"), [("greedy", 1.0), ("sc_greedy", 10.0), ("sc3_greedy", 3.0)])
-def test_cached_steps_give_the_published_logits(case, name, guidance):
-    model, golden = case
-    if f"{name}_logits" not in golden:
-        pytest.skip("not in the golden values of this folder")
-    tokens = golden[f"{name}_sequences"][:, None, :-1]
-    logits = cached_logits(model, caption(golden), tokens)
-    if guidance != 1.0:
-        logits = guide(logits, cached_logits(model, caption(golden, uncond=True), tokens), guidance)
-    close(logits[:, 0], golden[f"{name}_logits"])
+@pytest.mark.parametrize("folder", [SCANNED, MEGALIKE], ids=lambda folder: folder.name)
+def test_cached_steps_give_the_published_logits(folder):
+    golden = load_golden(folder)
+    names = ("greedy", "sc_greedy", "sc3_greedy")
+    tokens = np.stack([golden[f"{name}_sequences"][:, :-1] for name in names], axis=1)  # as if candidates
+    ids, mask = (np.concatenate(part) for part in both_captions(golden))
+    logits = cached_logits(*nnx.split(load_model(folder)), ids, mask, np.concatenate([tokens, tokens]))
+    cond, uncond = jnp.split(logits, 2)
+    for i, (name, guidance) in enumerate(zip(names, (1.0, 10.0, 3.0), strict=True)):
+        close(guide(cond[:, i], uncond[:, i], guidance), golden[f"{name}_logits"])
 
 
 def test_cached_steps_of_many_candidates_equal_teacher_forcing(model, golden):
-    candidates = np.random.default_rng(0).integers(0, 64, (3, 4, 16))
-    logits = cached_logits(model, caption(golden), candidates)
-    for i in range(4):
-        close(logits[:, i], model(*caption(golden), candidates[:, i]), 1e-5)
+    (ids, mask), candidates = both_captions(golden), np.random.default_rng(0).integers(0, 64, (3, 2, 16))
+    logits = cached_logits(*nnx.split(model), ids[0], mask[0], candidates)
+    for i in range(2):
+        close(logits[:, i], forward(model, ids, mask, candidates[:, i])[1][0], 1e-5)
 
 
 def test_later_tokens_and_padding_have_no_effect(model, golden):
-    (ids, mask), tokens = caption(golden), golden["decoder_input_ids"].copy()
-    ids = np.where(mask, ids, 7)
-    assert (mask == 0).any()
+    (ids, mask), tokens = both_captions(golden), golden["decoder_input_ids"].copy()
+    assert (mask[0] == 0).any()
     tokens[:, 9:] = 5
-    logits = model(ids, mask, tokens)
+    logits = forward(model, np.where(mask, ids, 7), mask, tokens)[1][0]
     close(logits[:, :9], golden["logits"][:, :9])
     assert np.abs(logits[:, 9:] - golden["logits"][:, 9:]).max() > 0.1
 
 
 def test_fewer_positions_than_the_model_has(model, golden):
-    ids, mask = caption(golden)
-    length = int(mask.sum(axis=1).max())
-    logits = model(ids[:, :length], mask[:, :length], golden["decoder_input_ids"][:, :5])
-    close(logits, golden["logits"][:, :5])
+    length = int(golden["attention_mask"].sum(axis=1).max())
+    ids, mask = (part[..., :length] for part in both_captions(golden))
+    close(forward(model, ids, mask, golden["decoder_input_ids"][:, :5])[1][0], golden["logits"][:, :5])
 
 
 def test_bfloat16_compute_stays_as_close_as_the_published_program(golden):
-    model = DalleBart.from_pretrained(SCANNED, dtype=jnp.bfloat16)
-    assert model.encode(*caption(golden)).dtype == jnp.bfloat16
-    error = np.abs(model(*caption(golden), golden["decoder_input_ids"]) - golden["logits"])
-    published_error = np.abs(golden["logits_compute_bf16"] - golden["logits"])
+    model = load_model(SCANNED, jnp.bfloat16)
+    states, logits = forward(model, *both_captions(golden), golden["decoder_input_ids"])
+    assert states.dtype == jnp.bfloat16 and logits.dtype == jnp.float32
+    error, published_error = (np.abs(x - golden["logits"]) for x in (logits[0], golden["logits_compute_bf16"]))
     assert error.max() < 2 * published_error.max() and error.mean() < 2 * published_error.mean()
 
 

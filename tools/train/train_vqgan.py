@@ -22,13 +22,14 @@ MODEL = VQGANConfig(
     z_channels=32,
     embed_dim=16,
     n_embed=1024,
+    norm_groups=4,
 )
 
 
 @dataclass(frozen=True)
 class Config:
-    training: VQGANTraining = field(default_factory=lambda: VQGANTraining(model=MODEL, crop=32, crop_steps=900))
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1000, batch_size=64, eval_every=200))
+    training: VQGANTraining = field(default_factory=lambda: VQGANTraining(model=MODEL, crop=32, crop_steps=800))
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=950, batch_size=64, eval_every=200))
 
 
 def build(config: Config) -> VQGANTrainer:

@@ -146,6 +146,9 @@ class VQGANConfig(Config):
     double_z: bool = False
     resamp_with_conv: bool = True
     give_pre_end: bool = False
+    # Not in published configs. With ch 32, 32 groups are one channel each: that norm forgets every flat colour, and a
+    # small network stops at 20 dB.
+    norm_groups: int = 32
 
     def __post_init__(self):
         for name in ("ch_mult", "attn_resolutions"):

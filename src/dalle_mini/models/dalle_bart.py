@@ -1,8 +1,8 @@
 """DalleBart: caption tokens to image tokens.
 
 A BART encoder-decoder (Lewis et al. 2019) whose decoder speaks the VQGAN's codebook, in the variant that DALL·E mini
-was published with: NormFormer norm positions (Shleifer et al. 2021), gated linear units (Shazeer 2020), learned absolute
-positions, no biases, embeddings shared with nothing.
+was published with: NormFormer norm positions (Shleifer et al. 2021), gated linear units (Shazeer 2020), learned
+absolute positions, no biases, embeddings shared with nothing.
 
 Shapes: B batch, T positions attended from, S positions attended to, D d_model, H heads, K = D / H.
 """
@@ -243,7 +243,11 @@ class DalleBart(Pretrained, nnx.Module):
         self.lm_head = linear(config.d_model, config.image_vocab_size + 1, config, rngs=rngs, dtype=dtype)
 
     def __call__(self, input_ids, attention_mask, decoder_input_ids, *, remat: bool = False):
-        """input_ids, attention_mask int [B, S]; decoder_input_ids int [B, T]; -> float32 [B, T, image_vocab_size + 1]."""
+        """Teacher-forced logits, float32 [B, T, image_vocab_size + 1].
+
+        input_ids and attention_mask are int [B, S], decoder_input_ids int [B, T]; `remat` trades time for memory in
+        the gradient: activations within a layer are computed again.
+        """
         states = self.encoder(input_ids, attention_mask, remat)
         return self.logits(self.decoder(decoder_input_ids, states, attention_mask, remat))
 

@@ -20,25 +20,29 @@ from dalle_mini.weights import layouts
 from dalle_mini.weights.pretrained import Pretrained
 
 
-def norm(channels: int, *, rngs: nnx.Rngs, dtype) -> nnx.GroupNorm:
-    return nnx.GroupNorm(channels, num_groups=32, epsilon=1e-6, dtype=dtype, rngs=rngs)
+class Maker:
+    """Makes the two kinds of layer that everything here is built of."""
 
+    def __init__(self, config: VQGANConfig, rngs: nnx.Rngs, dtype):
+        self.groups, self.rngs, self.dtype = config.norm_groups, rngs, dtype
 
-def conv(in_channels: int, out_channels: int, side: int, *, rngs: nnx.Rngs, dtype) -> nnx.Conv:
-    return nnx.Conv(in_channels, out_channels, (side, side), padding="SAME", dtype=dtype, rngs=rngs)
+    def norm(self, channels: int) -> nnx.GroupNorm:
+        return nnx.GroupNorm(channels, num_groups=self.groups, epsilon=1e-6, dtype=self.dtype, rngs=self.rngs)
+
+    def conv(self, in_channels: int, out_channels: int, side: int, **options) -> nnx.Conv:
+        options = {"padding": "SAME", **options}
+        return nnx.Conv(in_channels, out_channels, (side, side), dtype=self.dtype, rngs=self.rngs, **options)
 
 
 class ResnetBlock(nnx.Module):
     """Two normalised 3x3 convolutions beside a shortcut, which is 1x1 where the width changes."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, rngs: nnx.Rngs, dtype):
-        self.norm1 = norm(in_channels, rngs=rngs, dtype=dtype)
-        self.conv1 = conv(in_channels, out_channels, 3, rngs=rngs, dtype=dtype)
-        self.norm2 = norm(out_channels, rngs=rngs, dtype=dtype)
-        self.conv2 = conv(out_channels, out_channels, 3, rngs=rngs, dtype=dtype)
-        self.nin_shortcut = (
-            conv(in_channels, out_channels, 1, rngs=rngs, dtype=dtype) if in_channels != out_channels else None
-        )
+    def __init__(self, in_channels: int, out_channels: int, make: Maker):
+        self.norm1 = make.norm(in_channels)
+        self.conv1 = make.conv(in_channels, out_channels, 3)
+        self.norm2 = make.norm(out_channels)
+        self.conv2 = make.conv(out_channels, out_channels, 3)
+        self.nin_shortcut = make.conv(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def __call__(self, x):
         h = self.conv1(jax.nn.swish(self.norm1(x)))
@@ -49,12 +53,12 @@ class ResnetBlock(nnx.Module):
 class AttnBlock(nnx.Module):
     """Single-head self-attention over all positions of the feature map."""
 
-    def __init__(self, channels: int, *, rngs: nnx.Rngs, dtype):
-        self.norm = norm(channels, rngs=rngs, dtype=dtype)
-        self.q = conv(channels, channels, 1, rngs=rngs, dtype=dtype)
-        self.k = conv(channels, channels, 1, rngs=rngs, dtype=dtype)
-        self.v = conv(channels, channels, 1, rngs=rngs, dtype=dtype)
-        self.proj_out = conv(channels, channels, 1, rngs=rngs, dtype=dtype)
+    def __init__(self, channels: int, make: Maker):
+        self.norm = make.norm(channels)
+        self.q = make.conv(channels, channels, 1)
+        self.k = make.conv(channels, channels, 1)
+        self.v = make.conv(channels, channels, 1)
+        self.proj_out = make.conv(channels, channels, 1)
 
     def __call__(self, x):
         batch, height, width, channels = x.shape
@@ -69,12 +73,8 @@ class AttnBlock(nnx.Module):
 class Downsample(nnx.Module):
     """Halve the side: a strided convolution padded at the bottom and right, or the mean of 2x2."""
 
-    def __init__(self, channels: int, with_conv: bool, *, rngs: nnx.Rngs, dtype):
-        self.conv = (
-            nnx.Conv(channels, channels, (3, 3), strides=2, padding=((0, 1), (0, 1)), dtype=dtype, rngs=rngs)
-            if with_conv
-            else None
-        )
+    def __init__(self, channels: int, with_conv: bool, make: Maker):
+        self.conv = make.conv(channels, channels, 3, strides=2, padding=((0, 1), (0, 1))) if with_conv else None
 
     def __call__(self, x):
         return nnx.avg_pool(x, (2, 2), strides=(2, 2)) if self.conv is None else self.conv(x)
@@ -83,8 +83,8 @@ class Downsample(nnx.Module):
 class Upsample(nnx.Module):
     """Double the side by repeating pixels, then smooth with a convolution."""
 
-    def __init__(self, channels: int, with_conv: bool, *, rngs: nnx.Rngs, dtype):
-        self.conv = conv(channels, channels, 3, rngs=rngs, dtype=dtype) if with_conv else None
+    def __init__(self, channels: int, with_conv: bool, make: Maker):
+        self.conv = make.conv(channels, channels, 3) if with_conv else None
 
     def __call__(self, x):
         batch, height, width, channels = x.shape
@@ -97,10 +97,10 @@ class Upsample(nnx.Module):
 class Mid(nnx.Module):
     """The bottleneck: attention between two blocks."""
 
-    def __init__(self, channels: int, *, rngs: nnx.Rngs, dtype):
-        self.block_1 = ResnetBlock(channels, channels, rngs=rngs, dtype=dtype)
-        self.attn_1 = AttnBlock(channels, rngs=rngs, dtype=dtype)
-        self.block_2 = ResnetBlock(channels, channels, rngs=rngs, dtype=dtype)
+    def __init__(self, channels: int, make: Maker):
+        self.block_1 = ResnetBlock(channels, channels, make)
+        self.attn_1 = AttnBlock(channels, make)
+        self.block_2 = ResnetBlock(channels, channels, make)
 
     def __call__(self, x):
         return self.block_2(self.attn_1(self.block_1(x)))
@@ -115,17 +115,14 @@ class Level(nnx.Module):
         out_channels: int,
         blocks: int,
         attention: bool,
-        *,
+        make: Maker,
         downsample: Downsample | None = None,
         upsample: Upsample | None = None,
-        rngs: nnx.Rngs,
-        dtype,
     ):
         self.block = nnx.List(
-            ResnetBlock(in_channels if j == 0 else out_channels, out_channels, rngs=rngs, dtype=dtype)
-            for j in range(blocks)
+            ResnetBlock(in_channels if j == 0 else out_channels, out_channels, make) for j in range(blocks)
         )
-        self.attn = nnx.List(AttnBlock(out_channels, rngs=rngs, dtype=dtype) for _ in range(blocks if attention else 0))
+        self.attn = nnx.List(AttnBlock(out_channels, make) for _ in range(blocks if attention else 0))
         self.downsample, self.upsample = downsample, upsample
 
     def __call__(self, x):
@@ -140,21 +137,21 @@ class Level(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    def __init__(self, config: VQGANConfig, *, rngs: nnx.Rngs, dtype):
-        self.conv_in = conv(config.in_channels, config.ch, 3, rngs=rngs, dtype=dtype)
+    def __init__(self, config: VQGANConfig, make: Maker):
+        self.conv_in = make.conv(config.in_channels, config.ch, 3)
         levels, channels, side = [], config.ch, config.resolution
         for i, mult in enumerate(config.ch_mult):
             attention = side in config.attn_resolutions
             width, last = config.ch * mult, i == len(config.ch_mult) - 1
-            down = None if last else Downsample(width, config.resamp_with_conv, rngs=rngs, dtype=dtype)
+            down = None if last else Downsample(width, config.resamp_with_conv, make)
             blocks = config.num_res_blocks
-            levels.append(Level(channels, width, blocks, attention, downsample=down, rngs=rngs, dtype=dtype))
+            levels.append(Level(channels, width, blocks, attention, make, downsample=down))
             channels, side = width, side // 2
         self.down = nnx.List(levels)
-        self.mid = Mid(channels, rngs=rngs, dtype=dtype)
-        self.norm_out = norm(channels, rngs=rngs, dtype=dtype)
+        self.mid = Mid(channels, make)
+        self.norm_out = make.norm(channels)
         out_channels = 2 * config.z_channels if config.double_z else config.z_channels
-        self.conv_out = conv(channels, out_channels, 3, rngs=rngs, dtype=dtype)
+        self.conv_out = make.conv(channels, out_channels, 3)
 
     def __call__(self, images):
         h = self.conv_in(images)
@@ -164,23 +161,23 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    def __init__(self, config: VQGANConfig, *, rngs: nnx.Rngs, dtype):
+    def __init__(self, config: VQGANConfig, make: Maker):
         channels, side = config.ch * config.ch_mult[-1], config.grid
-        self.conv_in = conv(config.z_channels, channels, 3, rngs=rngs, dtype=dtype)
-        self.mid = Mid(channels, rngs=rngs, dtype=dtype)
+        self.conv_in = make.conv(config.z_channels, channels, 3)
+        self.mid = Mid(channels, make)
         levels = {}
         for i in reversed(range(len(config.ch_mult))):
             attention = side in config.attn_resolutions
             width = config.ch * config.ch_mult[i]
-            up = None if i == 0 else Upsample(width, config.resamp_with_conv, rngs=rngs, dtype=dtype)
+            up = None if i == 0 else Upsample(width, config.resamp_with_conv, make)
             blocks = config.num_res_blocks + 1
-            levels[i] = Level(channels, width, blocks, attention, upsample=up, rngs=rngs, dtype=dtype)
+            levels[i] = Level(channels, width, blocks, attention, make, upsample=up)
             channels, side = width, side * 2
         self.up = nnx.List(
             levels[i] for i in range(len(levels))
         )  # numbered from full resolution, run from the coarsest
-        self.norm_out = norm(channels, rngs=rngs, dtype=dtype)
-        self.conv_out = conv(channels, config.out_ch, 3, rngs=rngs, dtype=dtype)
+        self.norm_out = make.norm(channels)
+        self.conv_out = make.conv(channels, config.out_ch, 3)
         self.give_pre_end = config.give_pre_end
 
     def __call__(self, states):
@@ -205,12 +202,13 @@ class VQGAN(Pretrained, nnx.Module):
 
     def __init__(self, config: VQGANConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
         self.config = config
-        self.encoder = Encoder(config, rngs=rngs, dtype=dtype)
-        self.decoder = Decoder(config, rngs=rngs, dtype=dtype)
+        make = Maker(config, rngs, dtype)
+        self.encoder = Encoder(config, make)
+        self.decoder = Decoder(config, make)
         self.codebook = nnx.Embed(config.n_embed, config.embed_dim, dtype=dtype, rngs=rngs)
         latent = 2 * config.z_channels if config.double_z else config.z_channels
-        self.quant_conv = conv(latent, config.embed_dim, 1, rngs=rngs, dtype=dtype)
-        self.post_quant_conv = conv(config.embed_dim, config.z_channels, 1, rngs=rngs, dtype=dtype)
+        self.quant_conv = make.conv(latent, config.embed_dim, 1)
+        self.post_quant_conv = make.conv(config.embed_dim, config.z_channels, 1)
 
     def encode_latents(self, images):
         """Pictures [batch, H, W, 3] to the vectors that are quantised, [batch, h, w, embed_dim]."""

@@ -104,11 +104,10 @@ class CLIPTrainer:
         logits = model.similarity(batch["pixels"], batch["input_ids"], batch["attention_mask"])  # [images, texts]
         same = (batch["caption"][:, None] == batch["caption"]).astype(logits.dtype)
         targets = same / same.sum(axis=1, keepdims=True)  # symmetric, as `same` is
-        loss = (
-            optax.softmax_cross_entropy(logits, targets) + optax.softmax_cross_entropy(logits.T, targets)
-        ).mean() / 2
+        to_text = optax.softmax_cross_entropy(logits, targets).mean()
+        to_image = optax.softmax_cross_entropy(logits.T, targets).mean()
         right = jnp.take_along_axis(same, logits.argmax(axis=0)[None], axis=0)  # each caption's best picture
-        return loss, {"text_to_image": right.mean()}
+        return (to_text + to_image) / 2, {"text_to_image": right.mean()}
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Loss and recall@1 of 256 held-out captions, each searching the 256 pictures."""

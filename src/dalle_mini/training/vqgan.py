@@ -2,10 +2,10 @@
 
 The picture loss is a mix of L1 (sharp edges) and L2 (PSNR). The codebook follows its vectors by an exponential moving
 average (van den Oord et al. 2017, appendix A.1), the encoder is held to it by the commitment loss, and gradients pass
-the argmin straight through. The first steps may run on crops: the network is convolutional, and the picture's plain parts
-teach it little. Codes that fall out of use are revived at vectors of the batch that are served worst,
+the argmin straight through. Codes that fall out of use are revived at vectors of the batch that are served worst,
 drawn in proportion to their squared error as in k-means++; the first step revives all of them, which is the codebook's
-initialisation.
+initialisation. The first steps may run on crops: the network is convolutional, and the picture's plain parts teach it
+little.
 """
 
 from __future__ import annotations

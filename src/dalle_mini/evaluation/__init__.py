@@ -1,0 +1,27 @@
+"""Weights to numbers: how good are the pictures that a model draws, and what a VQGAN loses."""
+
+from dalle_mini.evaluation.emoji import (
+    EmojiJudge,
+    EmojiPrompt,
+    EmojiScores,
+    Judgement,
+    Mistake,
+    held_out_prompts,
+    mistakes,
+    score,
+)
+from dalle_mini.evaluation.reconstruction import codebook_use, psnr, reconstruct
+
+__all__ = [
+    "EmojiJudge",
+    "EmojiPrompt",
+    "EmojiScores",
+    "Judgement",
+    "Mistake",
+    "codebook_use",
+    "held_out_prompts",
+    "mistakes",
+    "psnr",
+    "reconstruct",
+    "score",
+]
