@@ -208,18 +208,28 @@ class DalleMini:
         starts = range(0, settings.candidates, ROWS)
         tokens = []
         for start in starts:
-            tokens.append(self._draw_tokens(prompt, input_ids, attention_mask, start, settings))
-            report.tokens(min(ROWS, settings.candidates - start))
+            wanted = min(ROWS, settings.candidates - start)
+            before = report.done("tokens")
+            tokens.append(
+                self._draw_tokens(
+                    prompt,
+                    input_ids,
+                    attention_mask,
+                    start,
+                    settings,
+                    lambda count, before=before, wanted=wanted: report.reach("tokens", before + count * wanted),
+                )
+            )
         lap("tokens")
         images = []
         for start, rows in zip(starts, tokens, strict=True):
             images.append(to_uint8(self._decode(self._vqgan_state, rows)))
-            report.pictures(min(ROWS, settings.candidates - start))
+            report.reach("pictures", report.done("pictures") + min(ROWS, settings.candidates - start))
         images = np.concatenate(images)[: settings.candidates]
         lap("pictures")
         scores = self.ranker.scores(images, prompt[:MAX_CHARACTERS])
         order = self.ranker.rank(scores, settings.keep)
-        report.scores(settings.candidates)
+        report.reach("scores", report.done("scores") + settings.candidates)
         lap("scores")
         return Result(
             prompt=prompt,
@@ -231,7 +241,7 @@ class DalleMini:
             settings=settings,
         )
 
-    def _draw_tokens(self, prompt, input_ids, attention_mask, start, settings) -> np.ndarray:
+    def _draw_tokens(self, prompt, input_ids, attention_mask, start, settings, progress) -> np.ndarray:
         """Pictures `start` .. `start + ROWS - 1` of a prompt, int32 [ROWS, image_length]."""
         uncond_ids, uncond_mask = self._uncond
         tokens = generate_tokens(
@@ -246,6 +256,7 @@ class DalleMini:
             top_k=settings.top_k,
             top_p=settings.top_p,
             codebook_size=self.vqgan.config.n_embed,
+            progress=progress,
         )
         return np.asarray(tokens)[0]
 
@@ -259,28 +270,22 @@ def picture_keys(seed: int, prompt: str, indices: np.ndarray) -> jax.Array:
 
 
 class _Totals:
-    """Adds up what each stage has done over all prompts and passes it on."""
+    """How far each stage is over all prompts, passed on as it changes."""
 
     def __init__(self, progress: Progress | None, pictures: int, image_length: int):
-        self._progress, self._image_length = progress, image_length
+        self._progress = progress
         self._totals = {"tokens": pictures * image_length, "pictures": pictures, "scores": pictures}
-        self._done = dict.fromkeys(self._totals, 0)
+        self._done = {}
         for stage in self._totals:
-            self._add(stage, 0)
+            self.reach(stage, 0)
 
-    def tokens(self, pictures: int) -> None:
-        self._add("tokens", pictures * self._image_length)
+    def done(self, stage: str) -> int:
+        return self._done[stage]
 
-    def pictures(self, pictures: int) -> None:
-        self._add("pictures", pictures)
-
-    def scores(self, pictures: int) -> None:
-        self._add("scores", pictures)
-
-    def _add(self, stage: str, count: int) -> None:
-        self._done[stage] += count
+    def reach(self, stage: str, count: int) -> None:
+        self._done[stage] = count
         if self._progress is not None:
-            self._progress(stage, self._done[stage], self._totals[stage])
+            self._progress(stage, count, self._totals[stage])
 
 
 def _find_folders(folder, vqgan, clip) -> dict[str, Path]:

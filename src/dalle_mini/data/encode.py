@@ -49,9 +49,11 @@ def encode(
       source: has `batch(indices) -> (uint8 [n, S, S, 3], captions)`.
       progress: called with (rows done, rows in all).
     Raises:
-      UserError: `out` holds tokens of another VQGAN, or cannot be written.
+      UserError: `out` holds tokens of another VQGAN or is damaged, or cannot be written.
     """
     out = Path(out)
+    if rows < 1:
+        raise UserError(f"rows {rows}: there must be at least 1 to encode")
     if vqgan.config.n_embed > 2**16:
         raise UserError(f"n_embed {vqgan.config.n_embed}: tokens are stored in 16 bits")
     _claim(out, {"vqgan": identity(vqgan), "codebook_size": vqgan.config.n_embed, "rows": rows})
@@ -71,15 +73,21 @@ def encode(
             captions.extend(texts)
             progress(first + len(images), rows)
         beside = path.with_suffix(".tmp")
-        with beside.open("wb") as file:
-            np.savez_compressed(file, tokens=np.concatenate(tokens), captions=np.array(captions))
-        os.replace(beside, path)
+        try:
+            with beside.open("wb") as file:
+                np.savez_compressed(file, tokens=np.concatenate(tokens), captions=np.array(captions))
+            os.replace(beside, path)
+        except OSError as error:
+            raise UserError(f"{path}: cannot write it ({error.strerror})") from error
 
 
 def _claim(out: Path, manifest: dict[str, Any]) -> None:
     path = out / MANIFEST
     if path.exists():
-        found = json.loads(path.read_text())
+        try:
+            found = json.loads(path.read_text())
+        except (ValueError, OSError) as error:
+            raise UserError(f"{path}: damaged ({error}); use another folder") from None
         if found != manifest:
             raise UserError(
                 f"{path}: holds tokens of another run ({found}); this one is {manifest}: use another folder"
@@ -87,6 +95,8 @@ def _claim(out: Path, manifest: dict[str, Any]) -> None:
         return
     try:
         out.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(manifest, indent=2) + "\n")
+        beside = path.with_suffix(".tmp")
+        beside.write_text(json.dumps(manifest, indent=2) + "\n")
+        os.replace(beside, path)
     except OSError as error:
         raise UserError(f"{out}: cannot write there ({error.strerror})") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ class TokenDataset:
             self.vqgan, self.codebook_size, rows = (manifest[key] for key in ("vqgan", "codebook_size", "rows"))
         except FileNotFoundError:
             raise UserError(f"{self.folder}: no manifest.json, so no encoded tokens: encode pictures first") from None
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.folder / 'manifest.json'}: damaged ({error})") from None
         tokens, captions = [], []
         for path in sorted(self.folder.glob("*.npz")):
@@ -37,7 +38,7 @@ class TokenDataset:
                 with np.load(path, allow_pickle=False) as shard:
                     tokens.append(shard["tokens"])
                     captions.extend(shard["captions"].tolist())
-            except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+            except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
                 raise UserError(f"{path}: damaged ({error}); delete it and encode again") from None
         if len(captions) != rows:
             raise UserError(f"{self.folder}: {len(captions)} of {rows} rows are there: encode again to finish it")

@@ -20,6 +20,7 @@ from dalle_mini.errors import UserError
 BLOCK = 512  # emoji compared at a time
 BATCH = 16  # pictures compared at a time
 COLORS = tuple(PALETTE)
+BARE = ("black", "white")  # on black a background adds nothing to an emoji; white shows how much of it there is
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,6 @@ class _Templates:
 
     def draw(self, index: int, emoji: Emoji, font: Path) -> None:
         place = self.places[0]
-        # On black the background adds nothing; white shows how much of it there is.
         black, white = (self._crop(render(emoji, color, self._size, self.scale, place, font), place) for color in BARE)
         self._colors[index] = black.reshape(-1)
         self._opacity[index] = 255 - (white - black)[..., 0].reshape(-1)
@@ -207,7 +207,6 @@ class _Templates:
         shaded = np.sum(crops * np.tile(rgb, (len(self.places), 1))[:, None, None], axis=-1)
         crops, shaded = crops.reshape(len(crops), -1), shaded.reshape(len(crops), -1)
         weights = np.stack([np.ones(pictures), *(-2 * rgb.T), np.sum(rgb**2, axis=1)])  # [5, n]
-        # sum_c b_c^2 a a: opacity is the same in each channel
         squares = self._sums @ weights  # |T|^2 [emoji, n]
         gains = np.empty((len(self._colors), len(self.places), pictures), np.float64)
         for rows in self._blocks():
@@ -230,9 +229,6 @@ class _Templates:
 
     def _floats(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
         return self._colors[rows].astype(np.float32) / 255, self._opacity[rows].astype(np.float32) / 255
-
-
-BARE = ("black", "white")
 
 
 def _names_of_drawings(emoji: Sequence[Emoji], drawn: _Templates) -> list[tuple[str, ...]]:
@@ -283,7 +279,7 @@ class Mistake:
 def mistakes(
     prompts: Sequence[EmojiPrompt], judged: Sequence[Sequence[Judgement]], background: bool = False
 ) -> list[Mistake]:
-    """What was mistaken for what: wrong emoji, or wrong backgrounds; those of CLIP's picks first, then the commonest."""
+    """What was mistaken for what, emoji or backgrounds: the mistakes of CLIP's picks first, then the commonest."""
     found = []
     for prompt, row in zip(prompts, judged, strict=True):
         right = [one.is_color(prompt) if background else one.is_emoji(prompt) for one in row]

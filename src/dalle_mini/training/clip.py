@@ -111,7 +111,8 @@ class CLIPTrainer:
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Loss and recall@1 of 256 held-out captions, each searching the 256 pictures."""
-        loss, metrics = self._eval(state.params, self._examples(self.held_out, range(256)), jax.random.key(0))
+        examples = self._examples(self.held_out, range(min(256, len(self.held_out))))
+        loss, metrics = self._eval(state.params, examples, jax.random.key(0))
         return {"loss": float(loss), "recall": float(metrics["text_to_image"])}
 
     def export(self, state: TrainState, folder: Path) -> None:

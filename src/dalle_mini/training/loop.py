@@ -38,6 +38,11 @@ class LoopConfig:
     checkpoint_minutes: float = 3.0
     keep: int = 2
 
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "log_every", "eval_every", "keep"):
+            if getattr(self, name) < 1:
+                raise UserError(f"loop.{name}: {getattr(self, name)} is too small; it must be at least 1")
+
 
 class Trainer(Protocol):
     """One thing to train. All of it but `batch`, `evaluate` and `export` is traced by jax."""
@@ -72,24 +77,26 @@ def run(trainer: Trainer, loop: LoopConfig, out: str | Path) -> TrainState:
     # Donation lets XLA write the new state over the old one.
     train_step = jax.jit(trainer.step, donate_argnums=0, out_shardings=(replicated, replicated))
     window_start, window_step, saved_at = time.monotonic(), start, time.monotonic()
-    for step, batch in _prefetched(trainer, start, loop.steps):
-        batch = jax.device_put(batch, split)
-        state, metrics = train_step(state, batch, jax.random.fold_in(key, step))
-        done = step + 1
-        if done % loop.log_every == 0 or done == loop.steps:
-            metrics = {name: float(value) for name, value in metrics.items()}  # waits for the device
-            rate = (done - window_step) * loop.batch_size / (time.monotonic() - window_start)
-            tracker.log(done, metrics, rate)
-            if not np.isfinite(metrics["loss"]):
-                raise FloatingPointError(f"{trainer.name}: the loss is {metrics['loss']} at step {done}")
-            window_start, window_step = time.monotonic(), done
-        if done % loop.eval_every == 0 or done == loop.steps:
-            tracker.log(done, {f"eval_{name}": value for name, value in trainer.evaluate(state).items()})
-            window_start, window_step = time.monotonic(), done
-        if time.monotonic() - saved_at > 60 * loop.checkpoint_minutes or done == loop.steps:
-            checkpoints.save(done, state)
-            saved_at = time.monotonic()
-    checkpoints.close()
+    try:
+        for step, batch in _prefetched(trainer, start, loop.steps):
+            batch = jax.device_put(batch, split)
+            state, metrics = train_step(state, batch, jax.random.fold_in(key, step))
+            done = step + 1
+            if done % loop.log_every == 0 or done == loop.steps:
+                metrics = {name: float(value) for name, value in metrics.items()}  # waits for the device
+                rate = (done - window_step) * loop.batch_size / (time.monotonic() - window_start)
+                tracker.log(done, metrics, rate)
+                _check_finite(metrics["loss"], done, trainer, out)
+                window_start, window_step = time.monotonic(), done
+            if done % loop.eval_every == 0 or done == loop.steps:
+                tracker.log(done, {f"eval_{name}": value for name, value in trainer.evaluate(state).items()})
+                window_start, window_step = time.monotonic(), done
+            if time.monotonic() - saved_at > 60 * loop.checkpoint_minutes or done == loop.steps:
+                _check_finite(metrics["loss"], done, trainer, out)  # a broken state must not become the newest
+                checkpoints.save(done, state)
+                saved_at = time.monotonic()
+    finally:
+        checkpoints.close()
     trainer.export(state, out / "final")
     tracker.say(f"done: {out / 'final'}")
     return state
@@ -106,14 +113,24 @@ def _prefetched(trainer: Trainer, start: int, stop: int) -> Iterator[tuple[int, 
             yield step, batch
 
 
+def _check_finite(loss: Any, step: int, trainer: Trainer, out: Path) -> None:
+    if not np.isfinite(float(loss)):
+        raise FloatingPointError(
+            f"{trainer.name}: the loss is {float(loss)} at step {step}, and continuing {out} would come to it again: "
+            "start anew in another folder, with a lower training.learning_rate or more training.warmup_steps"
+        )
+
+
 def _keep_config(out: Path, trainer: Trainer, loop: LoopConfig) -> None:
     """Write the run's configuration, or refuse to continue a run with another one."""
     config = {"trainer": trainer.name, "loop": dataclasses.asdict(loop), **getattr(trainer, "settings", dict)()}
     config = json.loads(json.dumps(config, default=str))
     path = out / "config.json"
     if path.exists():
-        started_with = json.loads(path.read_text())
-        changed = sorted(_differences(started_with, config))
+        try:
+            changed = sorted(_differences(json.loads(path.read_text()), config))
+        except (ValueError, AttributeError, TypeError) as error:
+            raise UserError(f"{path}: damaged, so the run cannot be continued ({error}); use another folder") from error
         if changed:
             raise UserError(f"{path}: the run there was started with other values of {', '.join(changed)}")
         return

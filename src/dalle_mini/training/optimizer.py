@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import optax
 
+from dalle_mini.errors import UserError
+
 STACK = "layers"  # the attribute under which a network keeps its stacked blocks
 
 
@@ -24,7 +26,7 @@ def schedule(learning_rate: float, warmup_steps: int, steps: int, decay: str = "
         "cosine": optax.cosine_decay_schedule(learning_rate, rest, alpha=0.02),
     }
     if decay not in tails:
-        raise ValueError(f"decay: {decay!r} is none of {', '.join(tails)}")
+        raise UserError(f"decay: {decay!r} is none of {', '.join(tails)}")
     warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps + 1)
     return optax.join_schedules([warmup, tails[decay]], [warmup_steps])
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from dalle_mini.errors import UserError
 
@@ -13,7 +14,7 @@ T = TypeVar("T")
 
 
 def override(config: T, assignments: list[str]) -> T:
-    """`config` with each `a.b=value` applied; values are JSON (1e-3, true, [1, 2]) or else strings.
+    """`config` with each `a.b=value` applied; values are JSON (1e-3, true, null, [1, 2]) or else strings.
 
     Raises UserError for a key that is not there (naming the nearest) or a value of the wrong type.
     """
@@ -21,29 +22,45 @@ def override(config: T, assignments: list[str]) -> T:
         path, separator, text = assignment.partition("=")
         if not separator:
             raise UserError(f"{assignment!r}: overrides are written key=value")
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = text
-        config = _replace(config, path.split("."), value, path)
+        config = _replace(config, path.split("."), text, path)
     return config
 
 
-def _replace(config: Any, keys: list[str], value: Any, path: str) -> Any:
-    names = [f.name for f in dataclasses.fields(config)]
-    if keys[0] not in names:
-        near = difflib.get_close_matches(keys[0], names, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(names)}"
+def _replace(config: Any, keys: list[str], text: str, path: str) -> Any:
+    name = keys[0]
+    types = {field.name: get_type_hints(type(config))[field.name] for field in dataclasses.fields(config)}
+    if name not in types:
+        near = difflib.get_close_matches(name, types, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(types)}"
         raise UserError(f"{path}: no such setting; {hint}")
-    old = getattr(config, keys[0])
-    if len(keys) > 1:
-        if not dataclasses.is_dataclass(old):
-            raise UserError(f"{path}: {keys[0]} has no settings of its own")
-        value = _replace(old, keys[1:], value, path)
-    elif isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+    if len(keys) == 1:
+        return dataclasses.replace(config, **{name: _value(text, types[name], path)})
+    inner = getattr(config, name)
+    if not dataclasses.is_dataclass(inner):
+        raise UserError(f"{path}: {name} has no settings of its own")
+    return dataclasses.replace(config, **{name: _replace(inner, keys[1:], text, path)})
+
+
+def _value(text: str, wanted: Any, path: str) -> Any:
+    kinds = get_args(wanted) if isinstance(wanted, UnionType) else (wanted,)
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    if str in kinds and type(value) not in kinds:
+        return text  # a folder may be called 2024
+    if float in kinds and type(value) is int:
         value = float(value)
-    elif isinstance(old, tuple) and isinstance(value, list):
-        value = tuple(value)
-    elif old is not None and type(value) is not type(old):
-        raise UserError(f"{path}: {value!r} is not of type {type(old).__name__}")
-    return dataclasses.replace(config, **{keys[0]: value})
+    for kind in kinds:
+        if get_origin(kind) is tuple and type(value) is list:
+            if all(type(item) is get_args(kind)[0] for item in value):
+                return tuple(value)
+        elif type(value) is kind:
+            return value
+    raise UserError(f"{path}: {value!r} is not of type {' or '.join(map(_type_name, kinds))}")
+
+
+def _type_name(kind: Any) -> str:
+    if get_origin(kind) is tuple:
+        return f"list of {get_args(kind)[0].__name__}"
+    return "null" if kind is NoneType else kind.__name__

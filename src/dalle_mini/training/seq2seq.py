@@ -67,6 +67,11 @@ class Seq2SeqTrainer:
                 raise UserError(
                     f"{data.folder}: tokens of {data.codebook_size} codes, image_vocab_size {model.image_vocab_size}"
                 )
+        if model.decoder_start_token_id > model.image_vocab_size:
+            raise UserError(
+                f"decoder_start_token_id {model.decoder_start_token_id} is beyond image_vocab_size "
+                f"{model.image_vocab_size}: override it too (null means image_vocab_size)"
+            )
         tokenizer.check_vocab_size(model.encoder_vocab_size)
         self.config, self.batch_size, self.seed = config, batch_size, seed
         self.tokenizer, self.normalizer = tokenizer, normalizer
@@ -104,13 +109,14 @@ class Seq2SeqTrainer:
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Loss and token accuracy, teacher forced, on the first 256 held-out examples."""
-        totals = []
+        totals, sizes = [], []
         for start in range(0, min(256, len(self.held_out["labels"])), 32):
             batch = {name: array[start : start + 32] for name, array in self.held_out.items()}
             loss, metrics = self._eval(state.params, batch, jax.random.key(0))
             totals.append((float(loss), float(metrics["accuracy"])))
-        loss, accuracy = np.mean(totals, axis=0)
-        return {"loss": loss, "accuracy": accuracy}
+            sizes.append(len(batch["labels"]))  # the last one may be smaller
+        loss, accuracy = np.average(totals, axis=0, weights=sizes)
+        return {"loss": float(loss), "accuracy": float(accuracy)}
 
     def export(self, state: TrainState, folder: Path) -> None:
         nnx.merge(self.graphdef, state.params).save_pretrained(folder)

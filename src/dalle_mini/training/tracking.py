@@ -21,7 +21,9 @@ class Tracker:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-            path.write_text("".join(line + "\n" for line in kept))
+            beside = path.with_suffix(".tmp")
+            beside.write_text("".join(line + "\n" for line in kept))
+            beside.replace(path)
 
     def log(self, step: int, metrics: dict[str, float], examples_per_second: float | None = None) -> None:
         record = {"step": step, "time": round(time.time(), 1), **{k: float(v) for k, v in metrics.items()}}

@@ -21,6 +21,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from dalle_mini.errors import UserError
 from dalle_mini.models import VQGAN
 from dalle_mini.models.config import VQGANConfig
 from dalle_mini.training.optimizer import adamw, schedule
@@ -50,6 +51,14 @@ class VQGANTrainer:
     name = "vqgan"
 
     def __init__(self, config: VQGANTraining, train: Any, held_out: Any, *, steps: int, batch_size: int, seed: int):
+        if config.crop is not None and not 0 < config.crop <= config.model.resolution:
+            raise UserError(
+                f"training.crop {config.crop}: pictures of {config.model.resolution} pixels have no such crop"
+            )
+        if config.crop is not None and config.crop % config.model.downscale:
+            raise UserError(
+                f"training.crop {config.crop} is not a multiple of the {config.model.downscale} pixels of a token"
+            )
         self.config, self.train, self.held_out = config, train, held_out
         self.batch_size, self.seed = batch_size, seed
         self.tx = adamw(schedule(config.learning_rate, config.warmup_steps, steps))
@@ -133,9 +142,9 @@ class VQGANTrainer:
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """PSNR (dB, mean over pictures) and share of the codebook used on 256 held-out pictures."""
-        psnr, used = [], set()
-        for start in range(0, 256, 32):
-            images = self.held_out.batch(range(start, start + 32))[0].astype(np.float32) / 255
+        psnr, used, rows = [], set(), min(256, len(self.held_out))
+        for start in range(0, rows, 32):
+            images = self.held_out.batch(range(start, min(start + 32, rows)))[0].astype(np.float32) / 255
             pictures, tokens = self._eval(state.params, images)
             mse = np.mean((np.asarray(pictures) - images) ** 2, axis=(1, 2, 3))
             psnr.extend(-10 * np.log10(np.maximum(mse, 1e-10)))

@@ -1,0 +1,199 @@
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dalle_mini.data.emoji import (
+    DEBIAN_FONT,
+    PALETTE,
+    Emoji,
+    everyday_candidates,
+    everyday_emoji,
+    is_held_out,
+    render,
+)
+from dalle_mini.errors import UserError
+from dalle_mini.evaluation.emoji import (
+    EmojiJudge,
+    EmojiPrompt,
+    EmojiScores,
+    Judgement,
+    Mistake,
+    held_out_prompts,
+    mistakes,
+    plain_caption,
+    score,
+)
+
+needs_font = pytest.mark.skipif(not DEBIAN_FONT.is_file(), reason="the package fonts-noto-color-emoji is not installed")
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "emoji_quality.py"
+SNAIL, APPLE = Emoji("🐌", "snail"), Emoji("🍎", "red apple")
+
+
+@pytest.fixture(scope="module")
+def quality():
+    spec = importlib.util.spec_from_file_location("emoji_quality", BENCHMARK)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def judge():
+    return EmojiJudge(emoji=everyday_emoji()[:80])
+
+
+def half_resolution(image: np.ndarray) -> np.ndarray:
+    size = image.shape[0]
+    small = Image.fromarray(image).resize((size // 2, size // 2), Image.Resampling.BOX)
+    return np.asarray(small.resize((size, size), Image.Resampling.BICUBIC))
+
+
+@needs_font
+@pytest.mark.parametrize("degrade", [lambda image: image, half_resolution], ids=["clean", "half-resolution"])
+def test_judge_finds_emoji_color_size_and_place(judge, degrade):
+    colors = list(PALETTE)
+    drawn = [
+        (one, colors[i % 12], (10, 12)[i % 2], (3 - i % 2 + i // 2 % 3 - 1, 3 - i % 2 + i // 6 % 3 - 1))
+        for i, one in enumerate(everyday_emoji()[:80])
+    ]
+    images = np.stack([degrade(render(one, color, 64, scale, place)) for one, color, scale, place in drawn])
+    expected = [((one.name,), color, scale, place) for one, color, scale, place in drawn]
+    assert [(one.names, one.color, one.scale, one.position) for one in judge(images)] == expected
+
+
+@needs_font
+def test_distance_is_the_mean_squared_difference_of_the_pixels(judge):
+    image = half_resolution(render(SNAIL, "brown", 64, 10, (4, 2)))
+    apple = EmojiJudge(emoji=[APPLE], scales=[10], reach=0)(image[None], ["pink"])[0]
+    expected = np.mean((image / 255 - render(APPLE, "pink", 64, 10, (3, 3)) / 255) ** 2)
+    assert (apple.name, apple.color, apple.scale, apple.position) == ("red apple", "pink", 10, (3, 3))
+    assert apple.distance == pytest.approx(expected, rel=5e-3)  # a render rounds to whole steps of colour
+    assert judge(image[None], ["brown"])[0].distance < expected
+
+
+@needs_font
+def test_emoji_that_are_drawn_alike_are_one():
+    norway, island = Emoji("🇳🇴", "flag of norway"), Emoji("🇧🇻", "flag of bouvet island")
+    seen = EmojiJudge(emoji=[SNAIL, norway, island])(render(island, "green")[None])[0]
+    assert seen.names == ("flag of norway", "flag of bouvet island")
+    assert seen.is_emoji(EmojiPrompt(island, "green", ""))
+    assert not seen.is_emoji(EmojiPrompt(SNAIL, "green", ""))
+
+
+@needs_font
+@pytest.mark.parametrize("size", [16, 32, 96])
+def test_pictures_of_any_multiple_of_16(size):
+    emoji = everyday_emoji()[:10]
+    seen = EmojiJudge(size, emoji)(np.stack([render(one, "blue", size) for one in emoji]))
+    assert [(one.name, one.color) for one in seen] == [(one.name, "blue") for one in emoji]
+
+
+@needs_font
+def test_background_is_the_commonest_of_the_border(judge):
+    image = np.full((64, 64, 3), PALETTE["orange"], np.uint8)
+    image[20:44, 20:44] = PALETTE["black"]
+    image[:20] = PALETTE["green"]
+    assert judge.backgrounds(image[None]) == ["orange"]
+
+
+@needs_font
+def test_pictures_of_another_size_are_refused(judge):
+    with pytest.raises(ValueError, match=r"64, 64.*32, 32"):
+        judge(np.zeros((1, 32, 32, 3), np.uint8))
+
+
+def test_prompts_are_held_out_pairs_without_repetition():
+    emoji = everyday_candidates()
+    prompts = held_out_prompts(100, emoji, seed=3)
+    assert len({prompt.emoji for prompt in prompts}) == 100
+    assert all(is_held_out(prompt.emoji, prompt.color) for prompt in prompts)
+    assert prompts == held_out_prompts(100, emoji, seed=3)
+    assert prompts != held_out_prompts(100, emoji, seed=4)
+    pairs = [(one, color) for one in emoji for color in PALETTE if is_held_out(one, color)]
+    everything = held_out_prompts(len(pairs), emoji)
+    assert {(prompt.emoji, prompt.color) for prompt in everything} == set(pairs)
+    with pytest.raises(UserError, match=f"1 to {len(pairs)}"):
+        held_out_prompts(len(pairs) + 1, emoji)
+
+
+def test_captions():
+    assert plain_caption(SNAIL, "yellow") == "a snail on a yellow background"
+    assert plain_caption(Emoji("🍇", "grapes"), "orange") == "grapes on an orange background"
+
+
+def seen(name: str, color: str) -> Judgement:
+    return Judgement((name,), color, 0.0, 12, (2, 2))
+
+
+PROMPTS = [EmojiPrompt(SNAIL, "yellow", "a snail"), EmojiPrompt(APPLE, "blue", "an apple")]
+JUDGED = [
+    [seen("snail", "yellow"), seen("shell", "yellow"), seen("shell", "red"), seen("snail", "yellow")],
+    [seen("tomato", "blue"), seen("tomato", "blue"), seen("red apple", "blue"), seen("cherries", "blue")],
+]
+
+
+def test_scores():
+    assert score(PROMPTS, JUDGED) == EmojiScores(0.5, 1.0, 3 / 8, 7 / 8, 1.0, 1.0)
+
+
+def test_mistakes():
+    assert mistakes(PROMPTS, JUDGED) == [
+        Mistake("an apple", "tomato", 2, True),
+        Mistake("a snail", "shell", 2, False),
+        Mistake("an apple", "cherries", 1, False),
+    ]
+    assert mistakes(PROMPTS, JUDGED, background=True) == [Mistake("a snail", "red", 1, False)]
+
+
+@needs_font
+def test_benchmark_end_to_end(quality, golden_bundle, tmp_path, capsys, monkeypatch):
+    few = everyday_emoji()[:40]
+    monkeypatch.setattr("dalle_mini.evaluation.emoji.all_emoji", lambda font=None: few)
+    options = ["--prompts", "3", "--candidates", "2", "--reconstructions", "5", "--output", str(tmp_path / "out")]
+    assert quality.main(["--model", str(golden_bundle), *options, "--json"]) == 0
+    out, err = capsys.readouterr()
+    figures = json.loads(out.splitlines()[-1])
+    shares = ("single_accuracy", "background_accuracy", "random_single_accuracy", "random_background_accuracy")
+    assert all(0 <= figures[name] <= 1 for name in (*shares, "codebook_use"))
+    assert figures["vqgan_psnr"] > 0 and figures["prompts"] == 3 and figures["candidates"] == 2
+    assert figures["models"]["dalle"]["sha256"]
+    assert "wrong emoji" in out and "[3/3]" in err
+    assert Image.open(tmp_path / "out" / "contact_sheet.png").width > 300
+    details = json.loads((tmp_path / "out" / "quality.json").read_text())["details"]
+    assert [len(row["judged"]) for row in details] == [2, 2, 2]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["contact_sheet.png", "quality.json"]
+
+
+@needs_font
+def test_emoji_list_of_a_bundle(quality, tmp_path):
+    dalle = tmp_path / "dalle"
+    dalle.mkdir()
+    assert quality.known_emoji(dalle, DEBIAN_FONT) == everyday_emoji()
+    listed = tmp_path / "emoji.json"
+    listed.write_text(json.dumps(["snail", "flag of norway"]))
+    assert [one.name for one in quality.known_emoji(dalle, DEBIAN_FONT)] == ["snail", "flag of norway"]
+    for text, message in (('["snial"]', "snial"), ("{}", "list of emoji names"), ("[", "not JSON")):
+        listed.write_text(text)
+        with pytest.raises(UserError, match=rf"emoji\.json.*{message}"):
+            quality.known_emoji(dalle, DEBIAN_FONT)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--font", "nowhere.ttf"], "fonts-noto-color-emoji"),
+        (["--prompts", "many"], "invalid int"),
+        (["--candidates", "0"], "candidates"),
+        (["--reconstructions", "0"], "reconstructions"),
+        (["--font", str(BENCHMARK), "--model", "nowhere"], "no such folder"),
+    ],
+)
+def test_mistakes_of_the_user_are_one_line(quality, options, message, tmp_path, capsys):
+    assert quality.main([*options, "--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and message in error
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,6 @@
+"""Puts `tiny_runs.py`, which child processes run as a script, on the path of the tests here."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))

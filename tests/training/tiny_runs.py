@@ -1,0 +1,161 @@
+"""The three trainers at their smallest, on eight pictures of 8x8 pixels.
+
+As a script, `tiny_runs.py OUT TRAINER... [--die-at STEP]`, it runs them into OUT/TRAINER; with --die-at the process
+kills itself (SIGKILL) when the batch of that step is asked for.
+"""
+
+import argparse
+import os
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from dalle_mini.models.config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, DalleBartConfig, VQGANConfig
+from dalle_mini.text.train_tokenizer import train_caption_tokenizer, train_clip_tokenizer
+from dalle_mini.training.clip import CLIPTrainer, CLIPTraining
+from dalle_mini.training.loop import LoopConfig, run
+from dalle_mini.training.seq2seq import Seq2SeqTrainer, Seq2SeqTraining
+from dalle_mini.training.vqgan import VQGANTrainer, VQGANTraining
+
+NAMES = ("seq2seq", "vqgan", "clip")
+CAPTIONS = ["red", "green", "blue", "stripes", "a ring", "a dot", "night", "noise"]
+
+SEQ2SEQ = Seq2SeqTraining(
+    model=DalleBartConfig(
+        encoder_vocab_size=300,
+        image_vocab_size=16,
+        max_text_length=8,
+        image_length=16,
+        d_model=16,
+        encoder_layers=2,
+        encoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        decoder_layers=2,
+        decoder_attention_heads=2,
+        decoder_ffn_dim=16,
+    ),
+    learning_rate=0.02,
+    warmup_steps=2,
+)
+VQGAN = VQGANTraining(
+    model=VQGANConfig(
+        ch=8,
+        ch_mult=(1, 2),
+        num_res_blocks=1,
+        attn_resolutions=(),
+        resolution=8,
+        z_channels=8,
+        embed_dim=4,
+        n_embed=16,
+        norm_groups=4,
+    ),
+    learning_rate=3e-3,
+    warmup_steps=2,
+    revive_every=3,
+)
+CLIP = CLIPTraining(
+    model=CLIPConfig(
+        text=CLIPTextConfig(
+            vocab_size=600,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=16,
+        ),
+        vision=CLIPVisionConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            image_size=8,
+            patch_size=4,
+        ),
+        projection_dim=16,
+    ),
+    learning_rate=3e-3,
+    warmup_steps=2,
+)
+PREPROCESSOR = {
+    "size": {"shortest_edge": 8},
+    "crop_size": {"height": 8, "width": 8},
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.25, 0.25, 0.25],
+}
+
+
+class Pictures:
+    """Eight pictures that are easy to tell apart, over and over: a map-style source."""
+
+    def __init__(self, length: int = 8):
+        self.length = length
+        images = np.zeros((8, 8, 8, 3), np.uint8)
+        for channel in range(3):
+            images[channel, ..., channel] = 220
+        images[3, ::2] = 255
+        images[4, 1:7, 1:7] = 200
+        images[4, 3:5, 3:5] = 0
+        images[5, 3:5, 3:5] = 255
+        images[6] = (10, 10, 40)
+        images[7] = np.random.default_rng(0).integers(0, 256, (8, 8, 3))
+        self.images = images
+
+    def __len__(self):
+        return self.length
+
+    def batch(self, indices):
+        rows = np.asarray(list(indices)) % 8
+        return self.images[rows], [CAPTIONS[row] for row in rows]
+
+
+def tokens(rows: int = 24) -> SimpleNamespace:
+    """What a `TokenDataset` is to the seq2seq trainer: each caption has its own row of tokens."""
+    codes = np.random.default_rng(1).integers(0, 16, (8, 16)).astype(np.uint16)
+    which = np.arange(rows) % 8
+    return SimpleNamespace(
+        folder="tokens", tokens=codes[which], captions=[CAPTIONS[i] for i in which], codebook_size=16
+    )
+
+
+def make(name: str, folder: Path, loop: LoopConfig, config=None, train=None):
+    """The trainer of that name. `folder` holds its tokenizer, made if need be."""
+    sizes = {"steps": loop.steps, "batch_size": loop.batch_size, "seed": loop.seed}
+    if name == "seq2seq":
+        tokenizer = train_caption_tokenizer([f" {caption}" for caption in CAPTIONS], 300, folder / "tokenizer")
+        return Seq2SeqTrainer(config or SEQ2SEQ, train or tokens(), tokens(8), tokenizer, None, **sizes)
+    train = train or Pictures()
+    if name == "vqgan":
+        return VQGANTrainer(config or VQGAN, train, Pictures(), **sizes)
+    tokenizer = train_clip_tokenizer(CAPTIONS, 600, folder / "tokenizer")
+    return CLIPTrainer(config or CLIP, train, Pictures(), tokenizer, PREPROCESSOR, **sizes)
+
+
+def short_loop(**changes) -> LoopConfig:
+    """Eight steps, every one logged, every one saved."""
+    return LoopConfig(
+        **{"steps": 8, "batch_size": 4, "log_every": 1, "eval_every": 4, "checkpoint_minutes": 0, **changes}
+    )
+
+
+def dying(trainer, at: int, how):
+    """The same trainer, but `how()` happens where the batch of step `at` is made."""
+    batch = trainer.batch
+    trainer.batch = lambda step: how() if step == at else batch(step)
+    return trainer
+
+
+def kill_self():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", type=Path)
+    parser.add_argument("trainers", nargs="+", choices=NAMES)
+    parser.add_argument("--die-at", type=int, default=-1)
+    arguments = parser.parse_args()
+    for chosen in arguments.trainers:
+        trainer = make(chosen, arguments.out / chosen, short_loop())
+        run(dying(trainer, arguments.die_at, kill_self), short_loop(), arguments.out / chosen)
