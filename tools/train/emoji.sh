@@ -15,7 +15,7 @@ run() { echo "== $*" >&2; "$python" "tools/train/$@"; }
 
 [ -f "$runs/tokenizers/dalle/words.txt" ] || run make_tokenizers.py "$runs/tokenizers"
 [ -d "$runs/vqgan/final" ] || run train_vqgan.py "$runs/vqgan"
-run encode_emoji.py "$runs/vqgan/final" "$runs/tokens" --split train --rows 24000
+run encode_emoji.py "$runs/vqgan/final" "$runs/tokens" --split train --rows 20000
 run encode_emoji.py "$runs/vqgan/final" "$runs/tokens-heldout" --split heldout --rows 512
 [ -d "$runs/seq2seq/final" ] || run train_seq2seq.py "$runs/seq2seq" "tokens=$runs/tokens" \
   "held_out_tokens=$runs/tokens-heldout" "tokenizer=$runs/tokenizers/dalle"

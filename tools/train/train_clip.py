@@ -24,10 +24,10 @@ MODEL = CLIPConfig(
         max_position_embeddings=32,
     ),
     vision=CLIPVisionConfig(
-        hidden_size=192,
-        intermediate_size=768,
+        hidden_size=128,
+        intermediate_size=512,
         num_hidden_layers=4,
-        num_attention_heads=6,
+        num_attention_heads=4,
         image_size=SIZE,
         patch_size=8,
     ),
@@ -52,7 +52,7 @@ PREPROCESSOR = {
 class Config:
     tokenizer: str = "runs/emoji/tokenizers/clip"
     training: CLIPTraining = field(default_factory=lambda: CLIPTraining(model=MODEL))
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1500, batch_size=128, eval_every=250))
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=800, batch_size=128, eval_every=250))
 
 
 def build(config: Config) -> CLIPTrainer:

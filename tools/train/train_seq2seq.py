@@ -1,6 +1,6 @@
 """Train a small DalleBart on encoded emoji.
 
-    python tools/train/train_seq2seq.py runs/emoji/seq2seq tokens=runs/emoji/tokens loop.steps=2500
+    python tools/train/train_seq2seq.py runs/emoji/seq2seq tokens=runs/emoji/tokens loop.steps=4000
 
 Run it again to continue after a kill.
 """
@@ -42,7 +42,7 @@ class Config:
     training: Seq2SeqTraining = field(
         default_factory=lambda: Seq2SeqTraining(model=MODEL, learning_rate=0.02, warmup_steps=100)
     )
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=2500, batch_size=16, eval_every=250))
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1500, batch_size=16, eval_every=250))
 
 
 def build(config: Config) -> Seq2SeqTrainer:

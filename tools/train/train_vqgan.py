@@ -28,7 +28,7 @@ MODEL = VQGANConfig(
 
 @dataclass(frozen=True)
 class Config:
-    training: VQGANTraining = field(default_factory=lambda: VQGANTraining(model=MODEL, crop=32, crop_steps=800))
+    training: VQGANTraining = field(default_factory=lambda: VQGANTraining(model=MODEL, crop=32))
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=950, batch_size=64, eval_every=200))
 
 

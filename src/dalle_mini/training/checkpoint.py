@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +28,31 @@ class Checkpoints:
             self._manager.save(step, args=ocp.args.StandardSave(state))
 
     def restore(self, like: Any) -> Any | None:
-        """The newest checkpoint with the structure, shapes and types of `like`, or None where there is none.
+        """The newest checkpoint with the structure and shapes of `like`, or None where there is none.
 
-        Raises UserError when the newest one was made with another configuration.
+        A newer one that cannot be read although an older one can (a full disk, say) is reported and deleted.
+        Raises UserError when none can: they are damaged, or were made with another configuration.
         """
-        step = self._manager.latest_step()
-        if step is None:
-            return None
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        try:
-            return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{self.folder / str(step)}: does not fit this run's configuration; "
-                f"continue it with the one it was started with, or choose another output folder "
-                f"({str(error).splitlines()[0]})"
-            ) from error
+        failures: dict[int, Exception] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                state = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+            except Exception as error:  # what Orbax raises on a damaged file is any of many types
+                failures[step] = error
+                continue
+            for broken in failures:
+                print(f"{self.folder / str(broken)}: damaged, going back to step {step}", file=sys.stderr)
+                self._manager.delete(broken)  # Orbax would not save a step before it
+            return state
+        if not failures:
+            return None
+        step, error = next(iter(failures.items()))
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{self.folder / str(step)}: does not fit this run's configuration, or is damaged; "
+            f"continue it with the one it was started with, or choose another output folder ({reason})"
+        ) from error
 
     def close(self) -> None:
         """Wait for the last save to be on disk."""

@@ -4,8 +4,7 @@ The picture loss is a mix of L1 (sharp edges) and L2 (PSNR). The codebook follow
 average (van den Oord et al. 2017, appendix A.1), the encoder is held to it by the commitment loss, and gradients pass
 the argmin straight through. Codes that fall out of use are revived at vectors of the batch that are served worst,
 drawn in proportion to their squared error as in k-means++; the first step revives all of them, which is the codebook's
-initialisation. The first steps may run on crops: the network is convolutional, and the picture's plain parts teach it
-little.
+initialisation. Training may run on crops: the network is convolutional, and a picture's plain parts teach it little.
 """
 
 from __future__ import annotations
@@ -41,8 +40,7 @@ class VQGANTraining:
     codebook_decay: float = 0.98
     revive_every: int = 20
     revive_below: float = 0.2  # uses a step, as a running mean
-    crop: int | None = None  # side of the crops that the first `crop_steps` steps train on, pixels
-    crop_steps: int = 0
+    crop: int | None = None  # train on crops of this side, pixels
 
 
 class VQGANTrainer:
@@ -77,7 +75,7 @@ class VQGANTrainer:
     def batch(self, step: int) -> dict[str, np.ndarray]:
         rng = np.random.default_rng((self.seed, step))
         images = self.train.batch(rng.integers(0, len(self.train), self.batch_size))[0]
-        if self.config.crop and step < self.config.crop_steps:
+        if self.config.crop:
             images = _random_crops(images, self.config.crop, self.config.model.downscale, rng)
         return {"images": images}
 

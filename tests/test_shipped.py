@@ -1,0 +1,60 @@
+"""The model that ships with the package."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dalle_mini.data.emoji import DEBIAN_FONT
+from dalle_mini.pipeline import SHIPPED, DalleMini
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+def test_is_small_complete_and_described():
+    size = sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file())
+    assert size <= 30e6
+    names = json.loads((SHIPPED / "emoji.json").read_text())
+    assert len(set(names)) == len(names) >= 200
+    card = (SHIPPED / "README.md").read_text().lower()
+    for topic in ("data", "licen", "recipe", "training time", "scores", "limits"):
+        assert topic in card
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return DalleMini.from_pretrained()
+
+
+def test_draws_what_is_asked_for(pipe):
+    blue, green = pipe.generate(
+        ["a lion on a blue background", "a lion on a green background"], candidates=8, keep=1, seed=0
+    )
+    picture = np.asarray(blue.images[0], np.float32)
+    assert picture.shape == (64, 64, 3)
+    corner_blue, corner_green = (np.asarray(r.images[0], np.float32)[:6, :6].mean((0, 1)) for r in (blue, green))
+    assert corner_blue.argmax() == 2
+    assert corner_green.argmax() == 1
+    assert picture.std() > 10  # something is on it
+
+
+def test_a_picture_depends_on_its_own_seed_prompt_and_number_alone(pipe):
+    one = pipe.generate(["a red apple"], candidates=1, keep=1, seed=3)[0]
+    _, seven = pipe.generate(["a rocket", "a red apple"], candidates=7, keep=7, seed=3)
+    np.testing.assert_array_equal(one.tokens[0], seven.tokens[seven.indices.index(0)])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DEBIAN_FONT.exists(), reason="needs Debian's package fonts-noto-color-emoji")
+def test_quality_on_held_out_prompts(tmp_path):
+    command = [sys.executable, "benchmarks/emoji_quality.py", "--json", "--output", str(tmp_path), "--prompts", "100"]
+    done = subprocess.run(command, cwd=REPOSITORY, env=os.environ, capture_output=True, text=True, check=True)
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["single_accuracy"] >= 0.75
+    assert figures["background_accuracy"] >= 0.90
+    assert figures["single_accuracy"] > figures["random_single_accuracy"]
+    assert figures["vqgan_psnr"] >= 24
+    assert figures["codebook_use"] >= 0.5

@@ -1,0 +1,102 @@
+"""key=value overrides of dataclass configs."""
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from dalle_mini.errors import UserError
+from dalle_mini.training.overrides import override
+
+
+@dataclass(frozen=True)
+class Inner:
+    width: int = 4
+    rate: float = 0.5
+    sizes: tuple[int, ...] = (1, 2)
+    crop: int | None = None
+
+    def __post_init__(self):
+        if self.width < 0:
+            raise UserError("width is negative")
+
+
+@dataclass(frozen=True)
+class Outer:
+    folder: str = "runs"
+    remat: bool = False
+    steps: int = 10
+    inner: Inner = field(default_factory=Inner)
+
+
+def test_values_of_every_type():
+    changed = override(
+        Outer(),
+        [
+            "folder=a=b c",
+            "remat=true",
+            "steps=3",
+            "inner.width=8",
+            "inner.rate=1e-3",
+            "inner.sizes=[3]",
+            "inner.crop=16",
+        ],
+    )
+    assert changed == Outer("a=b c", True, 3, Inner(8, 1e-3, (3,), 16))
+    assert Outer() == Outer("runs", False, 10, Inner(4, 0.5, (1, 2), None))
+
+
+def test_nothing_and_the_last_of_two():
+    assert override(Outer(), []) == Outer()
+    assert override(Outer(), ["steps=1", "steps=2"]).steps == 2
+
+
+def test_a_whole_number_is_a_number():
+    rate = override(Outer(), ["inner.rate=2"]).inner.rate
+    assert isinstance(rate, float)
+    assert rate == 2
+
+
+def test_null_unsets_what_may_be_unset():
+    assert override(Outer(inner=Inner(crop=8)), ["inner.crop=null"]).inner.crop is None
+
+
+def test_folders_may_look_like_json():
+    for text in ("2024", "true", "null", "[1]", "1e3", ""):
+        assert override(Outer(), [f"folder={text}"]).folder == text
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("steps", "'steps': overrides are written key=value"),
+        ("step=1", "step: no such setting; did you mean steps?"),
+        ("inner.widht=1", "inner.widht: no such setting; did you mean width?"),
+        ("zzz=1", "zzz: no such setting; known are folder, remat, steps, inner"),
+        ("=1", ": no such setting; known are folder, remat, steps, inner"),
+        ("steps.more=1", "steps.more: steps has no settings of its own"),
+        ("steps=many", "steps: 'many' is not of type int"),
+        ("steps=1.5", "steps: 1.5 is not of type int"),
+        ("steps=true", "steps: True is not of type int"),
+        ("steps=null", "steps: None is not of type int"),
+        ("remat=1", "remat: 1 is not of type bool"),
+        ("remat=yes", "remat: 'yes' is not of type bool"),
+        ("inner=3", "inner: 3 is not of type Inner"),
+        ("inner.rate=true", "inner.rate: True is not of type float"),
+        ("inner.sizes=3", "inner.sizes: 3 is not of type list of int"),
+        ("inner.sizes=[1, 2.5]", "inner.sizes: [1, 2.5] is not of type list of int"),
+        ("inner.crop=large", "inner.crop: 'large' is not of type int or null"),
+        ("inner.width=-1", "width is negative"),
+    ],
+)
+def test_mistakes(assignment, message):
+    with pytest.raises(UserError) as caught:
+        override(Outer(), [assignment])
+    assert str(caught.value) == message
+
+
+def test_the_start_token_follows_the_vocabulary():
+    """Once resolved, a config's special ids no longer follow image_vocab_size: null resolves them again."""
+    from dalle_mini.models.config import DalleBartConfig
+
+    changed = override(DalleBartConfig(), ["image_vocab_size=64", "decoder_start_token_id=null"])
+    assert changed.decoder_start_token_id == 64
