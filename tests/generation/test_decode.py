@@ -68,14 +68,22 @@ def teacher_forced(model, golden, tokens, guidance):
     return guide(cond, forward(*split, golden["input_ids_uncond"], golden["attention_mask_uncond"], shifted), guidance)
 
 
-@pytest.mark.parametrize("folder", [SCANNED, UNROLLED, MEGALIKE, SHARDED], ids=lambda folder: folder.name)
-@pytest.mark.parametrize(("name", "guidance"), [("greedy", 1.0), ("sc_greedy", 10.0), ("sc3_greedy", 3.0)])
-def test_published_greedy_sequences(folder, name, guidance):
-    golden = {**load_golden(SCANNED), **load_golden(UNROLLED)} if folder == UNROLLED else load_golden(folder)
-    model = DalleBart.from_pretrained(folder)
-    tokens = generate(model, golden, keys_of(3), guidance=guidance, top_k=1, codebook_size=ALL_IDS)
-    assert tokens.dtype == np.int32
-    np.testing.assert_array_equal(tokens, golden[f"{name}_sequences"][:, 1:])
+@pytest.mark.parametrize(
+    ("folder", "guidances"),
+    [
+        (SCANNED, {"greedy": 1.0, "sc_greedy": 10.0, "sc3_greedy": 3.0}),
+        (UNROLLED, {"greedy": 1.0}),  # the only one in that folder
+        (MEGALIKE, {"greedy": 1.0, "sc_greedy": 10.0, "sc3_greedy": 3.0}),
+        (SHARDED, {"greedy": 1.0, "sc_greedy": 10.0, "sc3_greedy": 3.0}),
+    ],
+    ids=lambda value: value.name if isinstance(value, Path) else "",
+)
+def test_published_greedy_sequences(folder, guidances):
+    golden, model = load_golden(folder), DalleBart.from_pretrained(folder)
+    for name, guidance in guidances.items():
+        tokens = generate(model, golden, keys_of(3), guidance=guidance, top_k=1, codebook_size=ALL_IDS)
+        assert tokens.dtype == np.int32
+        np.testing.assert_array_equal(tokens, golden[f"{name}_sequences"][:, 1:])
 
 
 @pytest.mark.parametrize("name", ["default", "warped", "nocond"])
@@ -96,24 +104,23 @@ def test_published_sampled_sequences(model, golden, name):
     np.testing.assert_array_equal(tokens, golden[f"sample_{name}_sequences"][:, 1:])
 
 
-@pytest.mark.parametrize("guidance", [1.0, 10.0])
-def test_cached_sampling_equals_teacher_forcing(model, golden, guidance):
-    keys, settings = keys_of(3, 2), {"temperature": 1.3, "top_k": 20, "top_p": 0.9}
+@pytest.mark.parametrize(("guidance", "top_p"), [(1.0, None), (10.0, 0.9)])
+def test_cached_sampling_equals_teacher_forcing(model, golden, guidance, top_p):
+    keys, settings = keys_of(3, 2), {"temperature": 1.3, "top_k": 20, "top_p": top_p}
     tokens = generate(model, golden, keys, guidance=guidance, **settings)
+    step_keys = jax.vmap(jax.vmap(lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(16))))(keys)
     for candidate in range(2):
         logits = teacher_forced(model, golden, tokens[:, candidate], guidance)
         logits = warp(mask_beyond(logits, 64), **settings)
-        step_keys = jax.vmap(lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(16)))
-        np.testing.assert_array_equal(sample(step_keys(keys[:, candidate]), logits), tokens[:, candidate])
+        np.testing.assert_array_equal(sample(step_keys[:, candidate], logits), tokens[:, candidate])
 
 
 def test_greedy_tokens_are_the_likeliest_of_teacher_forcing(mega):
     model, golden = mega
-    for guidance in (1.0, 10.0):
-        tokens = generate(model, golden, keys_of(3), guidance=guidance, top_k=1, codebook_size=64)
-        logits = teacher_forced(model, golden, tokens, guidance)
-        np.testing.assert_array_equal(logits[..., :64].argmax(axis=-1), tokens)
-        assert (logits.argmax(axis=-1) != tokens).any()  # ids beyond the codebook would have won
+    tokens = generate(model, golden, keys_of(3), top_k=1, codebook_size=64)
+    logits = np.asarray(teacher_forced(model, golden, tokens, 10.0))
+    np.testing.assert_array_equal(logits[..., :64].argmax(axis=-1), tokens)
+    assert (logits.argmax(axis=-1) != tokens).any()  # ids beyond the codebook would have won
 
 
 def test_ids_beyond_the_codebook_are_never_sampled(mega):
@@ -155,15 +162,28 @@ def test_a_picture_is_the_same_among_1_and_among_7(model, golden):
     np.testing.assert_array_equal(shuffled[:, 7], seven[order, 0])
 
 
-@pytest.mark.parametrize("top_k", [1, 50])
-def test_both_forms_of_keys_agree(model, golden, top_k):
+@pytest.mark.parametrize("temperature", [1e-4, 1.0], ids=["greedy", "sampled"])
+def test_both_forms_of_keys_agree(model, golden, temperature):
     keys = keys_of(3, 2)
-    candidates = generate(model, golden, keys, top_k=top_k)
+    candidates = generate(model, golden, keys, temperature=temperature)
     assert candidates.shape == (3, 2, 16)
-    rows = generate(model, golden, keys.reshape(6), rows=np.repeat(np.arange(3), 2), top_k=top_k)
+    rows = generate(model, golden, keys.reshape(6), rows=np.repeat(np.arange(3), 2), temperature=temperature)
     np.testing.assert_array_equal(rows.reshape(3, 2, 16), candidates)
-    single = generate(model, golden, keys[:, :1], top_k=top_k)
-    np.testing.assert_array_equal(generate(model, golden, keys[:, 0], top_k=top_k), single[:, 0])
+    single = generate(model, golden, keys[:, :1], temperature=temperature)
+    np.testing.assert_array_equal(single, candidates[:, :1])
+    np.testing.assert_array_equal(generate(model, golden, keys[:, 0], temperature=temperature), single[:, 0])
+    if temperature < 1:
+        np.testing.assert_array_equal(candidates[:, 1], golden["sc_greedy_sequences"][:, 1:])
+
+
+def test_progress_is_told_and_changes_nothing(model, golden, monkeypatch):
+    from dalle_mini.generation import decode
+
+    monkeypatch.setattr(decode, "PROGRESS_EVERY", 5)
+    keys, told = keys_of(3, 2), []
+    tokens = generate(model, golden, keys, progress=told.append)
+    assert told == [5, 10, 15, 16]
+    np.testing.assert_array_equal(tokens, generate(model, golden, keys))
 
 
 def test_keys_make_the_difference(model, golden):

@@ -112,8 +112,10 @@ def test_every_code_is_nearest_to_itself(vqgan):
     np.testing.assert_array_equal(vqgan.quantize(codes.reshape(1, 8, 8, -1)).ravel(), np.arange(64))
 
 
-@pytest.mark.parametrize("change", [{"double_z": True}, {"resamp_with_conv": False}, {"give_pre_end": True}])
-def test_variants_of_the_published_config(change):
+@pytest.mark.parametrize(
+    "change", [{"double_z": True}, {"resamp_with_conv": False}, {"give_pre_end": True}, {"norm_groups": 4}]
+)
+def test_variants_of_the_config(change):
     config = dataclasses.replace(SMALL, **change)
     images = np.random.default_rng(0).uniform(size=(2, 8, 8, 3)).astype(np.float32)
     graphdef, params = nnx.split(build(config))
@@ -127,6 +129,15 @@ def test_variants_of_the_published_config(change):
     tokens, images = there_and_back(params, images)
     assert tokens.shape == (2, 16) and tokens.min() >= 0 and tokens.max() < 10
     assert images.shape == (2, 8, 8, 32 if config.give_pre_end else 3) and np.isfinite(images).all()
+
+
+def test_a_patch_encoder_sees_one_patch_a_token():
+    vqgan = build(dataclasses.replace(SMALL, patch_encoder=True))
+    images = np.random.default_rng(0).uniform(size=(1, 8, 8, 3)).astype(np.float32)
+    changed = images.copy()
+    changed[:, 2:4, 4:6] = 1 - changed[:, 2:4, 4:6]  # row 1, column 2 of the 4x4 tokens
+    difference = np.abs(vqgan.encode_latents(images) - vqgan.encode_latents(changed)).max(axis=(0, 3))
+    assert np.argwhere(difference > 1e-6).tolist() == [[1, 2]]
 
 
 def test_attention_is_where_the_config_wants_it(small):

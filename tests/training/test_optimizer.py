@@ -25,12 +25,13 @@ def test_the_published_warm_up(name):
 
 
 def test_where_the_decays_end():
-    for decay, end in (("constant", 1.0), ("linear", 0.0), ("cosine", 0.02)):
+    for decay, end in (("linear", 0.0), ("cosine", 0.02)):
         rate = schedule(1.0, 10, 110, decay)
         assert float(rate(0)) == 0
+        assert float(rate(5)) == pytest.approx(5 / 11)
         assert float(rate(10)) == 1
-        assert float(rate(110)) == pytest.approx(end, abs=1e-6)
         assert float(rate(60)) == pytest.approx((1 + end) / 2)
+        assert float(rate(110)) == pytest.approx(end, abs=1e-6)
 
 
 def test_a_decay_that_there_is_not():
@@ -76,15 +77,20 @@ def run(tx, params, gradients):
     return params, state
 
 
+def assert_same(ours, expected):
+    """But for the last bit: XLA fuses the two programs differently."""
+    np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-7)
+
+
 def test_per_layer_adafactor_is_a_loop_over_the_layers():
     params, gradients = draw(0, 0.1), [draw(seed, 0.01) for seed in (1, 2, 3)]
     alone = optax.adafactor(0.01, clipping_threshold=1.0)
     ours, state = run(adafactor(0.01), params, gradients)
     for i in range(LAYERS):
         expected, _ = run(alone, layer(params, i), [layer(grads, i) for grads in gradients])
-        jax.tree.map(np.testing.assert_array_equal, layer(ours, i), expected)
+        jax.tree.map(assert_same, layer(ours, i), expected)
     expected, _ = run(alone, params["encoder"]["embed"], [grads["encoder"]["embed"] for grads in gradients])
-    jax.tree.map(np.testing.assert_array_equal, ours["encoder"]["embed"], expected)
+    jax.tree.map(assert_same, ours["encoder"]["embed"], expected)
     # It is the factored optimizer that was compared: row and column statistics of each layer.
     assert set(state) == {"single", "encoder.layers", "decoder.layers"}
     factored = state["encoder.layers"][0]
@@ -100,7 +106,7 @@ def test_a_plain_adafactor_on_the_stack_is_another_optimizer():
     difference = np.abs(ours["encoder"]["layers"]["wide"] - plain["encoder"]["layers"]["wide"]).max()
     moved = np.abs(ours["encoder"]["layers"]["wide"] - params["encoder"]["layers"]["wide"]).max()
     assert difference > 0.5 * moved
-    np.testing.assert_array_equal(ours["encoder"]["embed"]["wide"], plain["encoder"]["embed"]["wide"])
+    assert_same(ours["encoder"]["embed"]["wide"], plain["encoder"]["embed"]["wide"])
 
 
 def test_per_layer_needs_no_stack():

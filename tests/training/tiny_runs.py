@@ -1,7 +1,7 @@
 """The three trainers at their smallest, on eight pictures of 8x8 pixels.
 
-As a script, `tiny_runs.py OUT TRAINER... [--die-at STEP]`, it runs them into OUT/TRAINER; with --die-at the process
-kills itself (SIGKILL) when the batch of that step is asked for.
+As a script, `tiny_runs.py OUT TRAINER... [--die-at STEP]`, it runs them into OUT/TRAINER, without evaluation; with
+--die-at the process kills itself (SIGKILL) when the batch of that step is asked for.
 """
 
 import argparse
@@ -134,16 +134,23 @@ def make(name: str, folder: Path, loop: LoopConfig, config=None, train=None):
 
 def short_loop(**changes) -> LoopConfig:
     """Eight steps, every one logged, every one saved."""
-    return LoopConfig(
-        **{"steps": 8, "batch_size": 4, "log_every": 1, "eval_every": 4, "checkpoint_minutes": 0, **changes}
-    )
+    return LoopConfig(**{"steps": 8, "batch_size": 4, "log_every": 1, "checkpoint_minutes": 0, **changes})
 
 
-def dying(trainer, at: int, how):
-    """The same trainer, but `how()` happens where the batch of step `at` is made."""
-    batch = trainer.batch
-    trainer.batch = lambda step: how() if step == at else batch(step)
-    return trainer
+class Bare:
+    """A trainer without its evaluation, which costs a compilation; `die()` happens where batch `die_at` is made."""
+
+    def __init__(self, trainer, die_at: int | None = None, die=None):
+        self.trainer, self.die_at, self.die = trainer, die_at, die
+
+    def __getattr__(self, name):
+        return getattr(self.trainer, name)
+
+    def batch(self, step: int):
+        return self.die() if step == self.die_at else self.trainer.batch(step)
+
+    def evaluate(self, state):
+        return {}
 
 
 def kill_self():
@@ -154,8 +161,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("trainers", nargs="+", choices=NAMES)
-    parser.add_argument("--die-at", type=int, default=-1)
+    parser.add_argument("--die-at", type=int)
     arguments = parser.parse_args()
     for chosen in arguments.trainers:
-        trainer = make(chosen, arguments.out / chosen, short_loop())
-        run(dying(trainer, arguments.die_at, kill_self), short_loop(), arguments.out / chosen)
+        folder = arguments.out / chosen
+        run(Bare(make(chosen, folder, short_loop()), arguments.die_at, kill_self), short_loop(), folder)

@@ -52,7 +52,7 @@ PREPROCESSOR = {
 class Config:
     tokenizer: str = "runs/emoji/tokenizers/clip"
     training: CLIPTraining = field(default_factory=lambda: CLIPTraining(model=MODEL))
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=800, batch_size=128, eval_every=250))
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=500, batch_size=128, eval_every=250))
 
 
 def build(config: Config) -> CLIPTrainer:

@@ -28,7 +28,7 @@ MODEL = DalleBartConfig(
     decoder_layers=4,
     decoder_attention_heads=4,
     decoder_ffn_dim=768,
-    init_std=0.02,
+    init_std=0.05,
     top_k=50,
     normalize_text=True,
 )
@@ -42,7 +42,7 @@ class Config:
     training: Seq2SeqTraining = field(
         default_factory=lambda: Seq2SeqTraining(model=MODEL, learning_rate=0.02, warmup_steps=100)
     )
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1500, batch_size=16, eval_every=250))
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1500, batch_size=8, eval_every=250))
 
 
 def build(config: Config) -> Seq2SeqTrainer:

@@ -23,13 +23,14 @@ MODEL = VQGANConfig(
     embed_dim=16,
     n_embed=1024,
     norm_groups=4,
+    patch_encoder=True,
 )
 
 
 @dataclass(frozen=True)
 class Config:
     training: VQGANTraining = field(default_factory=lambda: VQGANTraining(model=MODEL, crop=32))
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=950, batch_size=64, eval_every=200))
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=700, batch_size=64, eval_every=200))
 
 
 def build(config: Config) -> VQGANTrainer:

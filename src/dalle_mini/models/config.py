@@ -149,6 +149,8 @@ class VQGANConfig(Config):
     # Not in published configs. With ch 32, 32 groups are one channel each: that norm forgets every flat colour, and a
     # small network stops at 20 dB.
     norm_groups: int = 32
+    # Not in published configs: encode each patch by itself (models/vqgan.py, PatchEncoder).
+    patch_encoder: bool = False
 
     def __post_init__(self):
         for name in ("ch_mult", "attn_resolutions"):

@@ -160,6 +160,28 @@ class Encoder(nnx.Module):
         return self.conv_out(jax.nn.swish(self.norm_out(self.mid(h))))
 
 
+class PatchEncoder(nnx.Module):
+    """Each token's patch of pixels by itself, through a small network.
+
+    The convolutional encoder sees and normalises the whole picture, so that the tokens of one thing change with its
+    surroundings: of a 64-pixel emoji only 29 % stayed the same when the background's colour changed. A large seq2seq
+    model trained on millions of pictures does not mind; a small one learns many times faster from tokens that
+    mean the same everywhere. The decoder still sees the whole picture, and smooths over the seams.
+    """
+
+    WIDTH = 256
+
+    def __init__(self, config: VQGANConfig, make: Maker):
+        side = config.downscale
+        self.embed = make.conv(config.in_channels, self.WIDTH, side, strides=side, padding="VALID")
+        self.hidden = make.conv(self.WIDTH, self.WIDTH, 1)
+        out_channels = 2 * config.z_channels if config.double_z else config.z_channels
+        self.conv_out = make.conv(self.WIDTH, out_channels, 1)
+
+    def __call__(self, images):
+        return self.conv_out(jax.nn.swish(self.hidden(jax.nn.swish(self.embed(images)))))
+
+
 class Decoder(nnx.Module):
     def __init__(self, config: VQGANConfig, make: Maker):
         channels, side = config.ch * config.ch_mult[-1], config.grid
@@ -203,7 +225,7 @@ class VQGAN(Pretrained, nnx.Module):
     def __init__(self, config: VQGANConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
         self.config = config
         make = Maker(config, rngs, dtype)
-        self.encoder = Encoder(config, make)
+        self.encoder = PatchEncoder(config, make) if config.patch_encoder else Encoder(config, make)
         self.decoder = Decoder(config, make)
         self.codebook = nnx.Embed(config.n_embed, config.embed_dim, dtype=dtype, rngs=rngs)
         latent = 2 * config.z_channels if config.double_z else config.z_channels

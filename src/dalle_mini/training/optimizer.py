@@ -20,14 +20,15 @@ STACK = "layers"  # the attribute under which a network keeps its stacked blocks
 def schedule(learning_rate: float, warmup_steps: int, steps: int, decay: str = "cosine") -> optax.Schedule:
     """Linear warm-up from 0, then `constant`, `linear` (to 0) or `cosine` (to 2 % of the peak) decay."""
     rest = max(steps - warmup_steps, 1)
+    warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps + 1)
+    if decay == "constant":
+        return warmup  # it ends in a plateau, one step later than the decays take over, as published
     tails = {
-        "constant": optax.constant_schedule(learning_rate),
         "linear": optax.linear_schedule(learning_rate, 0.0, rest),
         "cosine": optax.cosine_decay_schedule(learning_rate, rest, alpha=0.02),
     }
     if decay not in tails:
-        raise UserError(f"decay: {decay!r} is none of {', '.join(tails)}")
-    warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps + 1)
+        raise UserError(f"decay: {decay!r} is none of constant, {', '.join(tails)}")
     return optax.join_schedules([warmup, tails[decay]], [warmup_steps])
 
 

@@ -1,0 +1,115 @@
+"""The contrastive loss with captions that occur twice, the bound on the logit scale, and that a tiny CLIP learns."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_runs import CAPTIONS, CLIP, Pictures, make, short_loop
+
+from dalle_mini import models
+from dalle_mini.errors import UserError
+from dalle_mini.training.clip import MAX_LOGIT_SCALE
+
+STEPS = 60
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory):
+    return make("clip", tmp_path_factory.mktemp("clip"), short_loop(steps=STEPS, batch_size=16))
+
+
+def test_it_learns_and_exports(trainer, tmp_path):
+    state = jax.jit(trainer.init)(jax.random.key(0))
+    before = trainer.evaluate(state)
+    update = jax.jit(trainer.step)
+    for step in range(STEPS):
+        state, _ = update(state, trainer.batch(step), jax.random.key(step))
+    after = trainer.evaluate(state)
+    assert after["loss"] < 0.5 * before["loss"]
+    assert after["recall"] > before["recall"]
+    assert after["recall"] >= 0.75  # of eight pictures
+    trainer.export(state, tmp_path)
+    clip = models.CLIP.from_pretrained(tmp_path)
+    assert float(clip.logit_scale[...]) == float(state.params["logit_scale"])
+
+    # The clip of the logit scale is part of the update.
+    state.params["logit_scale"] = jnp.float32(20.0)
+    state, metrics = update(state, trainer.batch(0), jax.random.key(0))
+    assert float(state.params["logit_scale"]) == np.float32(MAX_LOGIT_SCALE)
+    assert np.isfinite(metrics["loss"])
+
+
+class Known:
+    """Stands in for the network: similarities that the test chooses."""
+
+    def __init__(self, logits):
+        self.logits = jnp.asarray(logits, jnp.float32)
+
+    def similarity(self, *_):
+        return self.logits
+
+
+def loss(trainer, monkeypatch, logits, captions):
+    monkeypatch.setattr("dalle_mini.training.clip.nnx.merge", lambda *_: Known(logits))
+    batch = {"caption": np.array(captions), "pixels": None, "input_ids": None, "attention_mask": None}
+    value, metrics = trainer._loss(None, batch, jax.random.key(0))
+    return float(value), float(metrics["text_to_image"])
+
+
+def test_the_loss_of_distinct_captions(trainer, monkeypatch):
+    logits = np.array([[2.0, 0.5, -1.0], [0.0, 1.0, 0.0], [3.0, -2.0, 0.5]])
+
+    def cross_entropy(rows):
+        return np.mean(np.log(np.exp(rows).sum(axis=1)) - np.diag(rows))
+
+    value, recall = loss(trainer, monkeypatch, logits, [0, 1, 2])
+    assert value == pytest.approx((cross_entropy(logits) + cross_entropy(logits.T)) / 2, rel=1e-5)
+    assert recall == pytest.approx(2 / 3)  # the first caption prefers the third picture
+
+
+def test_equal_captions_are_not_punished(trainer, monkeypatch):
+    """Two pictures share a caption: the best a network can do is to score both alike, and that is the minimum."""
+    alike = 30 * np.array([[1.0, 1, 0], [1, 1, 0], [0, 0, 1]])
+    apart = 30 * np.eye(3)
+    value, recall = loss(trainer, monkeypatch, alike, [5, 5, 2])
+    # what is left is the targets' own entropy: log 2 in the two rows that have two right answers
+    assert value == pytest.approx(2 / 3 * np.log(2), abs=1e-5)
+    assert recall == 1
+    assert loss(trainer, monkeypatch, apart, [5, 5, 2])[0] > 10 * value
+    assert loss(trainer, monkeypatch, alike, [0, 1, 2])[0] == pytest.approx(2 / 3 * np.log(2), abs=1e-5)
+    assert loss(trainer, monkeypatch, apart, [0, 1, 2])[0] == pytest.approx(0, abs=1e-5)
+    swapped = 30 * np.array([[0.0, 1, 0], [1, 0, 0], [0, 0, 1]])
+    assert loss(trainer, monkeypatch, swapped, [5, 5, 2])[1] == 1  # either picture is right
+
+
+def test_examples(trainer):
+    batch = trainer.batch(0)
+    assert batch["pixels"].shape == (16, 8, 8, 3)
+    assert batch["pixels"].dtype == np.float32
+    same_text = (batch["input_ids"][:, None] == batch["input_ids"]).all(axis=-1)
+    np.testing.assert_array_equal(batch["caption"][:, None] == batch["caption"], same_text)
+    jax.tree.map(np.testing.assert_array_equal, batch, trainer.batch(0))
+
+
+def test_noise_is_for_training_alone(tmp_path):
+    noisy = make("clip", tmp_path, short_loop(batch_size=400), dataclasses.replace(CLIP, noise=0.1), train=Gray())
+    spread = noisy.batch(0)["pixels"].std() * 0.25  # back to [0, 1]
+    assert spread == pytest.approx(0.1, rel=0.05)
+    assert noisy._examples(Gray(), range(8))["pixels"].std() < 1e-6
+    plain = make("clip", tmp_path, short_loop(), dataclasses.replace(CLIP, noise=0.0), train=Gray())
+    assert plain.batch(0)["pixels"].std() < 1e-6
+
+
+class Gray(Pictures):
+    def batch(self, indices):
+        rows = list(indices)
+        return np.full((len(rows), 8, 8, 3), 128, np.uint8), [CAPTIONS[i % 8] for i in rows]
+
+
+def test_a_tokenizer_that_does_not_fit(tmp_path):
+    text = dataclasses.replace(CLIP.model.text, vocab_size=300)
+    config = dataclasses.replace(CLIP, model=dataclasses.replace(CLIP.model, text=text))
+    with pytest.raises(UserError, match=r"tokenizer.json: token ids go up to \d+ but .* has 300 rows"):
+        make("clip", tmp_path, short_loop(), config)

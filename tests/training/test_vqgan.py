@@ -1,0 +1,136 @@
+"""The codebook's life, crops, and that a tiny VQGAN learns."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_runs import VQGAN, Pictures, make, short_loop
+
+from dalle_mini import models
+from dalle_mini.errors import UserError
+
+STEPS = 60
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory):
+    return make("vqgan", tmp_path_factory.mktemp("vqgan"), short_loop(steps=STEPS, batch_size=8))
+
+
+@pytest.fixture(scope="module")
+def trained(trainer):
+    """(the state after training, the metrics of each step)."""
+    state, metrics = jax.jit(trainer.init)(jax.random.key(0)), []
+    update = jax.jit(trainer.step)
+    for step in range(STEPS):
+        state, values = update(state, trainer.batch(step), jax.random.key(step))
+        metrics.append(values)
+    return state, {name: np.array([values[name] for values in metrics]) for name in metrics[0]}
+
+
+def test_it_learns(trained):
+    _, metrics = trained
+    assert metrics["loss"][-5:].mean() < 0.3 * metrics["loss"][:5].mean()
+    assert metrics["psnr"][-5:].mean() > metrics["psnr"][:5].mean() + 5
+    assert np.isfinite(metrics["loss"]).all()
+
+
+def test_the_codebook_is_used(trainer, trained):
+    state, metrics = trained
+    assert trainer.evaluate(state)["codebook_use"] > 0.5
+    assert metrics["perplexity"][-1] > 8  # of 16
+
+
+def test_evaluation_sees_every_picture_once(trainer, trained):
+    """PSNR is the mean over pictures, for sources that do not fill a batch too."""
+    state, _ = trained
+    images = Pictures().batch(range(8))[0].astype(np.float32) / 255
+    pictures, tokens = trainer._reconstruct(state.params, images)
+    psnr = -10 * np.log10(np.mean((np.asarray(pictures) - images) ** 2, axis=(1, 2, 3)))
+    measured = trainer.evaluate(state)
+    assert measured["psnr"] == pytest.approx(psnr.mean(), rel=1e-4)
+    assert measured["codebook_use"] == len(np.unique(tokens)) / 16
+
+
+def test_export(trainer, trained, tmp_path):
+    state, _ = trained
+    trainer.export(state, tmp_path)
+    vqgan = models.VQGAN.from_pretrained(tmp_path)
+    np.testing.assert_array_equal(vqgan.codebook.embedding[...], state.params["codebook"]["embedding"])
+
+
+def codebook(trainer, codes, extra, latents, step):
+    tokens = jnp.argmin(((latents[:, None] - codes) ** 2).sum(-1), axis=-1)
+    return trainer._update_codebook(codes, extra, latents, tokens, jnp.int32(step), jax.random.key(0))
+
+
+def test_dead_codes_are_revived_where_service_is_worst(trainer):
+    """16 codes: the first serves the vectors near 0, the others are far from everything."""
+    codes = jnp.concatenate([jnp.zeros((1, 4)), jnp.full((15, 4), 1e3)])
+    extra = {"uses": jnp.r_[100.0, jnp.zeros(15)], "sums": jnp.zeros((16, 4))}
+    latents = jnp.concatenate([jnp.full((90, 4), 1e-3), jnp.full((10, 4), 5.0)])  # a tenth is badly served
+
+    same, _ = codebook(trainer, codes, extra, latents, step=1)  # not due: every third step is
+    np.testing.assert_array_equal(same[1:], codes[1:])
+
+    revived, after = codebook(trainer, codes, extra, latents, step=3)
+    np.testing.assert_array_equal(revived[1:], np.full((15, 4), 5.0))  # drawn in proportion to the squared error
+    assert np.abs(revived[0]).max() < 0.2  # the living one only follows its vectors
+    np.testing.assert_array_equal(after["uses"][1:], 1.0)
+    np.testing.assert_array_equal(after["sums"][1:], revived[1:])
+
+
+def test_codes_follow_the_moving_average_of_their_vectors(trainer):
+    decay = VQGAN.codebook_decay
+    codes = jnp.arange(16.0)[:, None].repeat(4, axis=1)
+    extra = {"uses": jnp.full(16, 2.0), "sums": 2 * codes}
+    latents = jnp.full((3, 4), 7.25)
+    moved, after = codebook(trainer, codes, extra, latents, step=1)
+    uses = decay * 2 + (1 - decay) * 3
+    assert after["uses"][7] == pytest.approx(uses)
+    np.testing.assert_allclose(moved[7], (decay * 14 + (1 - decay) * 3 * 7.25) / uses, rtol=1e-6)
+    np.testing.assert_allclose(moved[6], codes[6], rtol=1e-6)  # unused: its count fades, its place stays
+    assert after["uses"][6] == pytest.approx(decay * 2)
+
+
+class Coordinates:
+    """Pictures whose pixels say where they lie: (row, column, picture)."""
+
+    def __len__(self):
+        return 8
+
+    def batch(self, indices):
+        rows, columns = np.mgrid[:8, :8]
+        images = [np.stack([rows, columns, np.full((8, 8), i)], axis=-1) for i in indices]
+        return np.array(images, np.uint8), [""] * len(images)
+
+
+def test_crops_lie_on_the_token_grid(tmp_path):
+    config = dataclasses.replace(VQGAN, crop=4, crop_steps=3)
+    trainer = make("vqgan", tmp_path, short_loop(batch_size=32), config, train=Coordinates())
+    corners = set()
+    for step in range(3):
+        images = trainer.batch(step)["images"]
+        assert images.shape == (32, 4, 4, 3)
+        for image in images:
+            y, x, _ = map(int, image[0, 0])
+            np.testing.assert_array_equal(image[..., 0], np.arange(y, y + 4)[:, None].repeat(4, axis=1))
+            np.testing.assert_array_equal(image[..., 1], np.arange(x, x + 4)[None].repeat(4, axis=0))
+            corners.add((y, x))
+    assert corners == {(y, x) for y in (0, 2, 4) for x in (0, 2, 4)}  # a token is 2 pixels wide
+    assert trainer.batch(3)["images"].shape == (32, 8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("crop", "message"),
+    [
+        (16, "training.crop 16: pictures of 8 pixels have no such crop"),
+        (0, "training.crop 0: pictures of 8"),
+        (3, "training.crop 3 is not a multiple of the 2 pixels of a token"),
+    ],
+)
+def test_crops_that_do_not_fit(tmp_path, crop, message):
+    with pytest.raises(UserError, match=message):
+        make("vqgan", tmp_path, short_loop(), dataclasses.replace(VQGAN, crop=crop, crop_steps=3))
