@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from dalle_mini.data.emoji import DEBIAN_FONT
 from dalle_mini.pipeline import SHIPPED, DalleMini
 

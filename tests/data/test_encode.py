@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +18,7 @@ from dalle_mini.models.config import VQGANConfig
 ROWS, SHARD_ROWS, BATCH = 10, 4, 3  # shards of 4, 4 and 2; batches of 3 and 1, and of 2
 
 
-def make_vqgan(seed: int = 0, n_embed: int = 16) -> VQGAN:
+def make_vqgan() -> VQGAN:
     config = VQGANConfig(
         ch=4,
         ch_mult=(1, 1),
@@ -26,10 +27,18 @@ def make_vqgan(seed: int = 0, n_embed: int = 16) -> VQGAN:
         resolution=8,
         z_channels=4,
         embed_dim=4,
-        n_embed=n_embed,
+        n_embed=16,
         norm_groups=2,
     )
-    return VQGAN(config, rngs=nnx.Rngs(seed))
+    return VQGAN(config, rngs=nnx.Rngs(0))
+
+
+def changed(vqgan: VQGAN, part) -> VQGAN:
+    """A copy with one parameter, `part(copy)`, moved a little in one place."""
+    copy = nnx.clone(vqgan)
+    parameter = part(copy)
+    parameter[...] = parameter[...].at[0].add(1e-3)
+    return copy
 
 
 class Killed(BaseException):
@@ -54,6 +63,11 @@ class Noise:
 @pytest.fixture(scope="module")
 def vqgan():
     return make_vqgan()
+
+
+@pytest.fixture(scope="module")
+def other(vqgan):
+    return changed(vqgan, lambda copy: copy.encoder.conv_out.bias)
 
 
 def run(vqgan, out, source=None, rows=ROWS, **options):
@@ -147,8 +161,7 @@ def test_a_disk_that_is_full(vqgan, tmp_path, monkeypatch):
         run(vqgan, tmp_path)
 
 
-def test_tokens_of_another_vqgan_are_refused(folder, whole):
-    other = make_vqgan(seed=1)
+def test_tokens_of_another_vqgan_are_refused(other, folder):
     (folder / "00001.npz").unlink()
     with pytest.raises(UserError, match=r"manifest.json: holds tokens of another run .*: use another folder"):
         run(other, folder)
@@ -168,8 +181,9 @@ def test_no_rows(vqgan, tmp_path, rows):
 
 
 def test_a_codebook_beyond_16_bits(tmp_path):
+    large = SimpleNamespace(config=VQGANConfig(n_embed=2**16 + 1))
     with pytest.raises(UserError, match="n_embed 65537: tokens are stored in 16 bits"):
-        run(make_vqgan(n_embed=2**16 + 1), tmp_path)
+        run(large, tmp_path)
 
 
 def test_a_folder_that_cannot_be_written(vqgan, tmp_path):
@@ -178,15 +192,16 @@ def test_a_folder_that_cannot_be_written(vqgan, tmp_path):
         run(vqgan, tmp_path / "file" / "tokens")
 
 
-def test_the_identity_is_of_what_decides_tokens(vqgan):
-    assert identity(make_vqgan()) == identity(vqgan)
-    assert identity(make_vqgan(seed=1)) != identity(vqgan)
-    changed = make_vqgan()
-    changed.codebook.embedding[...] = changed.codebook.embedding[...].at[3, 1].add(1e-3)
-    assert identity(changed) != identity(vqgan)
-    decoder_changed = make_vqgan()
-    decoder_changed.decoder.conv_in.bias[...] = jnp.ones(4)
-    assert identity(decoder_changed) == identity(vqgan)
+def test_the_identity_is_of_what_decides_tokens(vqgan, other):
+    identities = {
+        identity(vqgan),
+        identity(other),
+        identity(changed(vqgan, lambda copy: copy.quant_conv.kernel)),
+        identity(changed(vqgan, lambda copy: copy.codebook.embedding)),
+    }
+    assert len(identities) == 4
+    assert identity(nnx.clone(vqgan)) == identity(vqgan)
+    assert identity(changed(vqgan, lambda copy: copy.decoder.conv_in.bias)) == identity(vqgan)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"vqgan": "x"}'])

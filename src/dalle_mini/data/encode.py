@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,6 @@ def encode(
         raise UserError(f"n_embed {vqgan.config.n_embed}: tokens are stored in 16 bits")
     _claim(out, {"vqgan": identity(vqgan), "codebook_size": vqgan.config.n_embed, "rows": rows})
     graphdef, params = nnx.split(vqgan)
-    encode_batch = jax.jit(lambda params, images: nnx.merge(graphdef, params).encode(images.astype(jnp.float32) / 255))
     for number, start in enumerate(range(0, rows, shard_rows)):
         stop = min(start + shard_rows, rows)
         path = out / f"{number:05d}.npz"
@@ -69,7 +69,7 @@ def encode(
         for first in range(start, stop, batch_size):
             images, texts = source.batch(range(first, min(first + batch_size, stop)))
             padded = np.pad(images, ((0, batch_size - len(images)), (0, 0), (0, 0), (0, 0)))  # one compiled shape
-            tokens.append(np.asarray(encode_batch(params, padded))[: len(images)].astype(np.uint16))
+            tokens.append(np.asarray(_encode_batch(graphdef, params, padded))[: len(images)].astype(np.uint16))
             captions.extend(texts)
             progress(first + len(images), rows)
         beside = path.with_suffix(".tmp")
@@ -79,6 +79,11 @@ def encode(
             os.replace(beside, path)
         except OSError as error:
             raise UserError(f"{path}: cannot write it ({error.strerror})") from error
+
+
+@partial(jax.jit, static_argnums=0)
+def _encode_batch(graphdef: nnx.GraphDef, params: nnx.State, images: jax.Array) -> jax.Array:
+    return nnx.merge(graphdef, params).encode(images.astype(jnp.float32) / 255)
 
 
 def _claim(out: Path, manifest: dict[str, Any]) -> None:
