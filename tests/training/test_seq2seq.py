@@ -15,7 +15,8 @@ from dalle_mini.text import CaptionTokenizer
 
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory):
-    return make("seq2seq", tmp_path_factory.mktemp("seq2seq"), short_loop(steps=60, batch_size=16))
+    config = dataclasses.replace(SEQ2SEQ, learning_rate=0.05, decay="constant")
+    return make("seq2seq", tmp_path_factory.mktemp("seq2seq"), short_loop(steps=100, batch_size=16), config)
 
 
 def test_dropped_captions_are_the_empty_one(tmp_path):
@@ -56,7 +57,7 @@ def test_batches_depend_on_seed_and_step_alone(trainer, tmp_path):
     first, again, next_one = trainer.batch(3), trainer.batch(3), trainer.batch(4)
     jax.tree.map(np.testing.assert_array_equal, first, again)
     assert not np.array_equal(first["labels"], next_one["labels"])
-    other = make("seq2seq", tmp_path, short_loop(steps=60, batch_size=16, seed=1))
+    other = make("seq2seq", tmp_path, short_loop(batch_size=16, seed=1))
     assert not np.array_equal(first["labels"], other.batch(3)["labels"])
 
 
@@ -87,11 +88,11 @@ def test_it_learns_and_exports(trainer, tmp_path):
     before = trainer.evaluate(state)
     assert before["loss"] == pytest.approx(np.log(17), abs=0.3)  # as good as guessing
     update = jax.jit(trainer.step)
-    for step in range(60):
+    for step in range(100):
         state, _ = update(state, trainer.batch(step), jax.random.key(step))
     after = trainer.evaluate(state)
-    assert after["loss"] < 0.8 * before["loss"]
-    assert after["accuracy"] > before["accuracy"] + 0.1
+    assert after["loss"] < 0.5 * before["loss"]
+    assert after["accuracy"] > 0.8
 
     trainer.export(state, tmp_path / "final")
     model = DalleBart.from_pretrained(tmp_path / "final")

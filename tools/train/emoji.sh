@@ -11,7 +11,12 @@ runs=${1:-runs/emoji}
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 # On a CPU, two half batches side by side run up to twice as fast as one whole one (training/sharding.py).
 export JAX_NUM_CPU_DEVICES=${JAX_NUM_CPU_DEVICES:-2}
-run() { echo "== $*" >&2; "$python" "tools/train/$@"; }
+run() { # SCRIPT [ARGUMENT ...]
+  local script=tools/train/$1
+  shift
+  echo "== $script $*" >&2
+  "$python" "$script" "$@"
+}
 
 [ -f "$runs/tokenizers/dalle/words.txt" ] || run make_tokenizers.py "$runs/tokenizers"
 [ -d "$runs/vqgan/final" ] || run train_vqgan.py "$runs/vqgan"
