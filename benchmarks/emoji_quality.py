@@ -64,7 +64,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--prompts", metavar="N", type=int, default=100, help="held-out pairs (default: 100)")
     add("--candidates", metavar="N", type=int, default=16, help="pictures drawn for each prompt (default: 16)")
     add("--seed", metavar="N", type=int, default=0, help="of the choice of prompts and of the pictures (default: 0)")
-    add("--guidance", metavar="X", type=float, default=DEFAULTS.guidance, help=f"(default: {DEFAULTS.guidance:g})")
+    add("--guidance", metavar="X", type=float, help="(default: the model's)")
     add("--temperature", metavar="X", type=float, default=DEFAULTS.temperature, help="(default: 1)")
     add("--top-k", metavar="K", type=int, help="(default: the model's)")
     add("--top-p", metavar="P", type=float, help="(default: off)")
@@ -106,8 +106,9 @@ def measure(args: argparse.Namespace) -> None:
 
     figures = {**dataclasses.asdict(scores), **vqgan, "prompts": args.prompts, "candidates": args.candidates}
     figures |= {"emoji_known": len(known), "reconstructions": args.reconstructions}
-    figures |= {name: getattr(settings, name) for name in ("seed", "guidance", "temperature", "top_p")}
-    figures |= {"top_k": picks[0].settings.top_k, **pipe.provenance()}
+    figures |= {name: getattr(settings, name) for name in ("seed", "temperature", "top_p")}
+    figures |= {name: getattr(picks[0].settings, name) for name in ("guidance", "top_k")}
+    figures |= pipe.provenance()
     figures["seconds"] = round(time.perf_counter() - started, 1)
     write(output, figures, prompts, judged, contact_sheet(prompts, judged, [result.images[0] for result in picks]))
     print_report(figures, prompts, judged)

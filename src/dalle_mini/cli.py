@@ -64,8 +64,7 @@ def add_generate(verbs) -> None:
         "--guidance",
         metavar="X",
         type=float,
-        default=defaults.guidance,
-        help="higher follows the caption more, 1 is off",
+        help="higher follows the caption more, 1 is off (default: the model's, usually 10)",
     )
     add("--temperature", metavar="X", type=float, default=defaults.temperature, help="below 1 is safer, above 1 wilder")
     add("--top-k", metavar="K", type=int, help="sample from the K likeliest tokens (default: the model's, usually 50)")

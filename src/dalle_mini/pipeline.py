@@ -48,7 +48,7 @@ class Result:
         tokens: int32 [keep, image_length], same order.
         indices: each picture's number among the candidates, same order.
         timings: seconds of each stage; the first prompt's hold the compilation.
-        settings: as resolved; `top_k` is never None.
+        settings: as resolved; `guidance` and `top_k` are never None.
     """
 
     prompt: str
@@ -129,7 +129,7 @@ class DalleMini:
         candidates: int = 16,
         keep: int | None = None,
         seed: int = 0,
-        guidance: float = 10.0,
+        guidance: float | None = None,
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -194,7 +194,8 @@ class DalleMini:
     def _resolve(self, settings: GenerationSettings) -> GenerationSettings:
         codebook = self.vqgan.config.n_embed
         wanted = settings.top_k or self.model.config.top_k or codebook  # 0 in a config means no limit
-        return dataclasses.replace(settings, top_k=min(wanted, codebook))
+        guidance = self.model.config.guidance if settings.guidance is None else settings.guidance
+        return dataclasses.replace(settings, guidance=guidance, top_k=min(wanted, codebook))
 
     def _draw(self, prompt, input_ids, attention_mask, settings, text_seconds, report) -> Result:
         timings = {"text": text_seconds}

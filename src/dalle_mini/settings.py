@@ -19,7 +19,8 @@ class GenerationSettings:
         candidates: pictures drawn for each prompt.
         keep: pictures returned for each prompt, the best by CLIP score; None keeps 4, or all where there are fewer.
         seed: 0 to 2**32 - 1; a picture's key is derived from (seed, prompt text, picture number).
-        guidance: super conditioning, `uncond + guidance * (cond - uncond)` on the logits; 1.0 is the caption alone.
+        guidance: super conditioning, `uncond + guidance * (cond - uncond)` on the logits; 1.0 is the caption alone;
+            None is the `guidance` of the model's config, 10 as published.
         temperature: the logits are divided by it.
         top_k: how many of the likeliest tokens may be sampled, 1 is greedy; None is the `top_k` of the model's config.
         top_p: the smallest set of tokens with this much probability may be sampled; None is all of them.
@@ -30,7 +31,7 @@ class GenerationSettings:
     candidates: int = 16
     keep: int | None = None
     seed: int = 0
-    guidance: float = 10.0
+    guidance: float | None = None
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
@@ -45,7 +46,8 @@ class GenerationSettings:
                 f"keep is {self.keep}, but only {self.candidates} candidates are drawn: lower keep or raise candidates"
             )
         _check_whole("seed", self.seed, 0, MAX_SEED)
-        _check_positive("guidance", self.guidance)
+        if self.guidance is not None:
+            _check_positive("guidance", self.guidance)
         _check_positive("temperature", self.temperature)
         if self.top_k is not None:
             _check_whole("top_k", self.top_k, 1, None)

@@ -29,6 +29,7 @@ MODEL = DalleBartConfig(
     decoder_attention_heads=4,
     decoder_ffn_dim=768,
     init_std=0.05,
+    guidance=4.0,
     top_k=50,
     normalize_text=True,
 )

@@ -77,6 +77,8 @@ class DalleBartConfig(Config):
     use_scan: bool = True
     normalize_text: bool = False
     init_std: float = 0.02
+    # Sampling's defaults, the published pipeline's. A small model wants less guidance: 10 amplifies its errors too.
+    guidance: float = 10.0
     top_k: int = 50
     decoder_start_token_id: int | None = None
     bos_token_id: int | None = None

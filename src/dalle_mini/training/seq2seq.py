@@ -37,6 +37,7 @@ class Seq2SeqTraining:
     decay: str = "linear"
     caption_dropout: float = 0.1
     remat: bool = False
+    init_from: str | None = None  # a folder of weights to start from instead of random ones
 
 
 class Seq2SeqTrainer:
@@ -86,8 +87,13 @@ class Seq2SeqTrainer:
         return {"training": dataclasses.asdict(self.config)}
 
     def init(self, key: jax.Array) -> TrainState:
-        _, params = nnx.split(DalleBart(self.config.model, rngs=nnx.Rngs(key)))
-        return init_state(nnx.to_pure_dict(params), self.tx)
+        fresh = _parameters(DalleBart(self.config.model, rngs=nnx.Rngs(key)))
+        if self.config.init_from is None:
+            return init_state(fresh, self.tx)
+        loaded = _parameters(DalleBart.from_pretrained(self.config.init_from))
+        if jax.tree.map(jnp.shape, loaded) != jax.tree.map(jnp.shape, fresh):
+            raise UserError(f"training.init_from={self.config.init_from}: its config.json is of another model")
+        return init_state(loaded, self.tx)
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         rng = np.random.default_rng((self.seed, step))
@@ -129,3 +135,7 @@ class Seq2SeqTrainer:
     def _ids(self, captions: list[str]) -> dict[str, np.ndarray]:
         ids, mask = self.tokenizer(captions, max_length=self.config.model.max_text_length)
         return {"input_ids": ids, "attention_mask": mask}
+
+
+def _parameters(model: DalleBart) -> dict[str, Any]:
+    return nnx.to_pure_dict(nnx.state(model))

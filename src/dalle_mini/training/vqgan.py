@@ -94,7 +94,7 @@ class VQGANTrainer:
             "psnr": -10 * jnp.log10(aux["mse"]),
             "commitment": aux["commitment"],
             "perplexity": jnp.exp(-jnp.sum(uses * jnp.log(uses + 1e-10))),
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
         }
         return TrainState(state.step + 1, params, opt_state, extra), metrics
 
