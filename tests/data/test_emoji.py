@@ -12,6 +12,7 @@ from dalle_mini.data.emoji import (
     GRID,
     LARGE,
     MEDIUM,
+    MEDIUM_AT_POSITION,
     PALETTE,
     SMALL,
     Emoji,
@@ -138,12 +139,16 @@ def test_articles(characters, name, wanted):
     assert any(caption == wanted for caption in map(source.caption, range(300)))
 
 
+SCALES = (SMALL, MEDIUM_AT_POSITION, MEDIUM, LARGE)
+
+
 def test_colors_and_scales_are_distributed_as_documented():
     everything = plans(10_000)
-    scales = {scale: sum(p.scale == scale for p in everything) / len(everything) for scale in (SMALL, *MEDIUM, LARGE)}
+    scales = {scale: sum(p.scale == scale for p in everything) / len(everything) for scale in SCALES}
     assert sum(scales.values()) == pytest.approx(1)
-    assert scales[LARGE] == pytest.approx(0.10, abs=0.02)
-    assert scales[SMALL] == pytest.approx(0.10 + 0.125, abs=0.02)
+    assert scales[MEDIUM] == pytest.approx(0.60, abs=0.02)
+    assert scales[LARGE] == pytest.approx(0.075, abs=0.02)
+    assert scales[SMALL] == pytest.approx(0.075 + 0.125, abs=0.02)
     assert sum("background" in p.caption for p in everything) / len(everything) == pytest.approx(0.75, abs=0.02)
     assert {p.color for p in everything} == set(PALETTE)
 

@@ -8,6 +8,8 @@ from PIL import Image
 
 from dalle_mini.data.emoji import (
     DEBIAN_FONT,
+    MEDIUM,
+    MEDIUM_AT_POSITION,
     PALETTE,
     Emoji,
     everyday_candidates,
@@ -43,7 +45,7 @@ def quality():
 
 @pytest.fixture(scope="module")
 def judge():
-    return EmojiJudge(emoji=everyday_emoji()[:80])
+    return EmojiJudge(emoji=everyday_emoji()[:80], scales=(MEDIUM_AT_POSITION, MEDIUM))
 
 
 def half_resolution(image: np.ndarray) -> np.ndarray:

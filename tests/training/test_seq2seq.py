@@ -44,6 +44,18 @@ def test_never_and_always(tmp_path, rate, share):
     assert (trainer.batch(0)["input_ids"] == trainer.blank["input_ids"]).all(axis=1).mean() == share
 
 
+def test_noise_changes_what_the_decoder_sees_and_not_what_it_shall_say(tmp_path):
+    config = dataclasses.replace(SEQ2SEQ, token_noise=0.4)
+    trainer = make("seq2seq", tmp_path, short_loop(batch_size=500), config)
+    batch = trainer.batch(0)
+    clean = make("seq2seq", tmp_path, short_loop(batch_size=500)).batch(0)
+    np.testing.assert_array_equal(batch["labels"], clean["labels"])
+    wrong = (batch["seen"] != batch["labels"]).mean(axis=1)
+    assert 0.12 < wrong.mean() < 0.28 and wrong.std() > 0.05  # 0.2, less what hits the right token by chance
+    assert batch["seen"].max() < tokens().codebook_size
+    assert "seen" not in clean
+
+
 def test_captions_are_normalised_but_the_empty_one_is_not(tmp_path):
     plain = make("seq2seq", tmp_path, short_loop())
     sizes = {"steps": 8, "batch_size": 4, "seed": 0}
@@ -76,6 +88,7 @@ def changed(**model):
             "decoder_start_token_id 17 is beyond image_vocab_size 16: override it too",
         ),
         (dataclasses.replace(SEQ2SEQ, decay="never"), "decay: 'never' is none of"),
+        (dataclasses.replace(SEQ2SEQ, token_noise=40.0), "token_noise 40.0: a share from 0 to 1"),
     ],
 )
 def test_what_does_not_fit(tmp_path, config, message):

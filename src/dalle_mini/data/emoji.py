@@ -28,10 +28,10 @@ BITMAP_SIZE = 109  # the one size at which the font holds its bitmaps
 BITMAP_SHAPE = (136, 128)  # their width and height, pixels
 
 GRID = 16  # cells along each side of a picture
-SMALL, MEDIUM, LARGE = 6, (10, 12), 14  # widths of an emoji's box, cells
+SMALL, MEDIUM, LARGE = 6, 12, 14  # widths of an emoji's box, cells
 MEDIUM_AT_POSITION = 10  # a box of 12 cells would fill the same cells in every position
 
-PLAIN_SHARE, SIZED_SHARE = 0.55, 0.20  # the rest says a position
+PLAIN_SHARE, SIZED_SHARE = 0.60, 0.15  # the rest says a position
 COLOR_SAID_SHARE = 0.75
 HELD_OUT_SHARE = 0.10
 
@@ -274,8 +274,8 @@ class EmojiPictures:
 
     Example i is a pure function of (seed, i, split) and the emoji given. How they are drawn:
 
-    - 55 % plain: a box of 10 or 12 cells, centred to within `jitter` cells; neither size nor place is said.
-    - 20 % with a size word: small, tiny (6 cells), big, large, huge (14 cells), centred to within `jitter` cells.
+    - 60 % plain: a box of 12 cells, centred to within `jitter` cells; neither size nor place is said.
+    - 15 % with a size word: small, tiny (6 cells), big, large, huge (14 cells), centred to within `jitter` cells.
     - 25 % in one of nine positions: with a size word small or tiny (6 cells), or without one (10 cells).
 
     The background's colour is said in 75 % of the captions and is white in the others. `split="train"` never holds a
@@ -356,7 +356,7 @@ class EmojiPictures:
 
         kind = rng.random()
         if kind < PLAIN_SHARE:
-            scale, size_word, place = pick(rng, MEDIUM), None, None
+            scale, size_word, place = MEDIUM, None, None
         elif kind < PLAIN_SHARE + SIZED_SHARE:
             scale, size_word = pick(rng, [(SMALL, "small"), (LARGE, "large")])
             place = None

@@ -104,7 +104,7 @@ class EmojiJudge:
         size: int = 64,
         emoji: Sequence[Emoji] | None = None,
         font: str | Path | None = None,
-        scales: Sequence[int] = MEDIUM,
+        scales: Sequence[int] = (MEDIUM,),
         reach: int = 1,
         progress: Callable[[int, int], None] | None = None,
     ):

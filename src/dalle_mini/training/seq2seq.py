@@ -2,7 +2,8 @@
 
 Cross-entropy over all image positions against the tokens shifted right behind the start token; no smoothing. A share of
 the captions is replaced by the empty one, after normalisation, so that the model also learns the unconditional
-distribution that guidance pushes away from.
+distribution that guidance pushes away from. A share of the image tokens that the decoder sees can be replaced by random
+ones, so that a small model learns to trust the caption and not to be led astray by its own mistakes.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Seq2SeqTraining:
     warmup_steps: int = 200
     decay: str = "linear"
     caption_dropout: float = 0.1
+    token_noise: float = 0.0  # each picture's share of wrong tokens in the decoder's input is drawn from [0, this)
     remat: bool = False
     init_from: str | None = None  # a folder of weights to start from instead of random ones
 
@@ -74,7 +76,10 @@ class Seq2SeqTrainer:
                 f"{model.image_vocab_size}: override it too (null means image_vocab_size)"
             )
         tokenizer.check_vocab_size(model.encoder_vocab_size)
+        if not 0 <= config.token_noise <= 1:
+            raise UserError(f"training.token_noise {config.token_noise}: a share from 0 to 1")
         self.config, self.batch_size, self.seed = config, batch_size, seed
+        self.codebook_size = train.codebook_size
         self.tokenizer, self.normalizer = tokenizer, normalizer
         self.train, self.held_out = self._tokenize(train), self._tokenize(held_out)
         self.blank = self._ids([""])
@@ -102,13 +107,18 @@ class Seq2SeqTrainer:
         blank = rng.random(self.batch_size)[:, None] < self.config.caption_dropout
         for name, row in self.blank.items():
             batch[name] = np.where(blank, row, batch[name])
+        if self.config.token_noise:
+            wrong = rng.random(batch["labels"].shape) < self.config.token_noise * rng.random((self.batch_size, 1))
+            tokens = rng.integers(0, self.codebook_size, batch["labels"].shape)
+            batch["seen"] = np.where(wrong, tokens, batch["labels"]).astype(batch["labels"].dtype)
         return batch
 
     def _loss(self, params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         model: DalleBart = nnx.merge(self.graphdef, params)
         labels = batch["labels"].astype(jnp.int32)
+        seen = batch.get("seen", batch["labels"]).astype(jnp.int32)
         start = jnp.full((len(labels), 1), self.config.model.decoder_start_token_id, jnp.int32)
-        shifted = jnp.concatenate([start, labels[:, :-1]], axis=1)
+        shifted = jnp.concatenate([start, seen[:, :-1]], axis=1)
         logits = model(batch["input_ids"], batch["attention_mask"], shifted, remat=self.config.remat)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
         return loss, {"accuracy": (logits.argmax(-1) == labels).mean()}
