@@ -28,7 +28,6 @@ from dalle_mini.evaluation.emoji import EmojiJudge, EmojiPrompt, Judgement, held
 from dalle_mini.output import check_writable
 from dalle_mini.settings import GenerationSettings
 
-DEFAULTS = GenerationSettings()
 EMOJI_LIST = "emoji.json"  # in a bundle: the names of the emoji that the model was trained on
 MISTAKES_SHOWN = 40
 
@@ -65,7 +64,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--candidates", metavar="N", type=int, default=16, help="pictures drawn for each prompt (default: 16)")
     add("--seed", metavar="N", type=int, default=0, help="of the choice of prompts and of the pictures (default: 0)")
     add("--guidance", metavar="X", type=float, help="(default: the model's)")
-    add("--temperature", metavar="X", type=float, default=DEFAULTS.temperature, help="(default: 1)")
+    add("--temperature", metavar="X", type=float, help="(default: the model's)")
     add("--top-k", metavar="K", type=int, help="(default: the model's)")
     add("--top-p", metavar="P", type=float, help="(default: off)")
     add("--reconstructions", metavar="N", type=int, default=1024, help="pictures for the VQGAN (default: 1024)")
@@ -106,8 +105,8 @@ def measure(args: argparse.Namespace) -> None:
 
     figures = {**dataclasses.asdict(scores), **vqgan, "prompts": args.prompts, "candidates": args.candidates}
     figures |= {"emoji_known": len(known), "reconstructions": args.reconstructions}
-    figures |= {name: getattr(settings, name) for name in ("seed", "temperature", "top_p")}
-    figures |= {name: getattr(picks[0].settings, name) for name in ("guidance", "top_k")}
+    figures |= {name: getattr(settings, name) for name in ("seed", "top_p")}
+    figures |= {name: getattr(picks[0].settings, name) for name in ("guidance", "temperature", "top_k")}
     figures |= pipe.provenance()
     figures["seconds"] = round(time.perf_counter() - started, 1)
     write(output, figures, prompts, judged, contact_sheet(prompts, judged, [result.images[0] for result in picks]))

@@ -35,7 +35,9 @@ def test_help_is_instant_and_imports_nothing_heavy():
     assert not {"jax", "flax", "numpy", "PIL", "rich", "tokenizers"} & set(modules)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["generate", "--help"], ["convert", "--help"], ["info", "--help"], ["--version"]]
+)
 def test_help_of_every_verb(capsys, arguments):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
@@ -139,3 +141,21 @@ def test_ctrl_c_exits_130_without_a_partial_folder(tmp_path, golden_bundle):
     assert process.returncode == 130
     assert errors.strip() == "interrupted"
     assert all((folder / "results.json").is_file() for folder in output.iterdir())
+
+
+def test_an_interruption_amid_imports_is_one_line():
+    code = """if True:
+        import time
+        from dalle_mini.cli import _starting
+        with _starting():
+            try:
+                print("ready", flush=True)
+                time.sleep(60)
+            except BaseException:
+                print("swallowed")  # as imports do
+    """
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True)
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    shown, errors = process.communicate(timeout=60)
+    assert (process.returncode, shown, errors) == (130, "", "interrupted\n")

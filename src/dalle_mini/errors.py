@@ -1,8 +1,17 @@
 """The one exception that means "the user's input is wrong"."""
 
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """A mistake in what the user gave: one line that names the file or field and the way out.
 
     The command line prints it as `error: ...` and exits with code 2; from Python it is a `ValueError`.
     """
+
+
+def listed(names: Iterable[str], limit: int = 5) -> str:
+    """The first names of a possibly long list, for a message of one line: 'a, b and 7 more'."""
+    names = list(names)
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest

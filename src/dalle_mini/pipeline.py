@@ -10,8 +10,9 @@ import dataclasses
 import functools
 import hashlib
 import logging
+import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -27,9 +28,10 @@ from dalle_mini.generation.ranking import ClipRanker
 from dalle_mini.models import VQGAN, DalleBart
 from dalle_mini.settings import GenerationSettings, check_prompts
 from dalle_mini.text import CaptionNormalizer, CaptionTokenizer
+from dalle_mini.weights.bundle import PARTS, find_parts, save_companions
+from dalle_mini.weights.bundle import SHIPPED as SHIPPED  # for those who look for it here
+from dalle_mini.weights.hub import origin
 
-SHIPPED = Path(__file__).parent / "assets" / "emoji"
-WORD_LISTS = ("words.txt", "enwiki-words-frequency.txt")  # ours, and the published name
 ROWS = 8  # pictures a compiled call draws; one prompt's candidates fill as many calls as they need
 MAX_CHARACTERS = 2000  # of a prompt are looked at: far more than 64 tokens hold, little enough to normalise at once
 
@@ -48,7 +50,7 @@ class Result:
         tokens: int32 [keep, image_length], same order.
         indices: each picture's number among the candidates, same order.
         timings: seconds of each stage; the first prompt's hold the compilation.
-        settings: as resolved; `guidance` and `top_k` are never None.
+        settings: as resolved; `guidance`, `temperature` and `top_k` are never None.
     """
 
     prompt: str
@@ -69,7 +71,7 @@ class DalleMini:
     Args:
         model, vqgan, ranker, tokenizer: the parts.
         normalizer: what a caption goes through before the tokenizer; None leaves it as it is.
-        folders: where each part came from, by name, for `provenance`.
+        folders: where each part came from, as of `find_parts`, for `provenance` and `save_pretrained`.
     Raises UserError where the VQGAN or the tokenizer does not fit the model.
     """
 
@@ -80,7 +82,7 @@ class DalleMini:
         ranker: ClipRanker,
         tokenizer: CaptionTokenizer,
         normalizer: CaptionNormalizer | None,
-        folders: dict[str, Path],
+        folders: Mapping[str, Path],
         dtype: str = "float32",
     ):
         _check_fit(model.config, vqgan.config, folders)
@@ -94,22 +96,50 @@ class DalleMini:
     @classmethod
     def from_pretrained(
         cls,
-        folder: str | Path | None = None,
-        vqgan: str | Path | None = None,
-        clip: str | Path | None = None,
+        source: str | os.PathLike | None = None,
+        vqgan: str | os.PathLike | None = None,
+        clip: str | os.PathLike | None = None,
         dtype: str = "float32",
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        local_files_only: bool = False,
     ) -> "DalleMini":
         """Load the three networks.
 
+        >>> DalleMini.from_pretrained("dalle-mini/dalle-mini", vqgan="dalle-mini/vqgan_imagenet_f16_16384",
+        ...                           clip="openai/clip-vit-base-patch32")
+
         Args:
-            folder: a bundle (sub-folders `dalle`, `vqgan`, `clip`), or DalleBart's folder; None is the model that ships
-                with the package.
-            vqgan, clip: those networks' folders; None takes the bundle's.
+            source: a bundle (sub-folders `dalle`, `vqgan`, `clip`), or DalleBart alone: a folder, a repository of the
+                Hugging Face Hub or a wandb artifact (`entity/project/name:version`); None is the model that ships with
+                the package.
+            vqgan, clip: those networks' sources; None takes the bundle's.
             dtype: the type of the computation, "float32", "bfloat16" or "float16".
-        Raises UserError, naming the file and the way out, where something is missing, damaged or does not fit.
+            revision: branch, tag or commit of `source` on the Hub; every repository may also be written with its own,
+                `owner/name@revision`.
+            token: for private and gated repositories; `HF_TOKEN` or the token of `hf auth login` by default.
+            cache_dir: where downloads are kept; the Hub client's cache by default.
+            local_files_only: make no request.
+        Raises UserError, naming the file or the repository and the way out, where something is missing, damaged or
+        does not fit.
         """
+        parts = find_parts(
+            source,
+            vqgan,
+            clip,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
+        return cls.from_parts(parts, dtype)
+
+    @classmethod
+    def from_parts(cls, folders: Mapping[str, Path], dtype: str = "float32") -> "DalleMini":
+        """Load the networks from the folders that `find_parts` gives."""
         compute = jnp.dtype(dtype)
-        folders = _find_folders(folder, vqgan, clip)
         model = DalleBart.from_pretrained(folders["dalle"], dtype=compute)
         vqgan_model = VQGAN.from_pretrained(folders["vqgan"], dtype=compute)
         _check_fit(model.config, vqgan_model.config, folders)  # before the wait for CLIP
@@ -118,10 +148,33 @@ class DalleMini:
             vqgan_model,
             ClipRanker.from_pretrained(folders["clip"], dtype=compute),
             CaptionTokenizer.from_pretrained(folders["dalle"]),
-            CaptionNormalizer(_word_list(folders["dalle"])) if model.config.normalize_text else None,
+            CaptionNormalizer(folders.get("words")) if model.config.normalize_text else None,
             folders,
             compute.name,
         )
+
+    def save_pretrained(self, folder: str | os.PathLike, dtype=None) -> None:
+        """Write a bundle: the networks, each in our format, with tokenizers, word list and card beside them.
+
+        Args:
+            dtype: to store floating-point parameters in, such as float16; as they are in memory by default.
+        Raises UserError where the folder cannot be written.
+        """
+        folder = Path(folder)
+        for part, network in zip(PARTS, (self.model, self.vqgan, self.ranker.clip), strict=True):
+            network.save_pretrained(folder / part, dtype=dtype)
+        self.tokenizer.save(folder / "dalle")
+        self.ranker.tokenizer.save(folder / "clip")
+        save_companions(self.folders, folder)
+
+    def push_to_hub(self, repo_id: str, **options) -> str:
+        """Upload a bundle to the Hub and return the commit's address.
+
+        The options are `private`, `token`, `commit_message`, `revision` and `license`, as in `publish.push`.
+        """
+        from dalle_mini.weights.publish import push
+
+        return push(self.save_pretrained, repo_id, **options)
 
     def generate(
         self,
@@ -130,7 +183,7 @@ class DalleMini:
         keep: int | None = None,
         seed: int = 0,
         guidance: float | None = None,
-        temperature: float = 1.0,
+        temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         progress: Progress | None = None,
@@ -178,13 +231,17 @@ class DalleMini:
         return self.tokenizer(captions, max_length=limit)
 
     def provenance(self) -> dict:
-        """What drew the pictures, for a report: each model's folder name, weights and SHA-256, dtype and device."""
-        models = {part: self._identities[part] for part in ("dalle", "vqgan", "clip")}
-        return {"models": models, "dtype": self.dtype, "device": jax.devices()[0].device_kind, "jax": jax.__version__}
+        """What drew the pictures, for a report: where each model is from, its SHA-256, the dtype and the device."""
+        return {
+            "models": self._identities,
+            "dtype": self.dtype,
+            "device": jax.devices()[0].device_kind,
+            "jax": jax.__version__,
+        }
 
     @functools.cached_property
     def _identities(self) -> dict[str, dict]:
-        return {part: _identity(folder) for part, folder in self.folders.items()}
+        return {part: _identity(self.folders[part]) for part in PARTS}
 
     @functools.cached_property
     def _uncond(self) -> tuple[np.ndarray, np.ndarray]:
@@ -194,8 +251,9 @@ class DalleMini:
     def _resolve(self, settings: GenerationSettings) -> GenerationSettings:
         codebook = self.vqgan.config.n_embed
         wanted = settings.top_k or self.model.config.top_k or codebook  # 0 in a config means no limit
-        guidance = self.model.config.guidance if settings.guidance is None else settings.guidance
-        return dataclasses.replace(settings, guidance=guidance, top_k=min(wanted, codebook))
+        defaults = {name: getattr(self.model.config, name) for name in ("guidance", "temperature")}
+        chosen = {name: default for name, default in defaults.items() if getattr(settings, name) is None}
+        return dataclasses.replace(settings, **chosen, top_k=min(wanted, codebook))
 
     def _draw(self, prompt, input_ids, attention_mask, settings, text_seconds, report) -> Result:
         timings = {"text": text_seconds}
@@ -289,40 +347,7 @@ class _Totals:
             self._progress(stage, count, self._totals[stage])
 
 
-def _find_folders(folder, vqgan, clip) -> dict[str, Path]:
-    if folder is None and not SHIPPED.is_dir():
-        raise UserError(f"{SHIPPED}: the model that ships with the package is missing: name a folder with --model")
-    root = SHIPPED if folder is None else _existing(folder, "model")
-    bundle = (root / "dalle").is_dir()
-    if not bundle and not (root / "config.json").is_file():
-        raise UserError(f"{root} holds no model: neither a bundle (dalle/, vqgan/, clip/) nor DalleBart's config.json")
-    folders = {"dalle": root / "dalle" if bundle else root}
-    for part, given in (("vqgan", vqgan), ("clip", clip)):
-        if given is not None:
-            folders[part] = _existing(given, part)
-        elif not bundle:
-            raise UserError(f"{root} is DalleBart's folder alone: name the other networks' with --vqgan and --clip")
-        else:
-            folders[part] = _existing(root / part, part)
-    return folders
-
-
-def _existing(folder: str | Path, part: str) -> Path:
-    path = Path(folder).expanduser()
-    if not path.is_dir():
-        raise UserError(f"{folder}: no such folder (wanted for {part}); weights are read from a folder on this machine")
-    return path
-
-
-def _word_list(folder: Path) -> Path | None:
-    for name in WORD_LISTS:
-        if (folder / name).is_file():
-            return folder / name
-    logger.warning("%s has no %s: hashtags are not split into words", folder, WORD_LISTS[0])
-    return None
-
-
-def _check_fit(config, vqgan_config, folders: dict[str, Path]) -> None:
+def _check_fit(config, vqgan_config, folders: Mapping[str, Path]) -> None:
     """The VQGAN's codebook and grid against the decoder's vocabulary and length; UserError names both folders.
 
     A decoder's vocabulary may be a little larger than the codebook, as mega's is (16415 for 16384): those ids are
@@ -342,11 +367,13 @@ def _check_fit(config, vqgan_config, folders: dict[str, Path]) -> None:
 
 
 def _identity(folder: Path) -> dict:
-    """Folder name, weight files and the first 16 hex digits of their joint SHA-256."""
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("flax_model*.msgpack"))
+    """Repository and commit, or the folder's name; weight files and the first 16 hex digits of their joint SHA-256."""
+    kinds = ("*.safetensors", "flax_model*.msgpack", "pytorch_model*.bin", "*.ckpt")
+    files = next(filter(None, (sorted(folder.glob(kind)) for kind in kinds)), [])
     digest = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:
             while block := file.read(1 << 24):
                 digest.update(block)
-    return {"folder": folder.name, "weights": [path.name for path in files], "sha256": digest.hexdigest()[:16]}
+    whence = origin(folder) or {"folder": folder.name}
+    return whence | {"weights": [path.name for path in files], "sha256": digest.hexdigest()[:16]}

@@ -21,7 +21,7 @@ class GenerationSettings:
         seed: 0 to 2**32 - 1; a picture's key is derived from (seed, prompt text, picture number).
         guidance: super conditioning, `uncond + guidance * (cond - uncond)` on the logits; 1.0 is the caption alone;
             None is the `guidance` of the model's config, 10 as published.
-        temperature: the logits are divided by it.
+        temperature: the logits are divided by it; None is the `temperature` of the model's config, 1 as published.
         top_k: how many of the likeliest tokens may be sampled, 1 is greedy; None is the `top_k` of the model's config.
         top_p: the smallest set of tokens with this much probability may be sampled; None is all of them.
 
@@ -32,7 +32,7 @@ class GenerationSettings:
     keep: int | None = None
     seed: int = 0
     guidance: float | None = None
-    temperature: float = 1.0
+    temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
 
@@ -46,9 +46,9 @@ class GenerationSettings:
                 f"keep is {self.keep}, but only {self.candidates} candidates are drawn: lower keep or raise candidates"
             )
         _check_whole("seed", self.seed, 0, MAX_SEED)
-        if self.guidance is not None:
-            _check_positive("guidance", self.guidance)
-        _check_positive("temperature", self.temperature)
+        for name in ("guidance", "temperature"):
+            if getattr(self, name) is not None:
+                _check_positive(name, getattr(self, name))
         if self.top_k is not None:
             _check_whole("top_k", self.top_k, 1, None)
         if self.top_p is not None:

@@ -53,10 +53,29 @@ def test_rank_is_best_first_and_stable(ranker):
             ranker.rank(np.zeros(5), keep)
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", '{"size": 32, "crop_size": 32}'])
-def test_a_missing_or_unfit_preprocessor_config_is_named(tmp_path, content):
+@pytest.mark.parametrize("content", ["{", "[]", '{"size": 32, "crop_size": 32}', '{"image_mean": null}'])
+def test_an_unfit_preprocessor_config_is_named(tmp_path, content):
+    shutil.copytree(GOLDEN / "clip", folder := tmp_path / "clip")
+    (folder / "preprocessor_config.json").write_text(content)
+    with pytest.raises(UserError, match=r"preprocessor_config\.json"):
+        ClipRanker.from_pretrained(folder).scores(np.zeros((1, 24, 24, 3), np.uint8), "")
+
+
+@pytest.mark.parametrize("content", [None, "{}", '{"size": 24, "crop_size": {"height": 24, "width": 24}}'])
+def test_what_the_preprocessor_config_leaves_out_is_as_openai_does_it(tmp_path, ranker, golden, content):
     shutil.copytree(GOLDEN / "clip", folder := tmp_path / "clip")
     file = folder / "preprocessor_config.json"
     file.unlink() if content is None else file.write_text(content)
-    with pytest.raises(UserError, match=r"preprocessor_config\.json"):
+    images = golden["cs1_uint8"]
+    np.testing.assert_array_equal(
+        ClipRanker.from_pretrained(folder).scores(images, PROMPTS[0]), ranker.scores(images, PROMPTS[0])
+    )
+
+
+def test_a_config_that_ends_texts_elsewhere_than_the_tokenizer(tmp_path):
+    shutil.copytree(GOLDEN / "clip", folder := tmp_path / "clip")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["eos_token_id"] = 49407
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="says eos_token_id 49407, but its tokenizer ends texts with 573"):
         ClipRanker.from_pretrained(folder)

@@ -10,8 +10,9 @@ import pytest
 from flax import nnx
 
 from dalle_mini.errors import UserError
-from dalle_mini.models.clip import CLIP, exact_gelu, quick_gelu
+from dalle_mini.models.clip import CLIP
 from dalle_mini.models.config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
+from dalle_mini.models.layers import ACTIVATIONS
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "clip"
 TINY = CLIPConfig(
@@ -77,6 +78,22 @@ def test_text_behind_the_end_has_no_effect(clip, golden):
     close(clip.text_embeds(ids, golden["attention_mask"]), expected, 1e-6)
 
 
+@pytest.mark.parametrize(
+    ("end", "positions"),
+    [
+        (49, [3, 1]),  # the first of several
+        (48, [2, 0]),  # other ids may be higher; where there is none, the first position, as in transformers
+        (2, [3, 1]),  # of the first published configs: the highest id
+        (None, [3, 1]),
+    ],
+)
+def test_where_a_text_ends(end, positions):
+    config = dataclasses.replace(TINY, text=dataclasses.replace(TINY.text, eos_token_id=end))
+    clip = CLIP(config, rngs=nnx.Rngs(0))
+    states, pooled = clip.text_states(np.array([[5, 7, 48, 49, 49, 3], [6, 49, 8, 2, 49, 9]]), None)
+    np.testing.assert_array_equal(pooled, states[np.arange(2), np.array(positions)])
+
+
 def test_bfloat16_compute_stays_close_and_returns_float32(golden, pixels):
     clip = CLIP.from_pretrained(GOLDEN, dtype=jnp.bfloat16)
     assert clip.image_states(pixels)[0].dtype == jnp.bfloat16
@@ -105,13 +122,13 @@ def test_initialisation_gives_unit_vectors_and_moderate_logits(tiny):
 
 def test_activations():
     x = jnp.array([-1.0, 0.0, 1.0, 2.0])
-    np.testing.assert_allclose(quick_gelu(x), [-0.154204, 0.0, 0.845796, 1.935659], atol=1e-5)
-    np.testing.assert_allclose(exact_gelu(x), [-0.158655, 0.0, 0.841345, 1.954500], atol=1e-5)
+    np.testing.assert_allclose(ACTIVATIONS["quick_gelu"](x), [-0.154204, 0.0, 0.845796, 1.935659], atol=1e-5)
+    np.testing.assert_allclose(ACTIVATIONS["gelu"](x), [-0.158655, 0.0, 0.841345, 1.954500], atol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"num_attention_heads": 3}, "num_attention_heads 3"), ({"hidden_act": "relu"}, "hidden_act='relu'")],
+    [({"num_attention_heads": 3}, "num_attention_heads 3"), ({"hidden_act": "swish9"}, "activation 'swish9'")],
 )
 def test_configs_that_cannot_be_built_are_refused(change, message):
     config = dataclasses.replace(TINY, vision=dataclasses.replace(TINY.vision, **change))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dalle_mini.errors import UserError
-from dalle_mini.models.config import CLIPConfig, DalleBartConfig, VQGANConfig
+from dalle_mini.models.config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, DalleBartConfig, VQGANConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -62,7 +62,7 @@ def test_the_published_vqgan():
         (DalleBartConfig, "d_model", 32.0, r"a whole number, not 32\.0"),
         (DalleBartConfig, "encoder_layers", True, "a whole number, not True"),
         (DalleBartConfig, "eos_token_id", "</s>", "a whole number or null, not '</s>'"),
-        (DalleBartConfig, "use_scan", 1, "true or false, not 1"),
+        (DalleBartConfig, "use_scan", 1, "true, false or null, not 1"),
         (DalleBartConfig, "init_std", "0.02", "a number, not '0.02'"),
         (DalleBartConfig, "top_k", [50], r"a whole number, not \[50\]"),
         (VQGANConfig, "ch_mult", 4, "a list of whole numbers, not 4"),
@@ -97,18 +97,92 @@ def test_what_a_type_may_be_written_as():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("ln_positions", "swinv2"),
-        ("ln_type", "rmsnorm"),
-        ("use_glu", False),
-        ("use_bias", True),
-        ("activation_function", ["gelu"]),
-        ("use_cosine_attention", True),
-        ("sinkhorn_iters", 3),
+        ("ln_positions", "sandwich"),
+        ("ln_type", "batchnorm"),
+        ("use_alibi", True),
+        ("tie_word_embeddings", True),
     ],
 )
 def test_other_architectures_are_refused_by_name(name, value):
-    with pytest.raises(UserError, match=rf"^config\.json: {name}=.* is not supported \(supported: "):
+    with pytest.raises(UserError, match=rf"^config(\.json)?: {name}={value!r} is not supported \(supported: "):
         DalleBartConfig.from_dict({name: value})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model_type": "t5"}, "model_type='t5' is not DalleBart"),
+        ({"activation_function": ["gelu"]}, r"activation_function must be a string, not \['gelu'\]"),
+        ({"d_model": 30, "decoder_attention_heads": 4}, "30 is not a multiple of decoder_attention_heads 4"),
+    ],
+)
+def test_configs_that_make_no_model_are_refused(values, message):
+    values = {"encoder_attention_heads": 2} | values
+    with pytest.raises(UserError, match=message):
+        DalleBartConfig.from_dict(values)
+
+
+def test_a_vqgan_says_how_it_quantizes_and_which_pixels_it_knows():
+    assert (VQGANConfig().quantizer, VQGANConfig().pixel_range) == ("nearest", (0, 1))
+    config = VQGANConfig.from_dict({"quantizer": "gumbel", "pixel_range": [-1, 1]})
+    assert (config.quantizer, config.pixel_range) == ("gumbel", (-1, 1))
+    assert VQGANConfig.from_dict(config.to_dict()) == config
+    with pytest.raises(UserError, match=r"quantizer='softmax' is not supported \(supported: nearest, gumbel\)"):
+        VQGANConfig(quantizer="softmax")
+    for wrong in ([0], [1, 0], [0, 0], [-1, 0, 1]):
+        with pytest.raises(UserError, match=r"pixel_range must be \[lowest, highest\], not \["):
+            VQGANConfig.from_dict({"pixel_range": wrong})
+
+
+# What matters of the published config.json files, in the order base-patch32, base-patch16, large-patch14.
+NOISE = {"_name_or_path": "", "pruned_heads": {}, "torch_dtype": None, "id2label": {"0": "LABEL_0"}, "top_k": 50}
+OLD_IDS = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
+LARGE_TEXT = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12}
+LARGE_VISION = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 24}
+PATCH_14 = {"patch_size": 14, "image_size": 224}
+
+
+@pytest.mark.parametrize(
+    ("published", "text", "vision", "projection_dim"),
+    [
+        (
+            {"text_config": {**NOISE, **OLD_IDS}, "vision_config": NOISE, "text_config_dict": None},
+            CLIPTextConfig(),
+            CLIPVisionConfig(),
+            512,
+        ),
+        (
+            {"projection_dim": 512, "text_config": OLD_IDS, "vision_config": {**NOISE, "patch_size": 16}},
+            CLIPTextConfig(),
+            CLIPVisionConfig(patch_size=16),
+            512,
+        ),
+        (
+            {
+                "projection_dim": 768,
+                "text_config": {**NOISE, **OLD_IDS, **LARGE_TEXT},
+                "text_config_dict": {**LARGE_TEXT, "projection_dim": 768},
+                "vision_config": {**NOISE, **LARGE_VISION, **PATCH_14},
+                "vision_config_dict": {**LARGE_VISION, **PATCH_14, "projection_dim": 768},
+            },
+            CLIPTextConfig(**LARGE_TEXT),
+            CLIPVisionConfig(**LARGE_VISION, **PATCH_14),
+            768,
+        ),
+    ],
+)
+def test_the_configs_of_openai(published, text, vision, projection_dim):
+    config = CLIPConfig.from_dict(published)
+    assert config == CLIPConfig(text, vision, projection_dim)
+    assert config.text.eos_token_id == 2
+    assert CLIPConfig.from_dict(config.to_dict()) == config
+
+
+def test_the_older_name_of_a_towers_config_precedes():
+    config = CLIPConfig.from_dict({"text_config": {"vocab_size": 7}, "text_config_dict": {"vocab_size": 9}})
+    assert config.text.vocab_size == 9
+    with pytest.raises(UserError, match="vision_config_dict must be an object, not 'abc'"):
+        CLIPConfig.from_dict({"vision_config_dict": "abc"})
 
 
 def test_values_that_do_not_go_together():

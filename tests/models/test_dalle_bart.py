@@ -12,12 +12,15 @@ from flax import nnx
 
 from dalle_mini.generation.sampling import guide
 from dalle_mini.models.config import DalleBartConfig
-from dalle_mini.models.dalle_bart import DalleBart, KVCache, unstack_layers
+from dalle_mini.models.dalle_bart import DalleBart, unstack_layers
+from dalle_mini.models.layers import KVCache
 from dalle_mini.weights.layouts import dalle_bart
 from dalle_mini.weights.pretrained import flatten
+from dalle_mini.weights.tensors import Tensor
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "dallebart"
 SCANNED, UNROLLED = GOLDEN / "a_normformer_glu_scan", GOLDEN / "b_normformer_glu_unrolled"
+PRELN, POSTLN = GOLDEN / "c_ffn_bias_preln_scan", GOLDEN / "d_ffn_bias_postln_unrolled"
 MEGALIKE, SHARDED = GOLDEN / "e_megalike_fp16_scan", GOLDEN / "f_sharded_of_e"
 
 
@@ -37,7 +40,9 @@ def load_model(folder, dtype=jnp.float32):
     return sum_embeddings_in_float16(model) if folder in (MEGALIKE, SHARDED) else model
 
 
-@pytest.fixture(scope="module", params=[SCANNED, UNROLLED, MEGALIKE, SHARDED], ids=lambda folder: folder.name)
+@pytest.fixture(
+    scope="module", params=[SCANNED, UNROLLED, PRELN, POSTLN, MEGALIKE, SHARDED], ids=lambda folder: folder.name
+)
 def case(request):
     """Golden values, and what our model says to the captions (0) and the empty captions (1)."""
     golden = load_golden(request.param)
@@ -113,7 +118,7 @@ def cached_logits(graphdef, params, ids, mask, tokens):
         for layer, layer_cross, cache in zip(layers, cross, caches, strict=True):
             x, cache = layer.step(x, layer_cross, mask[:, None, None, :].astype(bool), cache, position)
             filled.append(cache)
-        return filled, model.logits(model.decoder.final_ln(x))
+        return filled, model.logits(model.decoder.finish(x))
 
     caches = [KVCache(empty, empty) for _ in layers]
     logits = jax.lax.scan(step, caches, jnp.arange(tokens.shape[2]))[1]
@@ -151,12 +156,15 @@ def test_float16_weights_are_computed_with_in_float32(folder):
     close(logits[0], golden["logits_params_cast_fp32"])
 
 
-@pytest.mark.parametrize("folder", [SCANNED, UNROLLED], ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", [SCANNED, UNROLLED, PRELN, POSTLN], ids=lambda folder: folder.name)
 def test_gradients(model, gradient, folder):
+    if folder in (PRELN, POSTLN):
+        model = load_model(folder)
+        gradient = gradients(model, load_golden(folder), remat=folder == POSTLN)
     published = json.loads((folder / "grads.json").read_text())
     # Which tensors of the file make up each of ours: send their numbers through the layout.
-    numbered = {name: np.full(value["shape"], i) for i, (name, value) in enumerate(published.items())}
-    sources = dalle_bart(numbered, model.config)
+    numbered = {name: Tensor.of(np.full(value["shape"], i)) for i, (name, value) in enumerate(published.items())}
+    sources = {name: tensor.read() for name, tensor in dalle_bart(numbered, model.config).items()}
     assert set(gradient) == set(sources)
     seen = set()
     for name, ours in gradient.items():
@@ -181,12 +189,12 @@ def test_hidden_states_of_each_layer(model):
     ids, mask = golden["input_ids"], golden["attention_mask"]
     encoder, decoder, tokens = model.encoder, model.decoder, golden["decoder_input_ids"]
     key_mask, causal = mask[:, None, None, :].astype(bool), np.tril(np.ones((16, 16), bool))
-    x = encoder.layernorm_embedding(encoder.embed_tokens(ids) + encoder.embed_positions(jnp.arange(16)))
+    x = encoder.embed(ids, jnp.arange(16))
     close(x, golden["encoder_hidden_states"][0])
     for i, layer in enumerate(unstack_layers(encoder.layers, model.config.encoder_layers)):
         x = layer(x, key_mask)
         close(x, golden["encoder_hidden_states"][i + 1])
-    states = encoder.final_ln(x)
+    states = encoder.finish(x)
     x = decoder.embed(tokens, jnp.arange(16))
     close(x, golden["decoder_hidden_states"][0])
     for i, layer in enumerate(unstack_layers(decoder.layers, model.config.decoder_layers)):
@@ -194,7 +202,7 @@ def test_hidden_states_of_each_layer(model):
         close(x, golden["decoder_hidden_states"][i + 1])
 
 
-@pytest.mark.parametrize("folder", [SCANNED, MEGALIKE], ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", [SCANNED, PRELN, POSTLN, MEGALIKE], ids=lambda folder: folder.name)
 def test_cached_steps_give_the_published_logits(folder):
     golden = load_golden(folder)
     names = ("greedy", "sc_greedy", "sc3_greedy")

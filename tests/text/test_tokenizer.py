@@ -61,6 +61,57 @@ def test_clip_encodings(clip):
     assert (clip.pad_token, clip.pad_id, clip.vocab_size) == ("<|endoftext|>", 573, 574)
 
 
+@pytest.fixture
+def in_parts(tmp_path) -> Path:
+    """CLIP's tokenizer as it was published before tokenizer.json."""
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(GOLDEN / "clip" / name, tmp_path)
+    return tmp_path
+
+
+CLIP_CAPTIONS = [
+    "", " ", "A  Photo\tof\n a CAT", "it's we'll I'D o'clock ''s", "1234 3.14 x86_64 ²³ Ⅷ", "!!! -- (...) $5 #tag @me",
+    "Ünïcödé cafe\u0301 ÅNGSTRÖM ẞß ĲŋǄ", "日本語 العربية हिन्दी 한국어", "😀👨\u200d👩\u200d👧 🇩🇪 ❤️", "ǅ İstanbul ΣΑΣ",
+    "a\u00a0b\u2003c\u200bd\ufeffe", "\x00\x07\x7f", "snake_case-kebab", "&amp; <b>html</b>", "“a” ‘b’ — …", "a" * 300,
+    "<|startoftext|> a <|endoftext|> b", "<|STARTOFTEXT|><|ENDOFTEXT|>", "<|endoftext|", "\ud83c\udf55",
+]  # fmt: skip
+
+
+def test_clip_from_vocabulary_and_merges(clip, in_parts):
+    captions = CLIP_CAPTIONS + load("clip")[0]["texts"]
+    tokenizer = CaptionTokenizer.from_pretrained(in_parts)
+    assert (tokenizer.pad_id, tokenizer.end_id, tokenizer.vocab_size) == (573, 573, 574)
+    for caption, ours, wanted in zip(captions, tokenizer(captions, 400)[0], clip(captions, 400)[0], strict=True):
+        assert ours.tolist() == wanted.tolist(), caption
+
+
+def test_clip_of_transformers(in_parts):
+    transformers = pytest.importorskip("transformers", reason="needs the extra `oracle`")
+    theirs = transformers.CLIPTokenizer.from_pretrained(in_parts)
+    ours = CaptionTokenizer.from_pretrained(in_parts)
+    captions = [caption for caption in CLIP_CAPTIONS if "\ud83c" not in caption] + load("clip")[0]["texts"]
+    captions.remove("<|STARTOFTEXT|><|ENDOFTEXT|>")  # the files of 2021 say to lower-case the first, a new object not
+    for caption in captions:
+        wanted = theirs(caption, padding="max_length", max_length=40, truncation=True)
+        input_ids, attention_mask = ours([caption], max_length=40)
+        assert input_ids[0].tolist() == wanted["input_ids"], caption
+        assert attention_mask[0].tolist() == wanted["attention_mask"], caption
+
+
+def test_parts_that_make_no_tokenizer_of_clip(in_parts):
+    vocab = in_parts / "vocab.json"
+    (in_parts / "merges.txt").write_text("one two three\n")
+    with pytest.raises(UserError, match=rf"^{vocab}: not a readable tokenizer"):
+        CaptionTokenizer.from_pretrained(in_parts)
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(GOLDEN / "tokenizer" / name, in_parts)
+    with pytest.raises(UserError, match=r"vocab\.json.*no <\|endoftext\|>, so it is not CLIP's; .* a tokenizer\.json"):
+        CaptionTokenizer.from_pretrained(in_parts)
+    vocab.unlink()
+    with pytest.raises(UserError, match=r"tokenizer\.json: no such file"):
+        CaptionTokenizer.from_pretrained(in_parts)
+
+
 @pytest.mark.parametrize(("folder", "pad_id"), [("tokenizer", 1), ("clip", 573)])
 def test_pad_token_without_the_settings_files(tmp_path, folder, pad_id):
     shutil.copy(GOLDEN / folder / "tokenizer.json", tmp_path)

@@ -135,3 +135,9 @@ def test_crops_lie_on_the_token_grid(tmp_path):
 def test_crops_that_do_not_fit(tmp_path, crop, message):
     with pytest.raises(UserError, match=message):
         make("vqgan", tmp_path, short_loop(), dataclasses.replace(VQGAN, crop=crop))
+
+
+def test_a_gumbel_vqgan_is_not_trained(tmp_path):
+    model = dataclasses.replace(VQGAN.model, quantizer="gumbel")
+    with pytest.raises(UserError, match="training a gumbel VQGAN is not supported"):
+        make("vqgan", tmp_path, short_loop(), dataclasses.replace(VQGAN, model=model))

@@ -2,16 +2,20 @@
 
 import json
 import os
+import pickle
 import shutil
 from pathlib import Path
 
+import flax.serialization
 import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch_files
 
 from dalle_mini.errors import UserError
-from dalle_mini.weights.folder import listed, load_config, load_tensors, save_tensors
+from dalle_mini.weights import taming
+from dalle_mini.weights.folder import WEIGHTS, listed, load_config, load_tensors, save_tensors
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SHARDED = GOLDEN / "dallebart/f_sharded_of_e"
@@ -25,8 +29,8 @@ TENSORS = {
 def assert_same(found, wanted):
     assert set(found) == set(wanted)
     for name, array in wanted.items():
-        assert found[name].dtype == array.dtype
-        np.testing.assert_array_equal(found[name], array)
+        assert found[name].dtype == array.dtype and found[name].shape == array.shape
+        np.testing.assert_array_equal(found[name].read(), array)
 
 
 def test_round_trip(tmp_path):
@@ -72,7 +76,7 @@ def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch, exists):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(safetensors.numpy, "save_file", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match=r"cannot save into .*m: No space left on device"):
         save_tensors(tmp_path / "m", {"a": 2}, TENSORS)
     assert os.listdir(tmp_path) == (["m"] if exists else [])
@@ -131,20 +135,99 @@ def test_a_cut_safetensors_file_names_the_tensors(tmp_path):
 
 
 def test_files_that_are_no_safetensors(tmp_path):
-    for data in (b"<html>" * 50, b"\xff" * 100, (2).to_bytes(8, "little") + b"[]" + b"\0" * 8):
+    for data in (b"\xff" * 100, (2).to_bytes(8, "little") + b"[]", (8).to_bytes(8, "little") + b'{"a":[1]}'[:8]):
         (tmp_path / "model.safetensors").write_bytes(data)
         with pytest.raises(UserError, match=r"model\.safetensors is damaged or not"):
             load_tensors(tmp_path)
-    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-    with pytest.raises(UserError, match="Git LFS pointer"):
+
+
+FOREIGN = {
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n": "a Git LFS pointer, not .*git lfs pull",
+    b"\n<!DOCTYPE html><html><title>Sign in</title>": "a web page, not the weights: download them again",
+    b"PK\x03\x04" + b"\0" * 60: "a zip archive, such as torch.save writes: call it pytorch_model.bin if",
+    pickle.dumps({"a": [1.0] * 9}): "a pickle, not weights: call it pytorch_model.bin if",
+    pickle.dumps({"a": [1.0] * 9}, protocol=2): "a pickle, not weights",
+}
+
+
+@pytest.mark.parametrize("data", FOREIGN, ids=("lfs", "html", "zip", "pickle", "old pickle"))
+@pytest.mark.parametrize("name", ["model.safetensors", "flax_model.msgpack"])
+def test_foreign_files_are_told_by_their_beginning(tmp_path, name, data):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match=f"{name} is {FOREIGN[data]}") as caught:
         load_tensors(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_header_that_starts_like_a_pickle(tmp_path):
+    """Its length, 640, is the first two bytes of a pickle of protocol 2."""
+    header = json.dumps({"t": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode().ljust(0x280)
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0\x80?")
+    assert_same(load_tensors(tmp_path), {"t": np.ones(1, np.float32)})
+
+
+def test_torch_files(tmp_path):
+    arrays = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b.bias": np.ones(2, np.float16)}
+    torch_files.save(tmp_path / "pytorch_model.bin", arrays)
+    tensors = load_tensors(tmp_path)
+    assert tensors.file.name == "pytorch_model.bin"
+    assert_same(tensors, arrays)
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(os.getcwd))
+    with pytest.raises(UserError, match=r"pytorch_model\.bin is a plain pickle, which is never run"):
+        load_tensors(tmp_path)
+
+
+def test_sharded_torch_files(tmp_path):
+    arrays = {"a.weight": np.ones((2, 3)), "b.bias": np.zeros(2)}
+    files = {name: f"pytorch_model-0000{i}-of-00002.bin" for i, name in enumerate(arrays, 1)}
+    for name, file in files.items():
+        torch_files.save(tmp_path / file, {name: arrays[name]})
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": files}))
+    assert_same(load_tensors(tmp_path), arrays)
+
+
+def test_files_of_taming_transformers(tmp_path):
+    """Their YAML stands for config.json, unless there is one."""
+    checkpoint = torch_files.save(tmp_path / "last.ckpt", {"state_dict": {"a": np.ones(2)}, "epoch": 3})
+    with pytest.raises(UserError, match=r"last\.ckpt has no YAML file"):
+        load_config(tmp_path)
+    ddconfig = dict.fromkeys(taming.DDCONFIG, 1)
+    params = {"embed_dim": 4, "n_embed": 8, "ddconfig": ddconfig}
+    run = {"model": {"target": "taming.models.vqgan.VQModel", "params": params}}
+    (tmp_path / "model.yaml").write_text(json.dumps(run))
+    for source in (tmp_path, checkpoint):
+        assert load_config(source)["n_embed"] == 8
+        assert_same(load_tensors(source), {"a": np.ones(2)})
+        assert load_tensors(source).file == checkpoint
+    (tmp_path / "config.json").write_text('{"n_embed": 9}')
+    assert load_config(tmp_path) == load_config(checkpoint) == {"n_embed": 9}
+
+
+def write_weights(path, tensors):
+    if path.suffix == ".safetensors":
+        safetensors.numpy.save_file(tensors, path)
+    elif path.suffix == ".msgpack":
+        path.write_bytes(flax.serialization.to_bytes(tensors))
+    else:
+        torch_files.save(path, tensors)
+
+
+def test_which_weights_are_preferred(tmp_path):
+    write_weights(tmp_path / "last.ckpt", {"a": np.ones(1)})
+    for name in reversed(WEIGHTS):
+        file = name.removesuffix(".index.json")
+        if file != name:
+            file = file.replace(".", "-1.")
+            (tmp_path / name).write_text(json.dumps({"weight_map": {"a": file}}))
+        write_weights(tmp_path / file, {"a": np.ones(1)})
+        assert load_tensors(tmp_path).file.name == name
 
 
 def test_sharded_msgpack_holds_the_same_as_one_file():
     whole = load_tensors(GOLDEN / "dallebart/e_megalike_fp16_scan")
     shards = load_tensors(SHARDED)
     assert shards.file.name == "flax_model.msgpack.index.json"
-    assert_same(shards, whole)
+    assert_same(shards, {name: tensor.read() for name, tensor in whole.items()})
 
 
 def test_sharded_safetensors(tmp_path):

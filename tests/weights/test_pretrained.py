@@ -4,17 +4,19 @@ import dataclasses
 import json
 import os
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from flax import nnx, serialization
 
 from dalle_mini.errors import UserError
 from dalle_mini.weights.folder import load_config, load_tensors, save_tensors
-from dalle_mini.weights.pretrained import Pretrained, flatten, mismatch, unflatten
+from dalle_mini.weights.pretrained import Pretrained, flatten, from_device, mismatch, to_device, unflatten
+from dalle_mini.weights.tensors import Tensor
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -93,6 +95,67 @@ def test_dtypes(small, tmp_path, stored, dtype):
         assert array.dtype == dtype
         np.testing.assert_array_equal(array, flatten(nnx.state(small))[name].astype(stored).astype(dtype))
     assert loaded(jnp.ones((1, 3), dtype)).dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_on_a_cpu_the_file_is_read_into_the_memory_of_the_model(monkeypatch, dtype):
+    """Were it copied once more, a model would need twice its size to load."""
+    if jax.default_backend() != "cpu":
+        pytest.skip("other devices have memory of their own")
+    read_into, addresses = Tensor.read_into, []
+
+    def noting(tensor, out):
+        addresses.append(out.ctypes.data)
+        read_into(tensor, out)
+
+    monkeypatch.setattr(Tensor, "read_into", noting)
+    for shape in ((), (3,), (1000, 7)):
+        values = np.arange(np.prod(shape, dtype=int), dtype=np.float32).reshape(shape)
+        array = to_device(Tensor.of(values), dtype)
+        assert array.dtype == dtype and array.unsafe_buffer_pointer() == addresses[-1]
+        np.testing.assert_array_equal(array, values.astype(dtype))
+
+
+def test_memory_given_to_jax_may_be_donated():
+    """A training step that overwrites the parameters of a loaded model."""
+    array = to_device(Tensor.of(np.ones(1000, np.float32)), jnp.float32)
+    for _ in range(3):
+        array = jax.jit(lambda x: x + 1, donate_argnums=0)(array)
+    np.testing.assert_array_equal(array, np.full(1000, 4))
+
+
+def test_integers_are_not_cast():
+    assert to_device(Tensor.of(np.arange(3, dtype=np.int32)), jnp.bfloat16).dtype == jnp.int32
+    assert to_device(Tensor.of(np.asarray(True)), jnp.bfloat16).dtype == jnp.bool_
+    assert to_device(Tensor.of(np.ones(3)), jnp.bfloat16).dtype == jnp.bfloat16
+
+
+def test_loading_holds_little_beside_the_model(tmp_path):
+    """In no format, of no dtype, with layers in one tensor or in many."""
+    numbers = np.random.default_rng(0).normal(size=(4, 512, 512)).astype(np.float16)
+    tensors = {"layers": Tensor.stack([Tensor.of(layer) for layer in numbers]), "last": Tensor.of(numbers[0])}
+    save_tensors(tmp_path / "safetensors", {}, tensors)
+    (tmp_path / "flax").mkdir()
+    (tmp_path / "flax/flax_model.msgpack").write_bytes(
+        serialization.to_bytes({"layer": {str(i): layer for i, layer in enumerate(numbers)}, "last": numbers[0]})
+    )
+    for folder in ("safetensors", "flax"):
+        tracemalloc.start()
+        read = load_tensors(tmp_path / folder)
+        if folder == "flax":
+            read = {"layers": Tensor.stack([read[f"layer/{i}"] for i in range(4)]), "last": read["last"]}
+        arrays = {name: to_device(tensor, jnp.bfloat16) for name, tensor in read.items()}
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < sum(array.nbytes for array in arrays.values()) + (1 << 20) + (1 << 17)
+        np.testing.assert_array_equal(arrays["layers"], numbers.astype(jnp.bfloat16))
+
+
+def test_arrays_of_a_device_are_read_in_whole_and_in_part():
+    array = jnp.arange(6.0).reshape(2, 3).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(from_device(array).read(np.float32), array.astype(jnp.float32))
+    np.testing.assert_array_equal(from_device(array).rows(1, 2), array[1:])
+    assert from_device(jnp.float32(3)).read() == 3
 
 
 def test_a_value_beyond_float16_is_not_stored_as_infinity(small, tmp_path):

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dalle_mini.generation.sampling import guide, mask_beyond, sample, warp
-from dalle_mini.models.dalle_bart import DalleBart, KVCache, unstack_layers
+from dalle_mini.models.dalle_bart import DalleBart, layer_graphdefs, unstack_layers
+from dalle_mini.models.layers import KVCache
 
 PROGRESS_EVERY = 16  # steps; a call of a compiled program costs less than a thousandth of them
 
@@ -135,8 +136,8 @@ def _advance(
 ) -> DecodeState:
     """Draw the tokens up to position `stop`."""
     model: DalleBart = nnx.merge(graphdef, params)
-    layer_graphdef, _ = nnx.split(model.decoder.layers)
-    layers = [nnx.merge(layer_graphdef, layer) for layer in fixed.layers]
+    graphdefs = layer_graphdefs(model.decoder.layers, len(fixed.layers))
+    layers = [nnx.merge(*parts) for parts in zip(graphdefs, fixed.layers, strict=True)]
     prompts = len(keys)
 
     def step(t, state: DecodeState) -> DecodeState:
@@ -146,7 +147,7 @@ def _advance(
         for layer, cross, cache in zip(layers, fixed.cross, state.caches, strict=True):
             x, cache = layer.step(x, cross, fixed.cross_mask, cache, t)
             caches.append(cache)
-        logits = model.logits(model.decoder.final_ln(x))  # [R, C, V]
+        logits = model.logits(model.decoder.finish(x))  # [R, C, V]
         if guided:
             logits = guide(logits[:prompts], logits[prompts:], guidance)
         logits = warp(mask_beyond(logits, codebook_size), temperature=temperature, top_k=top_k, top_p=top_p)

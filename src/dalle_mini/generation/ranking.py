@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Self
 
 import jax
@@ -17,6 +16,15 @@ from dalle_mini.data.images import clip_pixels, clip_sizes
 from dalle_mini.errors import UserError
 from dalle_mini.models.clip import CLIP
 from dalle_mini.text import CaptionTokenizer
+from dalle_mini.weights.bundle import RANKER
+from dalle_mini.weights.hub import blaming_cache, resolve
+
+# What CLIP's processor does where a model comes without a `preprocessor_config.json`; the size is the model's own.
+PREPROCESSING = {
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "resample": 3,  # bicubic
+}
 
 
 class ClipRanker:
@@ -37,6 +45,12 @@ class ClipRanker:
                 f"preprocessor_config.json: crop_size is {size}, but CLIP's config.json says image_size {expected}"
             )
         tokenizer.check_vocab_size(clip.config.text.vocab_size)
+        end = clip.config.text.eos_token_id
+        if end not in (2, None, tokenizer.end_id):
+            raise UserError(
+                f"CLIP's config.json says eos_token_id {end}, but its tokenizer ends texts with {tokenizer.end_id}; "
+                "tokenizer and model do not belong together, unless the config is wrong"
+            )
         self.clip, self.tokenizer, self.preprocessor_config, self.chunk = clip, tokenizer, preprocessor_config, chunk
         graphdef, self._state = nnx.split(clip)
 
@@ -52,21 +66,37 @@ class ClipRanker:
         self._text_embeds, self._image_logits = text_embeds, image_logits
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str], dtype: jnp.dtype = jnp.float32) -> Self:
-        """Load from a folder with CLIP's weights, `config.json`, `tokenizer.json` and `preprocessor_config.json`.
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        dtype: jnp.dtype = jnp.float32,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+    ) -> Self:
+        """Load from a folder, or a repository of the Hub, with CLIP's weights, `config.json` and tokenizer.
 
+        `source` and what follows the dtype are as in `weights.hub.resolve`.
+        What a `preprocessor_config.json` does not say, or a folder without one, is as in OpenAI's models.
         Raises UserError, naming the file, for whatever is missing or does not fit.
         """
-        file = Path(folder) / "preprocessor_config.json"
-        try:
-            preprocessor_config = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{file}: cannot be read ({error}); CLIP's folder must have this file") from error
-        if not isinstance(preprocessor_config, dict):
-            raise UserError(f"{file}: must hold a JSON object")
-        return cls(
-            CLIP.from_pretrained(folder, dtype=dtype), CaptionTokenizer.from_pretrained(folder), preprocessor_config
+        folder = resolve(
+            source, RANKER, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
         )
+        file = folder / "preprocessor_config.json"
+        with blaming_cache(folder):
+            try:
+                preprocessor_config = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+            except (OSError, ValueError) as error:
+                raise UserError(f"{file}: cannot be read ({error})") from None
+            if not isinstance(preprocessor_config, dict):
+                raise UserError(f"{file}: must hold a JSON object")
+        clip = CLIP.from_pretrained(folder, dtype=dtype)
+        size = clip.config.vision.image_size
+        preprocessor_config = {"size": size, "crop_size": size, **PREPROCESSING, **preprocessor_config}
+        return cls(clip, CaptionTokenizer.from_pretrained(folder), preprocessor_config)
 
     def scores(self, images: np.ndarray, prompt: str) -> np.ndarray:
         """CLIP's logits_per_image, float32 [n]: higher fits better.

@@ -6,28 +6,15 @@ A vision transformer and a causal text transformer whose pooled outputs meet in 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from dalle_mini.errors import UserError
 from dalle_mini.models.config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
+from dalle_mini.models.layers import activation
 from dalle_mini.weights import layouts
 from dalle_mini.weights.pretrained import Pretrained
-
-
-def quick_gelu(x: jax.Array) -> jax.Array:
-    """The sigmoid approximation of GELU that OpenAI trained CLIP with."""
-    return x * jax.nn.sigmoid(1.702 * x)
-
-
-def exact_gelu(x: jax.Array) -> jax.Array:
-    return jax.nn.gelu(x, approximate=False)
-
-
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"quick_gelu": quick_gelu, "gelu": exact_gelu}
 
 
 class Attention(nnx.Module):
@@ -58,10 +45,7 @@ class Attention(nnx.Module):
 
 class MLP(nnx.Module):
     def __init__(self, config: CLIPTextConfig | CLIPVisionConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype):
-        if config.hidden_act not in ACTIVATIONS:
-            known = " or ".join(ACTIVATIONS)
-            raise UserError(f"CLIP config: hidden_act={config.hidden_act!r} is not supported (supported: {known})")
-        self.activation = ACTIVATIONS[config.hidden_act]
+        self.activation = activation(config.hidden_act)
         width, inner = config.hidden_size, config.intermediate_size
         wide, narrow = nnx.initializers.normal((2 * width) ** -0.5), nnx.initializers.normal(residual_std(config))
         self.fc1 = nnx.Linear(width, inner, kernel_init=wide, dtype=dtype, rngs=rngs)
@@ -107,7 +91,7 @@ class TextEmbeddings(nnx.Module):
 
 class TextTransformer(nnx.Module):
     def __init__(self, config: CLIPTextConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype):
-        self.max_length = config.max_position_embeddings
+        self.max_length, self.end_id = config.max_position_embeddings, config.eos_token_id
         self.embeddings = TextEmbeddings(config, rngs=rngs, dtype=dtype)
         self.encoder = Encoder(config, rngs=rngs, dtype=dtype)
         self.final_layer_norm = layer_norm(config, rngs=rngs, dtype=dtype)
@@ -120,8 +104,8 @@ class TextTransformer(nnx.Module):
         if attention_mask is not None:
             mask = mask & attention_mask.astype(bool)[:, None, None, :]
         states = self.final_layer_norm(self.encoder(self.embeddings(input_ids), mask))  # [batch, length, width]
-        # The end-of-text token has the highest id, and CLIP pads with it too: the first one ends the caption.
-        end = jnp.argmax(input_ids, axis=-1)
+        # CLIP pads with the end-of-text token too: the first one ends the caption. See CLIPTextConfig for 2.
+        end = jnp.argmax(input_ids if self.end_id in (2, None) else input_ids == self.end_id, axis=-1)
         return states, jnp.take_along_axis(states, end[:, None, None], axis=1)[:, 0]
 
 

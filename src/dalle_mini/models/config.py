@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Self, get_type_hints
+from typing import Any, NamedTuple, Self, get_type_hints
 
 from dalle_mini.errors import UserError
 
@@ -16,6 +16,7 @@ def _is_int(value: Any) -> bool:
 # What JSON may hold for a field of each type, and its name in an error message.
 TYPES = {
     bool: (lambda value: isinstance(value, bool), "true or false"),
+    bool | None: (lambda value: value is None or isinstance(value, bool), "true, false or null"),
     int: (_is_int, "a whole number"),
     int | None: (lambda value: value is None or _is_int(value), "a whole number or null"),
     float: (lambda value: isinstance(value, float) or _is_int(value), "a number"),
@@ -50,6 +51,36 @@ class Config:
         return dataclasses.asdict(self)
 
 
+class NormPositions(NamedTuple):
+    """Where a layer of DalleBart has norms: before a sublayer, within it, and after it.
+
+    "After" is on the sublayer's output, ahead of the residual sum; only in `postln` it is behind the sum.
+    """
+
+    encoder_attn_before: bool = False
+    decoder_attn_before: bool = False  # of both attentions
+    attn_within: bool = False  # of self-attention: between the heads and the output projection
+    attn_after: bool = False
+    ffn_before: bool = False
+    ffn_within: bool = False  # ahead of the last projection
+    ffn_after: bool = False
+
+
+LN_POSITIONS = {
+    # NormFormer (Shleifer et al. 2021), the published models'
+    "normformer": NormPositions(True, True, attn_after=True, ffn_before=True, ffn_within=True),
+    # Sandwich-LN of CogView (Ding et al. 2021)
+    "cogview": NormPositions(True, True, attn_after=True, ffn_before=True, ffn_after=True),
+    "preln": NormPositions(True, True, ffn_before=True),
+    # Swin Transformer V2 (Liu et al. 2021); besides, one norm after every sixth layer
+    "swinv2": NormPositions(attn_after=True, ffn_after=True),
+    "postln": NormPositions(attn_after=True, ffn_after=True),
+    # Sub-LN of Magneto (Wang et al. 2022), as published: without the decoder's norms before attention
+    "subln": NormPositions(True, False, attn_within=True, ffn_before=True, ffn_within=True),
+}
+LN_TYPES = ("layernorm", "rmsnorm")
+
+
 @dataclass(frozen=True)
 class DalleBartConfig(Config):
     """DalleBart: a BART encoder for text and a BART decoder over image tokens (defaults: DALL·E mini, `mini-1`).
@@ -70,15 +101,30 @@ class DalleBartConfig(Config):
     decoder_attention_heads: int = 16
     decoder_ffn_dim: int = 2730
     activation_function: str = "gelu"
-    ln_positions: str = "normformer"
+    ln_positions: str = "normformer"  # a key of LN_POSITIONS; "deepnet" is another name for "postln"
     ln_type: str = "layernorm"
     use_glu: bool = True
     use_bias: bool = False
-    use_scan: bool = True
+    use_scan: bool | None = None  # of the published file; None is true but for swinv2, whose layers are not all alike
+    use_absolute_position_embeddings: bool = True
+    use_swin_position_embeddings: bool = False  # a learned bias for each query position, key position and head
+    use_head_scale: bool = False  # NormFormer's factor for each head's output
+    use_cosine_attention: bool = False  # Swin V2: of normalised queries and keys, divided by tau_init
+    tau_init: float = 0.05
+    use_deepnet_scaling: bool = False  # DeepNet (Wang et al. 2022): stronger residuals, weaker initial sublayers
+    use_subln_init: bool = False  # Magneto's initial scale of the sublayers
+    use_final_ln_encoder: bool = True
+    use_final_ln_decoder: bool = True
+    force_ln_scale: bool = False  # a scale in every norm, also where the layer behind it could absorb it
+    scale_embedding: bool = False  # token embeddings times sqrt(d_model)
+    sinkhorn_iters: int = 1  # of the encoder's attention (Sinkformers, Sander et al. 2021); 1 is softmax
+    final_logits_bias: bool = False  # of 2021's model
     normalize_text: bool = False
     init_std: float = 0.02
-    # Sampling's defaults, the published pipeline's. A small model wants less guidance: 10 amplifies its errors too.
+    # Sampling's defaults, the published pipeline's. A small model wants less guidance, which amplifies its errors too,
+    # and a lower temperature.
     guidance: float = 10.0
+    temperature: float = 1.0
     top_k: int = 50
     decoder_start_token_id: int | None = None
     bos_token_id: int | None = None
@@ -89,41 +135,97 @@ class DalleBartConfig(Config):
         for name in ("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id"):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, self.image_vocab_size)
+        if self.ln_positions == "deepnet":
+            object.__setattr__(self, "ln_positions", "postln")
+        if self.use_scan is None:
+            object.__setattr__(self, "use_scan", self.ln_positions != "swinv2")
+        for name, known in (("ln_positions", LN_POSITIONS), ("ln_type", LN_TYPES)):
+            if getattr(self, name) not in known:
+                raise UserError(
+                    f"config: {name}={getattr(self, name)!r:.60} is not supported (supported: {', '.join(known)})"
+                )
         for side in ("encoder", "decoder"):
             heads = getattr(self, f"{side}_attention_heads")
             if self.d_model % heads:
                 raise UserError(f"config: d_model {self.d_model} is not a multiple of {side}_attention_heads {heads}")
 
+    @property
+    def norms(self) -> NormPositions:
+        return LN_POSITIONS[self.ln_positions]
+
+    def has_extra_norm(self, layer: int, layers: int) -> bool:
+        """Whether `layer` of `layers` is one of Swin V2's every sixth; behind the last is the final norm anyway."""
+        return self.ln_positions == "swinv2" and (layer + 1) % 6 == 0 and layer + 1 < layers
+
+    def is_unscaled(self, layer: int, layers: int) -> bool:
+        """Whether the norm that ends `layer` of `layers` lacks a scale: in post-LN the last one's, unless scanned."""
+        return self.ln_positions == "postln" and not self.use_scan and layer + 1 == layers and not self.force_ln_scale
+
+    def layers_are_alike(self, layers: int) -> bool:
+        """Whether the layers of a stack have the same parameters, so that they can be kept as one."""
+        return not any(self.has_extra_norm(i, layers) or self.is_unscaled(i, layers) for i in range(layers))
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DalleBartConfig:
-        """Read a published config. The architecture variants beyond normformer + GLU are refused by name."""
-        for name, supported in SUPPORTED_VARIANT.items():
-            if name in values and values[name] not in supported:
-                wanted = " or ".join(repr(value) for value in supported)
-                raise UserError(f"config.json: {name}={values[name]!r} is not supported (supported: {wanted})")
+        """Read a published config: DalleBart's, or that of 2021's model, a BART with an image vocabulary."""
+        kind = values.get("model_type", "dallebart")
+        if kind == "bart":
+            return cls._from_bart_of_2021(values)
+        if kind != "dallebart":
+            raise UserError(f"config.json: model_type={kind!r:.60} is not DalleBart (dallebart, or bart as of 2021)")
+        for name in ("use_alibi", "tie_word_embeddings"):  # neither ran in the published code
+            if values.get(name):
+                raise UserError(f"config.json: {name}={values[name]!r:.60} is not supported (supported: false)")
         return super().from_dict(values)
+
+    @classmethod
+    def _from_bart_of_2021(cls, values: dict[str, Any]) -> DalleBartConfig:
+        """`flax-community/dalle-mini`: plain post-LN BART whose decoder has a vocabulary and a length of its own."""
+        sizes = {name: value for name, value in values.items() if name in BART_SIZES}
+        renamed = {"encoder_vocab_size": "vocab_size", "max_text_length": "max_position_embeddings"}
+        sizes |= {ours: values[theirs] for ours, theirs in renamed.items() if theirs in values}
+        # Where it says neither: the constants of 2021's training script, 16384 codes and 256 tokens, one more for BOS.
+        outputs = {"image_vocab_size": "vocab_size_output", "image_length": "max_position_embeddings_decoder"}
+        for ours, theirs in outputs.items():
+            if isinstance(values.get(theirs), int):
+                sizes[ours] = values[theirs] - 1
+        sizes = BART_LARGE | sizes
+        start = sizes.get("decoder_start_token_id")
+        if not isinstance(start, int) or start > sizes.get("image_vocab_size", 16384):
+            sizes["decoder_start_token_id"] = None  # a BART's own, of a decoder that has been replaced
+        return super().from_dict(sizes | BART_OF_2021)
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "model_type": "dallebart"}
 
 
-SUPPORTED_VARIANT = {
-    "ln_positions": ("normformer",),
-    "ln_type": ("layernorm",),
-    "use_glu": (True,),
-    "use_bias": (False,),
-    "activation_function": ("gelu",),
-    "force_ln_scale": (False,),
-    "use_head_scale": (False,),
-    "use_cosine_attention": (False,),
-    "use_deepnet_scaling": (False,),
-    "use_swin_position_embeddings": (False,),
-    "use_absolute_position_embeddings": (True,),
-    "use_final_ln_encoder": (True,),
-    "use_final_ln_decoder": (True,),
-    "scale_embedding": (False,),
-    "sinkhorn_iters": (1,),
-    "tie_word_embeddings": (False,),
+# What the configs of BART and of DalleBart call alike.
+BART_SIZES = (
+    *("d_model", "activation_function", "scale_embedding", "init_std", "decoder_start_token_id"),
+    *("encoder_layers", "encoder_attention_heads", "encoder_ffn_dim"),
+    *("decoder_layers", "decoder_attention_heads", "decoder_ffn_dim"),
+)
+# BartConfig's defaults, which its files leave out.
+BART_LARGE = {
+    "d_model": 1024,
+    "encoder_layers": 12,
+    "encoder_attention_heads": 16,
+    "encoder_ffn_dim": 4096,
+    "decoder_layers": 12,
+    "decoder_attention_heads": 16,
+    "decoder_ffn_dim": 4096,
+    "encoder_vocab_size": 50265,
+    "max_text_length": 1024,
+}
+BART_OF_2021 = {
+    "ln_positions": "postln",
+    "use_glu": False,
+    "use_bias": True,
+    "use_scan": True,
+    "use_final_ln_encoder": False,
+    "use_final_ln_decoder": False,
+    "final_logits_bias": True,
+    "guidance": 1.0,  # it was trained without blank captions
 }
 
 
@@ -153,10 +255,20 @@ class VQGANConfig(Config):
     norm_groups: int = 32
     # Not in published configs: encode each patch by itself (models/vqgan.py, PatchEncoder).
     patch_encoder: bool = False
+    # Not in published configs: what makes a vector a token. "nearest" is the codebook entry next to it, "gumbel" the
+    # largest of n_embed logits (GumbelVQ of taming-transformers).
+    quantizer: str = "nearest"
+    # Not in published configs: the pixel values that the network itself works with. taming-transformers trains on
+    # [-1, 1], DALL·E mini fine-tuned on [0, 1]; callers have [0, 1] either way.
+    pixel_range: tuple[int, ...] = (0, 1)
 
     def __post_init__(self):
-        for name in ("ch_mult", "attn_resolutions"):
+        for name in ("ch_mult", "attn_resolutions", "pixel_range"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.quantizer not in ("nearest", "gumbel"):
+            raise UserError(f"config: quantizer={self.quantizer!r:.60} is not supported (supported: nearest, gumbel)")
+        if len(self.pixel_range) != 2 or self.pixel_range[0] >= self.pixel_range[1]:
+            raise UserError(f"config: pixel_range must be [lowest, highest], not {list(self.pixel_range)!r:.60}")
         if self.resolution % self.downscale:
             raise UserError(f"config: resolution {self.resolution} does not halve {len(self.ch_mult) - 1} times")
 
@@ -186,8 +298,9 @@ class CLIPTextConfig(Config):
     max_position_embeddings: int = 77
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
-    bos_token_id: int = 49406
-    eos_token_id: int = 49407
+    # Where a text ends. 2, which the first published configs have by mistake, stands for the highest id in the text:
+    # the end token's, as long as no tokens were added to CLIP's own.
+    eos_token_id: int | None = 2
 
 
 @dataclass(frozen=True)
@@ -216,11 +329,14 @@ class CLIPConfig(Config):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> CLIPConfig:
+        """Read a published config. `text_config_dict`, an older name that some files still have, precedes `text_config`
+        as it does in transformers; so for `vision`."""
         towers = {}
         for name, tower in (("text", CLIPTextConfig), ("vision", CLIPVisionConfig)):
-            fields = values.get(f"{name}_config") or {}
+            key = f"{name}_config_dict" if values.get(f"{name}_config_dict") else f"{name}_config"
+            fields = values.get(key) or {}
             if not isinstance(fields, dict):
-                raise UserError(f"config.json: {name}_config must be an object, not {fields!r:.60}")
+                raise UserError(f"config.json: {key} must be an object, not {fields!r:.60}")
             towers[name] = tower.from_dict(fields)
         both = super().from_dict({name: value for name, value in values.items() if name not in towers})
         return dataclasses.replace(both, **towers)

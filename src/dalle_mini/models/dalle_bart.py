@@ -1,146 +1,69 @@
 """DalleBart: caption tokens to image tokens.
 
-A BART encoder-decoder (Lewis et al. 2019) whose decoder speaks the VQGAN's codebook, in the variant that DALL·E mini
-was published with: NormFormer norm positions (Shleifer et al. 2021), gated linear units (Shazeer 2020), learned
-absolute positions, no biases, embeddings shared with nothing.
+A BART encoder-decoder (Lewis et al. 2019) whose decoder speaks the VQGAN's codebook. As published, DALL·E mini has
+NormFormer norm positions, gated linear units, learned absolute positions, no biases, and embeddings shared with
+nothing; its code knew many variants more, and so do `config` and `layers`.
 
 Shapes: B batch, T positions attended from, S positions attended to, D d_model, H heads, K = D / H.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import os
+from typing import Self
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from dalle_mini.models.config import DalleBartConfig
+from dalle_mini.models.layers import Attention, FeedForward, KVCache, Maker, Residual, optional
 from dalle_mini.weights import layouts
 from dalle_mini.weights.pretrained import Pretrained
 
 
-class KVCache(NamedTuple):
-    """Keys and values of one layer's self-attention, each [P, C, H, T, K]: P prompts of C candidates.
-
-    H before T: the layout in which a step's two products are fastest (10 times, on a CPU).
-    """
-
-    keys: jax.Array
-    values: jax.Array
-
-
-def linear(in_features: int, out_features: int, config: DalleBartConfig, *, rngs: nnx.Rngs, dtype) -> nnx.Linear:
-    init = nnx.initializers.normal(config.init_std)
-    return nnx.Linear(in_features, out_features, use_bias=False, kernel_init=init, dtype=dtype, rngs=rngs)
-
-
-def embedding(rows: int, config: DalleBartConfig, *, rngs: nnx.Rngs, dtype) -> nnx.Embed:
-    init = nnx.initializers.normal(config.init_std)
-    return nnx.Embed(rows, config.d_model, embedding_init=init, dtype=dtype, rngs=rngs)
-
-
-def layer_norm(features: int, *, use_scale: bool = True, rngs: nnx.Rngs, dtype) -> nnx.LayerNorm:
-    # A norm that feeds a linear layer has no scale of its own: the layer's weights absorb it.
-    return nnx.LayerNorm(features, epsilon=1e-5, use_scale=use_scale, dtype=dtype, rngs=rngs)
-
-
-class Attention(nnx.Module):
-    """Multi-head attention with 2-D kernels."""
-
-    def __init__(self, config: DalleBartConfig, heads: int, *, rngs: nnx.Rngs, dtype):
-        self.heads = heads
-        d = config.d_model
-        self.q_proj = linear(d, d, config, rngs=rngs, dtype=dtype)
-        self.k_proj = linear(d, d, config, rngs=rngs, dtype=dtype)
-        self.v_proj = linear(d, d, config, rngs=rngs, dtype=dtype)
-        self.out_proj = linear(d, d, config, rngs=rngs, dtype=dtype)
-
-    def __call__(self, x, keys_values, mask=None):
-        """x [B, T, D] attends to keys_values, each [B, H, S, K], where mask (broadcast to [B, H, T, S]) is true."""
-        keys, values = keys_values
-        weights = self._softmax(jnp.einsum("bhtk,bhsk->bhts", self._heads(self.q_proj(x)), keys), mask)
-        attended = jnp.einsum("bhts,bhsk->bthk", weights, values)
-        return self.out_proj(attended.reshape(x.shape))
-
-    def keys_values(self, states):
-        """states [B, S, D] to keys and values, each [B, H, S, K]."""
-        return self._heads(self.k_proj(states)), self._heads(self.v_proj(states))
-
-    def step(self, x, cache: KVCache, position):
-        """One position of every candidate, x [P, C, D]: attend to positions 0..position, after writing the last.
-
-        Returns the output [P, C, D] and the cache with position `position` filled.
-        """
-        prompts, candidates, _ = x.shape
-        q, k, v = (
-            layer(x).reshape(prompts, candidates, self.heads, 1, -1)
-            for layer in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        at = (0, 0, 0, position, 0)
-        keys = jax.lax.dynamic_update_slice(cache.keys, k.astype(cache.keys.dtype), at)
-        values = jax.lax.dynamic_update_slice(cache.values, v.astype(cache.values.dtype), at)
-        written = jnp.arange(keys.shape[3]) <= position
-        weights = self._softmax(jnp.einsum("pchqk,pchtk->pchqt", q, keys), written)
-        attended = jnp.einsum("pchqt,pchtk->pchqk", weights, values)
-        return self.out_proj(attended.reshape(x.shape)), KVCache(keys, values)
-
-    def _heads(self, x):
-        batch, length, _ = x.shape
-        return x.reshape(batch, length, self.heads, -1).swapaxes(1, 2)
-
-    def _softmax(self, scores, mask):
-        scale = (self.q_proj.out_features // self.heads) ** -0.5
-        scores32 = scores.astype(jnp.float32) * scale
-        if mask is not None:
-            scores32 = jnp.where(mask, scores32, jnp.finfo(jnp.float32).min)
-        return jax.nn.softmax(scores32, axis=-1).astype(scores.dtype)
-
-
-class GLU(nnx.Module):
-    """Gated feed-forward, gelu(x W_gate) * (x W_linear), with NormFormer's norm before the last product."""
-
-    def __init__(self, config: DalleBartConfig, hidden: int, *, rngs: nnx.Rngs, dtype):
-        d = config.d_model
-        self.norm = layer_norm(d, use_scale=False, rngs=rngs, dtype=dtype)
-        self.gate = linear(d, hidden, config, rngs=rngs, dtype=dtype)
-        self.linear = linear(d, hidden, config, rngs=rngs, dtype=dtype)
-        self.mid_norm = layer_norm(hidden, use_scale=False, rngs=rngs, dtype=dtype)
-        self.out = linear(hidden, d, config, rngs=rngs, dtype=dtype)
-
-    def __call__(self, x):
-        x = self.norm(x)
-        return self.out(self.mid_norm(jax.nn.gelu(self.gate(x), approximate=False) * self.linear(x)))
-
-
 class EncoderLayer(nnx.Module):
-    def __init__(self, config: DalleBartConfig, *, rngs: nnx.Rngs, dtype):
-        d = config.d_model
-        self.self_attn_norm = layer_norm(d, use_scale=False, rngs=rngs, dtype=dtype)
-        self.self_attn = Attention(config, config.encoder_attention_heads, rngs=rngs, dtype=dtype)
-        self.self_attn_post_norm = layer_norm(d, rngs=rngs, dtype=dtype)
-        self.ffn = GLU(config, config.encoder_ffn_dim, rngs=rngs, dtype=dtype)
+    """Layer `index` of the encoder. The index matters only where `config.layers_are_alike` is false."""
+
+    def __init__(self, make: Maker, index: int):
+        config = make.config
+        norms, length = config.norms, config.max_text_length
+        self.residual = Residual(make)
+        self.self_attn_norm = make.norm_if(norms.encoder_attn_before, use_scale=False)
+        self.self_attn = Attention(make, length, length, norm_within=norms.attn_within)
+        self.self_attn_post_norm = make.norm_if(norms.attn_after)
+        self.ffn = FeedForward(make)
+        self.ffn_post_norm = make.norm_if(norms.ffn_after, use_scale=not config.is_unscaled(index, make.layers))
+        self.extra_norm = make.norm_if(config.has_extra_norm(index, make.layers))
 
     def __call__(self, x, mask):
-        h = self.self_attn_norm(x)
-        x = x + self.self_attn_post_norm(self.self_attn(h, self.self_attn.keys_values(h), mask))
-        return x + self.ffn(x)
+        h = optional(self.self_attn_norm, x)
+        h = self.self_attn(h, self.self_attn.keys_values(h), mask)
+        x = self.residual(x, h, self.self_attn_post_norm)
+        x = self.residual(x, self.ffn(x), self.ffn_post_norm)
+        return optional(self.extra_norm, x)
 
 
 class DecoderLayer(nnx.Module):
-    def __init__(self, config: DalleBartConfig, *, rngs: nnx.Rngs, dtype):
-        d = config.d_model
-        self.self_attn_norm = layer_norm(d, use_scale=False, rngs=rngs, dtype=dtype)
-        self.self_attn = Attention(config, config.decoder_attention_heads, rngs=rngs, dtype=dtype)
-        self.self_attn_post_norm = layer_norm(d, rngs=rngs, dtype=dtype)
-        self.cross_attn_norm = layer_norm(d, use_scale=False, rngs=rngs, dtype=dtype)
-        self.cross_attn = Attention(config, config.decoder_attention_heads, rngs=rngs, dtype=dtype)
-        self.cross_attn_post_norm = layer_norm(d, rngs=rngs, dtype=dtype)
-        self.ffn = GLU(config, config.decoder_ffn_dim, rngs=rngs, dtype=dtype)
+    """Layer `index` of the decoder. The index matters only where `config.layers_are_alike` is false."""
+
+    def __init__(self, make: Maker, index: int):
+        config = make.config
+        norms, length = config.norms, config.image_length
+        self.residual = Residual(make)
+        self.self_attn_norm = make.norm_if(norms.decoder_attn_before, use_scale=False)
+        self.self_attn = Attention(make, length, length, norm_within=norms.attn_within)
+        self.self_attn_post_norm = make.norm_if(norms.attn_after)
+        self.cross_attn_norm = make.norm_if(norms.decoder_attn_before, use_scale=False)
+        self.cross_attn = Attention(make, length, config.max_text_length)
+        self.cross_attn_post_norm = make.norm_if(norms.attn_after)
+        self.ffn = FeedForward(make)
+        self.ffn_post_norm = make.norm_if(norms.ffn_after, use_scale=not config.is_unscaled(index, make.layers))
+        self.extra_norm = make.norm_if(config.has_extra_norm(index, make.layers))
 
     def __call__(self, x, cross, cross_mask, causal_mask):
         """All positions at once: x [B, T, D]; `cross` is `cross_attn.keys_values(encoder states)`."""
-        h = self.self_attn_norm(x)
+        h = optional(self.self_attn_norm, x)
         h = self.self_attn(h, self.self_attn.keys_values(h), causal_mask)
         return self._after_self_attention(x, h, cross, cross_mask)
 
@@ -149,67 +72,108 @@ class DecoderLayer(nnx.Module):
 
         The candidates of a prompt are the queries of its one set of cross-attention keys and values.
         """
-        h, cache = self.self_attn.step(self.self_attn_norm(x), cache, position)
-        return self._after_self_attention(x, h, cross, cross_mask), cache
+        h, cache = self.self_attn.step(optional(self.self_attn_norm, x), cache, position)
+        return self._after_self_attention(x, h, cross, cross_mask, position), cache
 
-    def _after_self_attention(self, x, h, cross, cross_mask):
-        x = x + self.self_attn_post_norm(h)
-        h = self.cross_attn(self.cross_attn_norm(x), cross, cross_mask)
-        x = x + self.cross_attn_post_norm(h)
-        return x + self.ffn(x)
-
-
-def stack(layer_class: type[nnx.Module], count: int, config: DalleBartConfig, *, rngs: nnx.Rngs, dtype):
-    """`count` layers as one module whose parameters have a leading layer axis."""
-    keys = jax.random.split(rngs.params(), count)
-    return nnx.vmap(lambda key: layer_class(config, rngs=nnx.Rngs(key), dtype=dtype))(keys)
+    def _after_self_attention(self, x, h, cross, cross_mask, position=None):
+        x = self.residual(x, h, self.self_attn_post_norm)
+        h = self.cross_attn(optional(self.cross_attn_norm, x), cross, cross_mask, position)
+        x = self.residual(x, h, self.cross_attn_post_norm)
+        x = self.residual(x, self.ffn(x), self.ffn_post_norm)
+        return optional(self.extra_norm, x)
 
 
-def scan_layers(layers: nnx.Module, x, body, remat: bool = False):
-    """Run `x = body(layer, x)` over stacked layers; with `remat` activations are computed again for the gradient."""
-    graphdef, params = nnx.split(layers)
-
-    def step(x, layer_params):
-        return body(nnx.merge(graphdef, layer_params), x), None
-
-    return jax.lax.scan(jax.checkpoint(step) if remat else step, x, params)[0]
+Layer = EncoderLayer | DecoderLayer
 
 
-def unstack_layers(layers: nnx.Module, count: int) -> list[nnx.Module]:
+def make_layers(layer_class: type[Layer], make: Maker) -> Layer | nnx.List:
+    """One module whose parameters have a leading layer axis, or a list of layers where they are not alike."""
+    if not make.config.layers_are_alike(make.layers):
+        return nnx.List(layer_class(make, index) for index in range(make.layers))
+
+    def one(key) -> Layer:
+        return layer_class(Maker(make.config, make.stack, rngs=nnx.Rngs(key), dtype=make.dtype), 0)
+
+    return nnx.vmap(one)(jax.random.split(make.rngs.params(), make.layers))
+
+
+def run_layers(layers: Layer | nnx.List, x, body, remat: bool = False):
+    """Run `x = body(layer, x)` over the layers; with `remat` activations are computed again for the gradient."""
+    if isinstance(layers, nnx.List):
+        for layer in layers:
+            x = _step(layer, body, remat)(x, nnx.state(layer))[0]
+        return x
+    return jax.lax.scan(_step(layers, body, remat), x, nnx.state(layers))[0]
+
+
+def _step(layer: Layer, body, remat: bool):
+    graphdef = nnx.graphdef(layer)
+
+    def step(x, params):
+        return body(nnx.merge(graphdef, params), x), None
+
+    return jax.checkpoint(step) if remat else step
+
+
+def unstack_layers(layers: Layer | nnx.List, count: int) -> list[Layer]:
     """The layers one by one, for decoding: slicing a stack at every token would copy every weight at every token."""
+    if isinstance(layers, nnx.List):
+        return list(layers)
     graphdef, params = nnx.split(layers)
     return [nnx.merge(graphdef, jax.tree.map(lambda leaf, i=i: leaf[i], params)) for i in range(count)]
 
 
-class Encoder(nnx.Module):
-    def __init__(self, config: DalleBartConfig, *, rngs: nnx.Rngs, dtype):
-        d = config.d_model
-        self.embed_tokens = embedding(config.encoder_vocab_size, config, rngs=rngs, dtype=dtype)
-        self.embed_positions = embedding(config.max_text_length, config, rngs=rngs, dtype=dtype)
-        self.layernorm_embedding = layer_norm(d, rngs=rngs, dtype=dtype)
-        self.layers = stack(EncoderLayer, config.encoder_layers, config, rngs=rngs, dtype=dtype)
-        self.final_ln = layer_norm(d, use_scale=False, rngs=rngs, dtype=dtype)
-
-    def __call__(self, input_ids, attention_mask, remat: bool = False):
-        positions = jnp.arange(input_ids.shape[1])
-        x = self.layernorm_embedding(self.embed_tokens(input_ids) + self.embed_positions(positions))
-        mask = attention_mask[:, None, None, :].astype(bool)
-        x = scan_layers(self.layers, x, lambda layer, x: layer(x, mask), remat)
-        return self.final_ln(x)
+def layer_graphdefs(layers: Layer | nnx.List, count: int) -> list[nnx.GraphDef]:
+    """Of each of the unstacked layers: what merges with its parameters."""
+    return [nnx.graphdef(layer) for layer in layers] if isinstance(layers, nnx.List) else [nnx.graphdef(layers)] * count
 
 
-class Decoder(nnx.Module):
-    def __init__(self, config: DalleBartConfig, *, rngs: nnx.Rngs, dtype):
-        d = config.d_model
-        self.embed_tokens = embedding(config.image_vocab_size + 1, config, rngs=rngs, dtype=dtype)
-        self.embed_positions = embedding(config.image_length, config, rngs=rngs, dtype=dtype)
-        self.layernorm_embedding = layer_norm(d, rngs=rngs, dtype=dtype)
-        self.layers = stack(DecoderLayer, config.decoder_layers, config, rngs=rngs, dtype=dtype)
-        self.final_ln = layer_norm(d, use_scale=False, rngs=rngs, dtype=dtype)
+class Stack(nnx.Module):
+    """What the encoder and the decoder share: embeddings in front of the layers and a norm behind them."""
+
+    def __init__(self, layer_class: type[Layer], make: Maker, *, rows: int, length: int, final_ln: bool):
+        config = make.config
+        self.token_scale = config.d_model**0.5 if config.scale_embedding else 1.0
+        self.embed_tokens = make.embedding(rows)
+        self.embed_positions = make.embedding(length) if config.use_absolute_position_embeddings else None
+        self.layernorm_embedding = make.norm()
+        self.layers = make_layers(layer_class, make)
+        self.final_ln = make.norm_if(final_ln and config.ln_positions != "postln", use_scale=False)
 
     def embed(self, tokens, positions):
         """Tokens (any shape) at positions (broadcast to it) to vectors [..., D]."""
-        return self.layernorm_embedding(self.embed_tokens(tokens) + self.embed_positions(positions))
+        x = self.token_scale * self.embed_tokens(tokens)
+        return self.layernorm_embedding(x if self.embed_positions is None else x + self.embed_positions(positions))
+
+    def finish(self, x):
+        return optional(self.final_ln, x)
+
+
+class Encoder(Stack):
+    def __init__(self, config: DalleBartConfig, *, rngs: nnx.Rngs, dtype):
+        super().__init__(
+            EncoderLayer,
+            Maker(config, "encoder", rngs=rngs, dtype=dtype),
+            rows=config.encoder_vocab_size,
+            length=config.max_text_length,
+            final_ln=config.use_final_ln_encoder,
+        )
+
+    def __call__(self, input_ids, attention_mask, remat: bool = False):
+        x = self.embed(input_ids, jnp.arange(input_ids.shape[1]))
+        mask = attention_mask[:, None, None, :].astype(bool)
+        return self.finish(run_layers(self.layers, x, lambda layer, x: layer(x, mask), remat))
+
+
+class Decoder(Stack):
+    def __init__(self, config: DalleBartConfig, *, rngs: nnx.Rngs, dtype):
+        super().__init__(
+            DecoderLayer,
+            Maker(config, "decoder", rngs=rngs, dtype=dtype),
+            rows=config.image_vocab_size + 1,
+            length=config.image_length,
+            final_ln=config.use_final_ln_decoder,
+        )
 
     def __call__(self, tokens, states, attention_mask, remat: bool = False):
         """Teacher forcing: tokens [B, T], encoder states [B, S, D] -> [B, T, D]."""
@@ -221,7 +185,7 @@ class Decoder(nnx.Module):
         def body(layer, x):
             return layer(x, layer.cross_attn.keys_values(states), cross_mask, causal_mask)
 
-        return self.final_ln(scan_layers(self.layers, x, body, remat))
+        return self.finish(run_layers(self.layers, x, body, remat))
 
 
 class DalleBart(Pretrained, nnx.Module):
@@ -240,7 +204,14 @@ class DalleBart(Pretrained, nnx.Module):
         self.config = config
         self.encoder = Encoder(config, rngs=rngs, dtype=dtype)
         self.decoder = Decoder(config, rngs=rngs, dtype=dtype)
-        self.lm_head = linear(config.d_model, config.image_vocab_size + 1, config, rngs=rngs, dtype=dtype)
+        self.lm_head = nnx.Linear(
+            config.d_model,
+            config.image_vocab_size + 1,
+            use_bias=config.final_logits_bias,
+            kernel_init=nnx.initializers.normal(config.init_std),
+            dtype=dtype,
+            rngs=rngs,
+        )
 
     def __call__(self, input_ids, attention_mask, decoder_input_ids, *, remat: bool = False):
         """Teacher-forced logits, float32 [B, T, image_vocab_size + 1].
@@ -258,3 +229,27 @@ class DalleBart(Pretrained, nnx.Module):
     def logits(self, x):
         """Decoder output [..., D] -> float32 [..., image_vocab_size + 1]."""
         return self.lm_head(x).astype(jnp.float32)
+
+    @classmethod
+    def from_bart(cls, source: str | os.PathLike, *, rngs: nnx.Rngs, dtype=jnp.float32, **changes) -> Self:
+        """A model whose encoder is a trained BART's and whose decoder is fresh: how DALL·E mini was first trained.
+
+        Args:
+            source: BART's folder or repository, such as "facebook/bart-large-cnn", in torch's or Flax's format.
+            changes: fields of the config that are not BART's own, such as `image_vocab_size`, `image_length`,
+                `decoder_layers`; a `max_text_length` below BART's keeps its first positions.
+        Raises:
+            UserError: it is not a BART, or a change does not fit its encoder; the message names the tensors.
+        """
+        from dalle_mini.weights.transplant import bart_encoder_into
+
+        return bart_encoder_into(cls, source, rngs=rngs, dtype=dtype, changes=changes)
+
+    def with_image_vocab(self, size: int, *, rngs: nnx.Rngs) -> Self:
+        """The same model for a codebook of another size: what fits is kept, new tokens are fresh.
+
+        For a VQGAN with a larger or a smaller codebook. Tokens keep their numbers, the start token comes behind them.
+        """
+        from dalle_mini.weights.transplant import with_image_vocab
+
+        return with_image_vocab(self, size, rngs=rngs)

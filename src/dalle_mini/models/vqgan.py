@@ -2,7 +2,8 @@
 
 Esser, Rombach, Ommer: "Taming Transformers for High-Resolution Image Synthesis" (2021). A convolutional encoder maps a
 picture to a grid of vectors, each is replaced by the nearest of `n_embed` codebook entries, and a decoder mirrors the
-encoder. As in DALL·E mini's fine-tuned model, pictures are in [0, 1] on both sides.
+encoder. In the Gumbel variant (Jang et al. 2016) the entry is chosen by logits instead. Pictures are in [0, 1] on both
+sides, whatever range the network was trained on.
 
 Feature maps are [batch, height, width, channels] throughout.
 """
@@ -30,8 +31,8 @@ class Maker:
         return nnx.GroupNorm(channels, num_groups=self.groups, epsilon=1e-6, dtype=self.dtype, rngs=self.rngs)
 
     def conv(self, in_channels: int, out_channels: int, side: int, **options) -> nnx.Conv:
-        options = {"padding": "SAME", **options}
-        return nnx.Conv(in_channels, out_channels, (side, side), dtype=self.dtype, rngs=self.rngs, **options)
+        options = {"padding": "SAME", "dtype": self.dtype, **options}
+        return nnx.Conv(in_channels, out_channels, (side, side), rngs=self.rngs, **options)
 
 
 class ResnetBlock(nnx.Module):
@@ -231,13 +232,25 @@ class VQGAN(Pretrained, nnx.Module):
         latent = 2 * config.z_channels if config.double_z else config.z_channels
         self.quant_conv = make.conv(latent, config.embed_dim, 1)
         self.post_quant_conv = make.conv(config.embed_dim, config.z_channels, 1)
+        # As exact as the distances in `quantize`: thousands of logits are too close to each other for less.
+        exact = {"dtype": jnp.float32, "precision": "highest"}
+        gumbel = config.quantizer == "gumbel"
+        self.code_logits = make.conv(config.embed_dim, config.n_embed, 1, **exact) if gumbel else None
 
     def encode_latents(self, images):
         """Pictures [batch, H, W, 3] to the vectors that are quantised, [batch, h, w, embed_dim]."""
-        return self.quant_conv(self.encoder(images))
+        low, high = self.config.pixel_range
+        return self.quant_conv(self.encoder(images * (high - low) + low))
 
     def quantize(self, latents):
-        """The nearest codebook entry of each vector, ties to the lowest: int32 [batch, h, w]."""
+        """The token of each vector, int32 [batch, h, w]: the nearest codebook entry, ties to the lowest.
+
+        In the Gumbel variant it is the entry with the largest logit. The published class adds Gumbel noise to the
+        logits even outside training, which makes it draw an entry by its probability; here the same picture always
+        gives the same tokens.
+        """
+        if self.code_logits is not None:
+            return jnp.argmax(self.code_logits(latents), axis=-1).astype(jnp.int32)
         z = latents.astype(jnp.float32)
         codes = self.codebook.embedding[...].astype(jnp.float32)
         # |z - e|^2 expanded, in the published order of operations so that near-ties fall the same way
@@ -250,7 +263,8 @@ class VQGAN(Pretrained, nnx.Module):
 
     def decode_latents(self, latents):
         """Quantised vectors [batch, h, w, embed_dim] to pictures [batch, H, W, 3]."""
-        return self.decoder(self.post_quant_conv(latents)).astype(jnp.float32)
+        low, high = self.config.pixel_range
+        return (self.decoder(self.post_quant_conv(latents)).astype(jnp.float32) - low) / (high - low)
 
     def encode(self, images):
         """Pictures, float [batch, H, W, 3] in [0, 1], to tokens, int32 [batch, h * w] row-major."""

@@ -1,7 +1,8 @@
 """Captions -> token ids, for the BART-style tokenizers of DALL·E mini and the tokenizers of CLIP alike.
 
 Everything is in `tokenizer.json` but the name of the padding token; the Rust library `tokenizers` reads it, and
-transformers with its seconds of import time stays out of the way to a picture.
+transformers with its seconds of import time stays out of the way to a picture. Of CLIP's tokenizer the older files,
+`vocab.json` and `merges.txt`, are enough: all else is the same for every CLIP.
 """
 
 import json
@@ -15,6 +16,10 @@ from dalle_mini.errors import UserError
 
 _SETTINGS_FILES = ("special_tokens_map.json", "tokenizer_config.json")
 
+# CLIP's special tokens, and what it takes for words: endings after an apostrophe, letters, one digit, other signs.
+_CLIP_START, _CLIP_END = "<|startoftext|>", "<|endoftext|>"
+_CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+
 
 class CaptionTokenizer:
     """Turns captions into padded rows of token ids. Build it with `from_pretrained`.
@@ -26,6 +31,7 @@ class CaptionTokenizer:
 
     Attributes:
         pad_token, pad_id: what fills the rows on the right; CLIP pads with its end token.
+        end_id: the token that ends every caption.
         vocab_size: the highest id plus one, special tokens included.
     """
 
@@ -40,23 +46,48 @@ class CaptionTokenizer:
         self._frame = backend.encode("").ids  # start and end token
         if not self._frame:
             raise UserError(f"{source}: it adds no start and end tokens; a caption tokenizer needs a post_processor")
+        self.end_id = self._frame[-1]
         self.vocab_size = max(backend.get_vocab().values()) + 1
         self.pad_token, self.pad_id = self._find_pad_token()
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "CaptionTokenizer":
-        """Reads `tokenizer.json` in `folder`, and the padding token's name from the JSON files beside it.
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        local_files_only: bool = False,
+    ) -> "CaptionTokenizer":
+        """Reads `tokenizer.json`, and the padding token's name from the JSON files beside it.
+
+        Where it is missing, CLIP's `vocab.json` and `merges.txt` will do. `source`, a folder or a repository of the
+        Hub, and the other arguments are as in `weights.hub.resolve`.
 
         Raises:
             UserError: a file is missing or broken, or the padding token is not in the vocabulary.
         """
+        from dalle_mini.weights.hub import Needs, blaming_cache, resolve
+
+        needs = Needs(weights=False, tokenizer=True)
+        folder = resolve(
+            source, needs, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+        )
+        with blaming_cache(folder):
+            return cls._read(folder)
+
+    @classmethod
+    def _read(cls, folder: Path) -> "CaptionTokenizer":
         from tokenizers import Tokenizer
 
-        path = Path(folder) / "tokenizer.json"
-        if not path.is_file():
+        path, vocab, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+        in_parts = not path.is_file() and vocab.is_file() and merges.is_file()
+        if not (in_parts or path.is_file()):
             raise UserError(f"{path}: no such file; a tokenizer folder needs a tokenizer.json")
+        path = vocab if in_parts else path
         try:
-            backend = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+            backend = _clip_backend(vocab, merges) if in_parts else Tokenizer.from_str(path.read_text(encoding="utf-8"))
         except Exception as error:  # the library raises a bare Exception on broken files
             raise UserError(f"{path}: not a readable tokenizer ({_first_line(error)})") from None
         settings = {name: _read_json(path.with_name(name)) for name in _SETTINGS_FILES if path.with_name(name).exists()}
@@ -149,8 +180,29 @@ class CaptionTokenizer:
                 return token, pad_id
         pad_id = self._backend.token_to_id("<pad>")
         if pad_id is None:
-            pad_id = self._frame[-1]
+            pad_id = self.end_id
         return self._backend.id_to_token(pad_id), pad_id
+
+
+def _clip_backend(vocab: Path, merges: Path):
+    """CLIP's tokenizer (Radford et al. 2021, byte-level BPE of lower-cased words, each marked at its end)."""
+    from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    bpe = models.BPE.from_file(str(vocab), str(merges), end_of_word_suffix="</w>", unk_token=_CLIP_END)
+    backend = Tokenizer(bpe)
+    ends = [(token, backend.token_to_id(token)) for token in (_CLIP_END, _CLIP_START)]
+    for token, id in ends:
+        if id is None:
+            raise ValueError(f"it has no {token}, so it is not CLIP's; other tokenizers need a tokenizer.json")
+    # The end token, unlike the start token, is looked for before lower-casing; transformers writes it so.
+    backend.add_special_tokens([AddedToken(_CLIP_START, normalized=True), AddedToken(_CLIP_END, normalized=False)])
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    words = pre_tokenizers.Split(Regex(_CLIP_WORDS), behavior="removed", invert=True)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    backend.post_processor = processors.RobertaProcessing(*ends, trim_offsets=False, add_prefix_space=False)
+    return backend
 
 
 def _as_unicode(caption: str) -> str:

@@ -49,6 +49,8 @@ class VQGANTrainer:
     name = "vqgan"
 
     def __init__(self, config: VQGANTraining, train: Any, held_out: Any, *, steps: int, batch_size: int, seed: int):
+        if config.model.quantizer != "nearest":
+            raise UserError(f"training.model.quantizer: training a {config.model.quantizer} VQGAN is not supported")
         if config.crop is not None and not 0 < config.crop <= config.model.resolution:
             raise UserError(
                 f"training.crop {config.crop}: pictures of {config.model.resolution} pixels have no such crop"

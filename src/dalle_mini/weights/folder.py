@@ -1,102 +1,104 @@
 """A model's folder: `config.json` beside its weights.
 
-Ours is `config.json` + `model.safetensors`. The published models are `config.json` + `flax_model.msgpack`, and either
-kind of weights may be split into shards listed by `<name>.index.json`. Reading never unpickles and never trusts a size
+Ours is `config.json` + `model.safetensors`. The published models are `config.json` + `flax_model.msgpack`; torch's are
+`config.json` + `pytorch_model.bin`. All three may be split into shards listed by `<name>.index.json`. The files of
+taming-transformers are `<name>.ckpt` + `<name>.yaml`. Reading never unpickles and never trusts a size
 that the file itself does not bear out; writing never leaves half a folder.
 """
 
-import contextlib
 import json
 import os
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 
-from dalle_mini.errors import UserError
+from dalle_mini.errors import UserError, listed
+from dalle_mini.weights import taming
 from dalle_mini.weights.flax_msgpack import read_msgpack
+from dalle_mini.weights.safetensors_file import read_safetensors, write_safetensors
+from dalle_mini.weights.tensors import Tensor
+from dalle_mini.weights.torch_file import read_torch_file
 
 CONFIG = "config.json"
 SAFETENSORS = "model.safetensors"
 MSGPACK = "flax_model.msgpack"
+TORCH = "pytorch_model.bin"
 INDEX = ".index.json"
-WEIGHTS = (SAFETENSORS, SAFETENSORS + INDEX, MSGPACK, MSGPACK + INDEX)  # in order of preference
+WEIGHTS = tuple(name + end for name in (SAFETENSORS, MSGPACK, TORCH) for end in ("", INDEX))  # in order of preference
 
 MAX_JSON_BYTES = 64 << 20
 
+_A_MODEL = f"a model is a folder with {CONFIG} and {SAFETENSORS} (or {MSGPACK}, or {TORCH})"
 
-class Tensors(Mapping[str, np.ndarray]):
-    """The tensors of a folder by name. A safetensors file is read tensor by tensor, when one is asked for.
+
+class Tensors(dict[str, Tensor]):
+    """The tensors of a folder by name; none of them is read yet.
 
     Attributes:
         file: the weights file (or the index of its shards), for messages.
     """
 
-    def __init__(self, file: Path, readers: dict[str, Callable[[], np.ndarray]]):
+    def __init__(self, file: Path, tensors: Mapping[str, Tensor]):
+        super().__init__(tensors)
         self.file = file
-        self._readers = readers
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._readers[name]()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._readers)
-
-    def __len__(self) -> int:
-        return len(self._readers)
-
-
-def listed(names: Iterable[str], limit: int = 5) -> str:
-    """The first names of a possibly long list, for a message of one line: 'a, b and 7 more'."""
-    names = list(names)
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest
 
 
 def load_config(folder: str | Path) -> dict:
-    """Read `config.json`.
+    """Read `config.json`, or what stands for it in the `.yaml` beside a `.ckpt`.
 
+    Args:
+        folder: may be the path of a `.ckpt`.
     Raises:
         UserError: no such folder, no config.json in it, or it is not a JSON object.
     """
     folder = _existing(folder)
-    path = folder / CONFIG
-    if not path.is_file():
-        raise UserError(f"{folder} has no {CONFIG}: a model is a folder with {CONFIG} and {SAFETENSORS} (or {MSGPACK})")
-    return _read_json(path)
+    path = (folder.parent if folder.is_file() else folder) / CONFIG
+    if path.is_file():
+        return _read_json(path)
+    checkpoint = taming.find_checkpoint(folder)
+    if checkpoint:
+        return taming.vqgan_yaml_config(taming.find_yaml(checkpoint))
+    raise UserError(f"{folder} has no {CONFIG}: {_A_MODEL}")
 
 
 def load_tensors(folder: str | Path) -> Tensors:
-    """Open the weights of a folder: name -> numpy array, in the stored dtype.
+    """Open the weights of a folder: name -> tensor, in the stored dtype, to be read when its values are asked for.
 
-    Names are those of the file: joined by "." in safetensors, by "/" in msgpack.
+    Names are those of the file: joined by "." in safetensors and torch's files, by "/" in msgpack.
 
+    Args:
+        folder: may be the path of a `.ckpt`.
     Raises:
-        UserError: no weights in the folder, a missing shard, or a cut, damaged or foreign file. A safetensors
-            file is checked when it is opened, not when a tensor is asked for.
+        UserError: no weights in the folder, a missing shard, or a cut, damaged or foreign file. Files are checked when
+            they are opened, not when a tensor is asked for.
     """
     folder = _existing(folder)
     for name in WEIGHTS:
         path = folder / name
         if path.is_file():
             return Tensors(path, _read_shards(path) if name.endswith(INDEX) else _read_weights(path))
-    raise UserError(f"{folder} has no weights: looked for {', '.join(WEIGHTS)}")
+    checkpoint = taming.find_checkpoint(folder)
+    if checkpoint:
+        return Tensors(checkpoint, _read_weights(checkpoint))
+    raise UserError(f"{folder} has no weights: looked for {', '.join(WEIGHTS)} and *.ckpt")
 
 
-def save_tensors(folder: str | Path, config: dict, tensors: Mapping[str, np.ndarray]) -> None:
-    """Write `config.json` and `model.safetensors`; equal contents give equal bytes.
+def save_tensors(folder: str | Path, config: dict, tensors: Mapping[str, Tensor | np.ndarray], dtype=None) -> None:
+    """Write `config.json` and `model.safetensors`, one tensor at a time; equal contents give equal bytes.
 
     Both are written and flushed beside their final place and then renamed, so a crash or a full disk leaves either
     the folder that was there or the new one. The other files of an existing folder are kept.
 
+    Args:
+        dtype: to store floating-point values in, such as float16; as they are by default.
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, a tensor cannot be read, or a value does not fit the dtype.
     """
+    tensors = {name: t if isinstance(t, Tensor) else Tensor.of(np.asarray(t)) for name, t in tensors.items()}
     folder = Path(folder)
     try:
         standing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
@@ -108,11 +110,7 @@ def save_tensors(folder: str | Path, config: dict, tensors: Mapping[str, np.ndar
         stage.mkdir()
         try:
             (stage / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-            # safetensors copies memory in whatever order it lies, so the order has to be C.
-            contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
-            safetensors.numpy.save_file(contiguous, stage / SAFETENSORS, metadata={"format": "flax"})
-            # safetensors creates files for the owner only; give them the permissions that config.json got.
-            (stage / SAFETENSORS).chmod((stage / CONFIG).stat().st_mode)
+            write_safetensors(stage / SAFETENSORS, tensors, dtype)
             for path in (stage / CONFIG, stage / SAFETENSORS, stage):
                 _flush(path)
             if is_new:
@@ -123,21 +121,20 @@ def save_tensors(folder: str | Path, config: dict, tensors: Mapping[str, np.ndar
             _flush(folder.parent if is_new else folder)
         finally:
             shutil.rmtree(stage, ignore_errors=True)
-    except (OSError, safetensors.SafetensorError) as error:
+    except OSError as error:
         raise UserError(f"cannot save into {folder}: {_reason(error)}") from None
 
 
 def _existing(folder: str | Path) -> Path:
     folder = Path(folder)
-    model = f"a model is a folder with {CONFIG} and {SAFETENSORS} (or {MSGPACK})"
     try:
-        if not stat.S_ISDIR(folder.stat().st_mode):
-            raise UserError(f"{folder} is a file: {model}")
+        if not (stat.S_ISDIR(folder.stat().st_mode) or folder.suffix == ".ckpt"):
+            raise UserError(f"{folder} is a file: {_A_MODEL}")
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"no such folder: {folder} ({model})") from None
+        raise UserError(f"no such folder: {folder} ({_A_MODEL})") from None
     except OSError as error:
         raise UserError(f"cannot read {folder}: {_reason(error)}") from None
-    if not os.access(folder, os.X_OK):
+    if not os.access(folder if folder.is_dir() else folder.parent, os.X_OK):
         raise UserError(f"cannot read {folder}: Permission denied")
     return folder
 
@@ -160,69 +157,55 @@ def _read_json(path: Path) -> dict:
     return value
 
 
-def _read_shards(index: Path) -> dict[str, Callable[[], np.ndarray]]:
+def _read_shards(index: Path) -> dict[str, Tensor]:
     """All the shards that `{"weight_map": {tensor name: file name}}` lists."""
     weight_map = _read_json(index).get("weight_map")
     if not (isinstance(weight_map, dict) and weight_map and all(isinstance(f, str) for f in weight_map.values())):
         raise UserError(f"{index} has no weight_map from tensor names to files")
-    readers = {}
+    tensors = {}
     for file in sorted(set(weight_map.values())):
         if Path(file).name != file:
             raise UserError(f"{index} names the file {file!r}: shards lie in the folder of their index")
         path = index.parent / file
         if not path.is_file():
             raise UserError(f"{path} is missing: {index.name} lists it as one of the shards")
-        readers |= _read_weights(path)
-        absent = [name for name in weight_map if weight_map[name] == file and name not in readers]
+        shard = _read_weights(path)
+        absent = [name for name in weight_map if weight_map[name] == file and name not in shard]
         if absent:
             raise UserError(f"{path} lacks tensors that {index.name} promises: {listed(absent)}")
-    return readers
+        twice = [name for name in shard if name in tensors]
+        if twice:
+            raise UserError(f"{path} holds tensors that another shard of {index.name} has too: {listed(twice)}")
+        tensors |= shard
+    return tensors
 
 
-def _read_weights(path: Path) -> dict[str, Callable[[], np.ndarray]]:
+def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
         with path.open("rb") as stream:
-            if stream.read(24) == b"version https://git-lfs.":
-                raise UserError(f"{path} is a Git LFS pointer, not the weights: fetch them with `git lfs pull`")
-        if path.suffix == ".msgpack":
-            return {name: lambda tensor=tensor: tensor for name, tensor in read_msgpack(path).items()}
-        return _open_safetensors(path)
+            foreign = _foreign(stream.read(64), path.suffix)
+        if foreign:
+            raise UserError(f"{path} is {foreign}")
+        if path.suffix == ".safetensors":
+            return read_safetensors(path)
+        return read_msgpack(path) if path.suffix == ".msgpack" else read_torch_file(path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {_reason(error)}") from None
 
 
-def _open_safetensors(path: Path) -> dict[str, Callable[[], np.ndarray]]:
-    try:
-        file = safetensors.safe_open(path, framework="numpy")
-    except safetensors.SafetensorError as error:
-        cut = _cut_tensors(path)
-        if cut:
-            raise UserError(
-                f"{path} is cut short: its {path.stat().st_size} bytes end before {listed(cut)}; "
-                "download or copy it again"
-            ) from None
-        raise UserError(f"{path} is damaged or not a safetensors file: {error}") from None
-
-    def read(name: str) -> np.ndarray:
-        try:
-            return file.get_tensor(name)
-        except (safetensors.SafetensorError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: cannot read the tensor {name}: {error}") from None
-
-    return {name: lambda name=name: read(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-
-
-def _cut_tensors(path: Path) -> list[str]:
-    """Tensors that the header of a safetensors file places beyond the end of the file."""
-    # [header length, 8 bytes little-endian] [JSON: name -> {"data_offsets": [begin, end]}] [data]
-    with path.open("rb") as stream, contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, IndexError):
-        length = int.from_bytes(stream.read(8), "little")
-        data = path.stat().st_size - 8 - length
-        if data >= 0 and length <= MAX_JSON_BYTES:
-            header = json.loads(stream.read(length))
-            ends = {name: entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"}
-            return sorted((name for name, end in ends.items() if end > data), key=ends.get)
-    return []
+def _foreign(head: bytes, suffix: str) -> str | None:
+    """What a file is that starts with these bytes, and how to get at the weights, if it is not what its name says."""
+    if head.startswith(b"version https://git-lfs."):
+        return "a Git LFS pointer, not the weights: fetch them with `git lfs pull`"
+    if head.lstrip().lower().startswith((b"<!doctype html", b"<html", b"<?xml")):
+        return "a web page, not the weights: download them again, logged in if need be"
+    # In a safetensors file any bytes may come first; the ninth opens its header.
+    if suffix in (".safetensors", ".msgpack") and not (suffix == ".safetensors" and head[8:9] == b"{"):
+        if head.startswith(b"PK\x03\x04"):
+            return f"a zip archive, such as torch.save writes: call it {TORCH} if it is a torch checkpoint"
+        if head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):
+            return f"a pickle, not weights: call it {TORCH} if it is a torch checkpoint; no other pickle is ever read"
+    return None
 
 
 def _flush(path: Path) -> None:

@@ -10,94 +10,146 @@ Sources of the names: the `DalleBart` of dalle-mini 0.1, `VQModel` of vqgan-jax,
 import re
 from collections.abc import Mapping
 
-import numpy as np
-
 from dalle_mini.errors import UserError
+from dalle_mini.weights import torch_layouts
 from dalle_mini.weights.folder import listed
+from dalle_mini.weights.tensors import Tensor
 
-# The published modules of one DalleBart layer are numbered in call order; here is what each number stands for.
-# (ln_positions, use_glu) -> stack -> published module -> our module.
-_NORMFORMER_GLU = {
-    "GLU_0.LayerNorm_0": "ffn.norm",
-    "GLU_0.Dense_0": "ffn.gate",  # the branch with the activation
-    "GLU_0.Dense_1": "ffn.linear",
-    "GLU_0.LayerNorm_1": "ffn.mid_norm",
-    "GLU_0.Dense_2": "ffn.out",
-}
-_NORMFORMER_SELF_ATTENTION = {
-    "LayerNorm_0": "self_attn_norm",
-    "FlaxBartAttention_0": "self_attn",
-    "LayerNorm_1": "self_attn_post_norm",
-}
-_NORMFORMER_CROSS_ATTENTION = {
-    "LayerNorm_2": "cross_attn_norm",
-    "FlaxBartAttention_1": "cross_attn",
-    "LayerNorm_3": "cross_attn_post_norm",
-}
-DALLE_BART_LAYERS = {
-    ("normformer", True): {
-        "encoder": _NORMFORMER_SELF_ATTENTION | _NORMFORMER_GLU,
-        "decoder": _NORMFORMER_SELF_ATTENTION | _NORMFORMER_CROSS_ATTENTION | _NORMFORMER_GLU,
-    },
-}
+_NUMBER = re.compile(r"(?<=Layer_)\d+|(?<=layers[./])\d+")
 
 # Scanned: FlaxBartEncoderLayers, every leaf [layers, ...]. Unrolled: FlaxBartEncoderLayer_0, FlaxBartEncoderLayer_1...
 # For a week of April 2022 the scanned block of the decoder, too, was called FlaxBartEncoderLayers.
 _LAYER = re.compile(r"(encoder|decoder)\.layers\.FlaxBart(?:En|De)coderLayer(?:s|_(\d+))\.(.+)")
+# BART's own names, of 2021's model.
+_BART_LAYER = re.compile(r"(encoder|decoder)\.layers\.(\d+)\.(.+)")
+_BART_MODULES = {
+    "self_attn": "self_attn",
+    "self_attn_layer_norm": "self_attn_post_norm",
+    "encoder_attn": "cross_attn",
+    "encoder_attn_layer_norm": "cross_attn_post_norm",
+    "fc1": "ffn.linear",
+    "fc2": "ffn.out",
+    "final_layer_norm": "ffn_post_norm",
+}
+_BART_OFFSET = 2  # its tables of positions begin with two rows that it never looks up
 
 
-def dalle_bart(tensors: Mapping[str, np.ndarray], config) -> dict[str, np.ndarray]:
+def dalle_bart(tensors: Mapping[str, Tensor], config) -> dict[str, Tensor]:
     """DalleBart: rename the numbered modules of each layer, and stack the layers of the unrolled layout.
 
     Args:
-        tensors: a file's tensors, scanned, unrolled or ours, with or without the `model` and `params` prefixes.
+        tensors: a file's tensors, scanned, unrolled, of 2021's BART or ours, with or without the `model` and `params`
+            prefixes.
         config: the DalleBartConfig of the folder.
     Raises:
-        UserError: the config asks for a variant that is not supported, or layers are missing or differ in shape.
+        UserError: layers are missing or differ in shape, or this is BART itself, whose decoder writes words.
     """
     names = _plain(tensors)
-    if not any(_LAYER.fullmatch(name) for name in names):
-        return {name: tensors[source] for name, source in names.items()}
-    variant = config.ln_positions, config.use_glu
-    if variant not in DALLE_BART_LAYERS:
-        raise UserError(f"weights with ln_positions={variant[0]!r} and use_glu={variant[1]} are not supported")
+    if "shared.embedding" in names:
+        if "decoder_embed.embedding" not in names:
+            raise UserError(
+                "this is BART itself, whose decoder writes words: start a DalleBart from its encoder with "
+                "DalleBart.from_bart"
+            )
+        return _bart({name: tensors[source] for name, source in names.items()}, config)
     ours, unrolled = {}, {}
     for name, source in names.items():
         match = _LAYER.fullmatch(name)
         stack, index, leaf = match.groups() if match else (None, None, None)
-        target = match and _rename(DALLE_BART_LAYERS[variant][stack], leaf)
+        target = match and _rename(published_modules(config, stack), leaf)
         if not target:
             ours[name] = tensors[source]
         elif index is None:
             ours[f"{stack}.layers.{target}"] = tensors[source]
         else:
-            unrolled.setdefault(f"{stack}.layers.{target}", {})[int(index)] = source
-    depths = {"encoder": config.encoder_layers, "decoder": config.decoder_layers}
-    for name, layers in unrolled.items():
-        ours[name] = _stack(tensors, layers, depths[name.split(".")[0]])
-    return ours
+            unrolled.setdefault((stack, target), {})[int(index)] = source, tensors[source]
+    return ours | _layers(unrolled, config)
 
 
-def vqgan(tensors: Mapping[str, np.ndarray], config) -> dict[str, np.ndarray]:
+def published_modules(config, stack: str) -> dict[str, str]:
+    """The modules of a layer of the "encoder" or the "decoder": published name -> ours.
+
+    The published modules are numbered in the order in which they are called, each kind by itself and those of the
+    feed-forward apart, so the names depend on where the config has norms. A norm without parameters has a number too.
+    """
+    norms, decoder = config.norms, stack == "decoder"
+    before = norms.decoder_attn_before if decoder else norms.encoder_attn_before
+    post_ln = config.ln_positions == "postln"
+    attentions = ["self_attn", "cross_attn"] if decoder else ["self_attn"]
+    outside = []
+    for name in attentions:
+        outside += [f"{name}_norm"] * before + [f"{name}_post_norm"] * norms.attn_after
+    outside += ["ffn_post_norm"] * post_ln + ["extra_norm"]
+    inside = ["ffn.norm"] * norms.ffn_before + ["ffn.mid_norm"] * norms.ffn_within
+    inside += ["ffn_post_norm"] * (norms.ffn_after and not post_ln)
+
+    norm = "RMSNorm" if config.ln_type == "rmsnorm" else "LayerNorm"
+    block, dense = ("GLU_0", ["gate", "linear", "out"]) if config.use_glu else ("FFN_0", ["linear", "out"])
+    return {
+        "FlaxBartAttention_0.mid_layernorm": "self_attn.mid_norm",
+        **{f"FlaxBartAttention_{i}": name for i, name in enumerate(attentions)},
+        **{f"{norm}_{i}": name for i, name in enumerate(outside)},
+        **{f"{block}.{norm}_{i}": name for i, name in enumerate(inside)},
+        **{f"{block}.Dense_{i}": f"ffn.{name}" for i, name in enumerate(dense)},
+    }
+
+
+def bart_encoder(tensors: Mapping[str, Tensor], config) -> dict[str, Tensor]:
+    """The encoder alone of BART itself, from a file in torch's or in Flax's names, with the prefix `encoder.`."""
+    if torch_layouts.is_torch(tensors):
+        tensors = torch_layouts.bart(tensors)
+    names = {name: source for name, source in _plain(tensors).items() if name.startswith(("encoder.", "shared."))}
+    return _bart({name: tensors[source] for name, source in names.items()}, config)
+
+
+def _bart(tensors: dict[str, Tensor], config) -> dict[str, Tensor]:
+    """BART's names, offset positions and, in 2021's model, biased logits and a table of image tokens apart."""
+    ours, layers = {}, {}
+    for name, tensor in tensors.items():
+        if match := _BART_LAYER.fullmatch(name):
+            stack, index, leaf = match.groups()
+            layers.setdefault((stack, _rename(_BART_MODULES, leaf) or leaf), {})[int(index)] = name, tensor
+        elif name.endswith("embed_positions.embedding"):
+            length = config.max_text_length if name.startswith("encoder") else config.image_length
+            ours[name] = tensor.slice_rows(_BART_OFFSET, _BART_OFFSET + length)
+        elif name == "final_logits_bias":
+            ours["lm_head.bias"] = tensor.reshape(tensor.shape[-1])
+        else:
+            name = name.replace("shared.", "encoder.embed_tokens.").replace("decoder_embed.", "decoder.embed_tokens.")
+            ours[name] = tensor
+    return ours | _layers(layers, config)
+
+
+def vqgan(tensors: Mapping[str, Tensor], config) -> dict[str, Tensor]:
     """VQGAN: `down_0/block_1` -> `down.0.block.1`, `quantize/embedding` -> `codebook`."""
 
     def rename(name: str) -> str:
-        name = re.sub(r"^quantize\.embedding\.", "codebook.", name)
+        name = re.sub(r"^quantize\.embed(ding)?\.", "codebook.", name)
+        name = re.sub(r"^quantize\.proj\.", "code_logits.", name)
         # `mid` keeps its block_1, attn_1 and block_2: those are three attributes, not a list.
         return re.sub(r"\b(down|up)_(\d+)\.(?:(block|attn)_(\d+)\b)?", _list_items, name)
 
-    return {rename(name): tensors[source] for name, source in _plain(tensors).items()}
+    def flat(name: str, tensor: Tensor) -> Tensor:
+        # Flax of 2021 kept what a GroupNorm has for each channel as [1, 1, 1, channels].
+        old = name.endswith((".scale", ".bias")) and tensor.shape[:-1] == (1, 1, 1)
+        return tensor.reshape(tensor.shape[-1]) if old else tensor
+
+    if torch_layouts.is_torch(tensors):
+        tensors = torch_layouts.vqgan(tensors)
+    return {rename(name): flat(name, tensors[source]) for name, source in _plain(tensors).items()}
 
 
-def clip(tensors: Mapping[str, np.ndarray], config) -> dict[str, np.ndarray]:
+def clip(tensors: Mapping[str, Tensor], config) -> dict[str, Tensor]:
     """CLIP: as published, but for the spelling of one norm."""
+    if torch_layouts.is_torch(tensors):
+        tensors = torch_layouts.clip(tensors)
     return {
         name.replace("vision_model.pre_layrnorm.", "vision_model.pre_layernorm."): tensors[source]
         for name, source in _plain(tensors).items()
     }
 
 
-def _plain(tensors: Mapping[str, np.ndarray]) -> dict[str, str]:
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """{name joined by "." and without the `params` and `model` prefixes: the file's own name}."""
     plain = {}
     for source in tensors:
@@ -120,18 +172,30 @@ def _list_items(match: re.Match) -> str:
     return f"{level}.{i}." + (f"{module}.{j}" if module else "")
 
 
-def _stack(tensors: Mapping[str, np.ndarray], layers: dict[int, str], depth: int) -> np.ndarray:
-    """[...] of each layer -> [depth, ...]; `layers` maps the index of a layer to the file's name of its tensor."""
-    some = next(iter(layers.values()))
-    names = [layers.get(i) or re.sub(r"Layer_\d+", f"Layer_{i}", some) for i in range(depth)]
-    missing = [name for i, name in enumerate(names) if i not in layers]
+def _layers(unrolled: dict[tuple[str, str], dict[int, tuple[str, Tensor]]], config) -> dict[str, Tensor]:
+    """{(stack, our name): {layer: (the file's name, tensor)}} as the model has its layers: stacked, or in a list."""
+    ours = {}
+    for (stack, target), layers in unrolled.items():
+        depth = config.decoder_layers if stack == "decoder" else config.encoder_layers
+        if config.layers_are_alike(depth):
+            ours[f"{stack}.layers.{target}"] = _stack(layers, depth)
+        else:
+            ours |= {f"{stack}.layers.{index}.{target}": tensor for index, (_, tensor) in layers.items()}
+    return ours
+
+
+def _stack(layers: dict[int, tuple[str, Tensor]], depth: int) -> Tensor:
+    """[...] of each layer -> [depth, ...]; `layers` has the file's name and the tensor of each layer."""
+    some, _ = next(iter(layers.values()))
+    missing = [i for i in range(depth) if i not in layers]
     if missing:
-        raise UserError(f"tensors are missing: {listed(missing)}")
-    extra = [layers[i] for i in sorted(layers) if i >= depth]
+        raise UserError(f"tensors are missing: {listed(re.sub(_NUMBER, str(i), some, count=1) for i in missing)}")
+    extra = [layers[i][0] for i in sorted(layers) if i >= depth]
     if extra:
         raise UserError(f"there are more layers than the {depth} of config.json: {listed(extra)}")
-    arrays = [tensors[name] for name in names]
-    odd = [f"{name} {list(a.shape)}" for name, a in zip(names, arrays, strict=True) if a.shape != arrays[0].shape]
+    names, tensors = zip(*(layers[i] for i in range(depth)), strict=True)
+    shape = tensors[0].shape
+    odd = [f"{name} {list(tensor.shape)}" for name, tensor in zip(names, tensors, strict=True) if tensor.shape != shape]
     if odd:
-        raise UserError(f"layers differ in shape: {names[0]} {list(arrays[0].shape)}, but {listed(odd)}")
-    return np.stack(arrays)
+        raise UserError(f"layers differ in shape: {names[0]} {list(shape)}, but {listed(odd)}")
+    return Tensor.stack(tensors)

@@ -1,5 +1,7 @@
 """`from_pretrained` and `save_pretrained` for our Flax nnx modules."""
 
+import math
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -9,8 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dalle_mini.errors import UserError
-from dalle_mini.weights.folder import CONFIG, listed, load_config, load_tensors, save_tensors
+from dalle_mini.errors import UserError, listed
+from dalle_mini.weights.folder import CONFIG, load_config, load_tensors, save_tensors
+from dalle_mini.weights.hub import blaming_cache, resolve
+from dalle_mini.weights.tensors import Tensor, is_float
+
+ALIGNMENT = 64  # bytes: JAX on a CPU takes memory so aligned as it is, and copies other memory
 
 
 class Pretrained:
@@ -22,27 +28,57 @@ class Pretrained:
     """
 
     config_class: ClassVar[type]
-    layout: ClassVar[Callable[[Mapping[str, np.ndarray], Any], dict[str, np.ndarray]]]
+    layout: ClassVar[Callable[[Mapping[str, Tensor], Any], dict[str, Tensor]]]
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, dtype=jnp.float32) -> Self:
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike,
+        dtype=jnp.float32,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        local_files_only: bool = False,
+    ) -> Self:
         """Build the model that a folder describes, with its weights.
 
+        In memory at once are the model and, beside it, at most one tensor; on a CPU not even that, since the
+        file is read into the memory that the model keeps.
+
         Args:
-            folder: holds `config.json` and `model.safetensors`, or `flax_model.msgpack` as the models of 2022 were
-                published; either may be sharded.
+            source: a folder that holds `config.json` and `model.safetensors`, `flax_model.msgpack` as the models of
+                2022 were published, or `pytorch_model.bin`; each may be sharded. Or a repository of the Hub,
+                `owner/name`, or a wandb artifact, `entity/project/name:version`, that holds the same.
             dtype: of the parameters in memory and of the computation, whatever the file stores.
+            revision, token, cache_dir, local_files_only: of the Hub, as in `hub.resolve`.
         Raises:
             UserError: a file is missing, damaged, or does not fit the configuration; the message names the tensors.
+        """
+        folder = resolve(source, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
+        with blaming_cache(folder):
+            return cls._from_folder(folder, dtype)
+
+    @classmethod
+    def _from_folder(cls, folder: Path, dtype) -> Self:
+        config, tensors = cls.open_pretrained(folder)
+        graph, state = cls.shapes(config, dtype)
+        arrays = {name: to_device(tensors[name], dtype) for name in flatten(state)}
+        return nnx.merge(graph, unflatten(arrays, state))
+
+    @classmethod
+    def open_pretrained(cls, folder: Path) -> tuple[Any, dict[str, Tensor]]:
+        """The config of a folder and its tensors by our names, checked against each other; none is read yet.
+
+        Raises:
+            UserError: as `from_pretrained`.
         """
         fields = load_config(folder)
         try:
             config = cls.config_class.from_dict(fields)
-            # Shapes only: drawing the random weights of a large model takes longer than reading the real ones.
-            graph, state = nnx.split(nnx.eval_shape(lambda: cls(config, rngs=nnx.Rngs(0), dtype=dtype)))
+            wanted = flatten(cls.shapes(config)[1])
         except UserError as error:
             raise UserError(f"{folder}: {error}") from None
-        wanted = flatten(state)
         tensors = load_tensors(folder)
         try:
             found = cls.layout(tensors, config)
@@ -51,10 +87,12 @@ class Pretrained:
         problem = mismatch(wanted, found)
         if problem:
             raise UserError(f"{tensors.file} does not fit the {cls.__name__} of its {CONFIG}: {problem}")
-        del tensors
-        # `pop`: the file's copy of a tensor is freed as soon as ours exists.
-        arrays = {name: _cast(found.pop(name), dtype) for name in wanted}
-        return nnx.merge(graph, unflatten(arrays, state))
+        return config, {name: found[name] for name in wanted}
+
+    @classmethod
+    def shapes(cls, config, dtype=jnp.float32) -> tuple[nnx.GraphDef, nnx.State]:
+        """Of the model: drawing the random weights of a large one takes longer than reading the real ones."""
+        return nnx.split(nnx.eval_shape(lambda: cls(config, rngs=nnx.Rngs(0), dtype=dtype)))
 
     def save_pretrained(self, folder: str | Path, dtype=None) -> None:
         """Write `config.json` and `model.safetensors` into a folder, made if need be.
@@ -64,12 +102,45 @@ class Pretrained:
         Raises:
             UserError: the folder cannot be written, or a value does not fit the dtype.
         """
-        tensors = {}
-        for name, array in flatten(nnx.state(self)).items():
-            tensors[name] = stored = _stored(array, dtype)
-            if stored.dtype != array.dtype and np.isinf(stored).any() and not np.isinf(array).any():
-                raise UserError(f"cannot save into {folder} as {jnp.dtype(dtype).name}: {name} has values beyond it")
-        save_tensors(folder, self.config.to_dict(), tensors)
+        tensors = {name: from_device(jnp.asarray(array)) for name, array in flatten(nnx.state(self)).items()}
+        save_tensors(folder, self.config.to_dict(), tensors, dtype)
+
+    def push_to_hub(self, repo_id: str, **options) -> str:
+        """Upload the model to the Hub and return the commit's address.
+
+        The options are `private`, `token`, `commit_message`, `revision` and `license`, as in `publish.push`.
+        """
+        from dalle_mini.weights.publish import push
+
+        return push(self.save_pretrained, repo_id, **options)
+
+
+def to_device(tensor: Tensor, dtype) -> jax.Array:
+    """Read a tensor to where JAX computes, cast if its values are floating-point.
+
+    On a CPU the result is the memory that the file was read into; elsewhere that memory is freed on return.
+    """
+    dtype = np.dtype(dtype) if is_float(tensor.dtype) else tensor.dtype
+    size = math.prod(tensor.shape) * dtype.itemsize
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    values = memory[start : start + size].view(dtype).reshape(tensor.shape)
+    tensor.read_into(values)
+    return jax.block_until_ready(jax.device_put(values, may_alias=True))
+
+
+def from_device(array: jax.Array) -> Tensor:
+    """A parameter, copied from where it lies when it is read; on a CPU it is only looked at."""
+
+    def values() -> np.ndarray:
+        # An array keeps the copy that numpy makes of it, so ask one that is about to go.
+        shards = [shard.data for shard in array.addressable_shards]
+        return np.asarray(jax.make_array_from_single_device_arrays(array.shape, array.sharding, shards))
+
+    def fill(out: np.ndarray) -> None:
+        out[...] = values()
+
+    return Tensor(array.shape, np.dtype(array.dtype), lambda start, stop: np.atleast_1d(values())[start:stop], fill)
 
 
 def flatten(state: Mapping) -> dict[str, Any]:
@@ -110,15 +181,3 @@ def mismatch(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     ]
     kinds = (("missing", missing), ("unexpected", unexpected), ("of the wrong shape", misshapen))
     return "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in kinds if names)
-
-
-def _cast(array: np.ndarray, dtype) -> jax.Array:
-    return jnp.asarray(array, dtype if jnp.issubdtype(array.dtype, jnp.floating) else None)
-
-
-def _stored(array: jax.Array, dtype) -> np.ndarray:
-    array = np.asarray(array)
-    if dtype is None or not jnp.issubdtype(array.dtype, jnp.floating):
-        return array
-    with np.errstate(over="ignore"):
-        return array.astype(dtype)

@@ -1,0 +1,234 @@
+"""What DalleBart's layers are made of, in all the variants of the published architecture.
+
+Each part reads from the config whether it has biases, which norm it has and where; nothing here knows the whole model.
+
+Shapes: B batch, T positions attended from, S positions attended to, D d_model, H heads, K = D / H; in decoding P
+prompts of C candidates each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dalle_mini.errors import UserError
+from dalle_mini.models.config import DalleBartConfig
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """The sigmoid approximation of GELU that OpenAI trained CLIP with."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+def smelu(x: jax.Array) -> jax.Array:
+    """SmeLU (Shamir et al. 2022) with beta 1: ReLU with a quadratic bend. (The published code got it wrong.)"""
+    return jnp.where(x >= 1, x, jnp.square(jnp.maximum(x + 1, 0)) / 4)
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
+    "quick_gelu": quick_gelu,
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "smelu": smelu,
+}
+
+
+def activation(name: str) -> Callable[[jax.Array], jax.Array]:
+    """The function of that name in a published config. Raises UserError where there is none."""
+    if name not in ACTIVATIONS:
+        raise UserError(f"config: activation {name!r:.60} is not supported (supported: {', '.join(ACTIVATIONS)})")
+    return ACTIVATIONS[name]
+
+
+class Maker:
+    """Makes the parts of one stack ("encoder" or "decoder") as its config has them."""
+
+    def __init__(self, config: DalleBartConfig, stack: str, *, rngs: nnx.Rngs, dtype):
+        self.config, self.stack, self.rngs, self.dtype = config, stack, rngs, dtype
+        self.heads: int = getattr(config, f"{stack}_attention_heads")
+        self.ffn_dim: int = getattr(config, f"{stack}_ffn_dim")
+        self.layers: int = getattr(config, f"{stack}_layers")
+
+    def linear(self, in_features: int, out_features: int, *, gain: float = 1.0) -> nnx.Linear:
+        init = nnx.initializers.normal(self.config.init_std * gain)
+        options = {"use_bias": self.config.use_bias, "kernel_init": init, "dtype": self.dtype, "rngs": self.rngs}
+        return nnx.Linear(in_features, out_features, **options)
+
+    def embedding(self, rows: int, features: int | None = None) -> nnx.Embed:
+        init = nnx.initializers.normal(self.config.init_std)
+        return nnx.Embed(rows, features or self.config.d_model, embedding_init=init, dtype=self.dtype, rngs=self.rngs)
+
+    def norm(self, features: int | None = None, *, use_scale: bool = True) -> nnx.LayerNorm | nnx.RMSNorm:
+        """A norm that feeds a linear layer has no scale of its own: the layer's weights absorb it."""
+        options = {"epsilon": 1e-5, "use_scale": use_scale or self.config.force_ln_scale}
+        kind = nnx.RMSNorm if self.config.ln_type == "rmsnorm" else nnx.LayerNorm
+        return kind(features or self.config.d_model, **options, dtype=self.dtype, rngs=self.rngs)
+
+    def norm_if(self, wanted: bool, features: int | None = None, *, use_scale: bool = True):
+        return self.norm(features, use_scale=use_scale) if wanted else None
+
+    @property
+    def residual_scale(self) -> float:
+        """DeepNet's alpha, by which the residual outweighs a sublayer's output."""
+        encoder, decoder = self.config.encoder_layers, self.config.decoder_layers
+        if not self.config.use_deepnet_scaling:
+            return 1.0
+        return 0.81 * (encoder**4 * decoder) ** (1 / 16) if self.stack == "encoder" else (3 * decoder) ** 0.25
+
+    @property
+    def sublayer_gain(self) -> float:
+        """What DeepNet (beta) and Magneto (gamma) multiply the initial values, outputs and feed-forward weights by."""
+        encoder, decoder = self.config.encoder_layers, self.config.decoder_layers
+        if self.config.use_deepnet_scaling:
+            if self.stack == "encoder":
+                return 0.87 * (encoder**4 * decoder) ** (-1 / 16)
+            return (12 * decoder) ** -0.25
+        if self.config.use_subln_init:
+            gamma = math.log(3 * decoder)
+            return math.sqrt(gamma * math.log(2 * encoder) / 3 if self.stack == "encoder" else gamma)
+        return 1.0
+
+
+def optional(norm, x: jax.Array) -> jax.Array:
+    return x if norm is None else norm(x)
+
+
+class KVCache(NamedTuple):
+    """Keys and values of one layer's self-attention, each [P, C, H, T, K].
+
+    H before T: the layout in which a step's two products are fastest (10 times, on a CPU).
+    """
+
+    keys: jax.Array
+    values: jax.Array
+
+
+class Attention(nnx.Module):
+    """Multi-head attention with 2-D kernels.
+
+    `positions` and `length` are the numbers of places that it attends from and to, for the relative positions.
+    """
+
+    def __init__(self, make: Maker, positions: int, length: int, *, norm_within: bool = False):
+        config, d = make.config, make.config.d_model
+        self.heads, self.width = make.heads, d // make.heads
+        self.q_proj = make.linear(d, d)
+        self.k_proj = make.linear(d, d)
+        self.v_proj = make.linear(d, d, gain=make.sublayer_gain)
+        self.out_proj = make.linear(d, d, gain=make.sublayer_gain)
+        self.mid_norm = make.norm_if(norm_within)
+        self.head_scale = nnx.Param(jnp.ones((1, 1, self.heads, 1))) if config.use_head_scale else None
+        # One row a position attended from; columns are [S, H], the published order.
+        swin = config.use_swin_position_embeddings
+        self.rel_bias = make.embedding(positions, length * self.heads) if swin else None
+        self.cosine = config.use_cosine_attention
+        self.scale = 1 / config.tau_init if self.cosine else self.width**-0.5
+        self.sinkhorn_iters = config.sinkhorn_iters if make.stack == "encoder" else 1
+
+    def __call__(self, x, keys_values, mask=None, position=None):
+        """x [B, T, D] attends to keys_values, each [B, H, S, K], where mask (broadcast to [B, H, T, S]) is true.
+
+        The rows of x are at positions 0, 1 ... T - 1, or all at `position`.
+        """
+        keys, values = keys_values
+        scores = jnp.einsum("bhtk,bhsk->bhts", self._queries(x), keys)
+        where = jnp.arange(x.shape[1]) if position is None else position[None]
+        weights = self._weights(scores, mask, where)
+        return self._output(jnp.einsum("bhts,bhsk->bthk", weights, values), x.shape)
+
+    def keys_values(self, states):
+        """states [B, S, D] to keys and values, each [B, H, S, K]."""
+        return self._unit(self._split(self.k_proj(states))), self._split(self.v_proj(states))
+
+    def step(self, x, cache: KVCache, position):
+        """One position of every candidate, x [P, C, D]: attend to positions 0..position, after writing the last.
+
+        Returns the output [P, C, D] and the cache with position `position` filled.
+        """
+        prompts, candidates, _ = x.shape
+        q, k, v = (
+            layer(x).reshape(prompts, candidates, self.heads, 1, -1)
+            for layer in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        at = (0, 0, 0, position, 0)
+        keys = jax.lax.dynamic_update_slice(cache.keys, self._unit(k).astype(cache.keys.dtype), at)
+        values = jax.lax.dynamic_update_slice(cache.values, v.astype(cache.values.dtype), at)
+        written = jnp.arange(keys.shape[3]) <= position
+        scores = jnp.einsum("pchqk,pchtk->pchqt", self._unit(q), keys)
+        weights = self._weights(scores, written, position[None])
+        attended = jnp.einsum("pchqt,pchtk->pchqk", weights, values)[..., 0, :]
+        return self._output(attended, x.shape), KVCache(keys, values)
+
+    def _split(self, x):
+        batch, length, _ = x.shape
+        return x.reshape(batch, length, self.heads, -1).swapaxes(1, 2)
+
+    def _queries(self, x):
+        return self._unit(self._split(self.q_proj(x)))
+
+    def _unit(self, x):
+        return x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-8) if self.cosine else x
+
+    def _weights(self, scores, mask, positions):
+        """Scores [..., H, T, S] to weights that sum to 1 over S; float32 within."""
+        scores32 = scores.astype(jnp.float32) * self.scale
+        if self.rel_bias is not None:
+            bias = self.rel_bias(positions).astype(jnp.float32)  # [T, S H]
+            bias = bias.reshape(len(bias), -1, self.heads).transpose(2, 0, 1)
+            scores32 = scores32 + bias[..., : scores.shape[-1]]
+        lowest = jnp.finfo(jnp.float32).min
+        if mask is not None:
+            scores32 = jnp.where(mask, scores32, lowest)
+        if self.sinkhorn_iters == 1:
+            return jax.nn.softmax(scores32, axis=-1).astype(scores.dtype)
+        for i in range(self.sinkhorn_iters):  # over keys and over queries by turns
+            scores32 = scores32 - jax.nn.logsumexp(scores32, axis=-1 - i % 2, keepdims=True)
+            if mask is not None:
+                scores32 = jnp.where(mask, scores32, lowest)
+        return jnp.exp(scores32).astype(scores.dtype)
+
+    def _output(self, attended, shape):
+        """[B, T, H, K] to [B, T, D]."""
+        if self.head_scale is not None:
+            attended = attended * self.head_scale[...].astype(attended.dtype)
+        return self.out_proj(optional(self.mid_norm, attended.reshape(shape)))
+
+
+class FeedForward(nnx.Module):
+    """act(x W_linear) W_out, or gated, act(x W_gate) * (x W_linear) (Shazeer 2020, "GLU Variants ...")."""
+
+    def __init__(self, make: Maker):
+        config, d, gain = make.config, make.config.d_model, make.sublayer_gain
+        self.activation = activation(config.activation_function)
+        self.norm = make.norm_if(config.norms.ffn_before, use_scale=False)
+        self.gate = make.linear(d, make.ffn_dim, gain=gain) if config.use_glu else None
+        self.linear = make.linear(d, make.ffn_dim, gain=gain)
+        self.mid_norm = make.norm_if(config.norms.ffn_within, make.ffn_dim, use_scale=False)
+        self.out = make.linear(make.ffn_dim, d, gain=gain)
+
+    def __call__(self, x):
+        x = optional(self.norm, x)
+        linear = self.linear(x)
+        hidden = self.activation(linear) if self.gate is None else self.activation(self.gate(x)) * linear
+        return self.out(optional(self.mid_norm, hidden))
+
+
+class Residual(nnx.Module):
+    """The sum around a sublayer: alpha x + norm(h), or in post-LN norm(alpha x + h). It has no parameters."""
+
+    def __init__(self, make: Maker):
+        self.alpha = make.residual_scale
+        self.norm_last = make.config.ln_positions == "postln"
+
+    def __call__(self, x, h, norm):
+        if self.norm_last:
+            return optional(norm, self.alpha * x + h)
+        return self.alpha * x + optional(norm, h)

@@ -1,0 +1,116 @@
+"""The parts of a pipeline: the folders of its three networks, which may lie under one roof.
+
+    a-bundle/dalle/   DalleBart, its tokenizer, and the word list of its captions' hashtags
+             vqgan/   VQGAN
+             clip/    CLIP, its tokenizer and how it wants its pictures
+
+Nothing here imports JAX: what is missing shows, and downloads begin, before the wait for it.
+"""
+
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from dalle_mini.errors import UserError
+from dalle_mini.weights.folder import CONFIG, load_config
+from dalle_mini.weights.hub import Folder, Needs, Repository, blaming_cache, open_source
+
+SHIPPED = Path(__file__).parents[1] / "assets" / "emoji"
+PARTS = ("dalle", "vqgan", "clip")
+WORD_LISTS = ("words.txt", "enwiki-words-frequency.txt")  # ours, and the published name
+PREPROCESSOR = "preprocessor_config.json"
+WORDS_REPOSITORY = "dalle-mini/dalle-mini"  # has the published list
+CARD = "README.md"
+COMPANIONS = (
+    "dalle-mini/vqgan_imagenet_f16_16384@e93a26e7707683d349bf5d5c41c5b0ef69b677a9",
+    "openai/clip-vit-base-patch32",
+)
+
+RANKER = Needs(tokenizer=True, optional=(PREPROCESSOR,))
+
+logger = logging.getLogger("dalle_mini")
+
+
+def find_parts(
+    source: str | os.PathLike | None = None,
+    vqgan: str | os.PathLike | None = None,
+    clip: str | os.PathLike | None = None,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    local_files_only: bool = False,
+) -> dict[str, Path]:
+    """The folders of the parts, fetched where they are elsewhere, and under "words" the word list if there is one.
+
+    Args:
+        source: a bundle, or DalleBart alone: a folder, a repository of the Hub or a wandb artifact, as in `hub`. None
+            is the model that ships with the package.
+        vqgan, clip: those networks' own sources; None takes the bundle's.
+        revision: of `source`; that of another repository is written `owner/name@revision`.
+        token, cache_dir, local_files_only: as in `hub.resolve`.
+    Raises:
+        UserError: a part is missing, or cannot be fetched.
+    """
+    options = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    if source is None and not SHIPPED.is_dir():
+        raise UserError(f"{SHIPPED}: the model that ships with the package is missing: name one with --model")
+    place = Folder(SHIPPED) if source is None else open_source(source, revision=revision, **options)
+    config = place.first(f"dalle/{CONFIG}", CONFIG)
+    if config is None:
+        raise UserError(f"{place} holds no model: neither a bundle (dalle/, vqgan/, clip/) nor DalleBart's {CONFIG}")
+    inside = "" if config == CONFIG else "dalle"
+    if not inside and (vqgan is None or clip is None):
+        raise UserError(
+            f"{place} is DalleBart alone: name the other networks with --vqgan and --clip (vqgan= and clip= in Python)"
+            f"; the published ones are {' and '.join(COMPANIONS)}"
+        )
+    vqgan_place = place if vqgan is None else open_source(vqgan, **options)
+    clip_place = place if clip is None else open_source(clip, **options)
+    described = place.take(inside, Needs(weights=False, names=(CONFIG,)))
+    with blaming_cache(described):
+        is_normalising = load_config(described).get("normalize_text")
+    parts = {
+        "dalle": place.take(inside, Needs(tokenizer=True, optional=WORD_LISTS if is_normalising else ())),
+        "vqgan": vqgan_place.take("vqgan" if vqgan is None else ""),
+        "clip": clip_place.take("clip" if clip is None else "", RANKER),
+    }
+    words = _word_list(parts["dalle"], options) if is_normalising else None
+    return parts | ({"words": words} if words else {})
+
+
+def save_companions(parts: Mapping[str, Path], target: Path) -> None:
+    """Copy what a bundle holds beside its networks and their tokenizers into the bundle `target`.
+
+    Raises UserError where a file cannot be read or written.
+    """
+    files = {target / "clip" / PREPROCESSOR: parts["clip"] / PREPROCESSOR}
+    if "words" in parts:
+        files[target / "dalle" / parts["words"].name] = parts["words"]
+    bundle = parts["dalle"].parent
+    if all(parts[part] == bundle / part for part in PARTS):  # its card tells where the weights come from
+        files[target / CARD] = bundle / CARD
+    try:
+        for new, old in files.items():
+            if old.is_file():
+                shutil.copyfile(old, new)
+    except OSError as error:
+        raise UserError(f"cannot save into {target}: {error}") from None
+
+
+def _word_list(folder: Path, options: dict) -> Path | None:
+    name = Folder(folder).first(*WORD_LISTS)
+    if name:
+        return folder / name
+    published = WORD_LISTS[-1]
+    # First without a request: a cached list will do, of whatever commit.
+    for local_files_only in (True, options["local_files_only"]):
+        repository = Repository(WORDS_REPOSITORY, **options | {"local_files_only": local_files_only})
+        try:
+            return repository.take(needs=Needs(weights=False, names=(published,))) / published
+        except UserError as error:
+            reason = error
+    logger.warning("hashtags are not split into words: %s has no %s, and %s", folder, WORD_LISTS[0], reason)
+    return None

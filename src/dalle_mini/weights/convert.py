@@ -1,0 +1,103 @@
+"""Any published checkpoint -> our folder, without ever building the model: tensor by tensor from file to file."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+import jax.numpy as jnp
+
+from dalle_mini.errors import UserError
+from dalle_mini.models import CLIP, VQGAN, DalleBart
+from dalle_mini.text import CaptionTokenizer
+from dalle_mini.weights.bundle import PREPROCESSOR, WORD_LISTS, find_parts, save_companions
+from dalle_mini.weights.folder import CONFIG, load_config, save_tensors
+from dalle_mini.weights.hub import TOKENIZERS, Folder, Needs, blaming_cache, open_source
+from dalle_mini.weights.pretrained import Pretrained
+
+NETWORKS: dict[str, type[Pretrained]] = {"dalle": DalleBart, "vqgan": VQGAN, "clip": CLIP}
+
+
+def part_of(fields: dict) -> str:
+    """Which of `NETWORKS` a config describes. Raises UserError where it is none of them."""
+    kind = fields.get("model_type")
+    if kind in ("dallebart", "bart"):
+        return "dalle"
+    if kind == "clip":
+        return "clip"
+    if kind in (None, "vqgan") and "ch_mult" in fields:  # the published VQGANs do not say what they are
+        return "vqgan"
+    raise UserError(f"{CONFIG}: model_type={kind!r:.60} is none of dallebart, bart (as of 2021), vqgan, clip")
+
+
+def convert(
+    source: str | os.PathLike,
+    target: str | os.PathLike,
+    vqgan: str | os.PathLike | None = None,
+    clip: str | os.PathLike | None = None,
+    *,
+    dtype: str | None = None,
+    **hub,
+) -> list[Path]:
+    """Write a network, or a bundle of all three, in our format; the tokenizers and the word list come along.
+
+    Args:
+        source: a network or a bundle: a folder, a `.ckpt`, a repository of the Hub or a wandb artifact.
+        target: the folder to make. It must not be there yet; it appears when everything in it is written.
+        vqgan, clip: with these two, `source` is DalleBart and the result is a bundle.
+        dtype: to store floating-point values in, such as "float16"; as they are stored by default.
+        hub: `revision`, `token`, `cache_dir`, `local_files_only`, as in `hub.open_source`.
+    Returns:
+        the folders of the networks written.
+    Raises:
+        UserError: a source is missing, damaged or not one of ours, or the target cannot be written.
+    """
+    target = Path(target)
+    if target.exists():
+        raise UserError(f"{target} is there already: choose another folder, or remove it")
+    if (vqgan is None) != (clip is None):
+        raise UserError("a bundle needs both --vqgan and --clip (vqgan= and clip= in Python)")
+    stage = target.parent / f".{target.name}.{secrets.token_hex(4)}.partial"
+    stored = None if dtype is None else jnp.dtype(dtype)
+    try:
+        parts = _bundle(source, vqgan, clip, hub)
+        if parts is None:
+            place = open_source(source, **hub)
+            folder = place.take("", Needs(optional=(*WORD_LISTS, PREPROCESSOR, *TOKENIZERS[0], *TOKENIZERS[1])))
+            with blaming_cache(folder):
+                written = [_network(part_of(load_config(folder)), folder, stage, stored)]
+        else:
+            written = [_network(part, parts[part], stage / part, stored) for part in NETWORKS]
+            save_companions(parts, stage)
+        stage.parent.mkdir(parents=True, exist_ok=True)
+        stage.rename(target)
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+    return [target / path.relative_to(stage) for path in written]
+
+
+def _bundle(source, vqgan, clip, hub: dict) -> dict[str, Path] | None:
+    """The folders of a bundle's parts, or None where `source` is a network by itself."""
+    if vqgan is None:
+        path = Path(source).expanduser()
+        place = Folder(path) if path.is_dir() else None if path.is_file() else open_source(source, **hub)
+        if place is None or not place.first(f"dalle/{CONFIG}"):
+            return None
+    return find_parts(source, vqgan, clip, **hub)
+
+
+def _network(part: str, folder: Path, target: Path, dtype) -> Path:
+    """One network with what lies beside it: its tokenizer, and how CLIP wants its pictures."""
+    config, tensors = NETWORKS[part].open_pretrained(folder)
+    save_tensors(target, config.to_dict(), tensors, dtype)
+    beside = folder if folder.is_dir() else folder.parent
+    if part != "vqgan" and Folder(beside).first(*(form[0] for form in TOKENIZERS)):
+        CaptionTokenizer.from_pretrained(beside).save(target)
+    for name in (*WORD_LISTS, PREPROCESSOR):
+        if part != "vqgan" and (beside / name).is_file():
+            shutil.copyfile(beside / name, target / name)
+    return target

@@ -1,0 +1,86 @@
+"""What the Hub's client raises, as one line that names the repository and the way out."""
+
+import contextlib
+import errno
+import json
+from collections.abc import Iterator
+
+from dalle_mini.errors import UserError
+
+_BUSY = (408, 425, 429)  # HTTP: come again, as any 5xx
+
+
+class Unreachable(UserError):
+    """The Hub, or the way to it, fails for a `reason`: a copy in the cache may do instead."""
+
+    def __init__(self, reason: str):
+        super().__init__(f"{reason}: check the connection and run again")
+        self.reason = reason
+
+
+@contextlib.contextmanager
+def explained(subject: str) -> Iterator[None]:
+    """Within it, the client's exceptions become UserErrors about the subject, such as "config.json of owner/name"."""
+    from huggingface_hub import errors
+
+    # What the client's HTTP library raises (requests, httpx or httpx2, by version) shares a base with the client's own;
+    # RuntimeError is hf_xet's, and what is no JSON comes from a proxy that wants a login.
+    failures = (*errors.HfHubHTTPError.__bases__, OSError, RuntimeError, json.JSONDecodeError)
+    try:
+        yield
+    except errors.HFValidationError as error:
+        raise UserError(f"{subject}: this is no name of a repository ({_first_line(error)})") from None
+    except errors.LocalEntryNotFoundError as error:
+        raise _unreachable(subject, error.__cause__ or error) from None
+    except errors.HfHubHTTPError as error:
+        raise _refusal(subject, error) from None
+    except failures as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"{subject} does not fit on the disk ({error.strerror}): free some room, or keep downloads elsewhere "
+                "with --cache-dir (cache_dir=) or HF_HOME"
+            ) from None
+        if isinstance(error, OSError) and error.filename:
+            raise UserError(
+                f"{subject} cannot be kept in {error.filename} ({error.strerror}): keep downloads elsewhere with "
+                "--cache-dir (cache_dir=) or HF_HOME"
+            ) from None
+        raise _unreachable(subject, error) from None
+
+
+def _unreachable(subject: str, error: BaseException) -> Unreachable:
+    from huggingface_hub import constants
+
+    return Unreachable(f"{subject}: the exchange with {constants.ENDPOINT} failed ({_first_line(error)})")
+
+
+def _refusal(subject: str, error) -> UserError:
+    """The Hub has answered, and the answer is no."""
+    from huggingface_hub import errors
+
+    status = error.response.status_code
+    if status in _BUSY or status >= 500:
+        return _unreachable(subject, error)
+    if isinstance(error, errors.GatedRepoError):
+        return UserError(
+            f"{subject}: the repository is gated: accept its terms on its page on the Hub, then set HF_TOKEN or pass "
+            "token="
+        )
+    if status in (401, 403):
+        return UserError(
+            f"{subject}: the Hub denies access (HTTP {status}): there is no such repository, or it is private or "
+            "gated: check the name (no folder here has it either), and set HF_TOKEN or pass token="
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return UserError(f"{subject}: the repository has no such revision: name a branch, a tag or a commit of it")
+    if status == 404:
+        return UserError(
+            f"{subject}: the Hub has nothing of this name: check it (no folder here has it either), and set "
+            "HF_TOKEN or pass token= if it is private"
+        )
+    return UserError(f"{subject}: the Hub refuses (HTTP {status}: {_first_line(error)})")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__

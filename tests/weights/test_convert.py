@@ -1,0 +1,129 @@
+"""Published weights -> our folders and bundles, and what `info` tells of them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dalle_mini import DalleMini
+from dalle_mini.cli import main
+from dalle_mini.errors import UserError
+from dalle_mini.models import DalleBart
+from dalle_mini.weights.convert import convert
+from dalle_mini.weights.describe import describe
+from dalle_mini.weights.folder import load_tensors
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+SCANNED, UNROLLED = GOLDEN / "dallebart/a_normformer_glu_scan", GOLDEN / "dallebart/b_normformer_glu_unrolled"
+SHARDED, WHOLE = GOLDEN / "dallebart/f_sharded_of_e", GOLDEN / "dallebart/e_megalike_fp16_scan"
+VQGAN, CLIP = GOLDEN / "vqgan/tiny_f4_64", GOLDEN / "clip"
+
+
+def stored(folder):
+    return {name: tensor.read() for name, tensor in load_tensors(folder).items()}
+
+
+def equal(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].dtype == b[name].dtype
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+@pytest.mark.parametrize(("one", "other"), [(SCANNED, UNROLLED), (WHOLE, SHARDED)])
+def test_two_forms_of_a_model_give_equal_files(one, other, tmp_path):
+    assert convert(one, tmp_path / "one") == [tmp_path / "one"]
+    convert(other, tmp_path / "other")
+    equal(stored(tmp_path / "one"), stored(tmp_path / "other"))
+
+
+@pytest.mark.parametrize("source", [SCANNED, VQGAN, CLIP, GOLDEN / "v0_bart_2021"], ids=lambda path: path.name)
+def test_converting_again_changes_nothing(source, tmp_path):
+    convert(source, tmp_path / "once")
+    convert(tmp_path / "once", tmp_path / "twice")
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "once" / name).read_bytes() == (tmp_path / "twice" / name).read_bytes()
+
+
+def test_the_converted_model_says_the_same(tmp_path):
+    convert(UNROLLED, tmp_path / "ours")
+    golden = np.load(SCANNED / "golden.npz")
+    rows = [golden[name] for name in ("input_ids", "attention_mask", "decoder_input_ids")]
+    np.testing.assert_array_equal(
+        DalleBart.from_pretrained(tmp_path / "ours")(*rows), DalleBart.from_pretrained(UNROLLED)(*rows)
+    )
+
+
+def test_dtype_is_of_the_file(tmp_path):
+    convert(SCANNED, tmp_path / "half", dtype="float16")
+    half, whole = stored(tmp_path / "half"), stored(SCANNED)
+    assert {str(array.dtype) for array in half.values()} == {"float16"}
+    name = "model/encoder/embed_tokens/embedding"
+    np.testing.assert_array_equal(half["encoder.embed_tokens.embedding"], whole[name].astype(np.float16))
+
+
+def test_a_bundle_draws_what_its_parts_draw(golden_bundle, tmp_path):
+    parts = {part: golden_bundle / part for part in ("dalle", "vqgan", "clip")}
+    folders = convert(parts["dalle"], tmp_path / "bundle", parts["vqgan"], parts["clip"])
+    assert folders == [tmp_path / "bundle" / part for part in parts]
+    options = {"candidates": 2, "keep": 2, "seed": 5}
+    ours = DalleMini.from_pretrained(tmp_path / "bundle").generate(["a #redboat"], **options)[0]
+    theirs = DalleMini.from_pretrained(golden_bundle).generate(["a #redboat"], **options)[0]
+    np.testing.assert_array_equal(ours.tokens, theirs.tokens)
+    assert ours.scores == theirs.scores
+    again = convert(tmp_path / "bundle", tmp_path / "again")  # a bundle is a source too
+    assert [path.name for path in again] == list(parts)
+
+
+def test_what_cannot_be_converted(tmp_path):
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    with pytest.raises(UserError, match="taken is there already"):
+        convert(SCANNED, taken)
+    with pytest.raises(UserError, match="both --vqgan and --clip"):
+        convert(SCANNED, tmp_path / "new", vqgan=VQGAN)
+    other = tmp_path / "other"
+    shutil.copytree(SCANNED, other)
+    (other / "config.json").write_text(json.dumps({"model_type": "t5"}))
+    with pytest.raises(UserError, match="model_type='t5' is none of"):
+        convert(other, tmp_path / "new")
+    (other / "config.json").write_text((SCANNED / "config.json").read_text())
+    (other / "flax_model.msgpack").write_bytes((SCANNED / "flax_model.msgpack").read_bytes()[:9000])
+    with pytest.raises(UserError, match="is cut short"):
+        convert(other, tmp_path / "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "taken"]  # and nothing half-made
+
+
+def test_info_of_a_bundle(golden_bundle):
+    dalle, vqgan, clip = describe(golden_bundle)
+    assert [one.network for one in (dalle, vqgan, clip)] == ["DalleBart", "VQGAN", "CLIP"]
+    sizes = [sum(array.size for array in stored(golden_bundle / part).values()) for part in ("dalle", "vqgan", "clip")]
+    assert [dalle.parameters, vqgan.parameters, clip.parameters] == sizes
+    assert dalle.dtypes == {"float32": sizes[0]}
+    assert dalle.files["flax_model.msgpack"] == (SCANNED / "flax_model.msgpack").stat().st_size
+    assert dalle.tokens and clip.tokens and vqgan.tokens is None
+    assert dalle.missing == vqgan.missing == clip.missing == []
+    assert "2 encoder and 3 decoder layers of width 32, normformer, GLU" in str(dalle)
+
+
+def test_info_of_what_is_missing(tmp_path):
+    shutil.copy(SCANNED / "config.json", tmp_path)
+    (one,) = describe(tmp_path)
+    assert one.parameters == 0
+    assert [line for line in one.missing if "no weights" in line]
+    assert [line for line in one.missing if "captions cannot be read" in line]
+    assert [line for line in one.missing if "hashtags" in line]
+
+
+def test_the_verbs(tmp_path, capsys):
+    assert main(["convert", str(VQGAN), str(tmp_path / "vqgan"), "--dtype", "bfloat16"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'vqgan'}\n"
+    assert main(["info", str(tmp_path / "vqgan")]) == 0
+    shown = capsys.readouterr().out
+    assert "codebook of 64" in shown and "bfloat16" in shown and "nothing" in shown
+    assert main(["info", str(tmp_path / "vqgan"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["network"] == "VQGAN"
+    assert main(["info", str(tmp_path / "nowhere")]) == 2
+    assert capsys.readouterr().err.startswith("error: no such folder")
