@@ -35,7 +35,7 @@ SIDE, GAP, COLUMNS, FONT_SIZE, LINE = 192, 12, 4, 14, 18
 def gallery(pictures: list[Image.Image], captions: list[str]) -> Image.Image:
     """Pictures in rows of four, each above its caption."""
     font = ImageFont.load_default(FONT_SIZE)
-    height = SIDE + 2 * LINE + GAP
+    height = SIDE + 3 * LINE + GAP
     rows = -(-len(pictures) // COLUMNS)
     sheet = Image.new("RGB", (COLUMNS * (SIDE + GAP) + GAP, rows * height + GAP), "white")
     draw = ImageDraw.Draw(sheet)

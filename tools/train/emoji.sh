@@ -4,7 +4,7 @@
 #   tools/train/emoji.sh [RUNS=runs/emoji]
 #
 # Each stage continues where a kill left it, and is passed over once it is done: run it again until it says so.
-# Needs the extra `train` and Debian's package fonts-noto-color-emoji. About 90 minutes on 2 CPU cores.
+# Needs the extra `train` and Debian's package fonts-noto-color-emoji. About three hours on 2 CPU cores.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 runs=${1:-runs/emoji}
@@ -20,10 +20,12 @@ run() { # SCRIPT [ARGUMENT ...]
 
 [ -f "$runs/tokenizers/dalle/words.txt" ] || run make_tokenizers.py "$runs/tokenizers"
 [ -d "$runs/vqgan/final" ] || run train_vqgan.py "$runs/vqgan"
-run encode_emoji.py "$runs/vqgan/final" "$runs/tokens" --split train --rows 20000
+run encode_emoji.py "$runs/vqgan/final" "$runs/tokens" --split train --rows 40000
 run encode_emoji.py "$runs/vqgan/final" "$runs/tokens-heldout" --split heldout --rows 512
 [ -d "$runs/seq2seq/final" ] || run train_seq2seq.py "$runs/seq2seq" "tokens=$runs/tokens" \
   "held_out_tokens=$runs/tokens-heldout" "tokenizer=$runs/tokenizers/dalle"
 [ -d "$runs/clip/final" ] || run train_clip.py "$runs/clip" "tokenizer=$runs/tokenizers/clip"
 run make_bundle.py "$runs" "$runs/bundle"
+"$python" benchmarks/emoji_quality.py --model "$runs/bundle" --output "$runs/quality"
+run make_card.py "$runs/bundle" "$runs/quality/quality.json"
 echo "done: dalle-mini generate 'a red apple' --model $runs/bundle" >&2

@@ -32,9 +32,6 @@ def make(runs: Path, out: Path) -> None:
     (beside / "clip" / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR, indent=2) + "\n")
     names = [emoji.name for emoji in everyday_emoji(kinds=KINDS)]
     (beside / "emoji.json").write_text(json.dumps(names, indent=0) + "\n")
-    card = Path(__file__).with_name("emoji_model_card.md")
-    if card.exists():
-        shutil.copyfile(card, beside / "README.md")
     shutil.rmtree(out, ignore_errors=True)
     os.replace(beside, out)
 

@@ -41,9 +41,9 @@ class Config:
     held_out_tokens: str = "runs/emoji/tokens-heldout"
     tokenizer: str = "runs/emoji/tokenizers/dalle"
     training: Seq2SeqTraining = field(
-        default_factory=lambda: Seq2SeqTraining(model=MODEL, learning_rate=0.02, warmup_steps=100)
+        default_factory=lambda: Seq2SeqTraining(model=MODEL, learning_rate=0.02, warmup_steps=100, token_noise=0.4)
     )
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1500, batch_size=8, eval_every=250))
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=5000, batch_size=16, eval_every=500))
 
 
 def build(config: Config) -> Seq2SeqTrainer:
