@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dalle_mini import DalleMini, UserError
-from dalle_mini.pipeline import ROWS, picture_keys
+from dalle_mini.pipeline import picture_keys
 from dalle_mini.settings import GenerationSettings
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -47,8 +47,8 @@ def drawn(result) -> dict[int, list[int]]:
 def test_a_picture_depends_on_seed_prompt_and_number_only(pipe):
     one = drawn(pipe.generate(["a red apple"], candidates=1)[0])
     seven = drawn(pipe.generate(["a red apple"], candidates=7, keep=7)[0])
-    many = pipe.generate(["a snail", "a red apple", "a boat"], candidates=ROWS + 3, keep=ROWS + 3)
-    reordered = pipe.generate(["a red apple", "a boat", "a snail"], candidates=ROWS + 3, keep=ROWS + 3)
+    many = pipe.generate(["a snail", "a red apple", "a boat"], candidates=11, keep=11)
+    reordered = pipe.generate(["a red apple", "a boat", "a snail"], candidates=11, keep=11)
     assert one[0] == seven[0]
     assert len({tuple(tokens) for tokens in seven.values()}) == 7
     assert seven == {index: drawn(many[1])[index] for index in range(7)}

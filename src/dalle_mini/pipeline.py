@@ -1,9 +1,9 @@
 """Prompts to ranked pictures: caption -> tokens of text -> tokens of a picture -> pixels -> CLIP score.
 
 The order of operations and the defaults are those of the published inference notebook. Unlike there, every picture
-has a key of its own, derived from (seed, prompt text, picture number), and every network sees batches of one constant
-shape in which a picture's row is fixed by its number. So a picture depends neither on the other prompts, nor on
-their order, nor on how many candidates are drawn beside it.
+has a key of its own, derived from (seed, prompt text, picture number), and a row's arithmetic is the same whatever the
+other rows are and however many. So a picture depends neither on the other prompts, nor on their order, nor on how many
+candidates are drawn beside it. (On a CPU to the bit; a GPU's products may round otherwise for another number of rows.)
 """
 
 import dataclasses
@@ -24,6 +24,7 @@ from PIL import Image
 from dalle_mini.data.images import to_uint8
 from dalle_mini.errors import UserError
 from dalle_mini.generation import generate_tokens
+from dalle_mini.generation.prepare import LEAST_ROWS, prepare, restore
 from dalle_mini.generation.ranking import ClipRanker
 from dalle_mini.models import VQGAN, DalleBart
 from dalle_mini.settings import GenerationSettings, check_prompts
@@ -31,8 +32,9 @@ from dalle_mini.text import CaptionNormalizer, CaptionTokenizer
 from dalle_mini.weights.bundle import PARTS, find_parts, save_companions
 from dalle_mini.weights.bundle import SHIPPED as SHIPPED  # for those who look for it here
 from dalle_mini.weights.hub import origin
+from dalle_mini.weights.pretrained import compute_dtype
 
-ROWS = 8  # pictures a compiled call draws; one prompt's candidates fill as many calls as they need
+BATCH = 32  # pictures that one call draws at most: beyond it arithmetic binds, and more only takes more memory
 MAX_CHARACTERS = 2000  # of a prompt are looked at: far more than 64 tokens hold, little enough to normalise at once
 
 logger = logging.getLogger("dalle_mini")
@@ -69,7 +71,7 @@ class DalleMini:
     >>> best = pipe.generate(["a red apple"], candidates=16, keep=4, seed=0)[0].images[0]
 
     Args:
-        model, vqgan, ranker, tokenizer: the parts.
+        model, vqgan, ranker, tokenizer: the parts; `model` is kept as `generation.prepare` returns it.
         normalizer: what a caption goes through before the tokenizer; None leaves it as it is.
         folders: where each part came from, as of `find_parts`, for `provenance` and `save_pretrained`.
     Raises UserError where the VQGAN or the tokenizer does not fit the model.
@@ -87,11 +89,17 @@ class DalleMini:
     ):
         _check_fit(model.config, vqgan.config, folders)
         tokenizer.check_vocab_size(model.config.encoder_vocab_size)
-        self.model, self.vqgan, self.ranker = model, vqgan, ranker
+        self.model, self.vqgan, self.ranker = prepare(model), vqgan, ranker
         self.tokenizer, self.normalizer = tokenizer, normalizer
         self.folders, self.dtype = folders, dtype
         graphdef, self._vqgan_state = nnx.split(vqgan)
-        self._decode = jax.jit(lambda state, tokens: nnx.merge(graphdef, state).decode(tokens))
+
+        def decode(state, tokens):
+            # One by one: a picture's pixels are the same whatever is decoded beside it, in little memory.
+            network = nnx.merge(graphdef, state)
+            return jax.lax.map(lambda row: network.decode(row[None])[0], tokens)
+
+        self._decode = jax.jit(decode)
 
     @classmethod
     def from_pretrained(
@@ -139,7 +147,7 @@ class DalleMini:
     @classmethod
     def from_parts(cls, folders: Mapping[str, Path], dtype: str = "float32") -> "DalleMini":
         """Load the networks from the folders that `find_parts` gives."""
-        compute = jnp.dtype(dtype)
+        compute = compute_dtype(dtype)
         model = DalleBart.from_pretrained(folders["dalle"], dtype=compute)
         vqgan_model = VQGAN.from_pretrained(folders["vqgan"], dtype=compute)
         _check_fit(model.config, vqgan_model.config, folders)  # before the wait for CLIP
@@ -161,7 +169,7 @@ class DalleMini:
         Raises UserError where the folder cannot be written.
         """
         folder = Path(folder)
-        for part, network in zip(PARTS, (self.model, self.vqgan, self.ranker.clip), strict=True):
+        for part, network in zip(PARTS, (restore(self.model), self.vqgan, self.ranker.clip), strict=True):
             network.save_pretrained(folder / part, dtype=dtype)
         self.tokenizer.save(folder / "dalle")
         self.ranker.tokenizer.save(folder / "clip")
@@ -211,7 +219,7 @@ class DalleMini:
             yield self._draw(prompt, ids, mask, settings, text_seconds, report)
 
     def encode_text(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """input_ids and attention_mask, int32 [prompts, max_text_length], of the prompts as the model reads them.
+        """input_ids and attention_mask, int32 [prompts, text_length], of the prompts as the model reads them.
 
         Raises UserError on a prompt of which normalisation leaves nothing. One that is too long is cut and logged.
         """
@@ -222,7 +230,7 @@ class DalleMini:
         for number, caption in enumerate(captions, 1):
             if not caption.strip():
                 raise UserError(f"prompt {number} has no words that the model can read: {prompts[number - 1][:60]!r}")
-        limit = config.max_text_length
+        limit = config.text_length
         for number, (prompt, caption) in enumerate(zip(prompts, captions, strict=True), 1):
             if len(prompt) > MAX_CHARACTERS or self.tokenizer.count(caption) > limit:
                 logger.warning(
@@ -245,8 +253,8 @@ class DalleMini:
 
     @functools.cached_property
     def _uncond(self) -> tuple[np.ndarray, np.ndarray]:
-        """The row of an empty caption, which no normaliser has seen: [1, max_text_length] each."""
-        return self.tokenizer([""], max_length=self.model.config.max_text_length)
+        """The row of an empty caption, which no normaliser has seen: [1, text_length] each."""
+        return self.tokenizer([""], max_length=self.model.config.text_length)
 
     def _resolve(self, settings: GenerationSettings) -> GenerationSettings:
         codebook = self.vqgan.config.n_embed
@@ -264,10 +272,9 @@ class DalleMini:
             now = time.perf_counter()
             timings[stage], clock = now - clock, now
 
-        starts = range(0, settings.candidates, ROWS)
+        chunks = _chunks(settings.candidates)
         tokens = []
-        for start in starts:
-            wanted = min(ROWS, settings.candidates - start)
+        for start, size in chunks:
             before = report.done("tokens")
             tokens.append(
                 self._draw_tokens(
@@ -275,16 +282,17 @@ class DalleMini:
                     input_ids,
                     attention_mask,
                     start,
+                    size,
                     settings,
-                    lambda count, before=before, wanted=wanted: report.reach("tokens", before + count * wanted),
+                    lambda count, _, before=before, size=size: report.reach("tokens", before + count * size),
                 )
             )
         lap("tokens")
         images = []
-        for start, rows in zip(starts, tokens, strict=True):
+        for rows in tokens:
             images.append(to_uint8(self._decode(self._vqgan_state, rows)))
-            report.reach("pictures", report.done("pictures") + min(ROWS, settings.candidates - start))
-        images = np.concatenate(images)[: settings.candidates]
+            report.reach("pictures", report.done("pictures") + len(rows))
+        images = np.concatenate(images)
         lap("pictures")
         scores = self.ranker.scores(images, prompt[:MAX_CHARACTERS])
         order = self.ranker.rank(scores, settings.keep)
@@ -300,14 +308,15 @@ class DalleMini:
             settings=settings,
         )
 
-    def _draw_tokens(self, prompt, input_ids, attention_mask, start, settings, progress) -> np.ndarray:
-        """Pictures `start` .. `start + ROWS - 1` of a prompt, int32 [ROWS, image_length]."""
+    def _draw_tokens(self, prompt, input_ids, attention_mask, start, size, settings, progress) -> np.ndarray:
+        """Pictures `start` .. `start + size - 1` of a prompt, int32 [size, image_length]."""
         uncond_ids, uncond_mask = self._uncond
+        rows = max(size, LEAST_ROWS)
         tokens = generate_tokens(
             self.model,
             input_ids[None],
             attention_mask[None],
-            picture_keys(settings.seed, prompt, np.arange(start, start + ROWS))[None],  # [1 caption, ROWS]
+            picture_keys(settings.seed, prompt, np.arange(start, start + rows))[None],  # [1 caption, rows]
             guidance=settings.guidance,
             uncond_input_ids=uncond_ids,
             uncond_attention_mask=uncond_mask,
@@ -317,7 +326,14 @@ class DalleMini:
             codebook_size=self.vqgan.config.n_embed,
             progress=progress,
         )
-        return np.asarray(tokens)[0]
+        return np.asarray(tokens)[0, :size]
+
+
+def _chunks(candidates: int) -> list[tuple[int, int]]:
+    """(first, number) of each call's pictures: as even as may be, so that few programs are compiled."""
+    calls = -(-candidates // BATCH)
+    size = -(-candidates // calls)
+    return [(start, min(size, candidates - start)) for start in range(0, candidates, size)]
 
 
 def picture_keys(seed: int, prompt: str, indices: np.ndarray) -> jax.Array:

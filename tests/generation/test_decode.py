@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from dalle_mini.errors import UserError
 from dalle_mini.generation import generate_tokens
-from dalle_mini.generation.sampling import guide, mask_beyond, sample, warp
+from dalle_mini.generation.prepare import prepare, restore
+from dalle_mini.generation.sampling import draw, guide, mask_beyond, warp
 from dalle_mini.models.dalle_bart import DalleBart
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "dallebart"
@@ -42,7 +44,7 @@ def mega():
 
 def generate(model, golden, keys, rows=slice(None), guidance=10.0, **settings):
     uncond = {}
-    if guidance != 1.0:
+    if np.any(guidance != 1.0) or "last_guidance" in settings:
         uncond = {f"uncond_{name}": golden[f"{name}_uncond"][rows] for name in ("input_ids", "attention_mask")}
     ids, mask = golden["input_ids"][rows], golden["attention_mask"][rows]
     return np.asarray(generate_tokens(model, ids, mask, keys, guidance=guidance, **uncond, **settings))
@@ -106,13 +108,15 @@ def test_published_sampled_sequences(model, golden, name):
 
 @pytest.mark.parametrize(("guidance", "top_p"), [(1.0, None), (10.0, 0.9)])
 def test_cached_sampling_equals_teacher_forcing(model, golden, guidance, top_p):
-    keys, settings = keys_of(3, 2), {"temperature": 1.3, "top_k": 20, "top_p": top_p}
-    tokens = generate(model, golden, keys, guidance=guidance, **settings)
+    keys = keys_of(3, 2)
+    tokens = generate(model, golden, keys, guidance=guidance, temperature=1.3, top_k=20, top_p=top_p)
+    settings = {"temperature": jnp.full((3, 16), 1.3), "top_k": jnp.full((3, 16), 20)}
     step_keys = jax.vmap(jax.vmap(lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(16))))(keys)
     for candidate in range(2):
         logits = teacher_forced(model, golden, tokens[:, candidate], guidance)
-        logits = warp(mask_beyond(logits, 64), **settings)
-        np.testing.assert_array_equal(sample(step_keys[:, candidate], logits), tokens[:, candidate])
+        settings["top_p"] = None if top_p is None else jnp.full((3, 16), top_p)
+        want = draw(step_keys[:, candidate], mask_beyond(logits, 64), **settings, most=20)
+        np.testing.assert_array_equal(want, tokens[:, candidate])
 
 
 def test_greedy_tokens_are_the_likeliest_of_teacher_forcing(mega):
@@ -176,18 +180,88 @@ def test_both_forms_of_keys_agree(model, golden, temperature):
         np.testing.assert_array_equal(candidates[:, 1], golden["sc_greedy_sequences"][:, 1:])
 
 
-def test_progress_is_told_and_changes_nothing(model, golden, monkeypatch):
-    from dalle_mini.generation import decode
-
-    monkeypatch.setattr(decode, "PROGRESS_EVERY", 5)
-    keys, told = keys_of(3, 2), []
-    tokens = generate(model, golden, keys, progress=told.append)
-    assert told == [5, 10, 15, 16]
+def test_progress_is_told_and_changes_nothing(model, golden):
+    keys, told = keys_of(3, 2), {}
+    tokens = generate(
+        model, golden, keys, progress=lambda count, so_far: told.update({count: np.asarray(so_far)}), progress_every=5
+    )
+    assert list(told) == [5, 10, 15, 16]
+    for count, so_far in told.items():
+        np.testing.assert_array_equal(so_far[..., :count], tokens[..., :count])
     np.testing.assert_array_equal(tokens, generate(model, golden, keys))
 
 
+def test_given_tokens_are_kept_and_seen_by_what_follows(model, golden):
+    keys = keys_of(3, 2)
+    free = generate(model, golden, keys)
+    np.testing.assert_array_equal(generate(model, golden, keys, given=np.full(16, -1)), free)
+    given = np.full((3, 1, 16), -1)
+    given[:, :, :6] = free[:, :1, :6]  # the upper part of the first candidate
+    continued = generate(model, golden, keys, given=given)
+    np.testing.assert_array_equal(continued[:, :, :6], np.broadcast_to(free[:, :1, :6], (3, 2, 6)))
+    np.testing.assert_array_equal(continued[:, 0], free[:, 0])  # it goes on as it did by itself
+    given = np.full(16, -1)
+    given[[3, 9]] = 7, 8
+    infilled = generate(model, golden, keys, given=given)
+    assert (infilled[..., 3] == 7).all() and (infilled[..., 9] == 8).all()
+    np.testing.assert_array_equal(infilled[..., :3], free[..., :3])
+    assert (infilled[..., 4:] != free[..., 4:]).any()
+
+
+def test_settings_may_be_each_prompts_own(model, golden):
+    keys = keys_of(3, 2)
+    each = {
+        "guidance": np.array([10.0, 3.0, 1.0]),
+        "last_guidance": np.array([10.0, 1.0, 5.0]),
+        "temperature": np.array([1.0, 2.0, 0.5]),
+        "top_k": np.array([5, 50, 0]),
+        "top_p": np.array([1.0, 0.8, 0.95]),
+    }
+    together = generate(model, golden, keys, **each)
+    for row in range(3):
+        rows = slice(row, row + 1)
+        alone = generate(model, golden, keys[rows], rows, **{name: float(value[row]) for name, value in each.items()})
+        np.testing.assert_array_equal(alone, together[rows])
+
+
+def test_guidance_may_change_along_the_way(model, golden):
+    keys = keys_of(3, 2)
+    constant, linear = (generate(model, golden, keys, guidance=8.0, last_guidance=last) for last in (8.0, 1.0))
+    np.testing.assert_array_equal(constant, generate(model, golden, keys, guidance=8.0))
+    assert (linear != constant).any()
+    schedule = 8.0 + (1.0 - 8.0) * np.arange(16) / 15
+    logits = [np.asarray(teacher_forced(model, golden, linear[:, 0], scale))[:, t] for t, scale in enumerate(schedule)]
+    step_keys = jax.vmap(lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(16)))(keys[:, 0])
+    ones = jnp.ones((3, 16))
+    logits = mask_beyond(np.stack(logits, axis=1), 64)
+    want = draw(step_keys, logits, temperature=ones, top_k=50 * ones, top_p=None, most=50)
+    np.testing.assert_array_equal(want, linear[:, 0])
+
+
+def test_a_prepared_model_draws_the_same_and_can_be_restored(model, golden):
+    ready = prepare(model)
+    assert prepare(ready) is ready
+    keys = keys_of(3, 2)
+    np.testing.assert_array_equal(generate(ready, golden, keys), generate(model, golden, keys))
+    args = golden["input_ids"], golden["attention_mask"], golden["decoder_input_ids"]
+    np.testing.assert_allclose(ready(*args), golden["logits"], atol=1e-4)
+    before, after = (jax.tree.leaves_with_path(nnx.to_pure_dict(nnx.state(m))) for m in (model, restore(ready)))
+    assert [path for path, _ in before] == [path for path, _ in after]
+    for (_, one), (_, other) in zip(before, after, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_int8_weights_are_close_and_cannot_be_saved(model, golden):
+    ready = prepare(model, int8=True)
+    args = golden["input_ids"], golden["attention_mask"], golden["decoder_input_ids"]
+    error = np.asarray(ready(*args)) - golden["logits"]
+    assert 1e-4 < np.sqrt(np.mean(error**2)) < 0.02 * golden["logits"].std()
+    with pytest.raises(UserError, match="int8 weights are for drawing alone"):
+        restore(ready)
+
+
 def test_keys_make_the_difference(model, golden):
-    one, other = (generate(model, golden, keys_of(3, 2, seed=seed)) for seed in (0, 1))
+    one, other = (generate(model, golden, keys_of(3, 2, seed=seed), temperature=3.0) for seed in (0, 1))
     assert (one != other).any(axis=-1).all()
 
 

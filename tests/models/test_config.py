@@ -111,7 +111,7 @@ def test_other_architectures_are_refused_by_name(name, value):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model_type": "t5"}, "model_type='t5' is not DalleBart"),
+        ({"model_type": "t5"}, "model_type='t5' is another kind of model than 'dallebart'"),
         ({"activation_function": ["gelu"]}, r"activation_function must be a string, not \['gelu'\]"),
         ({"d_model": 30, "decoder_attention_heads": 4}, "30 is not a multiple of decoder_attention_heads 4"),
     ],
@@ -120,6 +120,33 @@ def test_configs_that_make_no_model_are_refused(values, message):
     values = {"encoder_attention_heads": 2} | values
     with pytest.raises(UserError, match=message):
         DalleBartConfig.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("config", "values", "message"),
+    [
+        (DalleBartConfig, {"d_model": 0}, "d_model must be more than 0, not 0"),
+        (DalleBartConfig, {"d_model": -32}, "d_model must be more than 0, not -32"),
+        (DalleBartConfig, {"encoder_attention_heads": 0}, "encoder_attention_heads must be more than 0"),
+        (DalleBartConfig, {"sinkhorn_iters": 0}, "sinkhorn_iters must be more than 0"),
+        (DalleBartConfig, {"tau_init": float("nan")}, "tau_init must be more than 0, not nan"),
+        (DalleBartConfig, {"caption_length": 0}, "caption_length must be more than 0"),
+        (DalleBartConfig, {"top_k": -3}, "top_k -3 is less than 0"),
+        (DalleBartConfig, {"decoder_start_token_id": 99, "image_vocab_size": 64}, "99 is beyond image_vocab_size 64"),
+        (DalleBartConfig, {"decoder_start_token_id": -1}, "decoder_start_token_id -1 is beyond"),
+        (VQGANConfig, {"ch_mult": []}, r"ch_mult must be more than 0, not \(\)"),
+        (VQGANConfig, {"ch_mult": [1, 0]}, r"ch_mult must be more than 0, not \(1, 0\)"),
+        (VQGANConfig, {"n_embed": 0}, "n_embed must be more than 0"),
+        (VQGANConfig, {"ch": 33, "ch_mult": [1, 2]}, r"33 channels \(ch 33\) do not divide into norm_groups 32"),
+        (VQGANConfig, {"model_type": "clip"}, "model_type='clip' is another kind of model than 'vqgan'"),
+        (CLIPConfig, {"model_type": "vqgan"}, "model_type='vqgan' is another kind of model than 'clip'"),
+        (CLIPConfig, {"vision_config": {"patch_size": 0}}, "patch_size must be more than 0"),
+        (CLIPConfig, {"text_config": {"num_attention_heads": 0}}, "num_attention_heads must be more than 0"),
+    ],
+)
+def test_values_that_make_no_sense(config, values, message):
+    with pytest.raises(UserError, match=message):
+        config.from_dict(values)
 
 
 def test_a_vqgan_says_how_it_quantizes_and_which_pixels_it_knows():

@@ -10,7 +10,7 @@ from tiny_runs import CAPTIONS, CLIP, Pictures, make, short_loop
 
 from dalle_mini import models
 from dalle_mini.errors import UserError
-from dalle_mini.training.clip import MAX_LOGIT_SCALE
+from dalle_mini.training.clip import MAX_LOGIT_SCALE, damaged
 
 STEPS = 60
 
@@ -82,6 +82,55 @@ def test_equal_captions_are_not_punished(trainer, monkeypatch):
     assert loss(trainer, monkeypatch, apart, [0, 1, 2])[0] == pytest.approx(0, abs=1e-5)
     swapped = 30 * np.array([[0.0, 1, 0], [1, 0, 0], [0, 0, 1]])
     assert loss(trainer, monkeypatch, swapped, [5, 5, 2])[1] == 1  # either picture is right
+
+
+def test_damaged_copies_are_wrong_answers_of_every_caption(trainer, monkeypatch):
+    right = np.array([[2.0, 0.5], [0.0, 1.0]])
+    copies = np.array([[5.0, -1.0], [0.0, 0.5]])
+    to_text = np.mean(np.log(np.exp(right).sum(axis=1)) - np.diag(right))
+    to_image = np.mean(np.log(np.exp(np.concatenate([right, copies])).sum(axis=0)) - np.diag(right))
+    value, recall = loss(trainer, monkeypatch, np.concatenate([right, copies]), [0, 1])
+    assert value == pytest.approx((to_text + to_image) / 2, rel=1e-5)
+    assert recall == 0.5  # the first caption prefers the first copy
+
+
+def test_damage():
+    rng = np.random.default_rng(0)
+    pictures = np.repeat(np.repeat(rng.integers(0, 256, (64, 8, 8, 3), np.uint8), 4, axis=1), 4, axis=2)
+    copies = damaged(pictures, 0.5, 4, np.random.default_rng(1))
+    assert copies.shape == pictures.shape and copies.dtype == np.uint8
+    cells = (copies != pictures).reshape(64, 8, 4, 8, 4, 3)
+    wrong = cells.any(axis=(2, 4, 5))
+    np.testing.assert_array_equal(cells.all(axis=(2, 4)).any(axis=-1), wrong)  # whole cells
+    share = wrong.mean(axis=(1, 2))
+    assert 0.15 < share.mean() < 0.3  # half of at most 0.5, less the cells that came upon themselves
+    assert share.max() < 0.65
+    assert (damaged(pictures, 1e-9, 4, rng) != pictures).reshape(64, 8, 4, 8, 4, 3).any(axis=(2, 4, 5)).sum() <= 64
+
+
+def test_copies_join_the_training_batch_alone(tmp_path):
+    trainer = make("clip", tmp_path, short_loop(batch_size=8), dataclasses.replace(CLIP, damage=0.3))
+    batch = trainer.batch(0)
+    assert len(batch["pixels"]) == 16 and len(batch["input_ids"]) == len(batch["caption"]) == 8
+    assert len(trainer._examples(Pictures(), range(8))["pixels"]) == 8
+    _, metrics = trainer.step(trainer.init(jax.random.key(0)), batch, jax.random.key(0))
+    assert np.isfinite(metrics["loss"])
+
+
+@pytest.mark.parametrize(("name", "value"), [("damage", 1.5), ("damage", -0.1), ("cell", 3)])
+def test_damage_that_makes_no_sense(tmp_path, name, value):
+    with pytest.raises(UserError, match=f"training.{name} {value}"):
+        make("clip", tmp_path, short_loop(), dataclasses.replace(CLIP, **{"damage": 0.3, name: value}))
+
+
+def test_a_run_starts_from_another(trainer, tmp_path):
+    trainer.export(trainer.init(jax.random.key(5)), tmp_path / "first")
+    start = dataclasses.replace(CLIP, init_from=str(tmp_path / "first"))
+    state = make("clip", tmp_path, short_loop(), start).init(jax.random.key(6))
+    jax.tree.map(np.testing.assert_array_equal, state.params, trainer.init(jax.random.key(5)).params)
+    narrow = dataclasses.replace(start, model=dataclasses.replace(CLIP.model, projection_dim=8))
+    with pytest.raises(UserError, match=r"init_from=.*first: its config.json is of another model"):
+        make("clip", tmp_path, short_loop(), narrow).init(jax.random.key(6))
 
 
 def test_examples(trainer):

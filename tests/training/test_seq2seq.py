@@ -85,7 +85,7 @@ def changed(**model):
         (changed(encoder_vocab_size=200), r"tokenizer.json: token ids go up to \d+ but .* has 200 rows"),
         (
             changed(decoder_start_token_id=17),
-            "decoder_start_token_id 17 is beyond image_vocab_size 16: override it too",
+            "decoder_start_token_id 17 is beyond image_vocab_size 16",
         ),
         (dataclasses.replace(SEQ2SEQ, decay="never"), "decay: 'never' is none of"),
         (dataclasses.replace(SEQ2SEQ, token_noise=40.0), "token_noise 40.0: a share from 0 to 1"),

@@ -96,6 +96,19 @@ def test_what_cannot_be_converted(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "taken"]  # and nothing half-made
 
 
+def test_a_bundle_needs_tokenizers(golden_bundle, tmp_path):
+    with pytest.raises(UserError, match=r"glu_scan has no tokenizer, .*: put tokenizer.json, or vocab.json and"):
+        convert(SCANNED, tmp_path / "bundle", golden_bundle / "vqgan", golden_bundle / "clip")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_target_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/new: .*file is a file") as caught:
+        convert(SCANNED, tmp_path / "file" / "new")
+    assert "partial" not in str(caught.value)
+
+
 def test_info_of_a_bundle(golden_bundle):
     dalle, vqgan, clip = describe(golden_bundle)
     assert [one.network for one in (dalle, vqgan, clip)] == ["DalleBart", "VQGAN", "CLIP"]

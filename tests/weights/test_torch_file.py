@@ -216,7 +216,9 @@ def test_a_kind_of_tensor_that_is_not_read(tmp_path):
     ],
 )
 def test_a_checkpoint_without_tensors(tmp_path, content, has):
-    assert error(save(tmp_path / "m.bin", content)).endswith(f"nor does a state_dict in it; it has: {has}")
+    assert error(save(tmp_path / "m.bin", content)).endswith(
+        f"nor does a state_dict in it, so it is no checkpoint of a model; it has: {has}"
+    )
 
 
 def test_other_files(tmp_path):

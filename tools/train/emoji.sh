@@ -24,7 +24,11 @@ run encode_emoji.py "$runs/vqgan/final" "$runs/tokens" --split train --rows 4000
 run encode_emoji.py "$runs/vqgan/final" "$runs/tokens-heldout" --split heldout --rows 512
 [ -d "$runs/seq2seq/final" ] || run train_seq2seq.py "$runs/seq2seq" "tokens=$runs/tokens" \
   "held_out_tokens=$runs/tokens-heldout" "tokenizer=$runs/tokenizers/dalle"
-[ -d "$runs/clip/final" ] || run train_clip.py "$runs/clip" "tokenizer=$runs/tokenizers/clip"
+[ -d "$runs/clip-first/final" ] || run train_clip.py "$runs/clip-first" "tokenizer=$runs/tokenizers/clip"
+# Once it knows what is what, it learns to tell whole pictures from damaged ones.
+[ -d "$runs/clip/final" ] || run train_clip.py "$runs/clip" "tokenizer=$runs/tokenizers/clip" \
+  "training.init_from=$runs/clip-first/final" training.damage=0.3 training.learning_rate=0.0005 \
+  loop.steps=400 loop.batch_size=96
 run make_bundle.py "$runs" "$runs/bundle"
 "$python" benchmarks/emoji_quality.py --model "$runs/bundle" --output "$runs/quality"
 run make_card.py "$runs/bundle" "$runs/quality/quality.json"

@@ -29,7 +29,8 @@ MODEL = DalleBartConfig(
     decoder_attention_heads=4,
     decoder_ffn_dim=768,
     init_std=0.05,
-    guidance=4.0,
+    guidance=1.5,
+    temperature=1.3,
     top_k=50,
     normalize_text=True,
 )

@@ -63,3 +63,30 @@ def sample(keys: jax.Array, logits: jax.Array) -> jax.Array:
     for _ in range(keys.ndim):
         draw = jax.vmap(draw)
     return draw(keys, logits).astype(jnp.int32)
+
+
+def draw(
+    keys: jax.Array, logits: jax.Array, *, temperature: jax.Array, top_k: jax.Array, top_p: jax.Array | None, most: int
+) -> jax.Array:
+    """Temperature, top-k, top-p and the draw in one, distributed as `sample(keys, warp(logits, ...))` is.
+
+    Only the `most` likeliest tokens are looked at, sorted, and each rank has a noise of its own, so the draw depends
+    neither on `most` nor on the settings of other rows.
+
+    Args:
+        keys: [...]; logits: [..., V].
+        temperature, top_k, top_p: of each row, broadcast to [...]; top_p None is no limit.
+        most: the largest top_k, below V.
+    """
+    values, ids = jax.lax.top_k(logits / temperature[..., None], most)  # of equal logits the lower ids first
+    values = jnp.where(jnp.arange(most) < top_k[..., None], values, -jnp.inf)
+    if top_p is not None:
+        probabilities = jax.nn.softmax(values, axis=-1)
+        likelier = jnp.cumsum(probabilities, axis=-1) - probabilities
+        kept = (likelier < top_p[..., None]) | (top_p[..., None] >= 1) | (jnp.arange(most) == 0)
+        values = jnp.where(kept, values, -jnp.inf)
+    noise = jax.random.gumbel
+    for _ in range(keys.ndim):
+        noise = jax.vmap(noise, (0, None))
+    rank = jnp.argmax(values + noise(keys, (most,)), axis=-1)
+    return jnp.take_along_axis(ids, rank[..., None], axis=-1)[..., 0].astype(jnp.int32)

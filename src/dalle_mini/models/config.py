@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Self, get_type_hints
+from typing import Any, ClassVar, NamedTuple, Self, get_type_hints
 
 from dalle_mini.errors import UserError
 
@@ -30,15 +31,33 @@ TYPES = {
 
 @dataclass(frozen=True)
 class Config:
-    """What the configs share: reading a published `config.json`, whose many foreign keys are passed over."""
+    """What the configs share: reading a published `config.json`, whose many foreign keys are passed over.
+
+    Attributes:
+        model_type: what a file of this kind says it is; some published ones say nothing.
+        positive: fields of which every number must be more than 0.
+    """
+
+    model_type: ClassVar[str]
+    positive: ClassVar[tuple[str, ...]]
+
+    def __post_init__(self):
+        for name in self.positive:
+            value = getattr(self, name)
+            numbers = value if isinstance(value, tuple) else () if value is None else (value,)
+            if value == () or not all(number > 0 and math.isfinite(number) for number in numbers):
+                raise UserError(f"config: {name} must be more than 0, not {value!r:.60}")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Read the fields that we know.
 
         Raises:
-            UserError: the value of one has the wrong type, or the values do not go together.
+            UserError: the value of one has the wrong type, the values do not go together, or it is another model's.
         """
+        kind = values.get("model_type")
+        if kind not in (None, "", cls.model_type):
+            raise UserError(f"config.json: model_type={kind!r:.60} is another kind of model than {cls.model_type!r}")
         types = get_type_hints(cls)
         known = {f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values}
         for name, value in known.items():
@@ -83,23 +102,34 @@ LN_TYPES = ("layernorm", "rmsnorm")
 
 @dataclass(frozen=True)
 class DalleBartConfig(Config):
-    """DalleBart: a BART encoder for text and a BART decoder over image tokens (defaults: DALL·E mini, `mini-1`).
+    """DalleBart: a BART encoder for text and a BART decoder over image tokens.
+
+    The defaults are the published code's, which a `config.json` may leave out.
 
     The decoder's embedding has `image_vocab_size + 1` rows: the last is the start token. `None` for a special token
     id means `image_vocab_size`, as in the published code.
     """
 
+    model_type: ClassVar[str] = "dallebart"
+    positive: ClassVar[tuple[str, ...]] = (
+        *("encoder_vocab_size", "image_vocab_size", "max_text_length", "caption_length", "image_length", "d_model"),
+        *("encoder_layers", "encoder_attention_heads", "encoder_ffn_dim"),
+        *("decoder_layers", "decoder_attention_heads", "decoder_ffn_dim"),
+        *("tau_init", "sinkhorn_iters", "temperature"),
+    )
+
     encoder_vocab_size: int = 50264
     image_vocab_size: int = 16384
-    max_text_length: int = 64
+    max_text_length: int = 64  # positions of the encoder
+    caption_length: int | None = None  # tokens that a caption is padded and cut to; None is max_text_length
     image_length: int = 256
     d_model: int = 1024
     encoder_layers: int = 12
     encoder_attention_heads: int = 16
-    encoder_ffn_dim: int = 2730
+    encoder_ffn_dim: int = 4096
     decoder_layers: int = 12
     decoder_attention_heads: int = 16
-    decoder_ffn_dim: int = 2730
+    decoder_ffn_dim: int = 4096
     activation_function: str = "gelu"
     ln_positions: str = "normformer"  # a key of LN_POSITIONS; "deepnet" is another name for "postln"
     ln_type: str = "layernorm"
@@ -132,6 +162,7 @@ class DalleBartConfig(Config):
     pad_token_id: int | None = None
 
     def __post_init__(self):
+        super().__post_init__()
         for name in ("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id"):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, self.image_vocab_size)
@@ -148,6 +179,24 @@ class DalleBartConfig(Config):
             heads = getattr(self, f"{side}_attention_heads")
             if self.d_model % heads:
                 raise UserError(f"config: d_model {self.d_model} is not a multiple of {side}_attention_heads {heads}")
+        if self.top_k < 0:
+            raise UserError(f"config: top_k {self.top_k} is less than 0, which is no limit")
+
+    def check_start_token(self) -> None:
+        """Raises UserError where the decoder's table of tokens has no row for the start token.
+
+        Not of every config that is made: overrides come one by one.
+        """
+        if not 0 <= self.decoder_start_token_id <= self.image_vocab_size:
+            raise UserError(
+                f"config: decoder_start_token_id {self.decoder_start_token_id} is beyond image_vocab_size "
+                f"{self.image_vocab_size} (null stands for that, the row behind the image tokens)"
+            )
+
+    @property
+    def text_length(self) -> int:
+        """Tokens of every caption: what they are padded and cut to."""
+        return min(self.max_text_length, self.caption_length or self.max_text_length)
 
     @property
     def norms(self) -> NormPositions:
@@ -168,15 +217,14 @@ class DalleBartConfig(Config):
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DalleBartConfig:
         """Read a published config: DalleBart's, or that of 2021's model, a BART with an image vocabulary."""
-        kind = values.get("model_type", "dallebart")
-        if kind == "bart":
+        if values.get("model_type") == "bart":
             return cls._from_bart_of_2021(values)
-        if kind != "dallebart":
-            raise UserError(f"config.json: model_type={kind!r:.60} is not DalleBart (dallebart, or bart as of 2021)")
         for name in ("use_alibi", "tie_word_embeddings"):  # neither ran in the published code
             if values.get(name):
                 raise UserError(f"config.json: {name}={values[name]!r:.60} is not supported (supported: false)")
-        return super().from_dict(values)
+        config = super().from_dict(values)
+        config.check_start_token()
+        return config
 
     @classmethod
     def _from_bart_of_2021(cls, values: dict[str, Any]) -> DalleBartConfig:
@@ -196,7 +244,7 @@ class DalleBartConfig(Config):
         return super().from_dict(sizes | BART_OF_2021)
 
     def to_dict(self) -> dict[str, Any]:
-        return {**super().to_dict(), "model_type": "dallebart"}
+        return {**super().to_dict(), "model_type": self.model_type}
 
 
 # What the configs of BART and of DalleBart call alike.
@@ -225,6 +273,7 @@ BART_OF_2021 = {
     "use_final_ln_encoder": False,
     "use_final_ln_decoder": False,
     "final_logits_bias": True,
+    "caption_length": 128,  # of its 1024 positions
     "guidance": 1.0,  # it was trained without blank captions
 }
 
@@ -236,6 +285,12 @@ class VQGANConfig(Config):
     `ch_mult` has one entry a resolution level, from full resolution down; the picture is halved between levels, so
     that f16 has five. `attn_resolutions` are the feature-map sides at which attention follows each block.
     """
+
+    model_type: ClassVar[str] = "vqgan"
+    positive: ClassVar[tuple[str, ...]] = (
+        *("ch", "ch_mult", "num_res_blocks", "resolution", "in_channels", "out_ch", "z_channels", "embed_dim"),
+        *("n_embed", "norm_groups"),
+    )
 
     ch: int = 128
     ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
@@ -265,6 +320,12 @@ class VQGANConfig(Config):
     def __post_init__(self):
         for name in ("ch_mult", "attn_resolutions", "pixel_range"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        super().__post_init__()
+        odd = [self.ch * factor for factor in self.ch_mult if self.ch * factor % self.norm_groups]
+        if odd:
+            raise UserError(
+                f"config: {odd[0]} channels (ch {self.ch}) do not divide into norm_groups {self.norm_groups}"
+            )
         if self.quantizer not in ("nearest", "gumbel"):
             raise UserError(f"config: quantizer={self.quantizer!r:.60} is not supported (supported: nearest, gumbel)")
         if len(self.pixel_range) != 2 or self.pixel_range[0] >= self.pixel_range[1]:
@@ -283,12 +344,18 @@ class VQGANConfig(Config):
         return self.resolution // self.downscale
 
     def to_dict(self) -> dict[str, Any]:
-        return {**super().to_dict(), "model_type": "vqgan"}
+        return {**super().to_dict(), "model_type": self.model_type}
 
 
 @dataclass(frozen=True)
 class CLIPTextConfig(Config):
     """CLIP's text transformer; defaults: `openai/clip-vit-base-patch32`."""
+
+    model_type: ClassVar[str] = "clip_text_model"
+    positive: ClassVar[tuple[str, ...]] = (
+        *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+        *("max_position_embeddings", "layer_norm_eps"),
+    )
 
     vocab_size: int = 49408
     hidden_size: int = 512
@@ -307,6 +374,12 @@ class CLIPTextConfig(Config):
 class CLIPVisionConfig(Config):
     """CLIP's vision transformer; defaults: `openai/clip-vit-base-patch32`."""
 
+    model_type: ClassVar[str] = "clip_vision_model"
+    positive: ClassVar[tuple[str, ...]] = (
+        *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+        *("image_size", "patch_size", "num_channels", "layer_norm_eps"),
+    )
+
     hidden_size: int = 768
     intermediate_size: int = 3072
     num_hidden_layers: int = 12
@@ -321,6 +394,9 @@ class CLIPVisionConfig(Config):
 @dataclass(frozen=True)
 class CLIPConfig(Config):
     """CLIP (Radford et al. 2021): two transformers that meet in one space of `projection_dim`."""
+
+    model_type: ClassVar[str] = "clip"
+    positive: ClassVar[tuple[str, ...]] = ("projection_dim",)
 
     text: CLIPTextConfig = field(default_factory=CLIPTextConfig)
     vision: CLIPVisionConfig = field(default_factory=CLIPVisionConfig)
@@ -343,7 +419,7 @@ class CLIPConfig(Config):
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "model_type": "clip",
+            "model_type": self.model_type,
             "text_config": self.text.to_dict(),
             "vision_config": self.vision.to_dict(),
             "projection_dim": self.projection_dim,

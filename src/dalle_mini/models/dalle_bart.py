@@ -123,11 +123,6 @@ def unstack_layers(layers: Layer | nnx.List, count: int) -> list[Layer]:
     return [nnx.merge(graphdef, jax.tree.map(lambda leaf, i=i: leaf[i], params)) for i in range(count)]
 
 
-def layer_graphdefs(layers: Layer | nnx.List, count: int) -> list[nnx.GraphDef]:
-    """Of each of the unstacked layers: what merges with its parameters."""
-    return [nnx.graphdef(layer) for layer in layers] if isinstance(layers, nnx.List) else [nnx.graphdef(layers)] * count
-
-
 class Stack(nnx.Module):
     """What the encoder and the decoder share: embeddings in front of the layers and a norm behind them."""
 
@@ -231,11 +226,23 @@ class DalleBart(Pretrained, nnx.Module):
         return self.lm_head(x).astype(jnp.float32)
 
     @classmethod
-    def from_bart(cls, source: str | os.PathLike, *, rngs: nnx.Rngs, dtype=jnp.float32, **changes) -> Self:
+    def from_bart(
+        cls,
+        source: str | os.PathLike,
+        *,
+        rngs: nnx.Rngs,
+        dtype=jnp.float32,
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        local_files_only: bool = False,
+        **changes,
+    ) -> Self:
         """A model whose encoder is a trained BART's and whose decoder is fresh: how DALL·E mini was first trained.
 
         Args:
             source: BART's folder or repository, such as "facebook/bart-large-cnn", in torch's or Flax's format.
+            revision, token, cache_dir, local_files_only: of the Hub, as in `hub.resolve`.
             changes: fields of the config that are not BART's own, such as `image_vocab_size`, `image_length`,
                 `decoder_layers`; a `max_text_length` below BART's keeps its first positions.
         Raises:
@@ -243,7 +250,8 @@ class DalleBart(Pretrained, nnx.Module):
         """
         from dalle_mini.weights.transplant import bart_encoder_into
 
-        return bart_encoder_into(cls, source, rngs=rngs, dtype=dtype, changes=changes)
+        hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        return bart_encoder_into(cls, source, rngs=rngs, dtype=dtype, changes=changes, **hub)
 
     def with_image_vocab(self, size: int, *, rngs: nnx.Rngs) -> Self:
         """The same model for a codebook of another size: what fits is kept, new tokens are fresh.

@@ -2,6 +2,10 @@
 
 Each picture must pick its caption out of the batch and each caption its picture. Captions that occur twice in a batch
 are right answers for each other's pictures, so targets are spread over equal captions.
+
+A ranker must also tell a picture from nearly the same one with a mistake in it, which another picture of the batch
+never is. So damaged copies may join the batch as wrong answers, as word-swapped captions do in NegCLIP (Yuksekgonul et
+al. 2023).
 """
 
 from __future__ import annotations
@@ -18,11 +22,12 @@ import optax
 from flax import nnx
 
 from dalle_mini.data.images import clip_pixels
+from dalle_mini.errors import UserError
 from dalle_mini.models import CLIP
 from dalle_mini.models.config import CLIPConfig
 from dalle_mini.text import CaptionTokenizer
 from dalle_mini.training.optimizer import adamw, schedule
-from dalle_mini.training.step import TrainState, init_state, make_step
+from dalle_mini.training.step import TrainState, init_state, initial_parameters, make_step
 
 MAX_LOGIT_SCALE = float(np.log(100.0))  # the paper's clip: beyond it training is unstable
 
@@ -40,6 +45,9 @@ class CLIPTraining:
     warmup_steps: int = 100
     weight_decay: float = 0.05
     noise: float = 0.03
+    damage: float = 0.0  # at most this share of a damaged copy's cells is wrong; 0 is no copies
+    cell: int = 4  # side of a cell, pixels: a token's
+    init_from: str | None = None  # a trained CLIP to start from
 
 
 class CLIPTrainer:
@@ -60,6 +68,10 @@ class CLIPTrainer:
         seed: int,
     ):
         tokenizer.check_vocab_size(config.model.text.vocab_size)
+        if not 0 <= config.damage <= 1:
+            raise UserError(f"training.damage {config.damage}: a share from 0 to 1")
+        if config.damage and config.model.vision.image_size % config.cell:
+            raise UserError(f"training.cell {config.cell} does not divide {config.model.vision.image_size} pixels")
         self.config, self.train, self.held_out = config, train, held_out
         self.tokenizer, self.preprocessor = tokenizer, preprocessor
         self.batch_size, self.seed = batch_size, seed
@@ -72,8 +84,7 @@ class CLIPTrainer:
         return {"training": dataclasses.asdict(self.config)}
 
     def init(self, key: jax.Array) -> TrainState:
-        _, params = nnx.split(CLIP(self.config.model, rngs=nnx.Rngs(key)))
-        return init_state(nnx.to_pure_dict(params), self.tx)
+        return init_state(initial_parameters(CLIP, self.config.model, key, self.config.init_from), self.tx)
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         rng = np.random.default_rng((self.seed, step))
@@ -89,6 +100,8 @@ class CLIPTrainer:
         if rng is not None and self.config.noise:
             noisy = images + rng.standard_normal(images.shape, np.float32) * (255 * self.config.noise)
             images = np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
+        if rng is not None and self.config.damage:
+            images = np.concatenate([images, damaged(images, self.config.damage, self.config.cell, rng)])
         length = self.config.model.text.max_position_embeddings
         ids, mask = self.tokenizer(captions, max_length=length)
         number = {caption: i for i, caption in enumerate(captions)}
@@ -104,7 +117,9 @@ class CLIPTrainer:
         logits = model.similarity(batch["pixels"], batch["input_ids"], batch["attention_mask"])  # [images, texts]
         same = (batch["caption"][:, None] == batch["caption"]).astype(logits.dtype)
         targets = same / same.sum(axis=1, keepdims=True)  # symmetric, as `same` is
-        to_text = optax.softmax_cross_entropy(logits, targets).mean()
+        to_text = optax.softmax_cross_entropy(logits[: len(same)], targets).mean()
+        copies = len(logits) - len(same)  # damaged: no caption's, so no target of any
+        targets, same = jnp.pad(targets, [(0, 0), (0, copies)]), jnp.pad(same, [(0, copies), (0, 0)])
         to_image = optax.softmax_cross_entropy(logits.T, targets).mean()
         right = jnp.take_along_axis(same, logits.argmax(axis=0)[None], axis=0)  # each caption's best picture
         return (to_text + to_image) / 2, {"text_to_image": right.mean()}
@@ -118,3 +133,26 @@ class CLIPTrainer:
     def export(self, state: TrainState, folder: Path) -> None:
         nnx.merge(self.graphdef, state.params).save_pretrained(folder)
         self.tokenizer.save(folder)
+
+
+def damaged(images: np.ndarray, most: float, cell: int, rng: np.random.Generator) -> np.ndarray:
+    """Copies in which some cells are wrong, uint8 [n, S, S, 3]: as a decoder errs, whose wrong tokens tear shapes.
+
+    In half of the copies a wrong cell is one of its own neighbours', at most two cells away; in the others it is the
+    same place of another picture. At least one cell of each and about the share `most` at most are wrong.
+    """
+    count, side, _, channels = images.shape
+    grid = side // cell
+    cells = images.reshape(count, grid, cell, grid, cell, channels).swapaxes(2, 3)
+    picture, row, column = np.indices((count, grid, grid))
+    near = np.broadcast_to(rng.random((count, 1, 1)) < 0.5, picture.shape)
+    shift = rng.integers(-2, 3, (2, *picture.shape)) * near
+    source = (
+        np.where(near, picture, rng.integers(0, count, picture.shape)),
+        np.clip(row + shift[0], 0, grid - 1),
+        np.clip(column + shift[1], 0, grid - 1),
+    )
+    wrong = rng.random(picture.shape) < rng.uniform(0, most, (count, 1, 1))
+    wrong[np.arange(count), *rng.integers(0, grid, (2, count))] = True
+    cells = np.where(wrong[..., None, None, None], cells[source], cells)
+    return cells.swapaxes(2, 3).reshape(images.shape)

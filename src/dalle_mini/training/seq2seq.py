@@ -25,7 +25,7 @@ from dalle_mini.models import DalleBart
 from dalle_mini.models.config import DalleBartConfig
 from dalle_mini.text import CaptionNormalizer, CaptionTokenizer
 from dalle_mini.training.optimizer import adafactor, schedule
-from dalle_mini.training.step import TrainState, init_state, make_step
+from dalle_mini.training.step import TrainState, init_state, initial_parameters, make_step
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,7 @@ class Seq2SeqTrainer:
                 raise UserError(
                     f"{data.folder}: tokens of {data.codebook_size} codes, image_vocab_size {model.image_vocab_size}"
                 )
-        if model.decoder_start_token_id > model.image_vocab_size:
-            raise UserError(
-                f"decoder_start_token_id {model.decoder_start_token_id} is beyond image_vocab_size "
-                f"{model.image_vocab_size}: override it too (null means image_vocab_size)"
-            )
+        model.check_start_token()
         tokenizer.check_vocab_size(model.encoder_vocab_size)
         if not 0 <= config.token_noise <= 1:
             raise UserError(f"training.token_noise {config.token_noise}: a share from 0 to 1")
@@ -92,13 +88,7 @@ class Seq2SeqTrainer:
         return {"training": dataclasses.asdict(self.config)}
 
     def init(self, key: jax.Array) -> TrainState:
-        fresh = _parameters(DalleBart(self.config.model, rngs=nnx.Rngs(key)))
-        if self.config.init_from is None:
-            return init_state(fresh, self.tx)
-        loaded = _parameters(DalleBart.from_pretrained(self.config.init_from))
-        if jax.tree.map(jnp.shape, loaded) != jax.tree.map(jnp.shape, fresh):
-            raise UserError(f"training.init_from={self.config.init_from}: its config.json is of another model")
-        return init_state(loaded, self.tx)
+        return init_state(initial_parameters(DalleBart, self.config.model, key, self.config.init_from), self.tx)
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         rng = np.random.default_rng((self.seed, step))
@@ -143,9 +133,5 @@ class Seq2SeqTrainer:
         return {**self._ids([normalize(caption) for caption in data.captions]), "labels": data.tokens}
 
     def _ids(self, captions: list[str]) -> dict[str, np.ndarray]:
-        ids, mask = self.tokenizer(captions, max_length=self.config.model.max_text_length)
+        ids, mask = self.tokenizer(captions, max_length=self.config.model.text_length)
         return {"input_ids": ids, "attention_mask": mask}
-
-
-def _parameters(model: DalleBart) -> dict[str, Any]:
-    return nnx.to_pure_dict(nnx.state(model))

@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
+
+from dalle_mini.errors import UserError
 
 
 class TrainState(NamedTuple):
@@ -24,6 +27,20 @@ class TrainState(NamedTuple):
 
 LossFn = Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 StepFn = Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def initial_parameters(network: type, config: Any, key: jax.Array, init_from: str | None = None) -> dict[str, Any]:
+    """The parameters that a run begins with, as a pure dict: random ones, or those of the model in `init_from`.
+
+    Raises UserError where that one has other parameters than `config` describes.
+    """
+    fresh = nnx.to_pure_dict(nnx.state(network(config, rngs=nnx.Rngs(key))))
+    if init_from is None:
+        return fresh
+    loaded = nnx.to_pure_dict(nnx.state(network.from_pretrained(init_from)))
+    if jax.tree.map(jnp.shape, loaded) != jax.tree.map(jnp.shape, fresh):
+        raise UserError(f"training.init_from={init_from}: its config.json is of another model")
+    return loaded
 
 
 def init_state(params: Any, tx: optax.GradientTransformation, extra: Any = ()) -> TrainState:

@@ -24,7 +24,7 @@ from dalle_mini.errors import UserError
 from dalle_mini.models import VQGAN
 from dalle_mini.models.config import VQGANConfig
 from dalle_mini.training.optimizer import adamw, schedule
-from dalle_mini.training.step import TrainState, init_state
+from dalle_mini.training.step import TrainState, init_state, initial_parameters
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,7 @@ class VQGANTrainer:
         return {"training": dataclasses.asdict(self.config)}
 
     def init(self, key: jax.Array) -> TrainState:
-        _, params = nnx.split(VQGAN(self.config.model, rngs=nnx.Rngs(key)))
-        params = nnx.to_pure_dict(params)
+        params = initial_parameters(VQGAN, self.config.model, key)
         codes = params["codebook"]["embedding"]
         return init_state(params, self.tx, {"uses": jnp.zeros(len(codes)), "sums": jnp.zeros_like(codes)})
 

@@ -17,19 +17,24 @@ from dalle_mini.weights.folder import CONFIG, load_config, save_tensors
 from dalle_mini.weights.hub import TOKENIZERS, Folder, Needs, blaming_cache, open_source
 from dalle_mini.weights.pretrained import Pretrained
 
+_TOKENIZERS = ", or ".join(" and ".join(form) for form in TOKENIZERS)
+
 NETWORKS: dict[str, type[Pretrained]] = {"dalle": DalleBart, "vqgan": VQGAN, "clip": CLIP}
 
 
-def part_of(fields: dict) -> str:
-    """Which of `NETWORKS` a config describes. Raises UserError where it is none of them."""
+def part_of(fields: dict, folder: Path) -> str:
+    """Which of `NETWORKS` the config of a folder describes. Raises UserError where it is none of them."""
     kind = fields.get("model_type")
     if kind in ("dallebart", "bart"):
         return "dalle"
     if kind == "clip":
         return "clip"
-    if kind in (None, "vqgan") and "ch_mult" in fields:  # the published VQGANs do not say what they are
+    if kind in (None, "", "vqgan") and "ch_mult" in fields:  # the published VQGANs do not say what they are
         return "vqgan"
-    raise UserError(f"{CONFIG}: model_type={kind!r:.60} is none of dallebart, bart (as of 2021), vqgan, clip")
+    raise UserError(
+        f"{folder / CONFIG}: model_type={kind!r:.60} is none of dallebart, bart (as of 2021), vqgan, clip: "
+        "it is another program's model"
+    )
 
 
 def convert(
@@ -67,17 +72,26 @@ def convert(
             place = open_source(source, **hub)
             folder = place.take("", Needs(optional=(*WORD_LISTS, PREPROCESSOR, *TOKENIZERS[0], *TOKENIZERS[1])))
             with blaming_cache(folder):
-                written = [_network(part_of(load_config(folder)), folder, stage, stored)]
+                written = [_network(part_of(load_config(folder), folder), folder, stage, stored)]
         else:
+            for part in ("dalle", "clip"):
+                if not _has_tokenizer(parts[part]):
+                    raise UserError(f"{parts[part]} has no tokenizer, and a bundle needs it: put {_TOKENIZERS} there")
             written = [_network(part, parts[part], stage / part, stored) for part in NETWORKS]
             save_companions(parts, stage)
         stage.parent.mkdir(parents=True, exist_ok=True)
         stage.rename(target)
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror or error}") from None
+    except UserError as error:
+        raise UserError(str(error).replace(str(stage), str(target))) from None
     finally:
         shutil.rmtree(stage, ignore_errors=True)
     return [target / path.relative_to(stage) for path in written]
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return bool(Folder(folder).first(*(form[0] for form in TOKENIZERS)))
 
 
 def _bundle(source, vqgan, clip, hub: dict) -> dict[str, Path] | None:
@@ -95,7 +109,7 @@ def _network(part: str, folder: Path, target: Path, dtype) -> Path:
     config, tensors = NETWORKS[part].open_pretrained(folder)
     save_tensors(target, config.to_dict(), tensors, dtype)
     beside = folder if folder.is_dir() else folder.parent
-    if part != "vqgan" and Folder(beside).first(*(form[0] for form in TOKENIZERS)):
+    if part != "vqgan" and _has_tokenizer(beside):
         CaptionTokenizer.from_pretrained(beside).save(target)
     for name in (*WORD_LISTS, PREPROCESSOR):
         if part != "vqgan" and (beside / name).is_file():

@@ -76,8 +76,8 @@ def describe(source: str | os.PathLike | None, **hub) -> list[Description]:
 
 def _network(folder: Path) -> Description:
     fields = load_config(folder)
+    part = part_of(fields, folder)
     try:
-        part = part_of(fields)
         config = NETWORKS[part].config_class.from_dict(fields)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None

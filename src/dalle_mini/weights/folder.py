@@ -62,6 +62,8 @@ def load_config(folder: str | Path) -> dict:
     checkpoint = taming.find_checkpoint(folder)
     if checkpoint:
         return taming.vqgan_yaml_config(taming.find_yaml(checkpoint))
+    if (folder / "dalle" / CONFIG).is_file():
+        raise UserError(f"{folder} is a bundle: name the network in it, such as {folder / 'dalle'}")
     raise UserError(f"{folder} has no {CONFIG}: {_A_MODEL}")
 
 

@@ -16,6 +16,7 @@ from dalle_mini.weights.folder import CONFIG, load_config, load_tensors, save_te
 from dalle_mini.weights.hub import blaming_cache, resolve
 from dalle_mini.weights.tensors import Tensor, is_float
 
+DTYPES = ("float32", "bfloat16", "float16")
 ALIGNMENT = 64  # bytes: JAX on a CPU takes memory so aligned as it is, and copies other memory
 
 
@@ -50,11 +51,12 @@ class Pretrained:
             source: a folder that holds `config.json` and `model.safetensors`, `flax_model.msgpack` as the models of
                 2022 were published, or `pytorch_model.bin`; each may be sharded. Or a repository of the Hub,
                 `owner/name`, or a wandb artifact, `entity/project/name:version`, that holds the same.
-            dtype: of the parameters in memory and of the computation, whatever the file stores.
+            dtype: of the parameters in memory and of the computation, whatever the file stores: one of `DTYPES`.
             revision, token, cache_dir, local_files_only: of the Hub, as in `hub.resolve`.
         Raises:
             UserError: a file is missing, damaged, or does not fit the configuration; the message names the tensors.
         """
+        dtype = compute_dtype(dtype)
         folder = resolve(source, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
         with blaming_cache(folder):
             return cls._from_folder(folder, dtype)
@@ -113,6 +115,17 @@ class Pretrained:
         from dalle_mini.weights.publish import push
 
         return push(self.save_pretrained, repo_id, **options)
+
+
+def compute_dtype(dtype) -> np.dtype:
+    """A dtype that a model can compute in, from its name or itself. Raises UserError where it is none of `DTYPES`."""
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or found.name not in DTYPES:
+        raise UserError(f"dtype {getattr(found, 'name', dtype)!r:.60} is none of {', '.join(DTYPES)}")
+    return found
 
 
 def to_device(tensor: Tensor, dtype) -> jax.Array:

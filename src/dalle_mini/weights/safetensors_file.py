@@ -71,7 +71,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     except RecursionError:
         raise UserError(f"{path} is damaged or not a safetensors file: its header is nested too deep") from None
     except ValueError as error:
-        raise UserError(f"{path} is damaged or not a safetensors file: {error}") from None
+        raise UserError(f"{path} is damaged or not a safetensors file: {error}; download or copy it again") from None
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], dtype=None) -> None:

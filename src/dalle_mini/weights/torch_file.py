@@ -121,7 +121,10 @@ def _state_dict(path: Path, size: int, content: object, places: dict[str, Place]
             raise UserError(f"{path}: tensor {name} is of a kind that cannot be read ({value.maker.name})")
     if not tensors:
         found = ", ".join(list(content)[:5]) if isinstance(content, dict) else "an object of another kind"
-        raise UserError(f"{path} holds no tensors by name, nor does a state_dict in it; it has: {found or 'nothing'}")
+        raise UserError(
+            f"{path} holds no tensors by name, nor does a state_dict in it, so it is no checkpoint of a model; it has: "
+            f"{found or 'nothing'}"
+        )
     return tensors
 
 

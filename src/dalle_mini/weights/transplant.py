@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 def bart_encoder_into(
-    cls: type[DalleBart], source: str | os.PathLike, *, rngs: nnx.Rngs, dtype, changes: dict[str, Any]
+    cls: type[DalleBart], source: str | os.PathLike, *, rngs: nnx.Rngs, dtype, changes: dict[str, Any], **hub
 ) -> DalleBart:
     """`DalleBart.from_bart`."""
-    folder = resolve(source)
+    folder = resolve(source, **hub)
     with blaming_cache(folder):
         fields = load_config(folder)
         if fields.get("model_type") != "bart":

@@ -1,0 +1,185 @@
+"""How long does drawing take, and how far is it from what the machine allows?
+
+    python benchmarks/generation.py --size mini --candidates 1 9 --dtype float32 bfloat16
+    python benchmarks/generation.py --size mini --peer .peer/bin/python      # min-dalle in the same run
+
+Random weights of the published shapes, guidance on. For each row: milliseconds a token step (the median over the
+stretches between progress reports), seconds of the VQGAN, peak memory, and the floor: the decoder's weights and the
+cache read at the bandwidth, or the arithmetic at the rate, both measured here just before, whichever takes longer.
+`--peer` names a Python that has min-dalle (`python -m venv .peer && .peer/bin/pip install min-dalle torch`).
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from dalle_mini.generation import generate_tokens
+from dalle_mini.generation.prepare import prepare
+from dalle_mini.models import VQGAN, DalleBart
+from dalle_mini.models.config import DalleBartConfig, VQGANConfig
+from dalle_mini.weights.pretrained import flatten, unflatten
+
+MINI = DalleBartConfig(encoder_ffn_dim=2730, decoder_ffn_dim=2730)
+SIZES = {
+    "tiny": DalleBartConfig(
+        encoder_vocab_size=2048, image_vocab_size=1024, max_text_length=32, d_model=256,
+        encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=768,
+        decoder_layers=4, decoder_attention_heads=4, decoder_ffn_dim=768,
+    ),
+    "mini": MINI,
+    "mega": DalleBartConfig(
+        encoder_vocab_size=50272, image_vocab_size=16415, d_model=2048,
+        encoder_layers=24, encoder_attention_heads=32, encoder_ffn_dim=4096,
+        decoder_layers=24, decoder_attention_heads=32, decoder_ffn_dim=4096,
+    ),
+}  # fmt: skip
+TINY_VQGAN = VQGANConfig(
+    ch=32, ch_mult=(1, 2, 2), resolution=64, n_embed=1024, embed_dim=64, z_channels=64, norm_groups=8
+)
+F16 = VQGANConfig(n_embed=16384)
+PEER = Path(__file__).with_name("min_dalle_peer.py")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, nargs="+", default=["mini"])
+    parser.add_argument("--candidates", type=int, nargs="+", default=[1, 9, 32])
+    parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16", "int8"])
+    parser.add_argument(
+        "--peer", metavar="PYTHON", help="also measure min-dalle, installed in this Python's environment"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the rows there too")
+    args = parser.parse_args()
+    bandwidth, rate = machine()
+    print(
+        f"{jax.devices()[0].device_kind}: reads {bandwidth / 1e9:.0f} GB/s, float32 products {rate / 1e9:.0f} GFLOP/s\n"
+    )
+    print("| size | candidates | dtype | ms a step | floor | of floor | prefill s | VQGAN s | peak GB |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    rows = []
+    for size in args.size:
+        for dtype in args.dtype:
+            model = prepare(random_model(DalleBart, SIZES[size], compute(dtype)), int8=dtype == "int8")
+            vqgan = random_model(VQGAN, TINY_VQGAN if size == "tiny" else F16, compute(dtype))
+            for candidates in args.candidates:
+                row = {"program": "dalle-mini", "size": size, "candidates": candidates, "dtype": dtype}
+                row |= measure(model, vqgan, candidates, bandwidth, rate)
+                rows.append(show(row))
+            del model, vqgan
+        if args.peer and size != "tiny":
+            for dtype in ("float32", "bfloat16"):
+                command = [args.peer, str(PEER), size, dtype, *map(str, args.candidates)]
+                for line in subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines():
+                    rows.append(show({"program": "min-dalle", "size": size, "dtype": dtype, **json.loads(line)}))
+    if args.json:
+        Path(args.json).write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def compute(dtype: str):
+    """What int8 weights are multiplied in: float32 on a CPU, bfloat16 elsewhere."""
+    return jnp.dtype({"int8": "float32" if jax.default_backend() == "cpu" else "bfloat16"}.get(dtype, dtype))
+
+
+def random_model(network, config, dtype):
+    """Small values of every shape: faster to draw than a proper initialisation, and as fast to multiply."""
+    graph, state = network.shapes(config, dtype)
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal(1 << 20, np.float32) * 0.02
+    arrays = {name: jnp.asarray(np.resize(noise, leaf.shape), dtype) for name, leaf in flatten(state).items()}
+    return nnx.merge(graph, unflatten(arrays, state))
+
+
+def measure(model, vqgan, candidates, bandwidth, rate) -> dict:
+    config = model.config
+    keys = jax.random.split(jax.random.key(0), (1, candidates))
+    ids, mask = np.ones((1, config.max_text_length), np.int32), np.ones((1, config.max_text_length), np.int32)
+    times = []
+
+    def run():
+        times.clear()
+        times.append(time.perf_counter())
+        return jax.block_until_ready(
+            generate_tokens(
+                model, ids, mask, keys, guidance=10.0, uncond_input_ids=ids, uncond_attention_mask=mask,
+                progress=lambda count, tokens: times.append(time.perf_counter()), progress_every=16,
+            )
+        )  # fmt: skip
+
+    tokens = run()[0]  # compiles
+    run()
+    steps = np.diff(times)[1:] / 16
+    graphdef, params = nnx.split(vqgan)
+    decode = jax.jit(lambda params, tokens: nnx.merge(graphdef, params).decode(tokens))
+    tokens = jnp.minimum(tokens, vqgan.config.n_embed - 1)
+    jax.block_until_ready(decode(params, tokens))
+    start = time.perf_counter()
+    jax.block_until_ready(decode(params, tokens))
+    vqgan_seconds = time.perf_counter() - start
+    step = float(np.median(steps))
+    least = floor(model, candidates, bandwidth, rate)
+    return {
+        "step_ms": 1e3 * step,
+        "floor_ms": 1e3 * least,
+        "of_floor": least / step,
+        "prefill_s": times[1] - times[0] - 16 * step,
+        "vqgan_s": vqgan_seconds,
+        "peak_gb": peak_bytes() / 1e9,
+    }
+
+
+def floor(model, candidates: int, bandwidth: float, rate: float) -> float:
+    """Seconds a step: every weight that it multiplies by and half a cache read once; two operations a weight and row."""
+    skipped = ("encoder.", "decoder.embed", "cross_attn.k_proj", "cross_attn.v_proj")
+    weights = [leaf for name, leaf in flatten(nnx.state(model)).items() if not any(part in name for part in skipped)]
+    config, rows = model.config, 2 * candidates
+    cache = 2 * rows * config.decoder_layers * config.image_length // 2 * config.d_model
+    item = 4 if jax.default_backend() == "cpu" else 2
+    bytes_read = sum(leaf.size * leaf.dtype.itemsize for leaf in weights) + cache * item
+    operations = 2 * rows * sum(leaf.size for leaf in weights) + 2 * cache
+    return max(bytes_read / bandwidth, operations / rate)
+
+
+def machine() -> tuple[float, float]:
+    """Bytes a second that a sum reads, floating-point operations a second of a large float32 product."""
+    large = jnp.ones(1 << 28, jnp.float32)
+    square = jnp.ones((4096, 4096), jnp.float32)
+    return large.nbytes / best(jax.jit(jnp.sum), large), 2 * 4096**3 / best(jax.jit(jnp.matmul), square, square)
+
+
+def best(function, *args) -> float:
+    jax.block_until_ready(function(*args))
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        jax.block_until_ready(function(*args))
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def peak_bytes() -> int:
+    stats = jax.devices()[0].memory_stats()
+    return stats["peak_bytes_in_use"] if stats else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def show(row: dict) -> dict:
+    def number(name, spec):
+        return format(row[name], spec) if name in row else ""
+
+    name = row["size"] if row["program"] == "dalle-mini" else f"{row['size']} ({row['program']})"
+    cells = [name, row["candidates"], row["dtype"], number("step_ms", ".1f"), number("floor_ms", ".1f")]
+    cells += [number("of_floor", ".0%"), number("prefill_s", ".2f"), number("vqgan_s", ".1f"), number("peak_gb", ".1f")]
+    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+    return row
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""A DalleBart as the decoding loop reads it.
+
+A step multiplies a few rows by every weight of the decoder, so it takes about as long as reading them. Hence three
+things: the layers are unstacked, since slicing a stack would copy every weight at every token; weights are stored
+[out, in], one row an output, which XLA's products read in one sweep and with the same arithmetic for 2 rows as for 200
+(on a CPU; so a picture does not depend on how many are drawn beside it); and they may be stored as int8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dalle_mini.errors import UserError
+from dalle_mini.models.dalle_bart import DalleBart, unstack_layers
+
+LEAST_ROWS = 2  # in a step: the product of a single row is another routine with another rounding
+
+
+class RowLinear(nnx.Module):
+    """x W^T + b with weight [out, in]."""
+
+    def __init__(self, linear: nnx.Linear):
+        self.weight = nnx.Param(linear.kernel[...].T)
+        self.bias = None if linear.bias is None else nnx.Param(linear.bias[...])
+        self.dtype = linear.dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = _rows(x.astype(self.dtype), self.weight[...].astype(self.dtype))
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+class Int8Linear(nnx.Module):
+    """x W^T + b with weight int8 [out, in] and one scale an output: the largest weight of a row is 127."""
+
+    def __init__(self, linear: nnx.Linear):
+        weight = linear.kernel[...].T.astype(jnp.float32)
+        scale = jnp.maximum(jnp.abs(weight).max(axis=1), 1e-12) / 127
+        self.weight = nnx.Param(jnp.round(weight / scale[:, None]).astype(jnp.int8))
+        self.scale = nnx.Param(scale)
+        self.bias = None if linear.bias is None else nnx.Param(linear.bias[...])
+        self.dtype = linear.dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = _rows(x.astype(self.dtype), self.weight[...].astype(self.dtype)) * self.scale[...].astype(self.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+def prepare(model: DalleBart, *, int8: bool = False) -> DalleBart:
+    """The same model with its decoder in the form that `generate_tokens` wants; one in that form is returned as it is.
+
+    The encoder's parameters are shared with `model`. With `int8` the decoder's linear layers are rounded to 8 bits.
+    """
+    if is_prepared(model):
+        return model
+    ready = nnx.merge(*nnx.split(model))
+    make = Int8Linear if int8 else RowLinear
+    layers = unstack_layers(ready.decoder.layers, model.config.decoder_layers)
+    for layer in layers:
+        _swap(layer, make)
+    ready.decoder.layers = nnx.List(layers)
+    ready.lm_head = make(ready.lm_head)
+    return ready
+
+
+def is_prepared(model: DalleBart) -> bool:
+    return not isinstance(model.lm_head, nnx.Linear)
+
+
+def restore(model: DalleBart) -> DalleBart:
+    """The inverse of `prepare`, for saving. Raises UserError for int8 weights, which are not what was loaded."""
+    if not is_prepared(model):
+        return model
+    if isinstance(model.lm_head, Int8Linear):
+        raise UserError("int8 weights are for drawing alone: load the model in another dtype to save it")
+    ready = nnx.merge(*nnx.split(model))
+    for layer in ready.decoder.layers:
+        _swap(layer, _plain)
+    ready.lm_head = _plain(ready.lm_head)
+    if model.config.layers_are_alike(model.config.decoder_layers):
+        graphdef = nnx.graphdef(ready.decoder.layers[0])
+        states = [nnx.state(layer) for layer in ready.decoder.layers]
+        ready.decoder.layers = nnx.merge(graphdef, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
+    return ready
+
+
+def _plain(linear: RowLinear) -> nnx.Linear:
+    outputs, inputs = linear.weight.shape
+    bias = linear.bias is not None
+    made = nnx.eval_shape(
+        lambda: nnx.Linear(
+            inputs, outputs, use_bias=bias, dtype=linear.dtype, param_dtype=linear.dtype, rngs=nnx.Rngs(0)
+        )
+    )
+    made.kernel = nnx.Param(linear.weight[...].T)
+    if bias:
+        made.bias = nnx.Param(linear.bias[...])
+    return made
+
+
+def _swap(module: nnx.Module, make: Callable[[nnx.Module], nnx.Module]) -> None:
+    """Replace every linear layer within a module by what `make` makes of it."""
+    for name, child in list(vars(module).items()):
+        if isinstance(child, nnx.Linear | RowLinear | Int8Linear):
+            setattr(module, name, make(child))
+        elif isinstance(child, nnx.Module):
+            _swap(child, make)
+
+
+def _rows(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """x [..., in], weight [out, in] -> [..., out]."""
+    return jax.lax.dot_general(x, weight, (((x.ndim - 1,), (1,)), ((), ())))
