@@ -137,7 +137,7 @@ def measure(model, vqgan, candidates, bandwidth, rate) -> dict:
 
 
 def floor(model, candidates: int, bandwidth: float, rate: float) -> float:
-    """Seconds a step: every weight that it multiplies by and half a cache read once, two operations a weight and row."""
+    """Seconds a step: its weights and half a cache read once, two operations a weight and row."""
     skipped = ("encoder.", "decoder.embed", "cross_attn.k_proj", "cross_attn.v_proj")
     weights = [leaf for name, leaf in flatten(nnx.state(model)).items() if not any(part in name for part in skipped)]
     config, rows = model.config, 2 * candidates
