@@ -1,6 +1,9 @@
 """The decoding loop: the published sequences, and pictures that depend on nothing but their caption and key."""
 
 import json
+import os
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import pytest
 from flax import nnx
 
 from dalle_mini.errors import UserError
-from dalle_mini.generation import generate_tokens
+from dalle_mini.generation import generate_tokens, stream_tokens
 from dalle_mini.generation.prepare import prepare, restore
 from dalle_mini.generation.sampling import draw, guide, mask_beyond, warp
 from dalle_mini.models.dalle_bart import DalleBart
@@ -180,15 +183,42 @@ def test_both_forms_of_keys_agree(model, golden, temperature):
         np.testing.assert_array_equal(candidates[:, 1], golden["sc_greedy_sequences"][:, 1:])
 
 
-def test_progress_is_told_and_changes_nothing(model, golden):
-    keys, told = keys_of(3, 2), {}
-    tokens = generate(
-        model, golden, keys, progress=lambda count, so_far: told.update({count: np.asarray(so_far)}), progress_every=5
-    )
-    assert list(told) == [5, 10, 15, 16]
-    for count, so_far in told.items():
-        np.testing.assert_array_equal(so_far[..., :count], tokens[..., :count])
-    np.testing.assert_array_equal(tokens, generate(model, golden, keys))
+def test_looks_on_the_way_change_nothing(model, golden):
+    keys = keys_of(3, 2)
+    uncond = {f"uncond_{name}": golden[f"{name}_uncond"] for name in ("input_ids", "attention_mask")}
+    looks = dict(stream_tokens(model, golden["input_ids"], golden["attention_mask"], keys, every=5, **uncond))
+    assert list(looks) == [5, 10, 15, 16]
+    for count, tokens in looks.items():
+        np.testing.assert_array_equal(tokens[..., :count], looks[16][..., :count])
+        assert not tokens[..., count:].any()
+    np.testing.assert_array_equal(looks[16], generate(model, golden, keys))
+
+
+def test_eight_devices_draw_what_one_does():
+    """In a process of its own: the number of devices is fixed when JAX starts."""
+    code = f"""
+import numpy as np, jax
+from dalle_mini.generation import generate_tokens
+from dalle_mini.models import DalleBart
+model, golden = DalleBart.from_pretrained({str(SCANNED)!r}), np.load({str(SCANNED / "golden.npz")!r})
+for shape, guidance in (((1, 16), 10.0), ((8, 1), 10.0), ((3, 8), 1.0)):
+    rows = np.arange(shape[0]) % len(golden["input_ids"])
+    options = dict(guidance=guidance)
+    for name in ("input_ids", "attention_mask"):
+        options["uncond_" + name] = golden[name + "_uncond"][rows]
+    args = model, golden["input_ids"][rows], golden["attention_mask"][rows], jax.random.split(jax.random.key(0), shape)
+    one = generate_tokens(*args, **options)
+    eight = generate_tokens(*args, devices=jax.devices(), **options)
+    assert len(eight.sharding.device_set) == 8
+    np.testing.assert_array_equal(one, eight)
+"""
+    flags = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=flags)
+
+
+def test_devices_that_cannot_share_evenly_are_named(model, golden):
+    with pytest.raises(ValueError, match="4 devices cannot share 3 captions of 2 candidates"):
+        generate(model, golden, keys_of(3, 2), devices=jax.devices() * 4)
 
 
 def test_given_tokens_are_kept_and_seen_by_what_follows(model, golden):

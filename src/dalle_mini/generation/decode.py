@@ -1,7 +1,7 @@
 """The decoding loop: caption tokens to image tokens, in two compiled programs.
 
 `_prefill` does what is done once a caption, `_advance` draws some tokens more; between two calls of it the caller may
-look at what there is.
+look at what there is. On several devices each runs these programs for its share of the captions or of their candidates.
 
 What makes it quick: keys and values of past positions are cached, and the cache grows with what has been written;
 those of the caption are computed once a prompt and shared by its candidates; the conditional and the unconditional rows
@@ -10,7 +10,8 @@ run in one batch, so each weight is read once a step; and the weights lie as `pr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,31 +19,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dalle_mini.generation.prepare import prepare
 from dalle_mini.generation.sampling import draw, guide, mask_beyond, sample, warp
 from dalle_mini.models.dalle_bart import DalleBart
 from dalle_mini.models.layers import KVCache
 
-PROGRESS_EVERY = 16  # steps; a call of a compiled program costs less than a thousandth of them
+EVERY = 16  # steps between two looks; a call of a compiled program costs less than a thousandth of them
 # Lengths that a large cache grows through: each is a program to compile, and saves reading what is not there yet.
 CACHES, LARGE_CACHE = 4, 1 << 22  # of a picture's row, in numbers
 
 
 class DecodeState(NamedTuple):
-    """What the loop carries. P prompts of C candidates; R rows are 2 P with guidance, else P."""
+    """What the loop carries. P prompts of C candidates; G is 2 with guidance, the conditional rows first, else 1."""
 
     position: jax.Array  # int32 [], tokens drawn so far
     token: jax.Array  # int32 [P, C], the last one
     tokens: jax.Array  # int32 [P, C, image_length]
-    caches: list[KVCache]  # of each layer, [R, C, H, T, K]
+    caches: list[KVCache]  # of each layer, [G, P, C, H, T, K]
 
 
 class Prefilled(NamedTuple):
     """What stays the same through the loop."""
 
-    cross: list[Any]  # each layer's keys and values of the captions, [R, H, S, K]
-    cross_mask: jax.Array  # bool [R, 1, 1, S]
+    cross: list[Any]  # each layer's keys and values of the captions, [G, P, H, S, K]
+    cross_mask: jax.Array  # bool [G, P, 1, 1, S]
 
 
 class Warping(NamedTuple):
@@ -59,6 +61,20 @@ PerPrompt = float | np.ndarray | jax.Array
 
 
 def generate_tokens(
+    model: DalleBart, input_ids: jax.Array, attention_mask: jax.Array, keys: jax.Array, **options
+) -> jax.Array:
+    """Sample the image tokens of P captions.
+
+    The arguments are those of `stream_tokens`, but for `every`.
+
+    Returns:
+      int32 [*keys.shape, image_length], without the start token. There is no end token: every picture is full.
+    """
+    *_, (_, tokens) = stream_tokens(model, input_ids, attention_mask, keys, every=model.config.image_length, **options)
+    return tokens.reshape(*keys.shape, model.config.image_length)
+
+
+def stream_tokens(
     model: DalleBart,
     input_ids: jax.Array,
     attention_mask: jax.Array,
@@ -73,10 +89,10 @@ def generate_tokens(
     top_p: PerPrompt | None = None,
     codebook_size: int | None = None,
     given: jax.Array | None = None,
-    progress: Callable[[int, jax.Array], None] | None = None,
-    progress_every: int = PROGRESS_EVERY,
-) -> jax.Array:
-    """Sample the image tokens of P captions.
+    every: int = EVERY,
+    devices: Sequence[jax.Device] | None = None,
+) -> Iterator[tuple[int, jax.Array]]:
+    """Sample the image tokens of P captions, and stop for a look at them every so often.
 
     Guidance, temperature, top_k and top_p are one number for all, or one for each caption, [P].
 
@@ -95,24 +111,27 @@ def generate_tokens(
         start token.
       given: int [P, C, image_length] (or what broadcasts to it): tokens that are kept, and -1 where one is drawn. A
         token is drawn in view of those before it alone.
-      progress: called every `progress_every` steps with the number of tokens that each picture has so far, and the
-        tokens, [P, C, image_length].
+      every: steps from one look to the next.
+      devices: share the captions where their number is a multiple of the devices', else the candidates. None computes
+        where the model is.
 
-    Returns:
-      int32 [*keys.shape, image_length], without the start token. There is no end token: every picture is full.
+    Yields:
+      (number of tokens that each picture has so far, tokens int32 [P, C, image_length], zero where none is drawn yet).
+      The last ones are complete. Arrays come as JAX dispatches them: wait for one to know that it is computed.
 
     Raises:
-      ValueError: guidance is not 1 and the unconditional rows are missing.
+      ValueError: guidance is not 1 and the unconditional rows are missing; the devices cannot share the work evenly.
     """
     model, config = prepare(model), model.config
     prompts, length = len(keys), config.image_length
+    keys = keys[:, None] if keys.ndim == 1 else keys
     last_guidance = guidance if last_guidance is None else last_guidance
     guided = bool(np.any(np.asarray(guidance) != 1.0) or np.any(np.asarray(last_guidance) != 1.0))
+    text = [jnp.stack([jnp.asarray(input_ids), jnp.asarray(attention_mask)])]  # [2, P, S] each
     if guided:
         if uncond_input_ids is None or uncond_attention_mask is None:
             raise ValueError(f"guidance {guidance} needs uncond_input_ids and uncond_attention_mask")
-        input_ids = jnp.concatenate([jnp.asarray(input_ids), jnp.asarray(uncond_input_ids)])
-        attention_mask = jnp.concatenate([jnp.asarray(attention_mask), jnp.asarray(uncond_attention_mask)])
+        text.append(jnp.stack([jnp.asarray(uncond_input_ids), jnp.asarray(uncond_attention_mask)]))
     vocabulary = config.image_vocab_size + 1
     top_k = np.asarray(config.top_k if top_k is None else top_k, np.int32)
     top_k = np.where(top_k < vocabulary, top_k, 0)
@@ -127,31 +146,35 @@ def generate_tokens(
         each(top_k, jnp.int32),
         None if top_p is None else each(top_p),
     )
-    keys_2d = keys[:, None] if keys.ndim == 1 else keys
-    given = None if given is None else jnp.broadcast_to(jnp.asarray(given, jnp.int32), (*keys_2d.shape, length))
+    given = None if given is None else jnp.broadcast_to(jnp.asarray(given, jnp.int32), (*keys.shape, length))
     graphdef, params = nnx.split(model)
-    fixed, state = _prefill(params, jnp.asarray(input_ids), jnp.asarray(attention_mask), keys_2d, graphdef=graphdef)
-    stops = set(range(progress_every, length, progress_every)) if progress else set()
-    sizes = _cache_lengths(config)
-    for stop in sorted(stops | set(sizes)):
-        state = _advance(
-            params,
-            fixed,
-            _with_room(state, next(size for size in sizes if size >= stop)),
-            keys_2d,
-            stop,
-            warping,
-            given,
-            graphdef=graphdef,
-            guided=guided,
-            most=int(top_k.max()),
-            unlimited=bool((top_k == 0).any()),
-            codebook_size=config.image_vocab_size if codebook_size is None else codebook_size,
-        )
-        if stop in stops or (progress and stop == length):
-            jax.block_until_ready(state.tokens)
-            progress(stop, state.tokens)
-    return state.tokens.reshape(*keys.shape, length)
+    programs = Programs(
+        graphdef=graphdef,
+        guided=guided,
+        most=int(top_k.max()),
+        unlimited=bool((top_k == 0).any()),
+        codebook_size=config.image_vocab_size if codebook_size is None else codebook_size,
+        shared=None if devices is None else _shared_axis(len(devices), *keys.shape),
+        mesh=None if devices is None else Mesh(np.asarray(devices), ("devices",)),
+    )
+    if programs.mesh is not None:
+        params = jax.device_put(params, NamedSharding(programs.mesh, ALL))
+    fixed, state = programs.prefill(params, jnp.stack(text), keys)
+    looks, sizes = set(range(every, length, every)) | {length}, _cache_lengths(config)
+    for stop in sorted(looks | set(sizes)):
+        state = _with_room(state, next(size for size in sizes if size >= stop))
+        state = programs.advance(params, fixed, state, keys, jnp.asarray(stop), warping, given)
+        if stop in looks:
+            # The next call writes over the state: give away a copy.
+            yield stop, state.tokens if stop == length else jnp.copy(state.tokens)
+
+
+def _shared_axis(devices: int, prompts: int, candidates: int) -> str:
+    if prompts % devices == 0:
+        return "prompts"
+    if candidates % devices == 0:
+        return "candidates"
+    raise ValueError(f"{devices} devices cannot share {prompts} captions of {candidates} candidates evenly")
 
 
 def _cache_lengths(config) -> list[int]:
@@ -163,61 +186,125 @@ def _cache_lengths(config) -> list[int]:
 
 @partial(jax.jit, static_argnums=1)
 def _grown(caches: list[KVCache], room: int) -> list[KVCache]:
-    return jax.tree.map(lambda leaf: jnp.pad(leaf, [(0, 0)] * 3 + [(0, room - leaf.shape[3]), (0, 0)]), caches)
+    return jax.tree.map(lambda leaf: jnp.pad(leaf, [(0, 0)] * 4 + [(0, room - leaf.shape[4]), (0, 0)]), caches)
 
 
 def _with_room(state: DecodeState, room: int) -> DecodeState:
-    return state if state.caches[0].keys.shape[3] == room else state._replace(caches=_grown(state.caches, room))
+    return state if state.caches[0].keys.shape[4] == room else state._replace(caches=_grown(state.caches, room))
 
 
-@partial(jax.jit, static_argnames="graphdef")
-def _prefill(params, input_ids, attention_mask, keys, *, graphdef) -> tuple[Prefilled, DecodeState]:
-    model: DalleBart = nnx.merge(graphdef, params)
-    config, layers = model.config, model.decoder.layers
-    # One by one: the same numbers for a caption whatever the others are.
-    states = jax.lax.map(lambda row: model.encode(row[0][None], row[1][None])[0], (input_ids, attention_mask))
-    fixed = Prefilled(
-        cross=[layer.cross_attn.keys_values(states) for layer in layers],
-        cross_mask=attention_mask[:, None, None, :].astype(bool),
-    )
-    heads, length, room = config.decoder_attention_heads, config.image_length, _cache_lengths(config)[0]
-    width = config.d_model // heads
-    empty = jnp.zeros((len(input_ids), keys.shape[1], heads, room, width), states.dtype)
-    state = DecodeState(
-        position=jnp.zeros((), jnp.int32),
-        token=jnp.full(keys.shape, config.decoder_start_token_id, jnp.int32),
-        tokens=jnp.zeros((*keys.shape, length), jnp.int32),
-        caches=[KVCache(empty, empty) for _ in layers],
-    )
-    return fixed, state
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """The two compiled programs, by what they are compiled for.
+
+    Attributes:
+      graphdef: the prepared model's.
+      guided: there are unconditional rows.
+      most, unlimited: the largest top_k, and whether a row has none.
+      codebook_size: ids from here on are never sampled.
+      mesh, shared: the devices, and which axis they share, "prompts" or "candidates"; None where there is one.
+    """
+
+    graphdef: nnx.GraphDef
+    guided: bool
+    most: int
+    unlimited: bool
+    codebook_size: int
+    mesh: Mesh | None = None
+    shared: str | None = None
+
+    def prefill(self, params, text, keys) -> tuple[Prefilled, DecodeState]:
+        """`text` is int [G, 2, P, S], ids and mask."""
+        return _prefill(self, params, text, keys)
+
+    def advance(self, params, fixed, state, keys, stop, warping, given) -> DecodeState:
+        """Draw the tokens up to position `stop`."""
+        return _advance(self, params, fixed, state, keys, stop, warping, given)
+
+    def on_each_device(self, function, ins: tuple, outs):
+        """`function` of every device's share of its arguments, as the axes "prompts" and "candidates" are split."""
+        if self.mesh is None:
+            return function
+
+        def placed(spec: PartitionSpec) -> PartitionSpec:
+            return PartitionSpec(*("devices" if axis == self.shared else None for axis in spec))
+
+        is_spec = lambda leaf: isinstance(leaf, PartitionSpec)  # noqa: E731
+        ins, outs = (jax.tree.map(placed, specs, is_leaf=is_spec) for specs in (ins, outs))
+        return jax.shard_map(function, mesh=self.mesh, in_specs=ins, out_specs=outs, check_vma=False)
 
 
-@partial(jax.jit, static_argnames=("graphdef", "guided", "most", "unlimited", "codebook_size"), donate_argnames="state")
-def _advance(
-    params, fixed, state, keys, stop, warping, given, *, graphdef, guided, most, unlimited, codebook_size
-) -> DecodeState:
-    """Draw the tokens up to position `stop`."""
-    model: DalleBart = nnx.merge(graphdef, params)
-    prompts, last = len(keys), max(model.config.image_length - 1, 1)
+# How each argument is laid out, in the axes that may be shared.
+ALL = PartitionSpec()
+PICTURES = PartitionSpec("prompts", "candidates")
+FIXED = PartitionSpec(None, "prompts")
+STATE = DecodeState(ALL, PICTURES, PICTURES, PartitionSpec(None, "prompts", "candidates"))
 
-    def step(t, state: DecodeState) -> DecodeState:
-        token = jnp.tile(state.token, (len(fixed.cross_mask) // prompts, 1))  # the same for both rows of a caption
-        x = model.decoder.embed(token, t)  # [R, C, D]
-        caches = []
-        for layer, cross, cache in zip(model.decoder.layers, fixed.cross, state.caches, strict=True):
-            x, cache = layer.step(x, cross, fixed.cross_mask, cache, t)
-            caches.append(cache)
-        logits = model.logits(model.decoder.finish(x))  # [R, C, V]
-        if guided:
-            scale = warping.guidance + (warping.last_guidance - warping.guidance) * (t / last)
-            logits = guide(logits[:prompts], logits[prompts:], scale[:, None, None])
-        token = _draw(keys, t, mask_beyond(logits, codebook_size), warping, most, unlimited)
-        if given is not None:
-            kept = given[..., t]
-            token = jnp.where(kept >= 0, kept, token)
-        return DecodeState(t + 1, token, state.tokens.at[..., t].set(token), caches)
 
-    return jax.lax.fori_loop(state.position, stop, step, state)
+@partial(jax.jit, static_argnums=0)
+def _prefill(programs: Programs, params, text, keys) -> tuple[Prefilled, DecodeState]:
+    def prefill(params, text, keys):
+        model: DalleBart = nnx.merge(programs.graphdef, params)
+        config, layers = model.config, model.decoder.layers
+        groups, _, prompts, size = text.shape
+        rows = text.swapaxes(1, 2).reshape(-1, 2, size)
+        # One by one: the same numbers for a caption whatever the others are.
+        states = jax.lax.map(lambda row: model.encode(row[:1], row[1:])[0], rows)
+        by_group = lambda leaf: leaf.reshape(groups, prompts, *leaf.shape[1:])  # noqa: E731
+        fixed = Prefilled(
+            cross=jax.tree.map(by_group, [layer.cross_attn.keys_values(states) for layer in layers]),
+            cross_mask=text[:, 1, :, None, None, :].astype(bool),
+        )
+        heads, length, room = config.decoder_attention_heads, config.image_length, _cache_lengths(config)[0]
+        empty = jnp.zeros((groups, *keys.shape, heads, room, config.d_model // heads), states.dtype)
+        state = DecodeState(
+            position=jnp.zeros((), jnp.int32),
+            token=jnp.full(keys.shape, config.decoder_start_token_id, jnp.int32),
+            tokens=jnp.zeros((*keys.shape, length), jnp.int32),
+            caches=[KVCache(empty, empty) for _ in layers],
+        )
+        return fixed, state
+
+    ins = (ALL, PartitionSpec(None, None, "prompts"), PICTURES)
+    return programs.on_each_device(prefill, ins, (FIXED, STATE))(params, text, keys)
+
+
+@partial(jax.jit, static_argnums=0, donate_argnames="state")
+def _advance(programs: Programs, params, fixed, state, keys, stop, warping, given) -> DecodeState:
+    def advance(params, fixed, state, keys, stop, warping, given):
+        model: DalleBart = nnx.merge(programs.graphdef, params)
+        (prompts, candidates), last = keys.shape, max(model.config.image_length - 1, 1)
+        groups = len(fixed.cross_mask)
+
+        def rows(tree):  # [G, P, ...] -> [G P, ...]
+            return jax.tree.map(lambda leaf: leaf.reshape(groups * prompts, *leaf.shape[2:]), tree)
+
+        cross, cross_mask = rows(fixed.cross), rows(fixed.cross_mask)
+
+        def step(t, state: DecodeState) -> DecodeState:
+            x = model.decoder.embed(jnp.tile(state.token, (groups, 1)), t)  # [G P, C, D]
+            caches = []
+            for layer, layer_cross, cache in zip(model.decoder.layers, cross, state.caches, strict=True):
+                x, cache = layer.step(x, layer_cross, cross_mask, cache, t)
+                caches.append(cache)
+            logits = model.logits(model.decoder.finish(x))  # [G P, C, V]
+            if programs.guided:
+                scale = warping.guidance + (warping.last_guidance - warping.guidance) * (t / last)
+                logits = guide(logits[:prompts], logits[prompts:], scale[:, None, None])
+            logits = mask_beyond(logits, programs.codebook_size)
+            token = _draw(keys, t, logits, warping, programs.most, programs.unlimited)
+            if given is not None:
+                kept = given[..., t]
+                token = jnp.where(kept >= 0, kept, token)
+            return DecodeState(t + 1, token, state.tokens.at[..., t].set(token), caches)
+
+        state = state._replace(caches=rows(state.caches))
+        state = jax.lax.fori_loop(state.position, stop, step, state)
+        by_group = lambda leaf: leaf.reshape(groups, prompts, *leaf.shape[1:])  # noqa: E731
+        return state._replace(caches=jax.tree.map(by_group, state.caches))
+
+    ins = (ALL, FIXED, STATE, PICTURES, ALL, PartitionSpec("prompts"), PICTURES)
+    return programs.on_each_device(advance, ins, STATE)(params, fixed, state, keys, stop, warping, given)
 
 
 def _draw(keys, t, logits, warping: Warping, most: int, unlimited: bool) -> jax.Array:
