@@ -157,7 +157,7 @@ def draw_and_judge(pipe, judge: EmojiJudge, prompts: list[EmojiPrompt], settings
     judged, results = [], []
     started = time.perf_counter()
     right = 0
-    stream = pipe.stream([prompt.caption for prompt in prompts], settings)
+    stream = pipe.generate_each([prompt.caption for prompt in prompts], settings)
     for number, (prompt, result) in enumerate(zip(prompts, stream, strict=True), 1):
         row = judge(np.stack([np.asarray(image) for image in result.images]))
         judged.append(row)

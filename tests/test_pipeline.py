@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from dalle_mini import DalleMini, UserError
-from dalle_mini.pipeline import picture_keys
+from dalle_mini.generation.canvas import Canvas
+from dalle_mini.generation.engine import picture_keys
 from dalle_mini.settings import GenerationSettings
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -36,8 +37,9 @@ def test_captions_are_encoded_as_by_the_original_program(pipe):
     input_ids, attention_mask = pipe.encode_text(prompts)
     np.testing.assert_array_equal(input_ids, golden["tok_input_ids"])
     np.testing.assert_array_equal(attention_mask, golden["tok_attention_mask"])
-    np.testing.assert_array_equal(pipe._uncond[0], golden["tok_input_ids_uncond"][:1])
-    np.testing.assert_array_equal(pipe._uncond[1], golden["tok_attention_mask_uncond"][:1])
+    ids, mask = pipe._uncond("")
+    np.testing.assert_array_equal(ids, golden["tok_input_ids_uncond"][0])
+    np.testing.assert_array_equal(mask, golden["tok_attention_mask_uncond"][0])
 
 
 def drawn(result) -> dict[int, list[int]]:
@@ -76,9 +78,104 @@ def test_results_are_ranked(pipe):
 
 
 def test_stream_yields_each_prompt_as_it_is_drawn(pipe):
-    stream = pipe.stream(["a boat", "a snail"], GenerationSettings(candidates=1))
+    stream = pipe.generate_each(["a boat", "a snail"], GenerationSettings(candidates=1))
     assert next(stream).prompt == "a boat"
     assert next(stream).prompt == "a snail"
+
+
+def test_the_same_pictures_in_calls_of_any_size(pipe):
+    prompts = ["a boat", "a snail", "a red apple"]
+    wanted = [drawn(result) for result in pipe.generate(prompts, candidates=5, keep=5)]
+    for batch_size in (1, 2, 5, 10, 100):
+        results = pipe.generate(prompts, candidates=5, keep=5, batch_size=batch_size)
+        assert [drawn(result) for result in results] == wanted
+    jobs = pipe._jobs(prompts, GenerationSettings(candidates=5, keep=5), None)
+    overlapped = pipe.engine.run(jobs, overlap=True)
+    assert [drawn(result) for result in overlapped] == wanted
+
+
+def test_each_prompt_may_have_its_own_settings(pipe):
+    options = {"seed": [3, 4, 3], "guidance": [1.0, 5.0, 5.0], "temperature": [1.0, 2.0, 0.5], "top_k": [9, 20, 50]}
+    options |= {"top_p": [0.9, 0.5, 1.0], "negative_prompt": ["", "a boat", ""], "last_guidance": [1.0, 2.0, 5.0]}
+    prompts = ["a boat", "a snail", "a red apple"]
+    together = pipe.generate(prompts, candidates=3, keep=3, **options)
+    for number, (prompt, result) in enumerate(zip(prompts, together, strict=True)):
+        own = {name: values[number] for name, values in options.items()}
+        assert drawn(pipe.generate([prompt], candidates=3, keep=3, **own)[0]) == drawn(result)
+    with pytest.raises(UserError, match="guidance has 2 values for 3 prompts"):
+        pipe.generate(prompts, guidance=[1.0, 2.0])
+
+
+def test_what_not_to_draw_changes_the_picture(pipe):
+    plain, negative = (
+        drawn(pipe.generate(["a boat"], candidates=2, keep=2, negative_prompt=text)[0]) for text in (" ", "a red boat")
+    )
+    assert plain == drawn(pipe.generate(["a boat"], candidates=2, keep=2)[0]) != negative
+
+
+def test_a_look_at_growing_pictures_changes_nothing(pipe):
+    settings = GenerationSettings(candidates=3, keep=3)
+    looks = list(pipe.stream(["a boat", "a snail"], settings, every=8, previews=2))
+    assert [type(look).__name__ for look in looks] == ["Partial", "Result"] * 2
+    for number, plain in enumerate(pipe.generate(["a boat", "a snail"], candidates=3, keep=3)):
+        partial, result = looks[2 * number : 2 * number + 2]
+        assert drawn(result) == drawn(plain)
+        assert (partial.number, partial.count, partial.total) == (number, 8, 16)
+        assert len(partial.images) == 2 and partial.images[0].size == (16, 16)
+        for index, row in enumerate(partial.tokens):
+            assert row[:8].tolist() == drawn(plain)[index][:8]
+    with pytest.raises(UserError, match="every"):
+        pipe.stream(["a boat"], every=0)
+
+
+def test_a_picture_can_be_continued_filled_in_and_varied(pipe):
+    whole = pipe.generate(["a boat"], candidates=1)[0]
+    picture = whole.images[0]
+    tokens = np.asarray(pipe.vqgan.encode(np.asarray(picture, np.float32)[None] / 255))[0]
+
+    def kept(canvas, **options):
+        results = pipe.generate(["a snail"], candidates=4, keep=4, canvas=canvas, **options)[0]
+        assert results.canvas is canvas
+        return np.stack([drawn(results)[index] for index in range(4)]) == tokens
+
+    assert kept(pipe.canvas(picture, top=0.5))[:, :8].all()
+    mask = np.zeros((16, 16), bool)
+    mask[5, 9] = True  # a pixel of token [1, 2]
+    same = kept(pipe.canvas(np.asarray(picture), mask=mask))
+    assert np.delete(same, 6, axis=1).all() and not same[:, 6].all()
+    by_token = np.zeros((4, 4), bool)
+    by_token[1, 2] = True
+    assert pipe.canvas(picture, mask=by_token) == pipe.canvas(picture, mask=mask)
+    varied = kept(pipe.canvas(picture, vary=0.5))
+    assert 0.3 < varied.mean() < 1 and len({tuple(row) for row in varied.tolist()}) > 1
+    alone = pipe.generate(["a snail"], candidates=1, canvas=pipe.canvas(picture, vary=0.5))[0]
+    assert ((alone.tokens[0] == tokens) == varied[0]).all()
+
+
+def test_pictures_and_masks_that_do_not_fit_are_refused(pipe, tmp_path):
+    picture = np.zeros((16, 16, 3), np.uint8)
+    (tmp_path / "no.png").write_text("no picture")
+    for options, match in (
+        ({"top": 1.5}, "top"),
+        ({"mask": np.zeros((16, 16), bool)}, "mask is empty"),
+        ({"mask": np.ones((7, 9), bool)}, "mask is 9 x 7"),
+        ({"vary": 2}, "vary"),
+        ({}, "nothing would be drawn"),
+    ):
+        with pytest.raises(UserError, match=match):
+            pipe.canvas(picture, **options)
+    with pytest.raises(UserError, match=r"no\.png: not a picture"):
+        pipe.canvas(tmp_path / "no.png", top=0.5)
+    with pytest.raises(UserError, match="canvas has 3 tokens"):
+        pipe.generate(["a boat"], canvas=Canvas([1, 2, -1]))
+    with pytest.raises(UserError, match="token 5000"):
+        pipe.generate(["a boat"], canvas=Canvas([5000] + 15 * [-1]))
+
+
+def test_int8_weights_draw_and_are_told(golden_bundle):
+    pipe = DalleMini.from_pretrained(golden_bundle, dtype="int8")
+    assert pipe.generate(["a boat"], candidates=2)[0].tokens.shape == (2, 16)
+    assert pipe.provenance()["dtype"] == "int8"
 
 
 def test_ids_beyond_the_codebook_are_never_drawn(tmp_path, golden_bundle):

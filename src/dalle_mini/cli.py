@@ -128,7 +128,7 @@ def run_generate(args: argparse.Namespace) -> None:
 
             pipe = DalleMini.from_parts(parts, dtype=args.dtype)
             written = set()
-            for result in pipe.stream(prompts, settings, progress=progress):
+            for result in pipe.generate_each(prompts, settings, progress=progress):
                 folder = write_result(result, output, pipe.provenance(), args.overwrite, written)
                 seconds = sum(result.timings.values())
                 print(f"{folder}  best score {result.scores[0]:.2f}  {seconds:.1f} s", flush=True)

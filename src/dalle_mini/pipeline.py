@@ -3,7 +3,8 @@
 The order of operations and the defaults are those of the published inference notebook. Unlike there, every picture
 has a key of its own, derived from (seed, prompt text, picture number), and a row's arithmetic is the same whatever the
 other rows are and however many. So a picture depends neither on the other prompts, nor on their order, nor on how many
-candidates are drawn beside it. (On a CPU to the bit; a GPU's products may round otherwise for another number of rows.)
+candidates are drawn beside it, nor on how many devices draw. (On a CPU to the bit; a GPU's products may round otherwise
+for another number of rows.)
 """
 
 import dataclasses
@@ -12,56 +13,35 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from PIL import Image
 
-from dalle_mini.data.images import to_uint8
+from dalle_mini.data.images import load_picture, resize_and_crop
 from dalle_mini.errors import UserError
-from dalle_mini.generation import generate_tokens
-from dalle_mini.generation.prepare import LEAST_ROWS, prepare, restore
+from dalle_mini.generation import canvas as canvases
+from dalle_mini.generation.canvas import Canvas
+from dalle_mini.generation.engine import Engine, Job, Partial, Progress, Result
+from dalle_mini.generation.prepare import prepare, restore
 from dalle_mini.generation.ranking import ClipRanker
 from dalle_mini.models import VQGAN, DalleBart
-from dalle_mini.settings import GenerationSettings, check_prompts
+from dalle_mini.settings import GenerationSettings, check_prompts, settings_of_each
 from dalle_mini.text import CaptionNormalizer, CaptionTokenizer
 from dalle_mini.weights.bundle import PARTS, find_parts, save_companions
 from dalle_mini.weights.bundle import SHIPPED as SHIPPED  # for those who look for it here
 from dalle_mini.weights.hub import origin
 from dalle_mini.weights.pretrained import compute_dtype
 
-BATCH = 32  # pictures that one call draws at most: beyond it arithmetic binds, and more only takes more memory
 MAX_CHARACTERS = 2000  # of a prompt are looked at: far more than 64 tokens hold, little enough to normalise at once
+LOOK_EVERY = 64  # tokens
 
 logger = logging.getLogger("dalle_mini")
-Progress = Callable[[str, int, int], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """The pictures of one prompt, best first.
-
-    Attributes:
-        prompt: the prompt as it was given.
-        images: `keep` pictures.
-        scores: CLIP's logits_per_image, same order.
-        tokens: int32 [keep, image_length], same order.
-        indices: each picture's number among the candidates, same order.
-        timings: seconds of each stage; the first prompt's hold the compilation.
-        settings: as resolved; `guidance`, `temperature` and `top_k` are never None.
-    """
-
-    prompt: str
-    images: list[Image.Image]
-    scores: list[float]
-    tokens: np.ndarray
-    indices: list[int]
-    timings: dict[str, float]
-    settings: GenerationSettings
+Picture = str | os.PathLike | Image.Image | np.ndarray
+Settings = GenerationSettings | Sequence[GenerationSettings]
 
 
 class DalleMini:
@@ -74,6 +54,8 @@ class DalleMini:
         model, vqgan, ranker, tokenizer: the parts; `model` is kept as `generation.prepare` returns it.
         normalizer: what a caption goes through before the tokenizer; None leaves it as it is.
         folders: where each part came from, as of `find_parts`, for `provenance` and `save_pretrained`.
+        dtype: what the parts were loaded in, for `provenance`; "int8" rounds the decoder's weights to 8 bits.
+        devices: draw together; None is all local ones.
     Raises UserError where the VQGAN or the tokenizer does not fit the model.
     """
 
@@ -86,20 +68,14 @@ class DalleMini:
         normalizer: CaptionNormalizer | None,
         folders: Mapping[str, Path],
         dtype: str = "float32",
+        devices: Sequence[jax.Device] | None = None,
     ):
         _check_fit(model.config, vqgan.config, folders)
         tokenizer.check_vocab_size(model.config.encoder_vocab_size)
-        self.model, self.vqgan, self.ranker = prepare(model), vqgan, ranker
+        self.engine = Engine(prepare(model, int8=dtype == "int8"), vqgan, ranker, devices)
+        self.model, self.vqgan, self.ranker = self.engine.model, vqgan, ranker
         self.tokenizer, self.normalizer = tokenizer, normalizer
         self.folders, self.dtype = folders, dtype
-        graphdef, self._vqgan_state = nnx.split(vqgan)
-
-        def decode(state, tokens):
-            # One by one: a picture's pixels are the same whatever is decoded beside it, in little memory.
-            network = nnx.merge(graphdef, state)
-            return jax.lax.map(lambda row: network.decode(row[None])[0], tokens)
-
-        self._decode = jax.jit(decode)
 
     @classmethod
     def from_pretrained(
@@ -124,7 +100,8 @@ class DalleMini:
                 Hugging Face Hub or a wandb artifact (`entity/project/name:version`); None is the model that ships with
                 the package.
             vqgan, clip: those networks' sources; None takes the bundle's.
-            dtype: the type of the computation, "float32", "bfloat16" or "float16".
+            dtype: the type of the computation, "float32", "bfloat16" or "float16"; or "int8", the decoder's weights
+                rounded to 8 bits, and the rest in float32 on a CPU, in bfloat16 elsewhere.
             revision: branch, tag or commit of `source` on the Hub; every repository may also be written with its own,
                 `owner/name@revision`.
             token: for private and gated repositories; `HF_TOKEN` or the token of `hf auth login` by default.
@@ -147,7 +124,10 @@ class DalleMini:
     @classmethod
     def from_parts(cls, folders: Mapping[str, Path], dtype: str = "float32") -> "DalleMini":
         """Load the networks from the folders that `find_parts` gives."""
-        compute = compute_dtype(dtype)
+        if dtype == "int8":
+            compute = compute_dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
+        else:
+            compute = compute_dtype(dtype)
         model = DalleBart.from_pretrained(folders["dalle"], dtype=compute)
         vqgan_model = VQGAN.from_pretrained(folders["vqgan"], dtype=compute)
         _check_fit(model.config, vqgan_model.config, folders)  # before the wait for CLIP
@@ -158,7 +138,7 @@ class DalleMini:
             CaptionTokenizer.from_pretrained(folders["dalle"]),
             CaptionNormalizer(folders.get("words")) if model.config.normalize_text else None,
             folders,
-            compute.name,
+            "int8" if dtype == "int8" else compute.name,
         )
 
     def save_pretrained(self, folder: str | os.PathLike, dtype=None) -> None:
@@ -189,34 +169,133 @@ class DalleMini:
         prompts: Sequence[str],
         candidates: int = 16,
         keep: int | None = None,
-        seed: int = 0,
-        guidance: float | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
+        seed: int | Sequence[int] = 0,
+        guidance: float | Sequence[float] | None = None,
+        temperature: float | Sequence[float] | None = None,
+        top_k: int | Sequence[int] | None = None,
+        top_p: float | Sequence[float] | None = None,
+        *,
+        last_guidance: float | Sequence[float] | None = None,
+        negative_prompt: str | Sequence[str] = "",
+        canvas: Canvas | Sequence[Canvas | None] | None = None,
+        batch_size: int | None = None,
         progress: Progress | None = None,
     ) -> list[Result]:
         """Draw `candidates` pictures for each prompt and return the best `keep` of them (None: 4, or all of fewer).
 
-        The arguments are those of `GenerationSettings`. `progress(stage, done, total)` is called as the stages
-        "tokens", "pictures" and "scores" advance, in image tokens and in pictures over all prompts.
+        The arguments are those of `GenerationSettings`; all but the first two may be lists, one value a prompt.
+        `canvas` is what the pictures start from, of `DalleMini.canvas`, one for all or a list. `batch_size` is how
+        many pictures are drawn together; None is what fits in memory, 32 a device at most.
+        `progress(stage, done, total)` is called as the stages "tokens", "pictures" and "scores" advance, in image
+        tokens and in pictures over all prompts.
+        In several processes of `jax.distributed`, each makes the same call, draws its share and gets all results.
         Raises UserError on a blank prompt and on a value that makes no sense.
         """
-        settings = GenerationSettings(candidates, keep, seed, guidance, temperature, top_k, top_p)
-        return list(self.stream(prompts, settings, progress))
+        prompts = check_prompts(prompts)
+        settings = settings_of_each(
+            len(prompts),
+            candidates=candidates,
+            keep=keep,
+            seed=seed,
+            guidance=guidance,
+            last_guidance=last_guidance,
+            negative_prompt=negative_prompt,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+        )
+        return list(self.generate_each(prompts, settings, canvas, batch_size=batch_size, progress=progress))
+
+    def generate_each(
+        self,
+        prompts: Sequence[str],
+        settings: Settings | None = None,
+        canvas: Canvas | Sequence[Canvas | None] | None = None,
+        *,
+        batch_size: int | None = None,
+        progress: Progress | None = None,
+        alone: bool = False,
+    ) -> Iterator[Result]:
+        """Like `generate`, but each prompt's result comes as soon as it is drawn.
+
+        `settings` are for all prompts, or a list. With `alone`, processes of `jax.distributed` do not share the work.
+        """
+        jobs = self._jobs(prompts, settings, canvas)
+        return self.engine.run(jobs, progress, batch_size=batch_size, alone=alone)
 
     def stream(
-        self, prompts: Sequence[str], settings: GenerationSettings | None = None, progress: Progress | None = None
-    ) -> Iterator[Result]:
-        """Like `generate`, but each prompt's result comes as soon as it is drawn."""
-        settings = self._resolve(settings or GenerationSettings())
-        prompts = check_prompts(prompts)
-        started = time.perf_counter()
-        input_ids, attention_mask = self.encode_text(prompts)
-        text_seconds = (time.perf_counter() - started) / len(prompts)
-        report = _Totals(progress, len(prompts) * settings.candidates, self.model.config.image_length)
-        for prompt, ids, mask in zip(prompts, input_ids, attention_mask, strict=True):
-            yield self._draw(prompt, ids, mask, settings, text_seconds, report)
+        self,
+        prompts: Sequence[str],
+        settings: Settings | None = None,
+        canvas: Canvas | Sequence[Canvas | None] | None = None,
+        *,
+        every: int = LOOK_EVERY,
+        previews: int = 1,
+        batch_size: int | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[Partial | Result]:
+        """Watch the pictures grow: a `Partial` every so many tokens, and in the end of each prompt its `Result`.
+
+        The tokens are those of `generate`. A look costs decoding what there is of the first `previews` candidates.
+
+        >>> for look in pipe.stream(["a red apple"]):
+        ...     look.images[0].show()
+        """
+        if every < 1 or previews < 1:
+            raise UserError(f"every is {every} and previews {previews}: both must be at least 1")
+        jobs = self._jobs(prompts, settings, canvas)
+        return self.engine.run(jobs, progress, batch_size=batch_size, every=every, previews=previews)
+
+    def canvas(
+        self, picture: Picture, *, top: float | None = None, mask: Picture | None = None, vary: float = 0.0
+    ) -> Canvas:
+        """What pictures start from: a given one, of which some tokens are kept.
+
+        >>> pipe.canvas("photo.jpg", top=0.5)                # its upper half; the lower one is drawn
+        >>> pipe.canvas("photo.jpg", mask="mask.png")        # all but what is white in the mask
+        >>> pipe.canvas("photo.jpg", vary=0.3)               # seven tenths, others for each candidate
+
+        The picture is resized and its central square cropped. A token is drawn in view of those above it and to its
+        left alone, so what is kept below does not shape it.
+
+        Args:
+            picture: a file, a PIL image, or uint8 [height, width, 3].
+            top: the part of the height that is kept.
+            mask: a picture as large as `picture`, or a pixel a token; white is drawn anew, also where it covers a
+                token in part, and black is kept.
+            vary: how much of what is kept each candidate draws anew, at places of its own.
+        Raises UserError on a picture that cannot be read, a mask of another size, or where nothing would be drawn.
+        """
+        image = picture if isinstance(picture, Image.Image | np.ndarray) else load_picture(picture)
+        if isinstance(image, np.ndarray):
+            image = Image.fromarray(image)
+        pixels = resize_and_crop(image, self.vqgan.config.resolution)
+        tokens = np.asarray(self._encode(pixels[None].astype(np.float32) / 255))[0]
+        if top is not None:
+            tokens = canvases.below(tokens, top)
+        if mask is not None:
+            tokens = canvases.inside(tokens, self._mask(mask, image.size))
+        return Canvas(tokens, vary)
+
+    @functools.cached_property
+    def _encode(self):
+        graphdef, state = nnx.split(self.vqgan)
+        return functools.partial(jax.jit(lambda state, pixels: nnx.merge(graphdef, state).encode(pixels)), state)
+
+    def _mask(self, mask: Picture, size: tuple[int, int]) -> np.ndarray:
+        """A mask as bool [resolution, resolution], or one value a token, as `canvas.inside` wants it."""
+        image = mask if isinstance(mask, Image.Image | np.ndarray) else load_picture(mask)
+        if isinstance(image, np.ndarray):
+            image = Image.fromarray(image.astype(np.uint8) * 255 if image.dtype == bool else image)
+        grid = self.vqgan.config.grid
+        if image.size == (grid, grid):
+            return np.asarray(image.convert("L")) >= 128
+        if image.size != size:
+            raise UserError(
+                f"the mask is {image.width} x {image.height}: it must be as large as the picture, "
+                f"{size[0]} x {size[1]}, or {grid} x {grid}, a pixel a token"
+            )
+        return resize_and_crop(image.convert("RGB"), self.vqgan.config.resolution).mean(axis=-1) >= 128
 
     def encode_text(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """input_ids and attention_mask, int32 [prompts, text_length], of the prompts as the model reads them.
@@ -251,10 +330,40 @@ class DalleMini:
     def _identities(self) -> dict[str, dict]:
         return {part: _identity(self.folders[part]) for part in PARTS}
 
-    @functools.cached_property
-    def _uncond(self) -> tuple[np.ndarray, np.ndarray]:
-        """The row of an empty caption, which no normaliser has seen: [1, text_length] each."""
-        return self.tokenizer([""], max_length=self.model.config.text_length)
+    def _jobs(self, prompts, settings, canvas) -> list[Job]:
+        prompts = check_prompts(prompts)
+        settings = settings or GenerationSettings()
+        settings = [settings] * len(prompts) if isinstance(settings, GenerationSettings) else list(settings)
+        canvas = [canvas] * len(prompts) if canvas is None or isinstance(canvas, Canvas) else list(canvas)
+        for name, values in (("settings", settings), ("canvas", canvas)):
+            if len(values) != len(prompts):
+                raise UserError(f"{name} has {len(values)} values for {len(prompts)} prompts: give one for each")
+        for one in filter(None, canvas):
+            one.check_fits(self.model.config.image_length, self.vqgan.config.n_embed)
+        started = time.perf_counter()
+        ids, mask = self.encode_text(prompts)
+        rows = [self._uncond(one.negative_prompt) for one in settings]
+        seconds = (time.perf_counter() - started) / len(prompts)
+        return [
+            Job(
+                prompt=prompt,
+                ranked_by=prompt[:MAX_CHARACTERS],
+                settings=self._resolve(settings[number]),
+                ids=np.stack([ids[number], rows[number][0]]),
+                mask=np.stack([mask[number], rows[number][1]]),
+                canvas=canvas[number],
+                text_seconds=seconds,
+            )
+            for number, prompt in enumerate(prompts)
+        ]
+
+    def _uncond(self, negative_prompt: str) -> tuple[np.ndarray, np.ndarray]:
+        """The unconditional row, [text_length] each; of an empty caption, as published, no normaliser has seen it."""
+        if negative_prompt.strip():
+            ids, mask = self.encode_text([negative_prompt])
+        else:
+            ids, mask = self.tokenizer([""], max_length=self.model.config.text_length)
+        return ids[0], mask[0]
 
     def _resolve(self, settings: GenerationSettings) -> GenerationSettings:
         codebook = self.vqgan.config.n_embed
@@ -262,105 +371,6 @@ class DalleMini:
         defaults = {name: getattr(self.model.config, name) for name in ("guidance", "temperature")}
         chosen = {name: default for name, default in defaults.items() if getattr(settings, name) is None}
         return dataclasses.replace(settings, **chosen, top_k=min(wanted, codebook))
-
-    def _draw(self, prompt, input_ids, attention_mask, settings, text_seconds, report) -> Result:
-        timings = {"text": text_seconds}
-        clock = time.perf_counter()
-
-        def lap(stage: str) -> None:
-            nonlocal clock
-            now = time.perf_counter()
-            timings[stage], clock = now - clock, now
-
-        chunks = _chunks(settings.candidates)
-        tokens = []
-        for start, size in chunks:
-            before = report.done("tokens")
-            tokens.append(
-                self._draw_tokens(
-                    prompt,
-                    input_ids,
-                    attention_mask,
-                    start,
-                    size,
-                    settings,
-                    lambda count, _, before=before, size=size: report.reach("tokens", before + count * size),
-                )
-            )
-        lap("tokens")
-        images = []
-        for rows in tokens:
-            images.append(to_uint8(self._decode(self._vqgan_state, rows)))
-            report.reach("pictures", report.done("pictures") + len(rows))
-        images = np.concatenate(images)
-        lap("pictures")
-        scores = self.ranker.scores(images, prompt[:MAX_CHARACTERS])
-        order = self.ranker.rank(scores, settings.keep)
-        report.reach("scores", report.done("scores") + settings.candidates)
-        lap("scores")
-        return Result(
-            prompt=prompt,
-            images=[Image.fromarray(images[index]) for index in order],
-            scores=[float(scores[index]) for index in order],
-            tokens=np.concatenate(tokens)[order],
-            indices=[int(index) for index in order],
-            timings=timings,
-            settings=settings,
-        )
-
-    def _draw_tokens(self, prompt, input_ids, attention_mask, start, size, settings, progress) -> np.ndarray:
-        """Pictures `start` .. `start + size - 1` of a prompt, int32 [size, image_length]."""
-        uncond_ids, uncond_mask = self._uncond
-        rows = max(size, LEAST_ROWS)
-        tokens = generate_tokens(
-            self.model,
-            input_ids[None],
-            attention_mask[None],
-            picture_keys(settings.seed, prompt, np.arange(start, start + rows))[None],  # [1 caption, rows]
-            guidance=settings.guidance,
-            uncond_input_ids=uncond_ids,
-            uncond_attention_mask=uncond_mask,
-            temperature=settings.temperature,
-            top_k=settings.top_k,
-            top_p=settings.top_p,
-            codebook_size=self.vqgan.config.n_embed,
-            progress=progress,
-        )
-        return np.asarray(tokens)[0, :size]
-
-
-def _chunks(candidates: int) -> list[tuple[int, int]]:
-    """(first, number) of each call's pictures: as even as may be, so that few programs are compiled."""
-    calls = -(-candidates // BATCH)
-    size = -(-candidates // calls)
-    return [(start, min(size, candidates - start)) for start in range(0, candidates, size)]
-
-
-def picture_keys(seed: int, prompt: str, indices: np.ndarray) -> jax.Array:
-    """JAX keys [n]: the seed, into it the words of the prompt's SHA-256, and into that each picture's number."""
-    key = jax.random.key(seed, impl="threefry2x32")
-    for word in np.frombuffer(hashlib.sha256(prompt.encode("utf-8")).digest(), "<u4"):
-        key = jax.random.fold_in(key, word)
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(indices, jnp.uint32))
-
-
-class _Totals:
-    """How far each stage is over all prompts, passed on as it changes."""
-
-    def __init__(self, progress: Progress | None, pictures: int, image_length: int):
-        self._progress = progress
-        self._totals = {"tokens": pictures * image_length, "pictures": pictures, "scores": pictures}
-        self._done = {}
-        for stage in self._totals:
-            self.reach(stage, 0)
-
-    def done(self, stage: str) -> int:
-        return self._done[stage]
-
-    def reach(self, stage: str, count: int) -> None:
-        self._done[stage] = count
-        if self._progress is not None:
-            self._progress(stage, count, self._totals[stage])
 
 
 def _check_fit(config, vqgan_config, folders: Mapping[str, Path]) -> None:

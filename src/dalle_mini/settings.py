@@ -21,6 +21,10 @@ class GenerationSettings:
         seed: 0 to 2**32 - 1; a picture's key is derived from (seed, prompt text, picture number).
         guidance: super conditioning, `uncond + guidance * (cond - uncond)` on the logits; 1.0 is the caption alone;
             None is the `guidance` of the model's config, 10 as published.
+        last_guidance: the scale at a picture's last token; it changes linearly from `guidance` at the first. None
+            keeps it constant.
+        negative_prompt: what not to draw: the text of the unconditional rows, blank as published. It does nothing
+            where guidance is 1.
         temperature: the logits are divided by it; None is the `temperature` of the model's config, 1 as published.
         top_k: how many of the likeliest tokens may be sampled, 1 is greedy; None is the `top_k` of the model's config.
         top_p: the smallest set of tokens with this much probability may be sampled; None is all of them.
@@ -32,6 +36,8 @@ class GenerationSettings:
     keep: int | None = None
     seed: int = 0
     guidance: float | None = None
+    last_guidance: float | None = None
+    negative_prompt: str = ""
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
@@ -46,13 +52,43 @@ class GenerationSettings:
                 f"keep is {self.keep}, but only {self.candidates} candidates are drawn: lower keep or raise candidates"
             )
         _check_whole("seed", self.seed, 0, MAX_SEED)
-        for name in ("guidance", "temperature"):
+        for name in ("guidance", "last_guidance", "temperature"):
             if getattr(self, name) is not None:
                 _check_positive(name, getattr(self, name))
+        if not isinstance(self.negative_prompt, str):
+            raise UserError(f"negative_prompt is {type(self.negative_prompt).__name__}, not text")
         if self.top_k is not None:
             _check_whole("top_k", self.top_k, 1, None)
         if self.top_p is not None:
             _check_positive("top_p", self.top_p, 1.0)
+
+    @property
+    def guided(self) -> bool:
+        """Whether there are unconditional rows; the guidance must be resolved."""
+        return self.guidance != 1 or self.last_guidance not in (None, 1)
+
+
+PER_PROMPT = ("seed", "guidance", "last_guidance", "negative_prompt", "temperature", "top_k", "top_p")
+
+
+def settings_of_each(prompts: int, **options) -> list[GenerationSettings]:
+    """The settings of each of some prompts: a list among the options that are `PER_PROMPT` has one value a prompt.
+
+    Raises UserError, naming the field, on a list of another length and on values that make no sense.
+    """
+    lists = {name: value for name, value in options.items() if name in PER_PROMPT and _is_list(value)}
+    for name, values in lists.items():
+        if len(values) != prompts:
+            raise UserError(f"{name} has {len(values)} values for {prompts} prompts: give one for each, or one for all")
+    shared = {name: value for name, value in options.items() if name not in lists}
+    return [
+        GenerationSettings(**shared, **{name: values[number] for name, values in lists.items()})
+        for number in range(prompts)
+    ]
+
+
+def _is_list(value) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def check_prompts(prompts: Sequence[str]) -> list[str]:

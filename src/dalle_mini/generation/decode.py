@@ -155,10 +155,10 @@ def stream_tokens(
         unlimited=bool((top_k == 0).any()),
         codebook_size=config.image_vocab_size if codebook_size is None else codebook_size,
         shared=None if devices is None else _shared_axis(len(devices), *keys.shape),
-        mesh=None if devices is None else Mesh(np.asarray(devices), ("devices",)),
+        mesh=None if devices is None else _mesh(devices),
     )
     if programs.mesh is not None:
-        params = jax.device_put(params, NamedSharding(programs.mesh, ALL))
+        params = _on_all(params, programs.mesh)
     fixed, state = programs.prefill(params, jnp.stack(text), keys)
     looks, sizes = set(range(every, length, every)) | {length}, _cache_lengths(config)
     for stop in sorted(looks | set(sizes)):
@@ -167,6 +167,20 @@ def stream_tokens(
         if stop in looks:
             # The next call writes over the state: give away a copy.
             yield stop, state.tokens if stop == length else jnp.copy(state.tokens)
+
+
+def replicated(model: DalleBart, devices: Sequence[jax.Device]) -> DalleBart:
+    """The model on each device, so that `stream_tokens` need not take it there."""
+    graphdef, params = nnx.split(model)
+    return nnx.merge(graphdef, _on_all(params, _mesh(devices)))
+
+
+def _mesh(devices: Sequence[jax.Device]) -> Mesh:
+    return Mesh(np.asarray(devices), ("devices",))
+
+
+def _on_all(params, mesh: Mesh):
+    return jax.device_put(params, NamedSharding(mesh, ALL))
 
 
 def _shared_axis(devices: int, prompts: int, candidates: int) -> str:
@@ -273,7 +287,7 @@ def _prefill(programs: Programs, params, text, keys) -> tuple[Prefilled, DecodeS
 def _advance(programs: Programs, params, fixed, state, keys, stop, warping, given) -> DecodeState:
     def advance(params, fixed, state, keys, stop, warping, given):
         model: DalleBart = nnx.merge(programs.graphdef, params)
-        (prompts, candidates), last = keys.shape, max(model.config.image_length - 1, 1)
+        prompts, last = len(keys), max(model.config.image_length - 1, 1)
         groups = len(fixed.cross_mask)
 
         def rows(tree):  # [G, P, ...] -> [G P, ...]

@@ -271,17 +271,17 @@ class VQGAN(Pretrained, nnx.Module):
         tokens = self.quantize(self.encode_latents(images))
         return tokens.reshape(tokens.shape[0], -1)
 
-    def decode(self, tokens):
-        """Tokens, int [batch, n] of a square grid, to pictures, float32 [batch, H, W, 3], not clipped.
+    def decode(self, tokens, width: int | None = None):
+        """Tokens, int [batch, n] in rows of `width`, to pictures, float32 [batch, H, W, 3], not clipped.
 
-        Raises:
-          ValueError: n is not a square.
+        None is a square grid. Raises:
+          ValueError: n is not a square, or not whole rows of `width`.
         Ids outside the codebook are a caller's error; they come out as its last entry, not as the published
         program's all-NaN picture.
         """
         batch, count = tokens.shape
-        side = math.isqrt(count)
-        if side * side != count:
-            raise ValueError(f"{count} tokens do not make a square grid")
+        side = math.isqrt(count) if width is None else width
+        if count % side or (width is None and side * side != count):
+            raise ValueError(f"{count} tokens do not make " + (f"rows of {width}" if width else "a square grid"))
         codes = jnp.take(self.codebook.embedding[...], tokens, axis=0, mode="clip")
-        return self.decode_latents(codes.reshape(batch, side, side, -1))
+        return self.decode_latents(codes.reshape(batch, count // side, side, -1))

@@ -1,0 +1,349 @@
+"""From encoded prompts to ranked pictures: which rows share a call, on which devices, in how much memory.
+
+Prompts of few candidates are drawn together, many candidates of one prompt in several calls; a picture is the same
+either way. While the devices draw the next group, a thread finishes the last one: pixels, scores, PIL.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from PIL import Image
+
+from dalle_mini.data.images import to_uint8
+from dalle_mini.generation.canvas import Canvas
+from dalle_mini.generation.decode import replicated, stream_tokens
+from dalle_mini.generation.memory import batch_that_fits, decoded_at_once
+from dalle_mini.generation.prepare import LEAST_ROWS
+from dalle_mini.generation.ranking import ClipRanker
+from dalle_mini.models import VQGAN, DalleBart
+from dalle_mini.settings import GenerationSettings
+
+Progress = Callable[[str, int, int], None]
+LOOK_EVERY = 16  # tokens from one report of progress to the next
+PREVIEW_ROWS = 4  # a preview's height in tokens is a multiple of it: each height is a program to compile
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A prompt as the networks read it; `ids` and `mask` are int32 [2, text_length], second what not to draw."""
+
+    prompt: str
+    ranked_by: str
+    settings: GenerationSettings
+    ids: np.ndarray
+    mask: np.ndarray
+    canvas: Canvas | None = None
+    text_seconds: float = 0.0
+
+    @property
+    def kind(self) -> tuple:
+        """Jobs of one kind may share a call."""
+        settings = self.settings
+        return settings.candidates, settings.guided, settings.top_p is None, self.canvas is None
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """The pictures of one prompt, best first.
+
+    Attributes:
+        prompt: the prompt as it was given.
+        images: `keep` pictures.
+        scores: CLIP's logits_per_image, same order.
+        tokens: int32 [keep, image_length], same order.
+        indices: each picture's number among the candidates, same order.
+        timings: seconds of each stage; the first prompt's hold the compilation, and prompts that were drawn
+            together have equal parts.
+        settings: as resolved; `guidance`, `temperature` and `top_k` are never None.
+        canvas: what the pictures started from, if from something.
+    """
+
+    prompt: str
+    images: list[Image.Image]
+    scores: list[float]
+    tokens: np.ndarray
+    indices: list[int]
+    timings: dict[str, float]
+    settings: GenerationSettings
+    canvas: Canvas | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Partial:
+    """A look at a prompt's pictures while they are drawn.
+
+    Attributes:
+        prompt, number: the prompt and its place among those given, from 0.
+        count, total: tokens that each picture has so far, and will have.
+        images: of the first candidates, gray where nothing is drawn yet. The seam is not as it will be: what comes
+            next changes the pixels above it a little.
+        tokens: int32 [previews, image_length], zero where none is drawn yet.
+    """
+
+    prompt: str
+    number: int
+    count: int
+    total: int
+    images: list[Image.Image]
+    tokens: np.ndarray
+
+
+class Engine:
+    """The three networks, ready to draw.
+
+    Args:
+        model: as `prepare` returns it.
+        vqgan, ranker: the other two.
+        devices: draw together; None is all local ones.
+    """
+
+    def __init__(self, model: DalleBart, vqgan: VQGAN, ranker: ClipRanker, devices: Sequence[jax.Device] | None = None):
+        self.devices = list(devices or jax.local_devices())
+        self.model, self.vqgan, self.ranker = model, vqgan, ranker
+        graphdef, state = nnx.split(vqgan)
+        self._vqgan_states = [state]
+        if len(self.devices) > 1:
+            self.model = replicated(model, self.devices)
+            self._vqgan_states = [jax.device_put(state, device) for device in self.devices]
+
+        def decode(state, tokens, width):
+            return nnx.merge(graphdef, state).decode(tokens, width)
+
+        self._decode = jax.jit(decode, static_argnums=2)
+
+    def run(
+        self,
+        jobs: Sequence[Job],
+        progress: Progress | None = None,
+        *,
+        batch_size: int | None = None,
+        every: int | None = None,
+        previews: int = 1,
+        overlap: bool | None = None,
+        alone: bool = False,
+    ) -> Iterator[Result | Partial]:
+        """The jobs' results, in order.
+
+        Args:
+            jobs: what to draw.
+            progress: called as `progress(stage, done, total)`.
+            batch_size: pictures that one call draws at most; None is what fits in memory.
+            every, previews: yield a `Partial` of the first `previews` candidates every so many tokens.
+            overlap: finish a group while the next is drawn; None does so unless the CPU computes, which is busy.
+            alone: draw everything here. Else, where JAX runs in several processes, each of which must make the same
+                call, they share the candidates and all have the results.
+        """
+        if batch_size is None:
+            batch_size = batch_that_fits(self.model, self.vqgan, self.devices)
+        if overlap is None:
+            overlap = jax.default_backend() != "cpu"
+        processes, process = (1, 0) if alone else (jax.process_count(), jax.process_index())
+        # A share is the same for all, so that shares can be gathered; what is beyond the last candidate is dropped.
+        shares = [-(-job.settings.candidates // processes) for job in jobs]
+        report = Totals(progress, sum(shares), self.model.config.image_length)
+        number = 0
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            waiting = None
+            for group in grouped(jobs, batch_size if every is None else 1):
+                clock = time.perf_counter()
+                chunks, share = [], -(-group[0].settings.candidates // processes)
+                for start, size in chunked(share, batch_size):
+                    first = process * share + start
+                    for count, tokens in self._tokens(group, first, size, report, bool(every or progress), every):
+                        if every and first == 0 and count < tokens.shape[-1] and count % every == 0:
+                            yield from self._look(group, number, count, np.asarray(tokens), previews)
+                    chunks.append(tokens[:, :size])
+                tokens = np.concatenate([np.asarray(chunk) for chunk in chunks], axis=1)
+                seconds = time.perf_counter() - clock
+                number += len(group)
+                if waiting is not None:
+                    yield from waiting.result()
+                    waiting = None
+                if overlap:
+                    waiting = pool.submit(self._finish, group, tokens, seconds, report, processes)
+                else:
+                    yield from self._finish(group, tokens, seconds, report, processes)
+            if waiting is not None:
+                yield from waiting.result()
+
+    def _tokens(
+        self, group: list[Job], start: int, size: int, report: Totals, watched: bool, every: int | None
+    ) -> Iterator[tuple[int, jax.Array]]:
+        """Candidates `start` .. `start + size - 1` of each job, and some more that make even shares."""
+        first, length = group[0], self.model.config.image_length
+        rows = self._rows(len(group), size, 1 + first.settings.guided)
+        keys = jnp.stack([picture_keys(job.settings.seed, job.prompt, np.arange(start, start + rows)) for job in group])
+
+        def each(name: str, dtype=np.float32) -> np.ndarray:
+            return np.asarray([getattr(job.settings, name) for job in group], dtype)
+
+        canvases = [job.canvas.given(row) for job, row in zip(group, keys, strict=True) if job.canvas is not None]
+        look, before = length, report.done("tokens")
+        if watched:
+            look = min(LOOK_EVERY, every or LOOK_EVERY)
+            look = look if not every or every % look == 0 else every
+        for count, tokens in stream_tokens(
+            self.model,
+            np.stack([job.ids[0] for job in group]),
+            np.stack([job.mask[0] for job in group]),
+            keys,
+            guidance=each("guidance"),
+            last_guidance=[
+                job.settings.guidance if job.settings.last_guidance is None else job.settings.last_guidance
+                for job in group
+            ],
+            uncond_input_ids=np.stack([job.ids[1] for job in group]),
+            uncond_attention_mask=np.stack([job.mask[1] for job in group]),
+            temperature=each("temperature"),
+            top_k=each("top_k", np.int32),
+            top_p=None if first.settings.top_p is None else each("top_p"),
+            codebook_size=self.vqgan.config.n_embed,
+            given=np.stack(canvases) if canvases else None,
+            every=look,
+            devices=self.devices if len(self.devices) > 1 else None,
+        ):
+            jax.block_until_ready(tokens)
+            report.reach("tokens", before + count * size * len(group))
+            yield count, tokens
+
+    def _rows(self, prompts: int, candidates: int, groups: int) -> int:
+        """The candidates to draw where `candidates` are wanted: enough for a product of rows, and even shares."""
+        devices = len(self.devices)
+        if prompts % devices:
+            candidates = -(-candidates // devices) * devices
+            prompts_each, candidates_each = prompts, candidates // devices
+        else:
+            prompts_each, candidates_each = prompts // devices, candidates
+        if groups * prompts_each * candidates_each < LEAST_ROWS:
+            candidates *= LEAST_ROWS
+        return candidates
+
+    def _finish(
+        self, group: list[Job], tokens: np.ndarray, seconds: float, report: Totals, processes: int
+    ) -> list[Result]:
+        """Tokens [jobs, candidates, image_length] to pixels, scores and the best pictures."""
+        timings = {"tokens": seconds / len(group)}
+        clock = time.perf_counter()
+        images = self._pixels(tokens.reshape(-1, tokens.shape[-1]), report)
+        images = images.reshape(*tokens.shape[:2], *images.shape[1:])
+        timings["pictures"] = (time.perf_counter() - clock) / len(group)
+        clock = time.perf_counter()
+        scores = []
+        for job, pictures in zip(group, images, strict=True):
+            scores.append(self.ranker.scores(pictures, job.ranked_by))
+            report.reach("scores", report.done("scores") + len(pictures))
+        timings["scores"] = (time.perf_counter() - clock) / len(group)
+        rows = tokens, images, np.stack(scores)
+        if processes > 1:
+            rows = gathered(rows, group[0].settings.candidates)
+        return [
+            _result(job, *parts, {"text": job.text_seconds, **timings})
+            for job, *parts in zip(group, *rows, strict=True)
+        ]
+
+    def _pixels(self, tokens: np.ndarray, report: Totals) -> np.ndarray:
+        """Tokens [n, image_length] to uint8 [n, H, W, 3]; the devices take turns."""
+        calls, images = chunked(len(tokens), decoded_at_once(self.devices[0])), []
+        size = calls[0][1]  # the last is padded: one shape to compile
+        for first in range(0, len(calls), len(self.devices)):
+            waiting = []
+            turn = calls[first : first + len(self.devices)]
+            for (start, count), device, state in zip(turn, self.devices, self._vqgan_states, strict=False):
+                rows = np.pad(tokens[start : start + count], ((0, size - count), (0, 0)))
+                waiting.append((self._decode(state, jax.device_put(rows, device), None), count))
+            images += [to_uint8(pixels)[:count] for pixels, count in waiting]
+            report.reach("pictures", report.done("pictures") + sum(count for _, count in waiting))
+        return np.concatenate(images)
+
+    def _look(self, group: list[Job], number: int, count: int, tokens: np.ndarray, previews: int) -> Iterator[Partial]:
+        config = self.vqgan.config
+        rows = count // config.grid // PREVIEW_ROWS * PREVIEW_ROWS
+        for place, job in enumerate(group):
+            drawn = tokens[place, : min(previews, job.settings.candidates)]
+            side = config.resolution
+            images = np.full((len(drawn), side, side, 3), 128, np.uint8)
+            for image, row in zip(images, drawn, strict=True) if rows else ():
+                pixels = to_uint8(self._decode(self._vqgan_states[0], row[None, : rows * config.grid], config.grid))
+                image[: pixels.shape[1]] = pixels[0]
+            yield Partial(
+                job.prompt, number + place, count, tokens.shape[-1], list(map(Image.fromarray, images)), drawn
+            )
+
+
+def _result(job: Job, tokens: np.ndarray, pictures: np.ndarray, scores: np.ndarray, timings: dict) -> Result:
+    order = ClipRanker.rank(scores, job.settings.keep)
+    return Result(
+        prompt=job.prompt,
+        images=[Image.fromarray(pictures[index]) for index in order],
+        scores=[float(scores[index]) for index in order],
+        tokens=tokens[order],
+        indices=[int(index) for index in order],
+        timings=timings,
+        settings=job.settings,
+        canvas=job.canvas,
+    )
+
+
+def gathered(shares: tuple[np.ndarray, ...], candidates: int) -> tuple[np.ndarray, ...]:
+    """Each process's arrays [jobs, share, ...] to everyone's, [jobs, candidates, ...], in every process."""
+    from jax.experimental import multihost_utils
+
+    def joined(array: np.ndarray) -> np.ndarray:
+        parts = np.asarray(multihost_utils.process_allgather(array))  # [processes, jobs, share, ...]
+        parts = np.moveaxis(parts, 0, 1)
+        return parts.reshape(len(array), -1, *array.shape[2:])[:, :candidates]
+
+    return tuple(map(joined, shares))
+
+
+def grouped(jobs: Sequence[Job], batch_size: int) -> Iterator[list[Job]]:
+    """Consecutive jobs of one kind, as many as fit one call; a job that does not fit is a group of its own."""
+    for _, alike in itertools.groupby(jobs, key=lambda job: job.kind):
+        alike = list(alike)
+        together = max(1, batch_size // alike[0].settings.candidates)
+        for start in range(0, len(alike), together):
+            yield alike[start : start + together]
+
+
+def chunked(candidates: int, batch_size: int) -> list[tuple[int, int]]:
+    """(first, number) of each call's pictures: as even as may be, so that few programs are compiled."""
+    calls = -(-candidates // batch_size)
+    size = -(-candidates // calls)
+    return [(start, min(size, candidates - start)) for start in range(0, candidates, size)]
+
+
+def picture_keys(seed: int, prompt: str, indices: np.ndarray) -> jax.Array:
+    """JAX keys [n]: the seed, into it the words of the prompt's SHA-256, and into that each picture's number."""
+    key = jax.random.key(seed, impl="threefry2x32")
+    for word in np.frombuffer(hashlib.sha256(prompt.encode("utf-8")).digest(), "<u4"):
+        key = jax.random.fold_in(key, word)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(indices, jnp.uint32))
+
+
+class Totals:
+    """How far each stage is over all prompts, passed on as it changes."""
+
+    def __init__(self, progress: Progress | None, pictures: int, image_length: int):
+        self._progress = progress
+        self._totals = {"tokens": pictures * image_length, "pictures": pictures, "scores": pictures}
+        self._done = {}
+        for stage in self._totals:
+            self.reach(stage, 0)
+
+    def done(self, stage: str) -> int:
+        return self._done[stage]
+
+    def reach(self, stage: str, count: int) -> None:
+        self._done[stage] = count
+        if self._progress is not None:
+            self._progress(stage, count, self._totals[stage])

@@ -1,0 +1,50 @@
+"""How many pictures one call may draw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import psutil
+
+from dalle_mini.models import VQGAN, DalleBart
+
+MOST = 32  # a device: beyond it arithmetic binds, and more only takes more memory
+SHARE = 0.8  # of the memory that is free now; the rest is for others and for what the compiler keeps
+GROWTH = 1.75  # the old cache is there while the new one is filled: 3/4 of it at the last step
+
+
+def batch_that_fits(model: DalleBart, vqgan: VQGAN, devices: Sequence[jax.Device]) -> int:
+    """Pictures that all devices together draw in one call: at least 1 each, at most `MOST` each."""
+    room = SHARE * free_bytes(devices[0]) - decoding_bytes(vqgan, devices[0])
+    if devices[0].platform == "cpu":
+        room /= len(devices)  # which share the host's memory
+    return len(devices) * max(1, min(MOST, int(room // picture_bytes(model))))
+
+
+def picture_bytes(model: DalleBart) -> int:
+    """Of one picture while it is drawn, with its unconditional row: keys and values, logits and what sampling sorts."""
+    config = model.config
+    item = jnp.dtype(model.lm_head.dtype).itemsize
+    cache = 2 * 2 * config.decoder_layers * config.image_length * config.d_model * item
+    logits = 2 * 8 * 4 * config.image_vocab_size
+    return int(GROWTH * cache) + logits
+
+
+def decoding_bytes(vqgan: VQGAN, device: jax.Device) -> int:
+    """Of the VQGAN's largest feature maps: a handful at full resolution, in float32 as it may be."""
+    config = vqgan.config
+    return decoded_at_once(device) * 8 * 4 * config.resolution**2 * config.ch
+
+
+def decoded_at_once(device: jax.Device) -> int:
+    """Pictures that one call of the VQGAN decodes: on a CPU to the same bits whatever the others are."""
+    return 1 if device.platform == "cpu" else 4
+
+
+def free_bytes(device: jax.Device) -> int:
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    return psutil.virtual_memory().available
