@@ -146,8 +146,8 @@ def test_ctrl_c_exits_130_without_a_partial_folder(tmp_path, golden_bundle):
 def test_an_interruption_amid_imports_is_one_line():
     code = """if True:
         import time
-        from dalle_mini.cli import _starting
-        with _starting():
+        from dalle_mini.commands.terminal import starting
+        with starting():
             try:
                 print("ready", flush=True)
                 time.sleep(60)

@@ -89,7 +89,7 @@ def test_the_same_pictures_in_calls_of_any_size(pipe):
     for batch_size in (1, 2, 5, 10, 100):
         results = pipe.generate(prompts, candidates=5, keep=5, batch_size=batch_size)
         assert [drawn(result) for result in results] == wanted
-    jobs = pipe._jobs(prompts, GenerationSettings(candidates=5, keep=5), None)
+    jobs = pipe.jobs(prompts, GenerationSettings(candidates=5, keep=5), None)
     overlapped = pipe.engine.run(jobs, overlap=True)
     assert [drawn(result) for result in overlapped] == wanted
 

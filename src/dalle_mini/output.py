@@ -3,6 +3,7 @@
     pictures/a-red-apple/01.png ... 04.png   the kept pictures, best first
                          grid.png            all of them with the caption and their scores, small ones enlarged
                          results.json        prompt, settings, model identities, scores, timings
+                         progress/, progress.gif   the first candidates while they were drawn, if asked for
 
 A folder is written beside its place under a hidden name and renamed when it is whole, so that an interrupted run leaves
 whole folders only. A folder that exists is kept and the new one is numbered (`a-red-apple-2`), unless overwriting was
@@ -11,6 +12,7 @@ asked for; and even then a folder without a `results.json`, which is somebody el
 
 import contextlib
 import dataclasses
+import io
 import json
 import math
 import os
@@ -18,7 +20,7 @@ import re
 import shutil
 import tempfile
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,8 +32,10 @@ from dalle_mini import __version__
 from dalle_mini.errors import UserError
 
 if TYPE_CHECKING:
-    from dalle_mini.pipeline import Result
+    from dalle_mini.pipeline import Partial, Result
 
+REPORT = "results.json"
+FRAME_MS, LAST_FRAME_MS = 300, 2000
 MIN_SIDE = 192  # pixels: a 64-pixel picture is a stamp on today's screens
 MARGIN = 12
 FONT_SIZE = 18
@@ -44,6 +48,8 @@ def check_writable(output: str | Path) -> Path:
 
     Raises UserError where the folder, or the parents that it lacks, cannot be made or written to.
     """
+    if not str(output).strip():
+        raise UserError("--output is blank: name a folder")
     output = Path(output).expanduser()
     try:
         ancestor = next(path for path in (output, *output.absolute().parents) if path.exists())
@@ -62,7 +68,12 @@ def check_writable(output: str | Path) -> Path:
 
 
 def write_result(
-    result: "Result", output: Path, provenance: dict, overwrite: bool = False, taken: set[Path] | None = None
+    result: "Result",
+    output: Path,
+    provenance: dict,
+    overwrite: bool = False,
+    taken: set[Path] | None = None,
+    looks: "Sequence[Partial]" = (),
 ) -> Path:
     """Write one prompt's pictures, grid and `results.json` and return the folder.
 
@@ -72,6 +83,7 @@ def write_result(
         provenance: `DalleMini.provenance()`.
         overwrite: replace the folder that an earlier run left for this prompt instead of numbering a new one.
         taken: folders that this run wrote, never replaced; the new folder is added.
+        looks: at the pictures while they were drawn, for `progress/` and `progress.gif`.
 
     Raises UserError where the folder cannot be written.
     """
@@ -80,16 +92,87 @@ def write_result(
         output.mkdir(parents=True, exist_ok=True)
         target = _target(output, slug(result.prompt), overwrite, taken)
         with _written_beside(target) as folder:
-            names = [f"{number:02d}.png" for number in range(1, len(result.images) + 1)]
-            for name, image in zip(names, result.images, strict=True):
-                image.save(folder / name)
+            _save(result, folder, provenance)
             picture_grid(result.prompt, result.images, result.scores).save(folder / "grid.png")
-            report = _report(result, names, provenance)
-            (folder / "results.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", "utf-8")
+            if looks:
+                save_looks(folder, looks, result)
     except OSError as error:
         raise UserError(f"--output {output} cannot be written: {error}") from None
     taken.add(target)
     return target
+
+
+def write_folder(result: "Result", target: Path, provenance: dict, **more) -> None:
+    """A prompt's pictures and `results.json`, with `more` fields, into `target`; what is there is replaced.
+
+    Raises UserError where the folder cannot be written.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _written_beside(target) as folder:
+            _save(result, folder, provenance, **more)
+    except OSError as error:
+        raise UserError(f"{target} cannot be written: {error}") from None
+
+
+def write_whole(file: Path, data: bytes) -> None:
+    """Write a file beside its place and rename it. Raises UserError where that fails."""
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_bytes(data)
+            partial.replace(file)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {error}") from None
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed run was writing beside its place."""
+    for leftover in folder.glob(".*.partial"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    for replaced in folder.glob(".*.replaced"):
+        target = replaced.with_name(replaced.name[1:].rsplit(".", 2)[0])
+        if target.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+        else:
+            replaced.rename(target)
+
+
+class Looks:
+    """Looks at pictures while they are drawn: the last one is `progress.png` in the output folder."""
+
+    def __init__(self, output: Path):
+        self._file, self._seen = output / "progress.png", []
+
+    def add(self, look: "Partial") -> None:
+        """Raises UserError where the picture cannot be written."""
+        self._seen.append(look)
+        buffer = io.BytesIO()
+        picture_grid(look.prompt, look.images).save(buffer, "PNG")
+        write_whole(self._file, buffer.getvalue())
+
+    def take(self) -> "list[Partial]":
+        """Those of the prompt that is drawn now; the next ones are another's."""
+        self._file.unlink(missing_ok=True)
+        seen, self._seen = self._seen, []
+        return seen
+
+
+def save_looks(folder: Path, looks: "Sequence[Partial]", result: "Result") -> None:
+    """`progress/` with a picture of each look, and `progress.gif` of them all, which ends with the final pictures."""
+    (folder / "progress").mkdir()
+    grids = [picture_grid(look.prompt, look.images) for look in looks]
+    for look, grid in zip(looks, grids, strict=True):
+        grid.save(folder / "progress" / f"{look.count:04d}.png")
+    # The same candidates as in the looks, of those that were kept; the best where none was.
+    shown = [image for index, image in zip(result.indices, result.images, strict=True) if index < len(looks[0].images)]
+    last = picture_grid(result.prompt, (shown or result.images)[: len(looks[0].images)])
+    frames = [frame if frame.size == last.size else last.resize(frame.size) for frame in (*grids, last)]
+    durations = [FRAME_MS] * len(grids) + [LAST_FRAME_MS]
+    frames[0].save(folder / "progress.gif", save_all=True, append_images=frames[1:], duration=durations, loop=0)
 
 
 def slug(prompt: str) -> str:
@@ -134,16 +217,25 @@ def picture_grid(caption: str, images: list[Image.Image], scores: list[float] | 
     return grid
 
 
+def _save(result: "Result", folder: Path, provenance: dict, **more) -> None:
+    names = [f"{number:02d}.png" for number in range(1, len(result.images) + 1)]
+    for name, image in zip(names, result.images, strict=True):
+        image.save(folder / name)
+    report = more | _report(result, names, provenance)
+    (folder / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
 def _report(result: "Result", names: list[str], provenance: dict) -> dict:
     pictures = [
         {"file": name, "score": score, "candidate": index}
         for name, score, index in zip(names, result.scores, result.indices, strict=True)
     ]
-    settings = dataclasses.asdict(result.settings)
+    settings, canvas = dataclasses.asdict(result.settings), result.canvas
     return {
         "prompt": result.prompt,
         "seed": settings.pop("seed"),
         "settings": settings,
+        **({} if canvas is None else {"canvas": {"tokens": " ".join(map(str, canvas.tokens)), "vary": canvas.vary}}),
         **provenance,
         "pictures": pictures,
         "timings_seconds": {stage: round(seconds, 3) for stage, seconds in result.timings.items()},
@@ -153,7 +245,7 @@ def _report(result: "Result", names: list[str], provenance: dict) -> dict:
 
 def _target(output: Path, name: str, overwrite: bool, taken: set[Path]) -> Path:
     target, number = output / name, 1
-    while target in taken or (target.exists() and not (overwrite and (target / "results.json").is_file())):
+    while target in taken or (target.exists() and not (overwrite and (target / REPORT).is_file())):
         number += 1
         target = output / f"{name}-{number}"
     return target

@@ -37,7 +37,7 @@ from dalle_mini.weights.hub import origin
 from dalle_mini.weights.pretrained import compute_dtype
 
 MAX_CHARACTERS = 2000  # of a prompt are looked at: far more than 64 tokens hold, little enough to normalise at once
-LOOK_EVERY = 64  # tokens
+LOOKS = 8  # at a picture while it is drawn
 
 logger = logging.getLogger("dalle_mini")
 Picture = str | os.PathLike | Image.Image | np.ndarray
@@ -220,7 +220,7 @@ class DalleMini:
 
         `settings` are for all prompts, or a list. With `alone`, processes of `jax.distributed` do not share the work.
         """
-        jobs = self._jobs(prompts, settings, canvas)
+        jobs = self.jobs(prompts, settings, canvas)
         return self.engine.run(jobs, progress, batch_size=batch_size, alone=alone)
 
     def stream(
@@ -229,22 +229,39 @@ class DalleMini:
         settings: Settings | None = None,
         canvas: Canvas | Sequence[Canvas | None] | None = None,
         *,
-        every: int = LOOK_EVERY,
+        every: int | None = None,
         previews: int = 1,
         batch_size: int | None = None,
         progress: Progress | None = None,
     ) -> Iterator[Partial | Result]:
-        """Watch the pictures grow: a `Partial` every so many tokens, and in the end of each prompt its `Result`.
+        """Watch the pictures grow: a `Partial` every so many tokens (None: an eighth of all), and in the end of each
+        prompt its `Result`.
 
         The tokens are those of `generate`. A look costs decoding what there is of the first `previews` candidates.
 
         >>> for look in pipe.stream(["a red apple"]):
         ...     look.images[0].show()
         """
+        every = max(1, self.model.config.image_length // LOOKS) if every is None else every
         if every < 1 or previews < 1:
             raise UserError(f"every is {every} and previews {previews}: both must be at least 1")
-        jobs = self._jobs(prompts, settings, canvas)
+        jobs = self.jobs(prompts, settings, canvas)
         return self.engine.run(jobs, progress, batch_size=batch_size, every=every, previews=previews)
+
+    def redraw(
+        self,
+        prompt: str,
+        number: int,
+        settings: GenerationSettings | None = None,
+        canvas: Canvas | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> Result:
+        """Candidate `number` of a prompt alone, as `generate` draws it among the others (`Result.indices`)."""
+        settings = dataclasses.replace(settings or GenerationSettings(), candidates=1, keep=1)
+        (job,) = self.jobs([prompt], settings, canvas)
+        (result,) = self.engine.run([dataclasses.replace(job, first=number)], progress, alone=True)
+        return result
 
     def canvas(
         self, picture: Picture, *, top: float | None = None, mask: Picture | None = None, vary: float = 0.0
@@ -330,7 +347,13 @@ class DalleMini:
     def _identities(self) -> dict[str, dict]:
         return {part: _identity(self.folders[part]) for part in PARTS}
 
-    def _jobs(self, prompts, settings, canvas) -> list[Job]:
+    def jobs(
+        self,
+        prompts: Sequence[str],
+        settings: Settings | None = None,
+        canvas: Canvas | Sequence[Canvas | None] | None = None,
+    ) -> list[Job]:
+        """The prompts as `engine.run` takes them. Raises UserError on what makes no sense."""
         prompts = check_prompts(prompts)
         settings = settings or GenerationSettings()
         settings = [settings] * len(prompts) if isinstance(settings, GenerationSettings) else list(settings)

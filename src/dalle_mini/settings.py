@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 from dalle_mini.errors import UserError
 
+DTYPES = ("float32", "bfloat16", "float16", "int8")  # of generation
 MAX_CANDIDATES = 4096  # pictures are held in memory until they are ranked
 MAX_SEED = 2**32 - 1
+LARGEST = 1e6  # number, and its inverse the smallest: far beyond use, and well within float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +56,7 @@ class GenerationSettings:
         _check_whole("seed", self.seed, 0, MAX_SEED)
         for name in ("guidance", "last_guidance", "temperature"):
             if getattr(self, name) is not None:
-                _check_positive(name, getattr(self, name))
+                _check_positive(name, getattr(self, name), LARGEST, 1 / LARGEST)
         if not isinstance(self.negative_prompt, str):
             raise UserError(f"negative_prompt is {type(self.negative_prompt).__name__}, not text")
         if self.top_k is not None:
@@ -118,8 +120,8 @@ def _check_whole(name: str, value, low: int, high: int | None) -> None:
         raise UserError(f"{name} is {value!r}: it must be a whole number, {bounds}")
 
 
-def _check_positive(name: str, value, high: float = math.inf) -> None:
+def _check_positive(name: str, value, high: float, low: float = 0.0) -> None:
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not 0 < value <= high:
-        bounds = "above 0" if high == math.inf else f"above 0 and at most {high:g}"
+    if not number or not math.isfinite(value) or not max(low, 1e-300) <= value <= high:
+        bounds = f"from {low:g} to {high:g}" if low else f"above 0 and at most {high:g}"
         raise UserError(f"{name} is {value!r}: it must be a number {bounds}")

@@ -26,6 +26,7 @@ from dalle_mini.generation.sampling import draw, guide, mask_beyond, sample, war
 from dalle_mini.models.dalle_bart import DalleBart
 from dalle_mini.models.layers import KVCache
 
+UNDRAWABLE = -1  # the token where the logits are not numbers: the weights are damaged, or too large for their type
 EVERY = 16  # steps between two looks; a call of a compiled program costs less than a thousandth of them
 # Lengths that a large cache grows through: each is a program to compile, and saves reading what is not there yet.
 CACHES, LARGE_CACHE = 4, 1 << 22  # of a picture's row, in numbers
@@ -117,7 +118,8 @@ def stream_tokens(
 
     Yields:
       (number of tokens that each picture has so far, tokens int32 [P, C, image_length], zero where none is drawn yet).
-      The last ones are complete. Arrays come as JAX dispatches them: wait for one to know that it is computed.
+      The last ones are complete. A token is `UNDRAWABLE` (-1) where the logits were not numbers.
+      Arrays come as JAX dispatches them: wait for one to know that it is computed.
 
     Raises:
       ValueError: guidance is not 1 and the unconditional rows are missing; the devices cannot share the work evenly.
@@ -307,6 +309,7 @@ def _advance(programs: Programs, params, fixed, state, keys, stop, warping, give
                 logits = guide(logits[:prompts], logits[prompts:], scale[:, None, None])
             logits = mask_beyond(logits, programs.codebook_size)
             token = _draw(keys, t, logits, warping, programs.most, programs.unlimited)
+            token = jnp.where(jnp.isfinite(jnp.max(logits, axis=-1)), token, UNDRAWABLE)
             if given is not None:
                 kept = given[..., t]
                 token = jnp.where(kept >= 0, kept, token)

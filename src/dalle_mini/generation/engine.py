@@ -20,8 +20,9 @@ from flax import nnx
 from PIL import Image
 
 from dalle_mini.data.images import to_uint8
+from dalle_mini.errors import UserError
 from dalle_mini.generation.canvas import Canvas
-from dalle_mini.generation.decode import replicated, stream_tokens
+from dalle_mini.generation.decode import UNDRAWABLE, replicated, stream_tokens
 from dalle_mini.generation.memory import batch_that_fits, decoded_at_once
 from dalle_mini.generation.prepare import LEAST_ROWS
 from dalle_mini.generation.ranking import ClipRanker
@@ -30,7 +31,7 @@ from dalle_mini.settings import GenerationSettings
 
 Progress = Callable[[str, int, int], None]
 LOOK_EVERY = 16  # tokens from one report of progress to the next
-PREVIEW_ROWS = 4  # a preview's height in tokens is a multiple of it: each height is a program to compile
+PREVIEW_ROWS = 2  # a preview's height in tokens is a multiple of it: each height is a program to compile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,13 +44,14 @@ class Job:
     ids: np.ndarray
     mask: np.ndarray
     canvas: Canvas | None = None
+    first: int = 0  # the first candidate's number
     text_seconds: float = 0.0
 
     @property
     def kind(self) -> tuple:
         """Jobs of one kind may share a call."""
         settings = self.settings
-        return settings.candidates, settings.guided, settings.top_p is None, self.canvas is None
+        return settings.candidates, settings.guided, settings.top_p is None, self.canvas is None, self.first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,12 +160,16 @@ class Engine:
                 clock = time.perf_counter()
                 chunks, share = [], -(-group[0].settings.candidates // processes)
                 for start, size in chunked(share, batch_size):
-                    first = process * share + start
+                    first = group[0].first + process * share + start
                     for count, tokens in self._tokens(group, first, size, report, bool(every or progress), every):
-                        if every and first == 0 and count < tokens.shape[-1] and count % every == 0:
+                        if every and process == 0 == start and count < tokens.shape[-1] and count % every == 0:
                             yield from self._look(group, number, count, np.asarray(tokens), previews)
                     chunks.append(tokens[:, :size])
                 tokens = np.concatenate([np.asarray(chunk) for chunk in chunks], axis=1)
+                if (tokens == UNDRAWABLE).any():
+                    raise UserError(
+                        "the decoder's logits are not numbers: its weights are damaged, or too large for this dtype"
+                    )
                 seconds = time.perf_counter() - clock
                 number += len(group)
                 if waiting is not None:
@@ -241,6 +247,8 @@ class Engine:
         scores = []
         for job, pictures in zip(group, images, strict=True):
             scores.append(self.ranker.scores(pictures, job.ranked_by))
+            if not np.isfinite(scores[-1]).all():
+                raise UserError("CLIP's scores are not numbers: its weights are damaged, or too large for this dtype")
             report.reach("scores", report.done("scores") + len(pictures))
         timings["scores"] = (time.perf_counter() - clock) / len(group)
         rows = tokens, images, np.stack(scores)
@@ -287,7 +295,7 @@ def _result(job: Job, tokens: np.ndarray, pictures: np.ndarray, scores: np.ndarr
         images=[Image.fromarray(pictures[index]) for index in order],
         scores=[float(scores[index]) for index in order],
         tokens=tokens[order],
-        indices=[int(index) for index in order],
+        indices=[job.first + int(index) for index in order],
         timings=timings,
         settings=job.settings,
         canvas=job.canvas,

@@ -151,8 +151,7 @@ class DalleBartConfig(Config):
     final_logits_bias: bool = False  # of 2021's model
     normalize_text: bool = False
     init_std: float = 0.02
-    # Sampling's defaults, the published pipeline's. A small model wants less guidance, which amplifies its errors too,
-    # and a lower temperature.
+    # Sampling's defaults, the published pipeline's. A small model wants less guidance, which amplifies its errors too.
     guidance: float = 10.0
     temperature: float = 1.0
     top_k: int = 50

@@ -1,0 +1,204 @@
+"""Thousands of prompts into one folder, in a run that may be killed at any moment and started again.
+
+    OUTPUT/batch.json            what the run draws with; another run may not use the folder
+           pictures/<id>/        01.png ... of each prompt, and its results.json
+           results.parquet       one row a picture, or a failure, written when all is done
+
+A prompt's folder appears whole or not at all, so it alone tells that the prompt is done.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jax
+
+from dalle_mini.errors import UserError
+from dalle_mini.output import REPORT, remove_leftovers, write_folder, write_whole
+from dalle_mini.prompts import Entry, import_parquet
+from dalle_mini.settings import GenerationSettings
+
+if TYPE_CHECKING:
+    from dalle_mini.generation.canvas import Canvas
+    from dalle_mini.pipeline import DalleMini
+
+RUN, PICTURES, TABLE = "batch.json", "pictures", "results.parquet"
+SAMPLING = ("guidance", "last_guidance", "negative_prompt", "temperature", "top_k", "top_p")
+COLUMNS = {
+    "id": "string",
+    "prompt": "string",
+    "rank": "int32",
+    "candidate": "int32",
+    "score": "float32",
+    "file": "string",
+    "seed": "int64",
+    "guidance": "float32",
+    "last_guidance": "float32",
+    "negative_prompt": "string",
+    "temperature": "float32",
+    "top_k": "int32",
+    "top_p": "float32",
+    "error": "string",
+}
+SLICE = 256  # prompts that are encoded at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """What came of a batch: prompts drawn now, found drawn, failed; and where the table is."""
+
+    drawn: int
+    found: int
+    failed: int
+    table: Path
+
+
+class Batch:
+    """A file's prompts on their way into a folder.
+
+    Args:
+        entries: the prompts.
+        output: the folder.
+        settings: of all prompts, where their own options do not say otherwise.
+    """
+
+    def __init__(self, entries: Sequence[Entry], output: Path, settings: GenerationSettings):
+        import_parquet()  # a missing library shows before the work
+        self.entries, self.output, self.settings = entries, output, settings
+        self.failures: dict[str, str] = {}
+
+    def run(
+        self, pipe: DalleMini, canvas: Canvas | None = None, *, batch_size: int | None = None, progress=None
+    ) -> Done:
+        """Draw what is not drawn yet, and write the table.
+
+        In several processes of `jax.distributed` each draws its share of the prompts.
+        Raises UserError where the folder holds another run, or cannot be written: what is drawn stays.
+        """
+        self._claim(pipe, canvas)
+        todo = [entry for entry in self.entries if not self._is_done(entry)]
+        found = len(self.entries) - len(todo)
+        mine = todo[jax.process_index() :: jax.process_count()]
+        for entry, result in self._results(pipe, mine, canvas, batch_size, progress):
+            target = self.output / PICTURES / entry.id
+            write_folder(result, target, pipe.provenance(), id=entry.id, asked=self._asked(entry))
+        _wait_for_all("all prompts are drawn")
+        if jax.process_index() == 0:
+            if jax.process_count() > 1:  # what failed elsewhere fails here too
+                list(self._jobs(pipe, [entry for entry in todo if not self._is_done(entry)], canvas))
+            self._write_table()
+        return Done(len(todo) - len(self.failures), found, len(self.failures), self.output / TABLE)
+
+    def _claim(self, pipe: DalleMini, canvas: Canvas | None) -> None:
+        """Make the folder this run's, or see that it is."""
+        provenance = pipe.provenance()
+        run = {
+            "candidates": self.settings.candidates,
+            "keep": self.settings.keep,
+            "weights": {part: model["sha256"] for part, model in provenance["models"].items()},
+            "dtype": provenance["dtype"],
+            "canvas": canvas.digest if canvas else None,
+        }
+        file = self.output / RUN
+        try:
+            earlier = json.loads(file.read_text("utf-8"))
+        except FileNotFoundError:
+            if (self.output / PICTURES).exists():
+                raise UserError(f"{self.output} holds pictures of no batch: name another --output") from None
+            earlier = None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{file}: cannot be read ({error}): name another --output") from None
+        if earlier is not None and earlier != run:
+            names = [name for name in run if not isinstance(earlier, dict) or earlier.get(name) != run[name]]
+            raise UserError(f"{self.output} holds a batch with another {' and '.join(names)}: name another --output")
+        if jax.process_index() == 0:
+            write_whole(file, (json.dumps(run, indent=2) + "\n").encode())
+            remove_leftovers(self.output / PICTURES)
+        _wait_for_all("the folder is this run's")
+
+    def _asked(self, entry: Entry) -> dict:
+        """What a prompt's folder must have been drawn for to count as done."""
+        settings = {name: getattr(self.settings, name) for name in ("seed", *SAMPLING)} | entry.options
+        return {"prompt": entry.prompt, **settings}
+
+    def _is_done(self, entry: Entry) -> bool:
+        if entry.error:
+            return False
+        report = read_report(self.output / PICTURES / entry.id)
+        return report is not None and report.get("asked") == self._asked(entry)
+
+    def _results(self, pipe, entries, canvas, batch_size, progress) -> Iterator:
+        """(entry, result) of each prompt that can be drawn."""
+        total = len(entries) * self.settings.candidates
+        for start in range(0, len(entries), SLICE):
+            jobs = list(self._jobs(pipe, entries[start : start + SLICE], canvas))
+            jobs.sort(key=lambda pair: repr(pair[1].kind))  # those that may share a call, together
+            before = start * self.settings.candidates
+
+            def report(stage, done, _, before=before):
+                scale = pipe.model.config.image_length if stage == "tokens" else 1
+                progress(stage, before * scale + done, total * scale)
+
+            results = pipe.engine.run(
+                [job for _, job in jobs], report if progress else None, batch_size=batch_size, alone=True
+            )
+            yield from zip((entry for entry, _ in jobs), results, strict=True)
+
+    def _jobs(self, pipe, entries: Sequence[Entry], canvas) -> Iterator:
+        """(entry, job) of each prompt that makes sense; the others are noted as failures."""
+        for entry in entries:
+            try:
+                if entry.error:
+                    raise UserError(entry.error)
+                settings = dataclasses.replace(self.settings, **entry.options)
+                (job,) = pipe.jobs([entry.prompt], settings, canvas)
+            except UserError as error:
+                self.failures[entry.id] = str(error)
+            else:
+                yield entry, job
+
+    def _write_table(self) -> None:
+        import pyarrow
+
+        rows = []
+        for entry in self.entries:
+            common = {"id": entry.id, "prompt": entry.prompt}
+            if entry.id in self.failures:
+                rows.append(common | {"error": self.failures[entry.id]})
+                continue
+            report = read_report(self.output / PICTURES / entry.id)
+            if report is None:
+                raise UserError(f"{self.output / PICTURES / entry.id} is gone: run the same command again")
+            settings = {"seed": report["seed"], **{name: report["settings"][name] for name in SAMPLING}}
+            for rank, picture in enumerate(report["pictures"], 1):
+                rows.append(
+                    common
+                    | settings
+                    | {"rank": rank, "candidate": picture["candidate"], "score": picture["score"]}
+                    | {"file": f"{PICTURES}/{entry.id}/{picture['file']}"}
+                )
+        schema = pyarrow.schema([(name, pyarrow.type_for_alias(kind)) for name, kind in COLUMNS.items()])
+        sink = pyarrow.BufferOutputStream()
+        import_parquet().write_table(pyarrow.Table.from_pylist(rows, schema), sink)
+        write_whole(self.output / TABLE, sink.getvalue().to_pybytes())
+
+
+def _wait_for_all(what: str) -> None:
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(what)
+
+
+def read_report(folder: str | os.PathLike) -> dict | None:
+    """The `results.json` of a prompt's folder, or None where there is none that can be read."""
+    try:
+        report = json.loads((Path(folder) / REPORT).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return report if isinstance(report, dict) else None

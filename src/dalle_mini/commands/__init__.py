@@ -1,0 +1,1 @@
+"""The verbs of the `dalle-mini` command: each a parser and a function that calls the library."""

@@ -1,0 +1,229 @@
+"""`dalle-mini generate`: pictures for a few prompts, for a file of prompts, or one picture again."""
+
+import argparse
+import functools
+import os
+from pathlib import Path
+
+from dalle_mini.commands.sources import add_hub_options, hub_options
+from dalle_mini.commands.terminal import Help, notices, progress_bars, starting
+from dalle_mini.errors import UserError
+from dalle_mini.settings import DTYPES, GenerationSettings, check_prompts
+
+OPTIONS = ("seed", "guidance", "last_guidance", "negative_prompt", "temperature", "top_k", "top_p")
+
+
+def add_generate(verbs) -> None:
+    parser = verbs.add_parser(
+        "generate",
+        help="draw pictures from captions and keep the best",
+        description="Draw some candidates for each prompt, rank them with CLIP and keep the best. Each prompt\n"
+        "gets a folder in OUTPUT with the pictures, a captioned grid.png and a results.json. The same seed\n"
+        "gives the same pictures, whatever the other prompts and the number of candidates (on a CPU to the\n"
+        "bit; elsewhere rounding may depend on the number of candidates).",
+        epilog="example:\n"
+        '  dalle-mini generate "a red apple on a blue background" "a small snail" --candidates 16 --keep 4 --seed 7\n'
+        "with the published model, from Hugging Face (private repositories want HF_TOKEN in the environment):\n"
+        '  dalle-mini generate "an avocado armchair" --model dalle-mini/dalle-mini \\\n'
+        "      --vqgan dalle-mini/vqgan_imagenet_f16_16384 --clip openai/clip-vit-base-patch32\n"
+        "thousands of prompts; after an interruption, run the same command again:\n"
+        "  dalle-mini generate --prompts captions.csv --output drawn --candidates 8 --keep 1\n"
+        "a drawn picture again, alone; the lower half of a picture; what is white in a mask:\n"
+        "  dalle-mini generate --replay pictures/a-red-apple/results.json --index 3\n"
+        '  dalle-mini generate "a red apple" --picture photo.jpg --keep-top 0.5\n'
+        '  dalle-mini generate "a red apple" --picture photo.jpg --mask mask.png',
+        formatter_class=Help,
+    )
+    defaults = GenerationSettings()
+    add = parser.add_argument
+    add("prompt", nargs="*", metavar="PROMPT", help="a caption, in quotes")
+    add("--candidates", metavar="N", type=int, default=defaults.candidates, help="pictures drawn for each prompt")
+    add("--keep", metavar="N", type=int, help="pictures kept for each prompt (default: 4, or all of fewer)")
+
+    add = parser.add_argument_group("sampling").add_argument
+    add("--seed", metavar="N", type=int, default=defaults.seed, help="0 to 4294967295")
+    add("--guidance", metavar="X", type=float, help="higher follows the caption more, 1 is off (default: the model's)")
+    add("--last-guidance", metavar="X", type=float, help="guidance changes linearly to this (default: it is constant)")
+    add("--negative-prompt", metavar="TEXT", default="", help="what not to draw; needs a guidance other than 1")
+    add("--temperature", metavar="X", type=float, help="below 1 is safer, above 1 wilder (default: the model's)")
+    add("--top-k", metavar="K", type=int, help="sample from the K likeliest tokens (default: the model's)")
+    add("--top-p", metavar="P", type=float, help="sample from the likeliest tokens of total probability P")
+
+    add = parser.add_argument_group("start from a picture, of which some is kept").add_argument
+    add("--picture", metavar="FILE", help="its central square is taken")
+    add("--keep-top", metavar="X", type=float, help="keep this part of its height, such as 0.5, and draw the rest")
+    add("--mask", metavar="FILE", help="a picture of the same size: draw anew where it is white")
+    add("--vary", metavar="X", type=float, default=0.0, help="draw anew this part of it, at places picked by chance")
+
+    add = parser.add_argument_group("models").add_argument
+    add(
+        "--model",
+        metavar="SOURCE",
+        help="a bundle of three models, or DalleBart alone: a folder, a Hugging Face repository (owner/name, "
+        "owner/name@revision) or a wandb artifact (default: the shipped model)",
+    )
+    add("--vqgan", metavar="SOURCE", help="VQGAN's source (default: the bundle's)")
+    add("--clip", metavar="SOURCE", help="CLIP's source (default: the bundle's)")
+    add_hub_options(add, "--model")
+    add("--dtype", choices=DTYPES, default="float32", help="of the computation; int8: the decoder's weights in 8 bits")
+    add("--batch-size", metavar="N", type=int, help="pictures drawn together (default: what fits in memory)")
+    add(
+        "--distributed",
+        action="store_true",
+        help="share the work with the other processes of a TPU pod, or of JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES "
+        "and JAX_PROCESS_ID; one of them writes",
+    )
+
+    add = parser.add_argument_group("files").add_argument
+    add("--output", metavar="FOLDER", default="pictures", help="where the prompts' folders go")
+    add("--overwrite", action="store_true", help="replace a prompt's earlier folder (default: number the new one)")
+    add("--progress-images", action="store_true", help="write partial pictures, and in the end an animated GIF")
+    add(
+        "--prompts",
+        metavar="FILE",
+        help="draw all prompts of a file: .txt (one a line), .jsonl, .csv, .tsv or .parquet (column prompt, and "
+        f"id, {', '.join(OPTIONS)} if you like); resumes where it was interrupted, and ends with results.parquet",
+    )
+    add("--replay", metavar="FILE", help="draw a picture of this results.json again")
+    add("--index", metavar="N", type=int, default=1, help="which one, with --replay: 3 is 03.png")
+    parser.set_defaults(run=run_generate)
+
+
+def run_generate(args: argparse.Namespace) -> int:
+    ways = [bool(args.prompt), args.prompts is not None, args.replay is not None]
+    if sum(ways) != 1:
+        raise UserError("give either captions, or --prompts FILE, or --replay FILE (see dalle-mini generate --help)")
+    if args.batch_size is not None and args.batch_size < 1:
+        raise UserError(f"--batch-size is {args.batch_size}: it must be at least 1")
+    if args.picture is None and (args.keep_top is not None or args.mask is not None or args.vary):
+        raise UserError("--keep-top, --mask and --vary want a --picture")
+    with notices():
+        if args.prompts is not None:
+            return _run_file(args)
+        if args.replay is not None:
+            return _run_replay(args)
+        return _run_prompts(args)
+
+
+def _run_prompts(args: argparse.Namespace) -> int:
+    prompts, settings = check_prompts(args.prompt), _settings(args)
+    with starting():
+        from dalle_mini.output import Looks, check_writable, write_result
+
+    output, parts = check_writable(args.output), _find_parts(args)
+    writes = _join(args)
+    with progress_bars(writes) as progress:
+        pipe = _load(args, parts)
+        written, looks = set(), Looks(output)
+        for result in _drawn(pipe, args, prompts, settings, progress, looks if writes else None):
+            if writes:
+                folder = write_result(result, output, pipe.provenance(), args.overwrite, written, looks.take())
+                seconds = sum(result.timings.values())
+                print(f"{folder}  best score {result.scores[0]:.2f}  {seconds:.1f} s", flush=True)
+    if writes:
+        print(f"pictures of {len(prompts)} prompt{'s' * (len(prompts) > 1)} are in {output.resolve()}")
+    return 0
+
+
+def _drawn(pipe, args, prompts, settings, progress, looks):
+    """The results of the prompts, and their looks on the way into `looks`."""
+    canvas = _canvas(pipe, args)
+    if not args.progress_images:
+        yield from pipe.generate_each(prompts, settings, canvas, batch_size=args.batch_size, progress=progress)
+        return
+    from dalle_mini.pipeline import Partial
+
+    stream = pipe.stream(prompts, settings, canvas, previews=4, batch_size=args.batch_size, progress=progress)
+    for seen in stream:
+        if not isinstance(seen, Partial):
+            yield seen
+        elif looks is not None:
+            looks.add(seen)
+
+
+def _run_file(args: argparse.Namespace) -> int:
+    with starting():
+        from dalle_mini.batch import Batch
+        from dalle_mini.output import check_writable
+        from dalle_mini.prompts import read_prompts
+
+    entries = read_prompts(args.prompts)
+    batch = Batch(entries, check_writable(args.output), _settings(args))
+    parts = _find_parts(args)
+    writes = _join(args)
+    with progress_bars(writes) as progress:
+        pipe = _load(args, parts)
+        done = batch.run(pipe, _canvas(pipe, args), batch_size=args.batch_size, progress=progress)
+    if writes:
+        print(f"{done.drawn} prompts drawn, {done.found} were there, {done.failed} failed: {done.table}")
+    return 1 if done.failed else 0
+
+
+def _run_replay(args: argparse.Namespace) -> int:
+    with starting():
+        from dalle_mini.output import check_writable, write_result
+        from dalle_mini.replay import read_entry
+
+    entry, output = read_entry(Path(args.replay), args.index), check_writable(args.output)
+    for part in ("model", "vqgan", "clip"):
+        if getattr(args, part) is None and args.model is None:
+            setattr(args, part, entry.sources.get(part))
+    args.dtype = entry.dtype
+    parts = _find_parts(args)
+    with progress_bars() as progress:
+        pipe = _load(args, parts)
+        entry.check_models(pipe.provenance())
+        result = pipe.redraw(entry.prompt, entry.candidate, entry.settings, entry.canvas, progress=progress)
+        folder = write_result(result, output, pipe.provenance(), args.overwrite)
+    print(f"{folder}  score {result.scores[0]:.2f}  {entry.compare(result.images[0])}")
+    return 0
+
+
+def _settings(args: argparse.Namespace) -> GenerationSettings:
+    return GenerationSettings(args.candidates, args.keep, **{name: getattr(args, name) for name in OPTIONS})
+
+
+def _find_parts(args: argparse.Namespace) -> dict[str, Path]:
+    # Before the bars: downloads show those of the Hub's client.
+    from dalle_mini.weights.bundle import find_parts
+
+    return find_parts(args.model, args.vqgan, args.clip, **hub_options(args))
+
+
+def _load(args: argparse.Namespace, parts: dict[str, Path]):
+    with starting():
+        from dalle_mini.compilation import keep_compiled
+        from dalle_mini.pipeline import DalleMini
+
+    keep_compiled()
+    return DalleMini.from_parts(parts, dtype=args.dtype)
+
+
+def _canvas(pipe, args: argparse.Namespace):
+    if args.picture is None:
+        return None
+    return pipe.canvas(args.picture, top=args.keep_top, mask=args.mask, vary=args.vary)
+
+
+def _join(args: argparse.Namespace) -> bool:
+    """Join the other processes, where there are some. True in the one that writes and prints."""
+    if not args.distributed:
+        return True
+    with starting():
+        import jax
+
+    whole = functools.partial(_whole, os.environ)
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    try:
+        jax.distributed.initialize(address, whole("JAX_NUM_PROCESSES"), whole("JAX_PROCESS_ID"))
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--distributed: the other processes were not found ({reason}): see --help") from None
+    return jax.process_index() == 0
+
+
+def _whole(environment, name: str) -> int | None:
+    value = environment.get(name)
+    if value is not None and not value.isdecimal():
+        raise UserError(f"{name} is {value!r} in the environment: it must be a whole number")
+    return None if value is None else int(value)

@@ -1,0 +1,96 @@
+"""What every verb shares: parsing, notices, bars, and an end at once on Ctrl-C."""
+
+import argparse
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+from dalle_mini.errors import UserError
+
+
+@contextlib.contextmanager
+def starting() -> Iterator[None]:
+    """Around imports: Ctrl-C ends the command on the spot.
+
+    An exception raised amid an import may be swallowed by it, or leave a traceback; nothing is written yet that
+    would have to be tidied away.
+    """
+
+    def stop(*_) -> None:
+        os.write(2, b"\x1b[?25hinterrupted\n" if os.isatty(2) else b"interrupted\n")  # a bar has hidden the cursor
+        os._exit(130)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    earlier = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, earlier)
+
+
+class Notes(logging.Handler):
+    """Prints what the library logs, on whatever stderr is at the time: rich replaces it while bars are shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"note: {self.format(record)}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def notices() -> Iterator[None]:
+    """The library's notices as `note:` lines."""
+    handler, logger = Notes(), logging.getLogger("dalle_mini")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+@contextlib.contextmanager
+def progress_bars(shown: bool = True) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar a stage on stderr where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True, soft_wrap=True)  # a path that is broken over two lines cannot be copied
+    columns = (TextColumn("{task.description:<8}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    bars = Progress(
+        *columns,
+        console=console,
+        disable=not (shown and console.is_terminal),
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),  # rich would send piped output to the terminal
+    )
+    with bars:
+        tasks = {}
+        waiting = bars.add_task("loading", total=None)
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                bars.update(waiting, visible=False)
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done)
+
+        yield show
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults beside every option that has one, and descriptions and examples as they are typed."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False or "(default" in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line, like every other mistake's."""
+
+    def error(self, message: str):
+        raise UserError(f"{message} (see {self.prog} --help)")

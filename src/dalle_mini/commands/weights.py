@@ -1,0 +1,70 @@
+"""`dalle-mini convert` and `dalle-mini info`."""
+
+import argparse
+import json
+
+from dalle_mini.commands.sources import add_hub_options, hub_options
+from dalle_mini.commands.terminal import Help, notices, starting
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def add_convert(verbs) -> None:
+    parser = verbs.add_parser(
+        "convert",
+        help="turn published weights into our folder, or into a bundle",
+        description="Write DalleBart, VQGAN or CLIP as config.json and model.safetensors, whatever they came as:\n"
+        "Flax msgpack, torch, taming-transformers' .ckpt with its .yaml, sharded or not, from a folder, Hugging\n"
+        "Face or wandb. With --vqgan and --clip the result is a bundle of all three, with tokenizers and word\n"
+        "list, that `generate --model` takes. One tensor at a time is in memory.",
+        epilog="example:\n"
+        "  dalle-mini convert dalle-mini/dalle-mini mini --vqgan dalle-mini/vqgan_imagenet_f16_16384 \\\n"
+        "      --clip openai/clip-vit-base-patch32 --dtype float16",
+        formatter_class=Help,
+    )
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="a network or a bundle: a folder, a .ckpt, owner/name, or a wandb artifact")
+    add("target", metavar="TARGET", help="the folder to make; it must not be there yet")
+    add("--vqgan", metavar="SOURCE", help="VQGAN's source, for a bundle")
+    add("--clip", metavar="SOURCE", help="CLIP's source, for a bundle")
+    add("--dtype", choices=DTYPES, help="type to store in (default: as stored in SOURCE)")
+    add_hub_options(add, "SOURCE")
+    parser.set_defaults(run=run_convert)
+
+
+def run_convert(args: argparse.Namespace) -> None:
+    with notices():
+        with starting():
+            from dalle_mini.weights.convert import convert
+
+        options = hub_options(args)
+        for folder in convert(args.source, args.target, args.vqgan, args.clip, dtype=args.dtype, **options):
+            print(folder)
+
+
+def add_info(verbs) -> None:
+    parser = verbs.add_parser(
+        "info",
+        help="tell what weights are: architecture, sizes, and what is missing",
+        description="Print architecture, parameter counts, stored types, tokens and file sizes of a network or a\n"
+        "bundle, and what is missing. Only configs and headers are read.",
+        epilog="example:\n  dalle-mini info mini",
+        formatter_class=Help,
+    )
+    add = parser.add_argument
+    add("source", metavar="PATH", nargs="?", help="as of convert (default: the shipped model)")
+    add("--json", action="store_true", help="print JSON")
+    add_hub_options(add, "PATH")
+    parser.set_defaults(run=run_info)
+
+
+def run_info(args: argparse.Namespace) -> None:
+    with notices():
+        with starting():
+            from dalle_mini.weights.describe import describe
+
+        described = describe(args.source, **hub_options(args))
+    if args.json:
+        print(json.dumps([one.to_dict() for one in described]))
+    else:
+        print(*described, sep="\n")

@@ -1,0 +1,170 @@
+"""A file of prompts: text, JSON lines, CSV, TSV or Parquet.
+
+A row has a `prompt` and, if the user likes, an `id`, which names its folder, and sampling options of its own. What is
+wrong with the file as a whole is an error before anything is drawn; what is wrong with one row is kept with it.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dalle_mini.errors import UserError, listed
+from dalle_mini.settings import PER_PROMPT
+
+FORMATS = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
+KNOWN = ("prompt", "id", *PER_PROMPT)
+WHOLE = ("seed", "top_k")
+ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+MAX_BYTES = 1 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One prompt of a file.
+
+    Attributes:
+        id: its own, or its number among the file's prompts from 1, with zeros in front.
+        prompt: the caption.
+        options: those of `settings.PER_PROMPT` that it has.
+        error: what is wrong with the row, if something is.
+    """
+
+    id: str
+    prompt: str
+    options: dict[str, Any]
+    error: str | None = None
+
+
+def read_prompts(path: str | os.PathLike) -> list[Entry]:
+    """The prompts of a file in its order; blank lines are passed over.
+
+    Raises UserError, naming file and line, where the file cannot be read, is not UTF-8 throughout, has no `prompt`
+    column or no prompt at all, or where two rows have one id.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in FORMATS:
+        raise UserError(f"{path}: prompts are read from {', '.join(FORMATS)} files")
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"{path}: larger than {MAX_BYTES >> 30} GiB: split it")
+        rows = list(_parquet(path) if path.suffix.lower() == ".parquet" else _rows(path))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    if not rows:
+        raise UserError(f"{path}: there is no prompt in it")
+    digits = len(str(len(rows)))
+    entries = [_entry(row, f"{number:0{digits}d}", where) for number, (where, row) in enumerate(rows, 1)]
+    seen = {}
+    for entry, (where, _) in zip(entries, rows, strict=True):
+        # Folders of file systems that do not know capitals from small letters would be the same.
+        earlier = seen.setdefault(entry.id.lower(), where)
+        if earlier != where:
+            raise UserError(f"{path}: {earlier} and {where} have the same id, {entry.id!r:.60}: ids must differ")
+    return entries
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, row) of each row of a text file."""
+    text = _decoded(path)
+    kind = path.suffix.lower()
+    if kind == ".txt":
+        for number, line in enumerate(text.splitlines(), 1):
+            if line.strip():
+                yield f"line {number}", {"prompt": line.strip()}
+    elif kind == ".jsonl":
+        for number, line in enumerate(text.split("\n"), 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{path}: line {number} is no JSON ({error})") from None
+            row = {"prompt": row} if isinstance(row, str) else row
+            if not isinstance(row, dict) or "prompt" not in row:
+                raise UserError(f'{path}: line {number} is no object with a "prompt"')
+            yield f"line {number}", row
+    else:
+        try:
+            reader = csv.DictReader(io.StringIO(text), delimiter="\t" if kind == ".tsv" else ",", strict=True)
+            _check_columns(path, reader.fieldnames or [])
+            for row in reader:
+                if None in row:
+                    raise UserError(f"{path}: line {reader.line_num} has more fields than there are columns: quote it")
+                if any(value and value.strip() for value in row.values()):
+                    yield f"line {reader.line_num}", {name: value for name, value in row.items() if value}
+        except csv.Error as error:
+            raise UserError(f"{path}: line {reader.line_num} is no CSV ({error})") from None
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    parquet = import_parquet()
+    import pyarrow
+
+    try:
+        file = parquet.ParquetFile(path)
+        _check_columns(path, file.schema_arrow.names)
+        columns = [name for name in file.schema_arrow.names if name in KNOWN]
+        rows = file.read(columns).to_pylist()
+    except pyarrow.ArrowException as error:
+        raise UserError(f"{path}: no Parquet file that can be read ({str(error).splitlines()[0]})") from None
+    for number, row in enumerate(rows, 1):
+        yield f"row {number}", {name: value for name, value in row.items() if value is not None}
+
+
+def import_parquet():
+    """`pyarrow.parquet`. Raises UserError where it is not installed."""
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError("Parquet files want pyarrow: pip install 'dalle-mini[batch]'") from None
+    return pyarrow.parquet
+
+
+def _decoded(path: Path) -> str:
+    data = path.read_bytes()
+    encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}: line {line} is not UTF-8: save the whole file in that encoding") from None
+    if "\0" in text:
+        raise UserError(f"{path}: holds zero bytes: it is no text file")
+    return text
+
+
+def _check_columns(path: Path, names: list[str]) -> None:
+    if "prompt" not in names:
+        raise UserError(f"{path}: has no column named prompt, but {listed([repr(name) for name in names])}")
+    if len(set(names)) != len(names):
+        raise UserError(f"{path}: has two columns of one name among {listed([repr(name) for name in names])}")
+
+
+def _entry(row: dict[str, Any], number: str, where: str) -> Entry:
+    prompt, error, options = row.get("prompt"), None, {}
+    name = str(row.get("id", number))
+    if not ID.fullmatch(name):
+        error = f"{where}: id {name!r:.60} is no name of a folder: letters, digits, dots, dashes and underscores are"
+        name = number
+    if not isinstance(prompt, str) or not prompt.strip():
+        prompt, error = prompt if isinstance(prompt, str) else "", error or f"{where}: the prompt is blank or no text"
+    for option in PER_PROMPT:
+        value = row.get(option)
+        if value is None:
+            continue
+        if isinstance(value, str) and option != "negative_prompt":
+            try:
+                value = int(value) if option in WHOLE else float(value)
+            except ValueError:
+                error = error or f"{where}: {option} is {value!r:.60}, not a number"
+                continue
+        options[option] = value
+    return Entry(name, prompt, options, error)

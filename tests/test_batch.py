@@ -1,0 +1,138 @@
+"""Prompts of a file into a folder, through interruptions."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pyarrow.parquet
+import pytest
+
+from dalle_mini import UserError
+from dalle_mini.batch import Batch
+from dalle_mini.cli import main
+from dalle_mini.prompts import Entry
+from dalle_mini.settings import GenerationSettings
+
+SETTINGS = GenerationSettings(candidates=2, keep=1, guidance=1.0)
+ENTRIES = [
+    Entry("one", "a boat", {}),
+    Entry("two", "a snail", {"guidance": 3.0, "negative_prompt": "a boat", "seed": 5}),
+    Entry("three", "<b></b>", {}),  # nothing is left of it
+    Entry("four", "", {}, error="line 4: the prompt is blank or no text"),
+    Entry("five", "a red apple", {"top_k": 3}),
+    Entry("six", "a boat", {"temperature": -1.0}),
+]
+
+
+def contents(folder) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.png"))}
+
+
+def table(folder) -> list[dict]:
+    return pyarrow.parquet.read_table(folder / "results.parquet").to_pylist()
+
+
+@pytest.fixture(scope="module")
+def drawn(pipe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("batch") / "out"
+    return folder, Batch(ENTRIES, folder, SETTINGS).run(pipe)
+
+
+def test_each_prompt_has_a_folder_and_the_table_all(drawn, pipe):
+    folder, done = drawn
+    assert (done.drawn, done.found, done.failed) == (3, 0, 3)
+    assert sorted(os.listdir(folder)) == ["batch.json", "pictures", "results.parquet"]
+    assert sorted(os.listdir(folder / "pictures")) == ["five", "one", "two"]
+    rows = table(folder)
+    assert [row["id"] for row in rows] == [entry.id for entry in ENTRIES]
+    assert [bool(row["error"]) for row in rows] == [False, False, True, True, False, True]
+    assert "temperature" in rows[5]["error"] and rows[3]["error"].startswith("line 4")
+    for row in rows[:2]:
+        assert (folder / row["file"]).is_file()
+    assert (rows[1]["guidance"], rows[1]["negative_prompt"], rows[1]["seed"]) == (3.0, "a boat", 5)
+    alone = pipe.generate(["a snail"], 2, 1, 5, 3.0, negative_prompt="a boat")[0]
+    assert rows[1]["score"] == pytest.approx(alone.scores[0]) and rows[1]["candidate"] == alone.indices[0]
+
+
+def test_a_second_run_draws_nothing_again(drawn, pipe):
+    folder, _ = drawn
+    before, rows = contents(folder), table(folder)
+    times = {path: path.stat().st_mtime_ns for path in folder.rglob("*.png")}
+    done = Batch(ENTRIES, folder, SETTINGS).run(pipe)
+    assert (done.drawn, done.found, done.failed) == (0, 3, 3)
+    assert contents(folder) == before and table(folder) == rows
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.png")} == times
+
+
+def test_a_prompt_that_changed_is_drawn_again_and_leftovers_go(pipe, tmp_path):
+    Batch(ENTRIES[:2], tmp_path, SETTINGS).run(pipe)
+    before = contents(tmp_path)
+    (tmp_path / "pictures" / ".one.123.partial").mkdir()
+    changed = [ENTRIES[0], Entry("two", "a tree", {})]
+    done = Batch(changed, tmp_path, SETTINGS).run(pipe)
+    assert (done.drawn, done.found) == (1, 1)
+    after = contents(tmp_path)
+    assert after["pictures/one/01.png"] == before["pictures/one/01.png"]
+    assert after["pictures/two/01.png"] != before["pictures/two/01.png"]
+    assert sorted(os.listdir(tmp_path / "pictures")) == ["one", "two"]
+
+
+def test_a_folder_of_another_run_is_refused(drawn, pipe, tmp_path):
+    folder, _ = drawn
+    with pytest.raises(UserError, match="another candidates"):
+        Batch(ENTRIES, folder, GenerationSettings(candidates=3, keep=1)).run(pipe)
+    (tmp_path / "pictures").mkdir()
+    with pytest.raises(UserError, match="pictures of no batch"):
+        Batch(ENTRIES, tmp_path, SETTINGS).run(pipe)
+
+
+def test_a_full_disk_is_one_line_and_what_is_drawn_stays(pipe, tmp_path, monkeypatch):
+    from PIL import Image
+
+    save, calls = Image.Image.save, []
+
+    def full(image, *args, **options):
+        calls.append(args)
+        if len(calls) > 1:
+            raise OSError(28, "No space left on device")
+        return save(image, *args, **options)
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(UserError, match="No space left"):
+        Batch(ENTRIES, tmp_path, SETTINGS).run(pipe)
+    assert len(os.listdir(tmp_path / "pictures")) == 1
+    monkeypatch.undo()
+    assert Batch(ENTRIES, tmp_path, SETTINGS).run(pipe).found == 1
+
+
+def test_the_command(golden_bundle, tmp_path, capsys):
+    (tmp_path / "p.csv").write_text("id,prompt\na,a boat\nb,a snail\n,\nc,<b></b>\n")
+    options = ["--model", str(golden_bundle), "--candidates", "2", "--keep", "1", "--output", str(tmp_path / "out")]
+    assert main(["generate", "--prompts", str(tmp_path / "p.csv"), *options]) == 1
+    assert "2 prompts drawn, 0 were there, 1 failed" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_killed_three_times_it_ends_as_if_undisturbed(golden_bundle, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("\n".join(json.dumps({"prompt": f"a boat number {n}", "seed": n % 3}) for n in range(200)))
+    command = [sys.executable, "-m", "dalle_mini.cli", "generate", "--prompts", str(prompts), "--candidates", "5"]
+    command += ["--model", str(golden_bundle), "--keep", "2", "--output"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True)
+    disturbed = tmp_path / "disturbed"
+    for wanted in (20, 80, 140):
+        process = subprocess.Popen([*command, str(disturbed)])
+        while process.poll() is None and len(list(disturbed.glob("pictures/[0-9]*"))) < wanted:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert 0 < len(list(disturbed.glob("pictures/[0-9]*"))) < 200
+        assert not (disturbed / "results.parquet").exists()
+    subprocess.run([*command, str(disturbed)], check=True)
+    assert contents(disturbed) == contents(tmp_path / "whole")
+    assert len(contents(disturbed)) == 400
+    assert table(disturbed) == table(tmp_path / "whole")
+    assert not list(disturbed.rglob(".*"))
