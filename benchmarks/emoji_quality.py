@@ -22,9 +22,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from dalle_mini.commands.terminal import Parser
 from dalle_mini.data.emoji import Emoji, EmojiPictures, all_emoji, everyday_emoji, find_font, render
 from dalle_mini.errors import UserError
-from dalle_mini.evaluation.emoji import EmojiJudge, EmojiPrompt, Judgement, held_out_prompts, mistakes, score
+from dalle_mini.evaluation.emoji import EmojiJudge, EmojiPrompt, Judgement, held_out_prompts, mistakes, pick_gain, score
 from dalle_mini.output import check_writable
 from dalle_mini.settings import GenerationSettings
 
@@ -48,14 +49,9 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UserError(f"{message} (see --help)")
-
-
 def parse(argv: list[str] | None) -> argparse.Namespace:
     head, _, rest = __doc__.partition("\n")
-    parser = _Parser(description=head, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=head, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model", metavar="FOLDER", help="a bundle, or DalleBart's folder (default: the shipped model)")
     add("--vqgan", metavar="FOLDER", help="VQGAN's folder (default: the bundle's)")
@@ -102,8 +98,12 @@ def measure(args: argparse.Namespace) -> None:
     vqgan = measure_vqgan(pipe.vqgan, judge, prompts, known, size, args.reconstructions, font)
     judged, picks = draw_and_judge(pipe, judge, prompts, settings)
     scores = score(prompts, judged)
+    gain, error = pick_gain(
+        [[one.is_emoji(prompt) for one in row] for prompt, row in zip(prompts, judged, strict=True)]
+    )
 
-    figures = {**dataclasses.asdict(scores), **vqgan, "prompts": args.prompts, "candidates": args.candidates}
+    figures = {**dataclasses.asdict(scores), "pick_gain": gain, "pick_gain_error": error, **vqgan}
+    figures |= {"prompts": args.prompts, "candidates": args.candidates}
     figures |= {"emoji_known": len(known), "reconstructions": args.reconstructions}
     figures |= {name: getattr(settings, name) for name in ("seed", "top_p")}
     figures |= {name: getattr(picks[0].settings, name) for name in ("guidance", "temperature", "top_k")}
@@ -185,6 +185,9 @@ def print_report(figures: dict, prompts: list[EmojiPrompt], judged: list[list[Ju
     for label, kind in rows.items():
         emoji, color = figures[f"{kind}single_accuracy"], figures[f"{kind}background_accuracy"]
         print(f"{label:<40} {emoji:>11.1%} {color:>18.1%}")
+    error = figures["pick_gain_error"]
+    spread = "" if error is None else f" ± {error:.1%} (standard error over prompts)"
+    print(f"{'the pick minus a random candidate':<40} {figures['pick_gain']:>+11.1%}{spread}")
     print(f"\nVQGAN on {figures['reconstructions']} held-out pictures: ", end="")
     print(f"PSNR {figures['vqgan_psnr']:.2f} dB, codebook use {figures['codebook_use']:.1%}")
     for what, background in (("emoji", False), ("background", True)):

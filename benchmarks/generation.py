@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dalle_mini.generation import generate_tokens
+from dalle_mini.generation import stream_tokens
 from dalle_mini.generation.prepare import prepare
 from dalle_mini.models import VQGAN, DalleBart
 from dalle_mini.models.config import DalleBartConfig, VQGANConfig
@@ -107,12 +107,11 @@ def measure(model, vqgan, candidates, bandwidth, rate) -> dict:
     def run():
         times.clear()
         times.append(time.perf_counter())
-        return jax.block_until_ready(
-            generate_tokens(
-                model, ids, mask, keys, guidance=10.0, uncond_input_ids=ids, uncond_attention_mask=mask,
-                progress=lambda count, tokens: times.append(time.perf_counter()), progress_every=16,
-            )
-        )  # fmt: skip
+        uncond = {"uncond_input_ids": ids, "uncond_attention_mask": mask}
+        for _, tokens in stream_tokens(model, ids, mask, keys, guidance=10.0, every=16, **uncond):
+            jax.block_until_ready(tokens)
+            times.append(time.perf_counter())
+        return tokens
 
     tokens = run()[0]  # compiles
     run()

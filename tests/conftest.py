@@ -1,9 +1,17 @@
 """A tiny bundle of random models: the golden folders of the parts, put together as `from_pretrained` wants them."""
 
+import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
+
+# Most of the time goes into compiling, and workers and commands of one run compile much the same: they share it.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(tempfile.gettempdir()) / f"dalle-mini-tests-{run}")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -173,6 +173,35 @@ def test_another_number_of_rows_is_refused(vqgan, folder):
         run(vqgan, folder, rows=ROWS + 1)
 
 
+TRAINING = {"split": "train", "seed": 0, "kinds": ("food", "plants")}
+
+
+@pytest.mark.parametrize(
+    ("origin", "differences"),
+    [
+        ({**TRAINING, "split": "heldout"}, r"\(split 'train', not 'heldout'\)"),
+        ({**TRAINING, "split": "heldout", "seed": 9}, r"\(seed 0, not 9; split 'train', not 'heldout'\)"),
+        (None, "split 'train', not None"),
+    ],
+)
+def test_tokens_of_other_pictures_are_refused(vqgan, tmp_path, origin, differences):
+    run(vqgan, tmp_path, origin=TRAINING)
+    before = content(tmp_path)
+    with pytest.raises(UserError, match=rf"manifest.json: holds tokens of another run .*{differences}") as caught:
+        run(vqgan, tmp_path, origin=origin)
+    assert "\n" not in str(caught.value)
+    assert content(tmp_path)["manifest.json"] == before["manifest.json"]
+    assert before["manifest.json"]["origin"] == {**TRAINING, "kinds": ["food", "plants"]}
+
+
+def test_the_same_pictures_are_continued_and_so_is_a_folder_of_unknown_ones(vqgan, tmp_path, folder):
+    run(vqgan, tmp_path / "new", origin=TRAINING)
+    again, older = Noise(), Noise()
+    run(vqgan, tmp_path / "new", again, origin=TRAINING)
+    run(vqgan, folder, older, origin=TRAINING)  # its manifest was written without an origin
+    assert again.asked == older.asked == []
+
+
 @pytest.mark.parametrize("rows", [0, -1])
 def test_no_rows(vqgan, tmp_path, rows):
     with pytest.raises(UserError, match=f"rows {rows}: there must be at least 1"):
@@ -204,7 +233,7 @@ def test_the_identity_is_of_what_decides_tokens(vqgan, other):
     assert identity(changed(vqgan, lambda copy: copy.decoder.conv_in.bias)) == identity(vqgan)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"vqgan": "x"}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"vqgan": "x"}', '{"origin": 3}'])
 def test_a_damaged_manifest(vqgan, folder, text):
     (folder / "manifest.json").write_text(text)
     with pytest.raises(UserError, match=r"manifest.json: damaged"):

@@ -26,6 +26,7 @@ from dalle_mini.evaluation.emoji import (
     Mistake,
     held_out_prompts,
     mistakes,
+    pick_gain,
     plain_caption,
     score,
 )
@@ -142,6 +143,16 @@ def test_scores():
     assert score(PROMPTS, JUDGED) == EmojiScores(0.5, 1.0, 3 / 8, 7 / 8, 1.0, 1.0)
 
 
+def test_the_gain_of_the_pick_is_paired_within_each_prompt():
+    easy, hard, mixed = [True] * 4, [False] * 4, [True, True, False, False]
+    gain, error = pick_gain([easy, hard])  # the prompts differ, the pick gains nothing in either
+    assert (gain, error) == (0, 0)
+    gain, error = pick_gain([easy, mixed, mixed, hard])
+    assert gain == pytest.approx(1 / 4)
+    assert error == pytest.approx(np.std([0, 0.5, 0.5, 0], ddof=1) / 2)
+    assert pick_gain([mixed]) == (0.5, None)
+
+
 def test_mistakes():
     assert mistakes(PROMPTS, JUDGED) == [
         Mistake("an apple", "tomato", 2, True),
@@ -163,6 +174,9 @@ def test_benchmark_end_to_end(quality, golden_bundle, tmp_path, capsys, monkeypa
     assert all(0 <= figures[name] <= 1 for name in (*shares, "codebook_use"))
     assert figures["vqgan_psnr"] > 0 and figures["prompts"] == 3 and figures["candidates"] == 2
     assert figures["models"]["dalle"]["sha256"]
+    assert figures["pick_gain"] == pytest.approx(figures["single_accuracy"] - figures["random_single_accuracy"])
+    assert figures["pick_gain_error"] >= 0
+    assert "the pick minus a random candidate" in out
     assert "wrong emoji" in out and "[3/3]" in err
     assert Image.open(tmp_path / "out" / "contact_sheet.png").width > 300
     details = json.loads((tmp_path / "out" / "quality.json").read_text())["details"]

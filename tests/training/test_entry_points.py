@@ -1,14 +1,23 @@
 """tools/train: every script answers --help, mistakes are one line, and the recipe is sound bash."""
 
+import importlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+import tiny_runs
+from flax import nnx
+
+from dalle_mini.data.emoji import DEBIAN_FONT
+from dalle_mini.data.encode import identity
+from dalle_mini.errors import UserError
+from dalle_mini.models import VQGAN
 
 TOOLS = Path(__file__).parents[2] / "tools" / "train"
 RECIPE = TOOLS / "emoji.sh"
@@ -37,6 +46,12 @@ MISTAKES = {
     "train_vqgan.py OUT loop.steps=0": "error: loop.steps: 0 is too small; it must be at least 1",
     "train_seq2seq.py OUT tokens=NOWHERE": "error: NOWHERE: no manifest.json, so no encoded tokens",
     "train_clip.py OUT training.noise=loud": "error: training.noise: 'loud' is not of type float",
+    "train_clip.py": "error: the following arguments are required: out",
+    "encode_emoji.py": "error: the following arguments are required: vqgan, out",
+    "encode_emoji.py VQGAN OUT --rows many": "error: argument --rows: invalid int value: 'many'",
+    "make_tokenizers.py": "error: the following arguments are required: out",
+    "make_bundle.py RUNS": "error: the following arguments are required: out",
+    "make_card.py BUNDLE": "error: the following arguments are required: quality",
 }
 
 
@@ -76,6 +91,96 @@ def test_mistakes_are_one_line_and_exit_code_2(answers, line):
     assert code == 2
     assert err.strip().startswith(MISTAKES[line])
     assert len(err.strip().splitlines()) == 1
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    """A script of tools/train as a module."""
+    monkeypatch.syspath_prepend(TOOLS)
+    return importlib.import_module
+
+
+@pytest.mark.skipif(not DEBIAN_FONT.exists(), reason="needs Debian's package fonts-noto-color-emoji")
+def test_pictures_are_known_by_what_decides_them(tool):
+    entry = tool("entry")
+    train = entry.Pictures("train", 0)
+    assert train.origin() == entry.Pictures("train", 0).origin()
+    for name, other in {
+        "split": entry.Pictures("heldout", 0),
+        "seed": entry.Pictures("train", 9),
+        "emoji": entry.Pictures("train", 0, kinds=("food",)),
+        "jitter": entry.Pictures("train", 0, jitter=1),
+    }.items():
+        assert {field for field, value in other.origin().items() if value != train.origin()[field]} == {name}
+
+
+def test_a_bundle_is_not_made_of_networks_that_never_met(tool, tmp_path):
+    make_bundle = tool("make_bundle")
+    vqgan = VQGAN(tiny_runs.VQGAN.model, rngs=nnx.Rngs(0))
+    check = partial(make_bundle.check_same_vqgan, tmp_path, vqgan, "runs/vqgan/final")
+    check()  # an older run does not say
+    record = tmp_path / "tokens.json"
+    record.write_text(json.dumps({"vqgan": identity(vqgan)}))
+    check()
+    record.write_text(json.dumps({"vqgan": "another"}))
+    with pytest.raises(UserError, match=r"tokens.json: .* of VQGAN another, but runs/vqgan/final is"):
+        check()
+    record.write_text("[]")
+    with pytest.raises(UserError, match=r"tokens.json: damaged"):
+        check()
+
+
+def test_the_card_of_ones_own_run(tool, tmp_path):
+    make_card = tool("make_card")
+    clip = tmp_path / "clip"
+    clip.mkdir()
+    config = {"loop": {"steps": 1200, "batch_size": 32}, "training": {"learning_rate": 5e-4}}
+    (clip / "config.json").write_text(json.dumps(config))
+    speeds = [{"step": 600, "pictures_per_second": 8.0}, {"step": 1200, "pictures_per_second": 16.0}]
+    log = [*speeds, {"step": 1200, "eval_recall": 0.625}]
+    (clip / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in log))
+    told = make_card.history(tmp_path)
+    assert "| CLIP, with damaged copies | 1,200 | 32 | 0.0005 | 1 h 0 min |" in told["RUNS"]
+    assert "VQGAN" not in told["RUNS"]  # no such run
+    assert "62 %" in told["RECALL"]
+    assert make_card.history(None) == {"RUNS": "", "RECALL": ""}
+    (clip / "log.jsonl").write_text("{")
+    with pytest.raises(UserError, match=r"clip: config\.json or log\.jsonl is damaged"):
+        make_card.history(tmp_path)
+
+
+def test_the_template_says_nothing_of_one_edition(tool):
+    template = tool("make_card").TEMPLATE.read_text()
+    for word in ("edition", "three runs", "recall", "pick of 16", "3,789"):
+        assert word not in template
+
+
+def test_a_recipe_that_is_done_does_nothing_again(tmp_path):
+    """But encode, which looks for shards that are missing: each other stage is passed over by its output."""
+    called = tmp_path / "called"
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$1" >> {called}\n')
+    python.chmod(0o755)
+    runs = tmp_path / "runs"
+    for folder in ("vqgan/final", "seq2seq/final", "clip-first/final", "clip/final", "tokenizers/dalle", "quality"):
+        (runs / folder).mkdir(parents=True)
+    (runs / "bundle").mkdir()
+    for file in ("tokenizers/dalle/words.txt", "quality/quality.json", "bundle/README.md"):
+        (runs / file).touch()
+
+    def scripts():
+        called.write_text("")
+        subprocess.run([str(RECIPE), str(runs)], env={**os.environ, "PYTHON": str(python)}, check=True)
+        return [Path(line).name for line in called.read_text().splitlines()]
+
+    encoding = ["encode_emoji.py", "encode_emoji.py"]
+    assert scripts() == encoding
+    (runs / "bundle" / "README.md").unlink()
+    assert scripts() == [*encoding, "make_card.py"]
+    (runs / "quality" / "quality.json").unlink()
+    assert scripts() == [*encoding, "emoji_quality.py", "make_card.py"]
+    (runs / "bundle").rmdir()
+    assert scripts() == [*encoding, "make_bundle.py", "emoji_quality.py", "make_card.py"]
 
 
 def test_the_recipe_is_bash():

@@ -45,7 +45,9 @@ def batches():
 
 
 def build(config, recipe):
-    rows = SimpleNamespace(folder="golden", tokens=np.zeros((6, 16), np.uint16), captions=[""] * 6, codebook_size=64)
+    rows = SimpleNamespace(
+        folder="golden", tokens=np.zeros((6, 16), np.uint16), captions=[""] * 6, vqgan="golden", codebook_size=64
+    )
     training = Seq2SeqTraining(
         model=config, learning_rate=recipe["lr"], warmup_steps=recipe["warmup_steps"], decay="constant"
     )

@@ -102,8 +102,40 @@ def test_another_configuration_is_refused_by_name(finished, trainer, loop, names
     before = (finished / "log.jsonl").read_bytes()
     with pytest.raises(UserError) as caught:
         run(Line(**trainer), dataclasses.replace(LOOP, **loop), finished)
-    assert str(caught.value) == f"{finished / 'config.json'}: the run there was started with other values of {names}"
+    assert str(caught.value) == (
+        f"{finished / 'config.json'}: the run there was started with other values of {names}: "
+        "continue it with those, or choose another folder"
+    )
     assert (finished / "log.jsonl").read_bytes() == before
+
+
+class Sourced(Line):
+    """A line that says what its data is."""
+
+    def __init__(self, data):
+        super().__init__()
+        self.data = data
+
+    def settings(self):
+        return {**super().settings(), "data": self.data}
+
+
+def test_other_data_is_refused_by_name(tmp_path):
+    data = {"train": {"split": "train", "seed": 0}, "tokenizer": "ab"}
+    run(Sourced(data), LOOP, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["data"] == data
+    run(Sourced(data), LOOP, tmp_path)
+    for other, names in [
+        ({**data, "train": {"split": "train", "seed": 1}}, "data.train.seed"),
+        ({**data, "tokenizer": "cd"}, "data.tokenizer"),
+        (None, "data"),
+    ]:
+        with pytest.raises(UserError, match=f"other values of {names}:"):
+            run(Sourced(other), LOOP, tmp_path)
+
+
+def test_a_run_that_did_not_record_its_data_is_continued(finished):
+    assert int(run(Sourced({"train": "anything"}), LOOP, finished).step) == 10
 
 
 def test_another_trainer_is_refused(finished):

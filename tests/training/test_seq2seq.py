@@ -1,6 +1,7 @@
 """Caption dropout, what the trainer refuses, and that it learns eight captions by heart."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from tiny_runs import CAPTIONS, SEQ2SEQ, make, short_loop, tokens
 from dalle_mini.errors import UserError
 from dalle_mini.models import DalleBart
 from dalle_mini.text import CaptionTokenizer
+from dalle_mini.training.seq2seq import TOKENS_RECORD
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +98,30 @@ def test_what_does_not_fit(tmp_path, config, message):
         make("seq2seq", tmp_path, short_loop(), config)
 
 
+def test_tokens_of_two_vqgans_are_refused(tmp_path):
+    train = tokens()
+    train.vqgan = "another"
+    with pytest.raises(UserError, match=r"tokens: tokens of another VQGAN \(tiny\) than those of tokens \(another\)"):
+        make("seq2seq", tmp_path, short_loop(), train=train)
+
+
+def test_the_record_tells_the_data_apart(tmp_path):
+    def record(train=None):
+        return make("seq2seq", tmp_path, short_loop(), train=train).settings()["data"]
+
+    other_tokens, other_captions = tokens(), tokens()
+    other_tokens.tokens = other_tokens.tokens[::-1]
+    other_captions.captions = other_captions.captions[::-1]
+    same, first, second = record(), record(other_tokens), record(other_captions)
+    assert same == record(tokens())
+    assert same["vqgan"] == "tiny"
+    assert first["held_out"] == second["held_out"] == same["held_out"] != same["train"]
+    assert first["train"]["captions"] == same["train"]["captions"]
+    assert first["train"]["tokens"] != same["train"]["tokens"]
+    assert second["train"]["captions"] != same["train"]["captions"]
+    assert second["train"]["tokens"] == same["train"]["tokens"]
+
+
 def test_it_learns_and_exports(trainer, tmp_path):
     state = jax.jit(trainer.init)(jax.random.key(0))
     before = trainer.evaluate(state)
@@ -109,6 +135,7 @@ def test_it_learns_and_exports(trainer, tmp_path):
 
     trainer.export(state, tmp_path / "final")
     model = DalleBart.from_pretrained(tmp_path / "final")
+    assert json.loads((tmp_path / "final" / TOKENS_RECORD).read_text()) == {"vqgan": "tiny"}
     tokenizer = CaptionTokenizer.from_pretrained(tmp_path / "final")
     np.testing.assert_array_equal(tokenizer(CAPTIONS, 8)[0], trainer.held_out["input_ids"])
     np.testing.assert_array_equal(model.lm_head.kernel[...], state.params["lm_head"]["kernel"])

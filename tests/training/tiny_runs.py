@@ -114,9 +114,8 @@ def tokens(rows: int = 24) -> SimpleNamespace:
     """What a `TokenDataset` is to the seq2seq trainer: each caption has its own row of tokens."""
     codes = np.random.default_rng(1).integers(0, 16, (8, 16)).astype(np.uint16)
     which = np.arange(rows) % 8
-    return SimpleNamespace(
-        folder="tokens", tokens=codes[which], captions=[CAPTIONS[i] for i in which], codebook_size=16
-    )
+    captions = [CAPTIONS[i] for i in which]
+    return SimpleNamespace(folder="tokens", tokens=codes[which], captions=captions, vqgan="tiny", codebook_size=16)
 
 
 def make(name: str, folder: Path, loop: LoopConfig, config=None, train=None):

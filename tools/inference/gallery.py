@@ -8,11 +8,13 @@ Sixteen candidates a prompt, seed 0, nothing picked by hand.
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
 from dalle_mini import DalleMini
+from dalle_mini.commands.terminal import Parser
 from dalle_mini.errors import UserError
 
 PROMPTS = (
@@ -53,22 +55,46 @@ def gallery(pictures: list[Image.Image], captions: list[str]) -> Image.Image:
     return sheet
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def check_writable(out: Path) -> Path:
+    """The file to write first, beside `out`: tried, and the folder for it made. Raises UserError where that fails."""
+    try:
+        if out.is_dir():
+            raise UserError(f"{out}: is a folder: name the PNG to write")
+        beside = out.with_name(f"{out.name}.tmp")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        beside.touch()
+        beside.unlink()
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror}): name another place") from None
+    return beside
+
+
+def draw(argv: Sequence[str] | None) -> None:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="the PNG to write")
     parser.add_argument("prompts", nargs="*", default=PROMPTS, help="captions (default: the README's)")
     parser.add_argument("--model", help="a bundle (default: the shipped model)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    beside = check_writable(args.out)  # drawing takes a while
+    results = DalleMini.from_pretrained(args.model).generate(list(args.prompts), candidates=16, keep=1)
     try:
-        results = DalleMini.from_pretrained(args.model).generate(list(args.prompts), candidates=16, keep=1)
+        gallery([result.images[0] for result in results], list(args.prompts)).save(beside, format="PNG")
+        os.replace(beside, args.out)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise UserError(f"{args.out}: cannot be written ({error.strerror})") from None
+    print(args.out)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    try:
+        draw(argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    beside = args.out.with_suffix(".tmp.png")
-    gallery([result.images[0] for result in results], list(args.prompts)).save(beside)
-    os.replace(beside, args.out)
-    print(args.out)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -3,7 +3,8 @@
 #
 #   tools/train/emoji.sh [RUNS=runs/emoji]
 #
-# Each stage continues where a kill left it, and is passed over once it is done: run it again until it says so.
+# Each stage continues where a kill left it, and is passed over once its output is there: run it again until it says
+# so. To make a stage anew, delete its output and those of the stages after it.
 # Needs the extra `train` and Debian's package fonts-noto-color-emoji. About three hours on 2 CPU cores.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -29,7 +30,10 @@ run encode_emoji.py "$runs/vqgan/final" "$runs/tokens-heldout" --split heldout -
 [ -d "$runs/clip/final" ] || run train_clip.py "$runs/clip" "tokenizer=$runs/tokenizers/clip" \
   "training.init_from=$runs/clip-first/final" training.damage=0.3 training.learning_rate=0.0005 \
   loop.steps=400 loop.batch_size=96
-run make_bundle.py "$runs" "$runs/bundle"
-"$python" benchmarks/emoji_quality.py --model "$runs/bundle" --output "$runs/quality"
-run make_card.py "$runs/bundle" "$runs/quality/quality.json"
+[ -d "$runs/bundle" ] || run make_bundle.py "$runs" "$runs/bundle"
+[ -f "$runs/quality/quality.json" ] || {
+  echo "== benchmarks/emoji_quality.py" >&2
+  "$python" benchmarks/emoji_quality.py --model "$runs/bundle" --output "$runs/quality"
+}
+[ -f "$runs/bundle/README.md" ] || run make_card.py "$runs/bundle" "$runs/quality/quality.json" --runs "$runs"
 echo "done: dalle-mini generate 'a red apple' --model $runs/bundle" >&2

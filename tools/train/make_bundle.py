@@ -5,18 +5,20 @@
 Weights are stored as float16, half the bytes; loading casts them back.
 """
 
-import argparse
 import json
 import os
 import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
-from entry import KINDS, user_errors
+from entry import KINDS, parser, user_errors
 from train_clip import PREPROCESSOR
 
 from dalle_mini.data.emoji import everyday_emoji
+from dalle_mini.data.encode import identity
+from dalle_mini.errors import UserError
 from dalle_mini.models import CLIP, VQGAN, DalleBart
+from dalle_mini.training.seq2seq import TOKENS_RECORD
 
 NETWORKS = {"dalle": (DalleBart, "seq2seq"), "vqgan": (VQGAN, "vqgan"), "clip": (CLIP, "clip")}
 
@@ -24,8 +26,10 @@ NETWORKS = {"dalle": (DalleBart, "seq2seq"), "vqgan": (VQGAN, "vqgan"), "clip": 
 def make(runs: Path, out: Path) -> None:
     beside = out.with_name(out.name + ".tmp")
     shutil.rmtree(beside, ignore_errors=True)
-    for name, (network, run) in NETWORKS.items():
-        network.from_pretrained(runs / run / "final").save_pretrained(beside / name, dtype=jnp.float16)
+    networks = {name: network.from_pretrained(runs / run / "final") for name, (network, run) in NETWORKS.items()}
+    check_same_vqgan(runs / "seq2seq" / "final", networks["vqgan"], runs / "vqgan" / "final")
+    for name, network in networks.items():
+        network.save_pretrained(beside / name, dtype=jnp.float16)
     for name in ("dalle", "clip"):
         for path in (runs / "tokenizers" / name).iterdir():
             shutil.copyfile(path, beside / name / path.name)
@@ -36,12 +40,28 @@ def make(runs: Path, out: Path) -> None:
     os.replace(beside, out)
 
 
+def check_same_vqgan(seq2seq: Path, vqgan: VQGAN, folder: Path) -> None:
+    """Raises UserError where `seq2seq` says that it learned another VQGAN's tokens: they would decode to confetti."""
+    record = seq2seq / TOKENS_RECORD
+    if not record.exists():  # a run from before it was recorded
+        return
+    try:
+        learned = json.loads(record.read_text("utf-8"))["vqgan"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{record}: damaged ({error}): train the seq2seq model again") from None
+    if learned != identity(vqgan):
+        raise UserError(
+            f"{record}: the tokens it learned are of VQGAN {learned}, but {folder} is {identity(vqgan)}: "
+            "encode the pictures with this one and train the seq2seq model anew"
+        )
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, help="the folder of the runs seq2seq, vqgan, clip and of the tokenizers")
-    parser.add_argument("out", type=Path, help="the bundle's folder, replaced if there")
+    options = parser(__doc__)
+    options.add_argument("runs", type=Path, help="the folder of the runs seq2seq, vqgan, clip and of the tokenizers")
+    options.add_argument("out", type=Path, help="the bundle's folder, replaced if there")
     with user_errors():
-        arguments = parser.parse_args()
+        arguments = options.parse_args()
         make(arguments.runs, arguments.out)
         size = sum(path.stat().st_size for path in arguments.out.rglob("*") if path.is_file())
         print(f"{arguments.out}: {size / 1e6:.1f} MB")

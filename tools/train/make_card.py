@@ -1,21 +1,26 @@
-"""Write the shipped model's card: the template's blanks filled from the bundle and from the benchmark's figures.
+"""Write a model's card: the template's blanks filled from the bundle, the benchmark's figures and the training runs.
 
-python benchmarks/emoji_quality.py --model runs/emoji/bundle --output runs/emoji/quality
-python tools/train/make_card.py runs/emoji/bundle runs/emoji/quality/quality.json
+    python benchmarks/emoji_quality.py --model runs/emoji/bundle --output runs/emoji/quality
+    python tools/train/make_card.py runs/emoji/bundle runs/emoji/quality/quality.json --runs runs/emoji
+
+The card of the model that ships has its own history at the end: --edition tools/train/shipped_edition.md.
 """
 
-import argparse
 import json
 import math
+import os
 import re
 from pathlib import Path
+from typing import Any
 
-from entry import user_errors
+from entry import parser, user_errors
 
 from dalle_mini.errors import UserError
+from dalle_mini.evaluation.emoji import pick_gain
 from dalle_mini.weights.folder import load_tensors
 
 TEMPLATE = Path(__file__).with_name("emoji_model_card.md")
+STAGES = {"vqgan": "VQGAN", "seq2seq": "seq2seq", "clip-first": "CLIP", "clip": "CLIP, with damaged copies"}
 
 
 def fill(template: str, values: dict[str, str]) -> str:
@@ -32,12 +37,16 @@ def facts(bundle: Path) -> dict[str, str]:
     for name in ("dalle", "vqgan", "clip"):
         count = sum(math.prod(tensor.shape) for tensor in load_tensors(bundle / name).values())
         values[name.upper()] = f"{count / 1e6:.1f}"
-    values["SIZE"] = f"{sum(path.stat().st_size for path in bundle.rglob('*') if path.is_file()) / 1e6:.1f}"
-    values["EMOJI"] = str(len(json.loads((bundle / "emoji.json").read_text("utf-8"))))
+    files = [path for path in bundle.rglob("*") if path.is_file() and path != bundle / "README.md"]
+    values["SIZE"] = f"{sum(path.stat().st_size for path in files) / 1e6:.1f}"
+    try:
+        values["EMOJI"] = str(len(json.loads((bundle / "emoji.json").read_text("utf-8"))))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{bundle / 'emoji.json'}: cannot be read ({error}): make the bundle anew") from None
     return values
 
 
-def scores(figures: dict) -> dict[str, str]:
+def scores(quality: Path) -> dict[str, str]:
     """What the benchmark measured."""
     shares = {
         "SINGLE": "single_accuracy",
@@ -48,17 +57,78 @@ def scores(figures: dict) -> dict[str, str]:
         "CEILING": "reconstructed_single_accuracy",
         "USE": "codebook_use",
     }
-    values = {name: f"{100 * figures[key]:.0f} %" for name, key in shares.items()}
-    values |= {name.upper(): f"{figures[name]:g}" for name in ("prompts", "candidates", "guidance", "temperature")}
-    return {**values, "PSNR": f"{figures['vqgan_psnr']:.1f}"}
+    try:
+        figures = json.loads(quality.read_text("utf-8"))
+        values = {name: f"{100 * figures[key]:.0f} %" for name, key in shares.items()}
+        values |= {name.upper(): f"{figures[name]:g}" for name in ("prompts", "candidates", "guidance", "temperature")}
+        right = [[row["emoji"]["name"] in one["names"] for one in row["judged"]] for row in figures["details"]]
+        gain, error = pick_gain(right)
+        values |= {"GAIN": f"{100 * gain:+.1f}", "GAIN_ERROR": "unknown" if error is None else f"{100 * error:.1f}"}
+        return {**values, "PSNR": f"{figures['vqgan_psnr']:.1f}"}
+    except FileNotFoundError:
+        raise UserError(f"{quality}: no such file: run benchmarks/emoji_quality.py first") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{quality}: not what benchmarks/emoji_quality.py writes ({error})") from None
+
+
+def history(runs: Path | None) -> dict[str, str]:
+    """What the training runs recorded of themselves: a table, and CLIP's recall. Blank for what is not there."""
+    rows, recall = [], ""
+    for folder, stage in STAGES.items() if runs is not None else ():
+        try:
+            config = json.loads((runs / folder / "config.json").read_text("utf-8"))
+            log = [json.loads(line) for line in (runs / folder / "log.jsonl").read_text("utf-8").splitlines()]
+            steps, size, rate = (
+                config["loop"]["steps"],
+                config["loop"]["batch_size"],
+                config["training"]["learning_rate"],
+            )
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{runs / folder}: config.json or log.jsonl is damaged ({error})") from None
+        rows.append(f"| {stage} | {steps:,} | {size} | {rate:g} | {duration(seconds(log, size))} |")
+        if found := [record["eval_recall"] for record in log if "eval_recall" in record]:
+            recall = f" CLIP's recall@1 among 256 held-out captions: {100 * found[-1]:.0f} %."
+    head = ["", "| stage | steps | pictures a step | learning rate | time |", "|---|---|---|---|---|"]
+    return {"RUNS": "\n".join([*head, *rows, ""]) if rows else "", "RECALL": recall}
+
+
+def seconds(log: list[dict[str, Any]], batch_size: int) -> float:
+    """Spent on steps, from the speeds that a run logged: a pause between a kill and the next start does not count."""
+    total, before = 0.0, 0
+    for record in log:
+        if "pictures_per_second" in record:
+            total += (record["step"] - before) * batch_size / record["pictures_per_second"]
+            before = record["step"]
+    return total
+
+
+def duration(seconds: float) -> str:
+    hours, minutes = divmod(math.ceil(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+def edition(path: Path | None) -> str:
+    """The text that follows the template's, if any."""
+    try:
+        return "" if path is None else "\n" + path.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"--edition {path}: cannot be read ({error})") from None
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("quality", type=Path, help="quality.json of benchmarks/emoji_quality.py")
+    options = parser(__doc__)
+    options.add_argument("bundle", type=Path)
+    options.add_argument("quality", type=Path, help="quality.json of benchmarks/emoji_quality.py")
+    options.add_argument("--runs", type=Path, help="the folder of the training runs, for their steps, rates and times")
+    options.add_argument("--edition", type=Path, help="a text to put at the end")
     with user_errors():
-        args = parser.parse_args()
-        values = facts(args.bundle) | scores(json.loads(args.quality.read_text("utf-8")))
-        (args.bundle / "README.md").write_text(fill(TEMPLATE.read_text("utf-8"), values), "utf-8")
-        print(args.bundle / "README.md")
+        args = options.parse_args()
+        values = facts(args.bundle) | scores(args.quality) | history(args.runs)
+        card = fill(TEMPLATE.read_text("utf-8"), values) + edition(args.edition)
+        path = args.bundle / "README.md"
+        beside = path.with_suffix(".tmp")
+        beside.write_text(card, "utf-8")
+        os.replace(beside, path)
+        print(path)

@@ -5,13 +5,12 @@
 Writes `dalle/` (BART manner, normalised captions, with words.txt) and `clip/` (CLIP manner, raw captions).
 """
 
-import argparse
 import collections
 import os
 import re
 from pathlib import Path
 
-from entry import user_errors
+from entry import parser, user_errors
 
 from dalle_mini.data.emoji import caption_corpus, everyday_emoji
 from dalle_mini.text import CaptionNormalizer
@@ -33,7 +32,7 @@ def make(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
+    options = parser(__doc__)
+    options.add_argument("out", type=Path)
     with user_errors():
-        make(parser.parse_args().out)
+        make(options.parse_args().out)

@@ -7,8 +7,9 @@ Run it again to continue after a kill.
 
 from dataclasses import dataclass, field
 
-from entry import SIZE, main, pictures
+from entry import SIZE, Pictures, main, short_hash
 
+from dalle_mini.generation.ranking import PREPROCESSING
 from dalle_mini.models.config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from dalle_mini.text import CaptionTokenizer
 from dalle_mini.training.clip import CLIPTrainer, CLIPTraining
@@ -37,14 +38,12 @@ MODEL = CLIPConfig(
 PREPROCESSOR = {
     "do_resize": True,
     "size": {"shortest_edge": SIZE},
-    "resample": 3,
     "do_center_crop": True,
     "crop_size": {"height": SIZE, "width": SIZE},
     "do_rescale": True,
     "rescale_factor": 1 / 255,
     "do_normalize": True,
-    "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    **PREPROCESSING,
 }
 
 
@@ -57,17 +56,21 @@ class Config:
 
 def build(config: Config) -> CLIPTrainer:
     loop = config.loop
-    train, held_out = (pictures(split, loop.seed) for split in ("train", "heldout"))
+    train, held_out = (Pictures(split, loop.seed) for split in ("train", "heldout"))
+    source = train.source()
     tokenizer = CaptionTokenizer.from_pretrained(config.tokenizer)
+    some = [source.caption(index) for index in range(1000)]  # what it makes of them tells it from another tokenizer
+    ids, _ = tokenizer(some, max_length=config.training.model.text.max_position_embeddings)
     return CLIPTrainer(
         config.training,
-        train,
-        held_out,
+        source,
+        held_out.source(),
         tokenizer,
         PREPROCESSOR,
         steps=loop.steps,
         batch_size=loop.batch_size,
         seed=loop.seed,
+        data={"train": train.origin(), "held_out": held_out.origin(), "tokenizer": short_hash(ids.tobytes())},
     )
 
 

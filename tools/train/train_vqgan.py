@@ -7,7 +7,7 @@
 
 from dataclasses import dataclass, field
 
-from entry import SIZE, main, pictures
+from entry import SIZE, Pictures, main
 
 from dalle_mini.models.config import VQGANConfig
 from dalle_mini.training.loop import LoopConfig
@@ -36,8 +36,16 @@ class Config:
 def build(config: Config) -> VQGANTrainer:
     loop = config.loop
     # All kinds, and off the grid's centre: the more patterns it has seen, the better it draws new ones.
-    train, held_out = (pictures(split, loop.seed, kinds=None, jitter=1) for split in ("train", "heldout"))
-    return VQGANTrainer(config.training, train, held_out, steps=loop.steps, batch_size=loop.batch_size, seed=loop.seed)
+    train, held_out = (Pictures(split, loop.seed, kinds=None, jitter=1) for split in ("train", "heldout"))
+    return VQGANTrainer(
+        config.training,
+        train.source(),
+        held_out.source(),
+        steps=loop.steps,
+        batch_size=loop.batch_size,
+        seed=loop.seed,
+        data={"train": train.origin(), "held_out": held_out.origin()},
+    )
 
 
 if __name__ == "__main__":

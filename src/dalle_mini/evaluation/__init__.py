@@ -8,6 +8,7 @@ from dalle_mini.evaluation.emoji import (
     Mistake,
     held_out_prompts,
     mistakes,
+    pick_gain,
     score,
 )
 from dalle_mini.evaluation.reconstruction import codebook_use, psnr, reconstruct
@@ -21,6 +22,7 @@ __all__ = [
     "codebook_use",
     "held_out_prompts",
     "mistakes",
+    "pick_gain",
     "psnr",
     "reconstruct",
     "score",

@@ -266,6 +266,17 @@ def score(prompts: Sequence[EmojiPrompt], judged: Sequence[Sequence[Judgement]])
     return EmojiScores(*shares)
 
 
+def pick_gain(right: Sequence[Sequence[bool]]) -> tuple[float, float | None]:
+    """How much oftener CLIP's pick is right than a random candidate, as a share of prompts, and its standard error.
+
+    `right` tells each prompt's candidates, best by CLIP first. The difference is paired, taken within each prompt: what
+    makes one prompt harder than another adds nothing to the error. Of a single prompt there is no error, so None.
+    """
+    gains = np.array([row[0] - np.mean(row) for row in right])
+    error = float(np.std(gains, ddof=1) / np.sqrt(len(gains))) if len(gains) > 1 else None
+    return float(np.mean(gains)), error
+
+
 @dataclass(frozen=True)
 class Mistake:
     """Candidates of one prompt that were taken for the same wrong thing; `picked`: CLIP's pick is one of them."""

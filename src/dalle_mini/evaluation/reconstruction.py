@@ -1,6 +1,7 @@
 """What a VQGAN loses: pictures to tokens and back."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -24,23 +25,23 @@ def reconstruct(
         Pictures, float32 [n, H, W, 3] clipped to [0, 1], and tokens, int32 [n, h * w].
     """
     graphdef, state = nnx.split(vqgan)
-
-    @jax.jit
-    def run(state, images):
-        network = nnx.merge(graphdef, state)
-        tokens = network.encode(images.astype(jnp.float32) / 255)
-        return jnp.clip(network.decode(tokens), 0, 1), tokens
-
     pictures, tokens = [], []
     for start in range(0, len(images), BATCH):
         rows = images[start : start + BATCH]
         padding = [(0, BATCH - len(rows))] + [(0, 0)] * 3  # one shape, one compilation
-        drawn, codes = run(state, np.pad(rows, padding))
+        drawn, codes = _there_and_back(graphdef, state, np.pad(rows, padding))
         pictures.append(np.asarray(drawn)[: len(rows)])
         tokens.append(np.asarray(codes)[: len(rows)])
         if progress is not None:
             progress(start + len(rows), len(images))
     return np.concatenate(pictures), np.concatenate(tokens)
+
+
+@partial(jax.jit, static_argnums=0)
+def _there_and_back(graphdef: nnx.GraphDef, state: nnx.State, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    vqgan = nnx.merge(graphdef, state)
+    tokens = vqgan.encode(images.astype(jnp.float32) / 255)
+    return jnp.clip(vqgan.decode(tokens), 0, 1), tokens
 
 
 def psnr(images: np.ndarray, pictures: np.ndarray) -> float:

@@ -51,7 +51,10 @@ class CLIPTraining:
 
 
 class CLIPTrainer:
-    """`train` and `held_out` are map-style sources with `batch(indices) -> (uint8 [n, S, S, 3], captions)`."""
+    """`train` and `held_out` are map-style sources with `batch(indices) -> (uint8 [n, S, S, 3], captions)`.
+
+    `data` says which they are, for the run's record: it is not continued with others.
+    """
 
     name = "clip"
 
@@ -66,13 +69,14 @@ class CLIPTrainer:
         steps: int,
         batch_size: int,
         seed: int,
+        data: dict[str, Any] | None = None,
     ):
         tokenizer.check_vocab_size(config.model.text.vocab_size)
         if not 0 <= config.damage <= 1:
             raise UserError(f"training.damage {config.damage}: a share from 0 to 1")
         if config.damage and config.model.vision.image_size % config.cell:
             raise UserError(f"training.cell {config.cell} does not divide {config.model.vision.image_size} pixels")
-        self.config, self.train, self.held_out = config, train, held_out
+        self.config, self.train, self.held_out, self.data = config, train, held_out, data
         self.tokenizer, self.preprocessor = tokenizer, preprocessor
         self.batch_size, self.seed = batch_size, seed
         self.tx = adamw(schedule(config.learning_rate, config.warmup_steps, steps), config.weight_decay)
@@ -81,7 +85,7 @@ class CLIPTrainer:
         self._eval = jax.jit(self._loss)
 
     def settings(self) -> dict[str, Any]:
-        return {"training": dataclasses.asdict(self.config)}
+        return {"training": dataclasses.asdict(self.config), "data": self.data}
 
     def init(self, key: jax.Array) -> TrainState:
         return init_state(initial_parameters(CLIP, self.config.model, key, self.config.init_from), self.tx)

@@ -128,11 +128,17 @@ def _keep_config(out: Path, trainer: Trainer, loop: LoopConfig) -> None:
     path = out / "config.json"
     if path.exists():
         try:
-            changed = sorted(_differences(json.loads(path.read_text()), config))
+            found = json.loads(path.read_text())
+            if found.get("data") is None:  # a run from before the data was recorded
+                config.pop("data", None)
+            changed = sorted(_differences(found, config))
         except (ValueError, AttributeError, TypeError) as error:
             raise UserError(f"{path}: damaged, so the run cannot be continued ({error}); use another folder") from error
         if changed:
-            raise UserError(f"{path}: the run there was started with other values of {', '.join(changed)}")
+            raise UserError(
+                f"{path}: the run there was started with other values of {', '.join(changed)}: "
+                "continue it with those, or choose another folder"
+            )
         return
     try:
         out.mkdir(parents=True, exist_ok=True)

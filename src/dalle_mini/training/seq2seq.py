@@ -9,6 +9,8 @@ ones, so that a small model learns to trust the caption and not to be led astray
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ from dalle_mini.models.config import DalleBartConfig
 from dalle_mini.text import CaptionNormalizer, CaptionTokenizer
 from dalle_mini.training.optimizer import adafactor, schedule
 from dalle_mini.training.step import TrainState, init_state, initial_parameters, make_step
+
+TOKENS_RECORD = "tokens.json"  # beside the weights: the identity of the VQGAN whose tokens they were trained on
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Seq2SeqTraining:
 class Seq2SeqTrainer:
     """`train` and `held_out` hold captions and tokens; captions are normalised and tokenised once, at the start.
 
-    Raises UserError where the tokens or the tokenizer do not fit the model.
+    Raises UserError where the tokens or the tokenizer do not fit the model, or the two sets are of different VQGANs.
     """
 
     name = "seq2seq"
@@ -70,12 +74,17 @@ class Seq2SeqTrainer:
                 raise UserError(
                     f"{data.folder}: tokens of {data.codebook_size} codes, image_vocab_size {model.image_vocab_size}"
                 )
+        if train.vqgan != held_out.vqgan:
+            raise UserError(
+                f"{held_out.folder}: tokens of another VQGAN ({held_out.vqgan}) than those of {train.folder} "
+                f"({train.vqgan}): encode both with the same one"
+            )
         model.check_start_token()
         tokenizer.check_vocab_size(model.encoder_vocab_size)
         if not 0 <= config.token_noise <= 1:
             raise UserError(f"training.token_noise {config.token_noise}: a share from 0 to 1")
         self.config, self.batch_size, self.seed = config, batch_size, seed
-        self.codebook_size = train.codebook_size
+        self.codebook_size, self.vqgan = train.codebook_size, train.vqgan
         self.tokenizer, self.normalizer = tokenizer, normalizer
         self.train, self.held_out = self._tokenize(train), self._tokenize(held_out)
         self.blank = self._ids([""])
@@ -85,7 +94,8 @@ class Seq2SeqTrainer:
         self._eval = jax.jit(self._loss)
 
     def settings(self) -> dict[str, Any]:
-        return {"training": dataclasses.asdict(self.config)}
+        data = {"vqgan": self.vqgan, "train": _digests(self.train), "held_out": _digests(self.held_out)}
+        return {"training": dataclasses.asdict(self.config), "data": data}
 
     def init(self, key: jax.Array) -> TrainState:
         return init_state(initial_parameters(DalleBart, self.config.model, key, self.config.init_from), self.tx)
@@ -127,6 +137,7 @@ class Seq2SeqTrainer:
     def export(self, state: TrainState, folder: Path) -> None:
         nnx.merge(self.graphdef, state.params).save_pretrained(folder)
         self.tokenizer.save(folder)
+        (folder / TOKENS_RECORD).write_text(json.dumps({"vqgan": self.vqgan}) + "\n")
 
     def _tokenize(self, data: TokenDataset) -> dict[str, np.ndarray]:
         normalize = self.normalizer or (lambda caption: caption)
@@ -135,3 +146,12 @@ class Seq2SeqTrainer:
     def _ids(self, captions: list[str]) -> dict[str, np.ndarray]:
         ids, mask = self.tokenizer(captions, max_length=self.config.model.text_length)
         return {"input_ids": ids, "attention_mask": mask}
+
+
+def _digests(rows: dict[str, np.ndarray]) -> dict[str, str]:
+    """Short hashes of what is trained on: of the captions as the model reads them, and of the tokens."""
+    parts = {"captions": ("input_ids", "attention_mask"), "tokens": ("labels",)}
+    return {
+        name: hashlib.sha256(b"".join(rows[array].tobytes() for array in arrays)).hexdigest()[:16]
+        for name, arrays in parts.items()
+    }

@@ -21,6 +21,7 @@ import optax
 from flax import nnx
 
 from dalle_mini.errors import UserError
+from dalle_mini.evaluation.reconstruction import codebook_use, psnr, reconstruct
 from dalle_mini.models import VQGAN
 from dalle_mini.models.config import VQGANConfig
 from dalle_mini.training.optimizer import adamw, schedule
@@ -44,11 +45,24 @@ class VQGANTraining:
 
 
 class VQGANTrainer:
-    """`train` and `held_out` are map-style sources with `batch(indices) -> (uint8 [n, S, S, 3], captions)`."""
+    """`train` and `held_out` are map-style sources with `batch(indices) -> (uint8 [n, S, S, 3], captions)`.
+
+    `data` says which they are, for the run's record: it is not continued with others.
+    """
 
     name = "vqgan"
 
-    def __init__(self, config: VQGANTraining, train: Any, held_out: Any, *, steps: int, batch_size: int, seed: int):
+    def __init__(
+        self,
+        config: VQGANTraining,
+        train: Any,
+        held_out: Any,
+        *,
+        steps: int,
+        batch_size: int,
+        seed: int,
+        data: dict[str, Any] | None = None,
+    ):
         if config.model.quantizer != "nearest":
             raise UserError(f"training.model.quantizer: training a {config.model.quantizer} VQGAN is not supported")
         if config.crop is not None and not 0 < config.crop <= config.model.resolution:
@@ -59,14 +73,13 @@ class VQGANTrainer:
             raise UserError(
                 f"training.crop {config.crop} is not a multiple of the {config.model.downscale} pixels of a token"
             )
-        self.config, self.train, self.held_out = config, train, held_out
+        self.config, self.train, self.held_out, self.data = config, train, held_out, data
         self.batch_size, self.seed = batch_size, seed
         self.tx = adamw(schedule(config.learning_rate, config.warmup_steps, steps))
         self.graphdef, _ = nnx.split(nnx.eval_shape(lambda: VQGAN(config.model, rngs=nnx.Rngs(0))))
-        self._eval = jax.jit(self._reconstruct)
 
     def settings(self) -> dict[str, Any]:
-        return {"training": dataclasses.asdict(self.config)}
+        return {"training": dataclasses.asdict(self.config), "data": self.data}
 
     def init(self, key: jax.Array) -> TrainState:
         params = initial_parameters(VQGAN, self.config.model, key)
@@ -134,21 +147,11 @@ class VQGANTrainer:
         codes, uses, totals = jax.lax.cond(due, revive, lambda *same: same, codes, uses, totals)
         return codes, {"uses": uses, "sums": totals}
 
-    def _reconstruct(self, params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        vqgan = nnx.merge(self.graphdef, params)
-        tokens = vqgan.encode(images)
-        return jnp.clip(vqgan.decode(tokens), 0, 1), tokens
-
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """PSNR (dB, mean over pictures) and share of the codebook used on 256 held-out pictures."""
-        psnr, used, rows = [], set(), min(256, len(self.held_out))
-        for start in range(0, rows, 32):
-            images = self.held_out.batch(range(start, min(start + 32, rows)))[0].astype(np.float32) / 255
-            pictures, tokens = self._eval(state.params, images)
-            mse = np.mean((np.asarray(pictures) - images) ** 2, axis=(1, 2, 3))
-            psnr.extend(-10 * np.log10(np.maximum(mse, 1e-10)))
-            used.update(np.unique(np.asarray(tokens)).tolist())
-        return {"psnr": float(np.mean(psnr)), "codebook_use": len(used) / self.config.model.n_embed}
+        images, _ = self.held_out.batch(range(min(256, len(self.held_out))))
+        pictures, tokens = reconstruct(nnx.merge(self.graphdef, state.params), images)
+        return {"psnr": psnr(images, pictures), "codebook_use": codebook_use(tokens, self.config.model.n_embed)}
 
     def export(self, state: TrainState, folder: Path) -> None:
         vqgan = nnx.merge(self.graphdef, state.params)
