@@ -42,7 +42,7 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.test
-	$(BIN)/python -m pytest -m slow -rs
+	$(BIN)/python -m pytest -m slow -rs -x
 
 clean:
 	rm -rf $(VENV) $(DEMO_OUTPUT)

@@ -65,6 +65,8 @@ def test_generate_writes_a_folder_for_each_prompt(tmp_path, capsys, golden_bundl
         "temperature": 0.9,
         "top_k": 8,
         "top_p": 0.9,
+        "last_guidance": None,
+        "negative_prompt": "",
     }
     assert [picture["file"] for picture in report["pictures"]] == ["01.png", "02.png"]
     assert set(report["models"]) == {"dalle", "vqgan", "clip"}
@@ -85,7 +87,7 @@ def test_a_long_prompt_is_noticed(tmp_path, capsys, golden_bundle):
     [
         ([], "VERB"),
         (["paint", "a boat"], "paint"),
-        (["generate"], "PROMPT"),
+        (["generate"], "give either captions"),
         (["generate", ""], "blank"),
         (["generate", "a boat", "  "], "prompt 2 is blank"),
         (["generate", "a boat", "--candidates", "0"], "candidates"),
@@ -101,7 +103,7 @@ def test_a_long_prompt_is_noticed(tmp_path, capsys, golden_bundle):
         (["generate", "a boat", "--top-k", "0"], "top_k"),
         (["generate", "a boat", "--top-p", "-0.5"], "top_p"),
         (["generate", "a boat", "--top-p", "nan"], "top_p"),
-        (["generate", "a boat", "--dtype", "int8"], "dtype"),
+        (["generate", "a boat", "--dtype", "int4"], "dtype"),
         (["generate", "a boat", "--output", "/proc/nowhere"], "/proc/nowhere"),
         (["generate", "a boat", "--model", "/nowhere"], "/nowhere"),
     ],

@@ -112,6 +112,7 @@ def test_reports_that_make_no_sense_are_refused(generate, tmp_path, change, mess
     assert code == 2 and message in errors and errors.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_two_processes_draw_what_one_does(golden_bundle, tmp_path):
     """On two devices each, prompts on the command line (whose candidates are shared) and of a file (which are)."""
     (tmp_path / "p.txt").write_text("a boat\na snail\n\na red apple\n<b></b>\n")

@@ -72,7 +72,9 @@ def wholes(tmp_path_factory):
     return whole
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [name if name == "seq2seq" else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+)
 def test_a_stopped_run_continues_bit_for_bit(name, wholes, tmp_path, capsys):
     whole = wholes(name)
     steps = [record["step"] for record in records(whole.folder) if "loss" in record]
@@ -108,6 +110,7 @@ def test_a_finished_run_is_left_as_it_is(wholes, capsys):
     assert (whole.folder / "log.jsonl").read_bytes() == log
 
 
+@pytest.mark.slow
 def test_two_devices_learn_the_same(wholes, tmp_path):
     assert jax.local_device_count() == 1, "these tests compare with one device"
     done = child(tmp_path, *NAMES, devices=2)

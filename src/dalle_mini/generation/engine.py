@@ -16,14 +16,13 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from PIL import Image
 
-from dalle_mini.data.images import to_uint8
 from dalle_mini.errors import UserError
 from dalle_mini.generation.canvas import Canvas
 from dalle_mini.generation.decode import UNDRAWABLE, replicated, stream_tokens
-from dalle_mini.generation.memory import batch_that_fits, decoded_at_once
+from dalle_mini.generation.memory import batch_that_fits, chunked
+from dalle_mini.generation.pixels import PixelDecoder
 from dalle_mini.generation.prepare import LEAST_ROWS
 from dalle_mini.generation.ranking import ClipRanker
 from dalle_mini.models import VQGAN, DalleBart
@@ -112,16 +111,9 @@ class Engine:
     def __init__(self, model: DalleBart, vqgan: VQGAN, ranker: ClipRanker, devices: Sequence[jax.Device] | None = None):
         self.devices = list(devices or jax.local_devices())
         self.model, self.vqgan, self.ranker = model, vqgan, ranker
-        graphdef, state = nnx.split(vqgan)
-        self._vqgan_states = [state]
+        self.pixels = PixelDecoder(vqgan, self.devices)
         if len(self.devices) > 1:
             self.model = replicated(model, self.devices)
-            self._vqgan_states = [jax.device_put(state, device) for device in self.devices]
-
-        def decode(state, tokens, width):
-            return nnx.merge(graphdef, state).decode(tokens, width)
-
-        self._decode = jax.jit(decode, static_argnums=2)
 
     def run(
         self,
@@ -240,7 +232,9 @@ class Engine:
         """Tokens [jobs, candidates, image_length] to pixels, scores and the best pictures."""
         timings = {"tokens": seconds / len(group)}
         clock = time.perf_counter()
-        images = self._pixels(tokens.reshape(-1, tokens.shape[-1]), report)
+        images = self.pixels(
+            tokens.reshape(-1, tokens.shape[-1]), lambda more: report.reach("pictures", report.done("pictures") + more)
+        )
         images = images.reshape(*tokens.shape[:2], *images.shape[1:])
         timings["pictures"] = (time.perf_counter() - clock) / len(group)
         clock = time.perf_counter()
@@ -259,33 +253,13 @@ class Engine:
             for job, *parts in zip(group, *rows, strict=True)
         ]
 
-    def _pixels(self, tokens: np.ndarray, report: Totals) -> np.ndarray:
-        """Tokens [n, image_length] to uint8 [n, H, W, 3]; the devices take turns."""
-        calls, images = chunked(len(tokens), decoded_at_once(self.devices[0])), []
-        size = calls[0][1]  # the last is padded: one shape to compile
-        for first in range(0, len(calls), len(self.devices)):
-            waiting = []
-            turn = calls[first : first + len(self.devices)]
-            for (start, count), device, state in zip(turn, self.devices, self._vqgan_states, strict=False):
-                rows = np.pad(tokens[start : start + count], ((0, size - count), (0, 0)))
-                waiting.append((self._decode(state, jax.device_put(rows, device), None), count))
-            images += [to_uint8(pixels)[:count] for pixels, count in waiting]
-            report.reach("pictures", report.done("pictures") + sum(count for _, count in waiting))
-        return np.concatenate(images)
-
     def _look(self, group: list[Job], number: int, count: int, tokens: np.ndarray, previews: int) -> Iterator[Partial]:
         config = self.vqgan.config
         rows = count // config.grid // PREVIEW_ROWS * PREVIEW_ROWS
         for place, job in enumerate(group):
             drawn = tokens[place, : min(previews, job.settings.candidates)]
-            side = config.resolution
-            images = np.full((len(drawn), side, side, 3), 128, np.uint8)
-            for image, row in zip(images, drawn, strict=True) if rows else ():
-                pixels = to_uint8(self._decode(self._vqgan_states[0], row[None, : rows * config.grid], config.grid))
-                image[: pixels.shape[1]] = pixels[0]
-            yield Partial(
-                job.prompt, number + place, count, tokens.shape[-1], list(map(Image.fromarray, images)), drawn
-            )
+            images = map(Image.fromarray, self.pixels.top(drawn, rows))
+            yield Partial(job.prompt, number + place, count, tokens.shape[-1], list(images), drawn)
 
 
 def _result(job: Job, tokens: np.ndarray, pictures: np.ndarray, scores: np.ndarray, timings: dict) -> Result:
@@ -321,13 +295,6 @@ def grouped(jobs: Sequence[Job], batch_size: int) -> Iterator[list[Job]]:
         together = max(1, batch_size // alike[0].settings.candidates)
         for start in range(0, len(alike), together):
             yield alike[start : start + together]
-
-
-def chunked(candidates: int, batch_size: int) -> list[tuple[int, int]]:
-    """(first, number) of each call's pictures: as even as may be, so that few programs are compiled."""
-    calls = -(-candidates // batch_size)
-    size = -(-candidates // calls)
-    return [(start, min(size, candidates - start)) for start in range(0, candidates, size)]
 
 
 def picture_keys(seed: int, prompt: str, indices: np.ndarray) -> jax.Array:

@@ -1,4 +1,4 @@
-"""How many pictures one call may draw."""
+"""How many pictures one call may draw, and one may decode."""
 
 from __future__ import annotations
 
@@ -41,6 +41,13 @@ def decoding_bytes(vqgan: VQGAN, device: jax.Device) -> int:
 def decoded_at_once(device: jax.Device) -> int:
     """Pictures that one call of the VQGAN decodes: on a CPU to the same bits whatever the others are."""
     return 1 if device.platform == "cpu" else 4
+
+
+def chunked(candidates: int, batch_size: int) -> list[tuple[int, int]]:
+    """(first, number) of each call's pictures: as even as may be, so that few programs are compiled."""
+    calls = -(-candidates // batch_size)
+    size = -(-candidates // calls)
+    return [(start, min(size, candidates - start)) for start in range(0, candidates, size)]
 
 
 def free_bytes(device: jax.Device) -> int:

@@ -2,10 +2,9 @@
 
 A step multiplies a few rows by every weight of the decoder, so it takes about as long as reading them. Hence three
 things. The layers are unstacked, since slicing a stack would copy every weight at every token. On a CPU float32 weights
-lie in tiles of 64 outputs, [out / 64, in, 64], and a product is one of each tile: XLA then reads every weight once, in
-order, in half the time that a product with the whole matrix takes for 2 rows, and two thirds of it for 18; and
-the arithmetic of a row is the same for 2 rows as for 200, so a picture does not depend on how many are drawn beside
-it. And weights may be stored as int8.
+lie in tiles, [out / 96, in, 96], and a product is one of each tile: XLA then reads every weight once, in order, which
+for 2 rows takes two thirds of the time of a product with the whole matrix; and the arithmetic of a row is the same for
+2 rows as for 200, so a picture does not depend on how many are drawn beside it. And weights may be stored as int8.
 """
 
 from __future__ import annotations
@@ -20,7 +19,9 @@ from dalle_mini.errors import UserError
 from dalle_mini.models.dalle_bart import DalleBart, unstack_layers
 
 LEAST_ROWS = 2  # in a step: the product of a single row is another routine with another rounding
-TILE = 64  # outputs
+TILE = 96  # outputs: of 64, 96, 128, 192 and 512 the one that serves 1, 9 and 32 guided pictures well
+# Rows in one product of tiles: fewer or more are other routines of XLA's, with another rounding (1 to 3 and 64 on).
+FEWEST, MOST = 4, 48
 
 
 class RowLinear(nnx.Module):
@@ -41,7 +42,7 @@ class RowLinear(nnx.Module):
 
 
 class TiledLinear(nnx.Module):
-    """x W + b with weight [ceil(out / 64), in, 64]; what is beyond the last output is zero."""
+    """x W + b with weight [ceil(out / 96), in, 96]; what is beyond the last output is zero."""
 
     def __init__(self, linear: nnx.Linear):
         kernel = linear.kernel[...]
@@ -59,11 +60,17 @@ class TiledLinear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         weight = self.weight[...].astype(self.dtype)
+
+        def product(rows: jax.Array) -> jax.Array:
+            rows = jnp.broadcast_to(rows, (len(weight), *rows.shape))
+            return jax.lax.dot_general(rows, weight, (((2,), (1,)), ((0,), (0,))))  # [tiles, rows, TILE]
+
         rows = x.astype(self.dtype).reshape(-1, x.shape[-1])
-        # Written as a sum of products: XLA makes a product of each tile of it, without a copy of x for every one,
-        # which `dot_general` would take.
-        y = jnp.sum(rows[None, :, :, None] * weight[:, None], axis=2, dtype=jnp.float32)  # [tiles, rows, TILE]
-        y = y.swapaxes(0, 1).reshape(*x.shape[:-1], -1)[..., : self.outputs].astype(self.dtype)
+        count = len(rows)
+        rows = jnp.pad(rows, ((0, max(FEWEST - count, 0)), (0, 0)))
+        parts = jnp.array_split(rows, -(-len(rows) // MOST))
+        y = jnp.concatenate([product(part) for part in parts], axis=1)[:, :count]
+        y = y.swapaxes(0, 1).reshape(*x.shape[:-1], -1)[..., : self.outputs]
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 
@@ -83,6 +90,9 @@ class Int8Linear(nnx.Module):
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 
+LINEAR = nnx.Linear | RowLinear | TiledLinear | Int8Linear
+
+
 def prepare(model: DalleBart, *, int8: bool = False) -> DalleBart:
     """The same model with its decoder in the form that `generate_tokens` wants; one in that form is returned as it is.
 
@@ -96,7 +106,7 @@ def prepare(model: DalleBart, *, int8: bool = False) -> DalleBart:
     make = Int8Linear if int8 else plain
     layers = unstack_layers(ready.decoder.layers, model.config.decoder_layers)
     for layer in layers:
-        _swap(layer, make)
+        swap(layer, LINEAR, make)
     ready.decoder.layers = nnx.List(layers)
     ready.lm_head = make(ready.lm_head)
     return ready
@@ -114,7 +124,7 @@ def restore(model: DalleBart) -> DalleBart:
         raise UserError("int8 weights are for drawing alone: load the model in another dtype to save it")
     ready = nnx.merge(*nnx.split(model))
     for layer in ready.decoder.layers:
-        _swap(layer, _plain)
+        swap(layer, LINEAR, _plain)
     ready.lm_head = _plain(ready.lm_head)
     if model.config.layers_are_alike(model.config.decoder_layers):
         graphdef = nnx.graphdef(ready.decoder.layers[0])
@@ -137,13 +147,12 @@ def _plain(linear: RowLinear | TiledLinear) -> nnx.Linear:
     return made
 
 
-def _swap(module: nnx.Module, make: Callable[[nnx.Module], nnx.Module]) -> None:
-    """Replace every linear layer within a module by what `make` makes of it."""
-    for name, child in list(vars(module).items()):
-        if isinstance(child, nnx.Linear | RowLinear | TiledLinear | Int8Linear):
-            setattr(module, name, make(child))
-        elif isinstance(child, nnx.Module):
-            _swap(child, make)
+def swap(module: nnx.Module, kinds, make: Callable[[nnx.Module], nnx.Module]) -> None:
+    """Replace every layer of these kinds within a module by what `make` makes of it."""
+    for _, owner in list(nnx.iter_modules(module)):
+        for name, child in list(vars(owner).items()):
+            if isinstance(child, kinds):
+                setattr(owner, name, make(child))
 
 
 def _rows(x: jax.Array, weight: jax.Array) -> jax.Array:

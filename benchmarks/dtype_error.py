@@ -1,0 +1,85 @@
+"""What do the smaller types cost in quality, on the shipped model?
+
+    python benchmarks/dtype_error.py
+    python benchmarks/dtype_error.py --dtype int8 bfloat16 --prompts 50 --candidates 16
+
+Against the float32 model, with the same prompts, seeds and keys:
+
+- greedy: of the tokens that are the likeliest, how many still are; in view of float32's own tokens, so that one
+  difference does not count again in what follows it. Asked at one place of each picture in turn.
+- drawn: the same for tokens that are drawn by chance, with the model's own temperature and top_k.
+- CLIP score, mean over all candidates and of the best, and the judged emoji and background of CLIP's pick.
+"""
+
+import argparse
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+
+from dalle_mini import DalleMini
+from dalle_mini.data.emoji import find_font
+from dalle_mini.evaluation.emoji import EmojiJudge, held_out_prompts
+from dalle_mini.generation import generate_tokens
+from dalle_mini.generation.engine import picture_keys
+from emoji_quality import known_emoji
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dtype", nargs="+", default=["int8", "bfloat16"], choices=["int8", "bfloat16", "float16"])
+    parser.add_argument("--prompts", type=int, default=50)
+    parser.add_argument("--candidates", type=int, default=16)
+    args = parser.parse_args()
+    exact = DalleMini.from_pretrained()
+    asked = held_out_prompts(args.prompts, known_emoji(exact.folders["dalle"], find_font()))
+    judge = EmojiJudge(exact.vqgan.config.resolution)
+    expected = {greedy: tokens_of(exact, asked, args.candidates, greedy) for greedy in (True, False)}
+    print(
+        "| dtype | greedy tokens kept | drawn tokens kept | CLIP score, mean | of the pick | right emoji | background |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for dtype in ["float32", *args.dtype]:
+        pipe = exact if dtype == "float32" else DalleMini.from_pretrained(dtype=dtype)
+        kept = [agreement(pipe, asked, expected[greedy], greedy) for greedy in (True, False)]
+        quality = pictures(pipe, asked, args.candidates, judge)
+        print(f"| {dtype} | {kept[0]:.2%} | {kept[1]:.2%} | {quality} |", flush=True)
+
+
+def text(pipe, asked):
+    jobs = pipe.jobs([one.caption for one in asked])
+    return np.stack([job.ids[0] for job in jobs]), np.stack([job.mask[0] for job in jobs]), jobs[0].settings
+
+
+def tokens_of(pipe, asked, candidates: int, greedy: bool, given=None) -> np.ndarray:
+    """int32 [prompts, candidates, image_length], drawn without guidance, as the shipped model does."""
+    ids, mask, settings = text(pipe, asked)
+    keys = jnp.stack([picture_keys(0, one.caption, np.arange(candidates)) for one in asked])
+    chance = {"temperature": settings.temperature, "top_k": 1 if greedy else settings.top_k}
+    codebook = pipe.vqgan.config.n_embed
+    return np.asarray(
+        generate_tokens(pipe.model, ids, mask, keys, guidance=1.0, codebook_size=codebook, given=given, **chance)
+    )
+
+
+def agreement(pipe, asked, expected: np.ndarray, greedy: bool) -> float:
+    """Candidate c of C is given its tokens up to place (c + 1/2) / C of the picture; is the one there the same?"""
+    candidates, length = expected.shape[1:]
+    places = (np.arange(candidates) + 0.5) * length // candidates
+    given = np.where(np.arange(length) < places[:, None], expected, -1)
+    drawn = tokens_of(pipe, asked, candidates, greedy, given)
+    at = places.astype(int)[None, :, None]
+    return float(np.mean(np.take_along_axis(drawn, at, 2) == np.take_along_axis(expected, at, 2)))
+
+
+def pictures(pipe, asked, candidates: int, judge) -> str:
+    results = pipe.generate([one.caption for one in asked], candidates=candidates, keep=candidates)
+    scores = np.array([result.scores for result in results])
+    judged = judge(np.stack([np.asarray(result.images[0]) for result in results]))
+    emoji = np.mean([found.is_emoji(one) for found, one in zip(judged, asked, strict=True)])
+    color = np.mean([found.is_color(one) for found, one in zip(judged, asked, strict=True)])
+    return f"{scores.mean():.2f} | {scores.max(axis=1).mean():.2f} | {emoji:.0%} | {color:.0%}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""Image tokens to pixels, on one device or several that take turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from flax import nnx
+
+from dalle_mini.data.images import to_uint8
+from dalle_mini.generation.memory import chunked, decoded_at_once
+from dalle_mini.generation.winograd import with_winograd
+from dalle_mini.models import VQGAN
+
+GRAY = 128  # where nothing is drawn yet
+
+
+class PixelDecoder:
+    """The VQGAN's decoder as `Engine` runs it.
+
+    On a CPU a picture is decoded by itself, so that it has the same pixels whatever the others are, and with fewer
+    multiplications (`winograd.py`).
+    """
+
+    def __init__(self, vqgan: VQGAN, devices: Sequence[jax.Device]):
+        self.config, self.devices = vqgan.config, list(devices)
+        graphdef, state = nnx.split(with_winograd(vqgan) if self.devices[0].platform == "cpu" else vqgan)
+        alone = len(self.devices) == 1
+        self._states = [state] if alone else [jax.device_put(state, device) for device in self.devices]
+
+        def decode(state, tokens, width):
+            return nnx.merge(graphdef, state).decode(tokens, width)
+
+        self._decode = jax.jit(decode, static_argnums=2)
+
+    def __call__(self, tokens: np.ndarray, progress: Callable[[int], None] = lambda count: None) -> np.ndarray:
+        """Tokens [n, image_length] to uint8 [n, H, W, 3]; `progress` is told of pictures as they are done."""
+        calls, images = chunked(len(tokens), decoded_at_once(self.devices[0])), []
+        size = calls[0][1]  # the last is padded: one shape to compile
+        for first in range(0, len(calls), len(self.devices)):
+            waiting = []
+            turn = calls[first : first + len(self.devices)]
+            for (start, count), device, state in zip(turn, self.devices, self._states, strict=False):
+                rows = np.pad(tokens[start : start + count], ((0, size - count), (0, 0)))
+                waiting.append((self._decode(state, jax.device_put(rows, device), None), count))
+            images += [to_uint8(pixels)[:count] for pixels, count in waiting]
+            progress(sum(count for _, count in waiting))
+        return np.concatenate(images)
+
+    def top(self, tokens: np.ndarray, rows: int) -> np.ndarray:
+        """The pictures, uint8 [n, H, W, 3], with their first rows of tokens, [n, image_length]; the rest is gray."""
+        side, grid = self.config.resolution, self.config.grid
+        images = np.full((len(tokens), side, side, 3), GRAY, np.uint8)
+        for image, row in zip(images, tokens, strict=True) if rows else ():
+            pixels = to_uint8(self._decode(self._states[0], row[None, : rows * grid], grid))
+            image[: pixels.shape[1]] = pixels[0]
+        return images

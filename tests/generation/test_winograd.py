@@ -1,0 +1,53 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dalle_mini.generation.winograd import WinogradConv, is_worth_it, with_winograd
+from dalle_mini.models import VQGAN
+from dalle_mini.models.config import VQGANConfig
+
+
+@pytest.mark.parametrize("size", [(1, 8, 8), (2, 12, 4), (1, 5, 7), (1, 3, 1)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_it_is_the_convolution(size, bias):
+    conv = nnx.Conv(64, 96, (3, 3), padding="SAME", use_bias=bias, rngs=nnx.Rngs(0))
+    if bias:
+        conv.bias[...] = jnp.linspace(-1, 1, 96)
+    x = jax.random.normal(jax.random.key(1), (*size, 64))
+    assert is_worth_it(conv)
+    with jax.default_matmul_precision("highest"):
+        np.testing.assert_allclose(WinogradConv(conv)(x), conv(x), atol=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("channels", "options"),
+    [
+        (64, {"strides": 2}),
+        (64, {"padding": ((0, 1), (0, 1))}),
+        (64, {"kernel_size": (1, 1)}),
+        (64, {"param_dtype": jnp.bfloat16}),
+        (32, {}),
+        (512, {}),
+    ],
+)
+def test_other_convolutions_stay(channels, options):
+    options = {"kernel_size": (3, 3), "padding": "SAME"} | options
+    conv = nnx.eval_shape(lambda: nnx.Conv(channels, channels, rngs=nnx.Rngs(0), **options))
+    assert not is_worth_it(conv)
+
+
+def test_a_vqgan_decodes_to_the_same_picture():
+    config = VQGANConfig(
+        ch=64, ch_mult=(1, 2), num_res_blocks=1, resolution=32, attn_resolutions=(16,), n_embed=32, embed_dim=64,
+        z_channels=64,
+    )  # fmt: skip
+    vqgan = VQGAN(config, rngs=nnx.Rngs(0))
+    tokens = jax.random.randint(jax.random.key(1), (2, 256), 0, 32)
+    ready = with_winograd(vqgan)
+    kinds = [type(layer) for _, layer in nnx.iter_modules(ready.decoder)]
+    assert kinds.count(WinogradConv) == 14
+    expected = vqgan.decode(tokens)
+    np.testing.assert_allclose(ready.decode(tokens), expected, atol=1e-5 * float(jnp.abs(expected).max()))
+    assert not any(isinstance(layer, WinogradConv) for _, layer in nnx.iter_modules(vqgan))

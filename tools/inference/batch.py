@@ -1,0 +1,76 @@
+"""Draw every prompt of a file, and make one sheet of the pictures that CLIP likes best.
+
+    python tools/inference/batch.py captions.csv drawn --candidates 8 --best 20
+
+The first half is what `dalle-mini generate --prompts captions.csv --output drawn` does: run it again after an
+interruption, and it draws what is missing. The second reads the table that it leaves; put your own there.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import pyarrow.parquet
+from gallery import gallery
+from PIL import Image
+
+from dalle_mini import DalleMini
+from dalle_mini.batch import Batch
+from dalle_mini.commands.terminal import Parser
+from dalle_mini.compilation import keep_compiled
+from dalle_mini.errors import UserError
+from dalle_mini.prompts import read_prompts
+from dalle_mini.settings import GenerationSettings
+
+SHEET = "best.png"
+
+
+def draw(args: argparse.Namespace) -> Path:
+    """The batch; its table."""
+    batch = Batch(read_prompts(args.prompts), args.output, GenerationSettings(args.candidates, keep=1, seed=args.seed))
+    keep_compiled()
+    pipe = DalleMini.from_pretrained(args.model, vqgan=args.vqgan, clip=args.clip)
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage == "scores" and done:
+            print(f"{done} of {total} pictures", flush=True)
+
+    done = batch.run(pipe, progress=progress)
+    print(f"{done.drawn} drawn, {done.found} were there, {done.failed} failed: {done.table}")
+    return done.table
+
+
+def best(table: Path, count: int) -> Image.Image:
+    """The pictures with the highest scores, under their captions."""
+    rows = [row for row in pyarrow.parquet.read_table(table).to_pylist() if row["error"] is None]
+    rows = sorted(rows, key=lambda row: -row["score"])[:count]
+    if not rows:
+        raise UserError(f"{table}: no prompt could be drawn; its column `error` says why")
+    pictures = [Image.open(table.parent / row["file"]) for row in rows]
+    return gallery(pictures, [f"{row['prompt']} ({row['score']:.1f})" for row in rows])
+
+
+def main(argv: list[str] | None = None) -> int:
+    head, _, rest = __doc__.partition("\n")
+    parser = Parser(description=head, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("prompts", metavar="FILE", type=Path, help=".txt, .jsonl, .csv, .tsv or .parquet")
+    parser.add_argument("output", metavar="FOLDER", type=Path)
+    parser.add_argument("--candidates", type=int, default=16, help="pictures drawn for each prompt (default: 16)")
+    parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    parser.add_argument("--best", type=int, default=12, help=f"pictures on {SHEET} (default: 12)")
+    parser.add_argument("--model", metavar="SOURCE", help="(default: the shipped model)")
+    parser.add_argument("--vqgan", metavar="SOURCE", help="(default: the bundle's)")
+    parser.add_argument("--clip", metavar="SOURCE", help="(default: the bundle's)")
+    try:
+        args = parser.parse_args(argv)
+        sheet = best(draw(args), args.best)
+        sheet.save(args.output / SHEET)
+        print(args.output / SHEET)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
