@@ -4,13 +4,17 @@
     python benchmarks/generation.py --size mini --peer .peer/bin/python      # min-dalle in the same run
 
 Random weights of the published shapes, guidance on. For each row: milliseconds a token step (the median over the
-stretches between progress reports), seconds of the VQGAN, peak memory, and the floor: the decoder's weights and the
-cache read at the bandwidth, or the arithmetic at the rate, both measured here just before, whichever takes longer.
+stretches between looks), seconds of the VQGAN, peak memory of a process that does only this, and the floor: the
+decoder's weights and the cache read at the bandwidth, or the arithmetic at the rate, both measured just before,
+whichever takes longer.
 `--peer` names a Python that has min-dalle (`python -m venv .peer && .peer/bin/pip install min-dalle torch`).
 """
 
 import argparse
+import concurrent.futures
+import itertools
 import json
+import multiprocessing
 import resource
 import subprocess
 import sys
@@ -23,6 +27,7 @@ import numpy as np
 from flax import nnx
 
 from dalle_mini.generation import stream_tokens
+from dalle_mini.generation.decode import CACHES
 from dalle_mini.generation.pixels import PixelDecoder
 from dalle_mini.generation.prepare import prepare
 from dalle_mini.models import VQGAN, DalleBart
@@ -47,6 +52,7 @@ TINY_VQGAN = VQGANConfig(
     ch=32, ch_mult=(1, 2, 2), resolution=64, n_embed=1024, embed_dim=64, z_channels=64, norm_groups=8
 )
 F16 = VQGANConfig(n_embed=16384)
+EVERY = 16  # steps from one look to the next
 PEER = Path(__file__).with_name("min_dalle_peer.py")
 
 
@@ -60,29 +66,39 @@ def main() -> None:
     )
     parser.add_argument("--json", metavar="FILE", help="write the rows there too")
     args = parser.parse_args()
-    bandwidth, rate = machine()
-    print(
-        f"{jax.devices()[0].device_kind}: reads {bandwidth / 1e9:.0f} GB/s, float32 products {rate / 1e9:.0f} GFLOP/s\n"
-    )
-    print("| size | candidates | dtype | ms a step | floor | of floor | prefill s | VQGAN s | peak GB |")
-    print("|---|---|---|---|---|---|---|---|---|")
     rows = []
-    for size in args.size:
-        for dtype in args.dtype:
-            model = prepare(random_model(DalleBart, SIZES[size], compute(dtype)), int8=dtype == "int8")
-            vqgan = random_model(VQGAN, TINY_VQGAN if size == "tiny" else F16, compute(dtype))
-            for candidates in args.candidates:
-                row = {"program": "dalle-mini", "size": size, "candidates": candidates, "dtype": dtype}
-                row |= measure(model, vqgan, candidates, bandwidth, rate)
+    # A process each: memory that an earlier row took does not count for a later one.
+    with concurrent.futures.ProcessPoolExecutor(
+        1, multiprocessing.get_context("spawn"), max_tasks_per_child=1
+    ) as processes:
+        for size in args.size:
+            for dtype, candidates in itertools.product(args.dtype, args.candidates):
+                row = processes.submit(measured, size, dtype, candidates).result()
+                if not rows:
+                    print(
+                        f"{row['device']}: reads {row['gb_s']:.0f} GB/s, float32 products {row['gflop_s']:.0f} GFLOP/s"
+                    )
+                    print(
+                        "\n| size | candidates | dtype | ms a step | floor | of floor | prefill s | VQGAN s | peak GB |"
+                    )
+                    print("|---|---|---|---|---|---|---|---|---|")
                 rows.append(show(row))
-            del model, vqgan
-        if args.peer and size != "tiny":
-            for dtype in ("float32", "bfloat16"):
-                command = [args.peer, str(PEER), size, dtype, *map(str, args.candidates)]
-                for line in subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines():
+            for dtype, candidates in itertools.product(("float32", "bfloat16"), args.candidates) if args.peer else ():
+                if size != "tiny":
+                    command = [args.peer, str(PEER), size, dtype, str(candidates)]
+                    line = subprocess.run(command, check=True, capture_output=True, text=True).stdout
                     rows.append(show({"program": "min-dalle", "size": size, "dtype": dtype, **json.loads(line)}))
     if args.json:
         Path(args.json).write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def measured(size: str, dtype: str, candidates: int) -> dict:
+    bandwidth, rate = machine()
+    model = prepare(random_model(DalleBart, SIZES[size], compute(dtype)), int8=dtype == "int8")
+    vqgan = random_model(VQGAN, TINY_VQGAN if size == "tiny" else F16, compute(dtype))
+    row = {"program": "dalle-mini", "size": size, "candidates": candidates, "dtype": dtype}
+    row |= {"device": jax.devices()[0].device_kind, "gb_s": bandwidth / 1e9, "gflop_s": rate / 1e9}
+    return row | measure(model, vqgan, candidates, bandwidth, rate)
 
 
 def compute(dtype: str):
@@ -103,33 +119,35 @@ def measure(model, vqgan, candidates, bandwidth, rate) -> dict:
     config = model.config
     keys = jax.random.split(jax.random.key(0), (1, candidates))
     ids, mask = np.ones((1, config.max_text_length), np.int32), np.ones((1, config.max_text_length), np.int32)
-    times = []
+    uncond = {"uncond_input_ids": ids, "uncond_attention_mask": mask}
 
-    def run():
-        times.clear()
-        times.append(time.perf_counter())
-        uncond = {"uncond_input_ids": ids, "uncond_attention_mask": mask}
-        for _, tokens in stream_tokens(model, ids, mask, keys, guidance=10.0, every=16, **uncond):
+    def run(looks: int) -> tuple[list[float], jax.Array]:
+        """When each of the first looks was there, from the start; and the tokens then."""
+        times, start = [], time.perf_counter()
+        stream = stream_tokens(model, ids, mask, keys, guidance=10.0, every=EVERY, **uncond)
+        for _, tokens in itertools.islice(stream, looks):
             jax.block_until_ready(tokens)
-            times.append(time.perf_counter())
-        return tokens
+            times.append(time.perf_counter() - start)
+        return times, tokens[0]
 
-    tokens = run()[0]  # compiles
-    run()
-    steps = np.diff(times)[1:] / 16
+    times, tokens = run(config.image_length // EVERY)
+    # The other stretches hold compilation: of the first program, and of one for each larger cache.
+    compiling = len(times) // CACHES
+    steps = [step for number, step in enumerate(np.diff(times) / EVERY, 1) if number % compiling]
+    step = float(np.median(steps))
+    prefill = run(1)[0][0] - EVERY * steps[0]  # which had a cache as short
     decode = PixelDecoder(vqgan, jax.devices()[:1])
     tokens = np.minimum(tokens, vqgan.config.n_embed - 1)
     decode(tokens[:1])
     start = time.perf_counter()
     decode(tokens)
     vqgan_seconds = time.perf_counter() - start
-    step = float(np.median(steps))
     least = floor(model, candidates, bandwidth, rate)
     return {
         "step_ms": 1e3 * step,
         "floor_ms": 1e3 * least,
         "of_floor": least / step,
-        "prefill_s": times[1] - times[0] - 16 * step,
+        "prefill_s": prefill,
         "vqgan_s": vqgan_seconds,
         "peak_gb": peak_bytes() / 1e9,
     }
@@ -149,7 +167,7 @@ def floor(model, candidates: int, bandwidth: float, rate: float) -> float:
 
 def machine() -> tuple[float, float]:
     """Bytes a second that a sum reads, floating-point operations a second of a large float32 product."""
-    large = jnp.ones(1 << 28, jnp.float32)
+    large = jnp.ones(1 << (26 if jax.default_backend() == "cpu" else 28), jnp.float32)
     square = jnp.ones((4096, 4096), jnp.float32)
     return large.nbytes / best(jax.jit(jnp.sum), large), 2 * 4096**3 / best(jax.jit(jnp.matmul), square, square)
 

@@ -8,6 +8,14 @@ Writes a checkpoint of the published architecture with made-up values, loads it 
 process of its own, and prints the most memory that one took (peak resident set size) and the seconds of the fastest,
 imports not counted. The bound is the size of the model in memory, and its largest tensor, and 300 MB for everything
 else, the Python interpreter and JAX among it. The disk is warm: the file has just been written, or was read before.
+
+Measured on 2 cores of an AMD EPYC, jax 0.10.2, with the commands above:
+
+| checkpoint | in memory | peak | bound | seconds |
+|---|---|---|---|---|
+| mega, Flax msgpack, scanned, float16 | bfloat16, 5,175 MB | 5,365 MB | 5,878 MB | 9.1 |
+| mega, sharded Flax msgpack, unrolled, float32 | bfloat16, 5,175 MB | 5,366 MB | 5,878 MB | 5.3 |
+| mini, Flax msgpack, scanned, float32 | float32, 1,751 MB | 1,940 MB | 2,257 MB | 0.6 |
 """
 
 import argparse

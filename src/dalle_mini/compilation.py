@@ -11,7 +11,7 @@ import platformdirs
 
 from dalle_mini import __version__
 
-LEAST_SECONDS = 0.2  # of compiling that are worth a file
+LEAST_SECONDS = 0.0  # of compiling that are worth a file: dozens of small programs add up
 
 
 def keep_compiled() -> Path | None:

@@ -12,10 +12,10 @@ from dalle_mini.models.config import VQGANConfig
 @pytest.mark.parametrize("size", [(1, 8, 8), (2, 12, 4), (1, 5, 7), (1, 3, 1)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_it_is_the_convolution(size, bias):
-    conv = nnx.Conv(64, 96, (3, 3), padding="SAME", use_bias=bias, rngs=nnx.Rngs(0))
+    conv = nnx.Conv(128, 160, (3, 3), padding="SAME", use_bias=bias, rngs=nnx.Rngs(0))
     if bias:
-        conv.bias[...] = jnp.linspace(-1, 1, 96)
-    x = jax.random.normal(jax.random.key(1), (*size, 64))
+        conv.bias[...] = jnp.linspace(-1, 1, 160)
+    x = jax.random.normal(jax.random.key(1), (*size, 128))
     assert is_worth_it(conv)
     with jax.default_matmul_precision("highest"):
         np.testing.assert_allclose(WinogradConv(conv)(x), conv(x), atol=5e-5)
@@ -24,11 +24,11 @@ def test_it_is_the_convolution(size, bias):
 @pytest.mark.parametrize(
     ("channels", "options"),
     [
-        (64, {"strides": 2}),
-        (64, {"padding": ((0, 1), (0, 1))}),
-        (64, {"kernel_size": (1, 1)}),
-        (64, {"param_dtype": jnp.bfloat16}),
-        (32, {}),
+        (128, {"strides": 2}),
+        (128, {"padding": ((0, 1), (0, 1))}),
+        (128, {"kernel_size": (1, 1)}),
+        (128, {"param_dtype": jnp.bfloat16}),
+        (64, {}),
         (512, {}),
     ],
 )
@@ -40,8 +40,8 @@ def test_other_convolutions_stay(channels, options):
 
 def test_a_vqgan_decodes_to_the_same_picture():
     config = VQGANConfig(
-        ch=64, ch_mult=(1, 2), num_res_blocks=1, resolution=32, attn_resolutions=(16,), n_embed=32, embed_dim=64,
-        z_channels=64,
+        ch=128, ch_mult=(1, 2), num_res_blocks=1, resolution=32, attn_resolutions=(16,), n_embed=32, embed_dim=128,
+        z_channels=128,
     )  # fmt: skip
     vqgan = VQGAN(config, rngs=nnx.Rngs(0))
     tokens = jax.random.randint(jax.random.key(1), (2, 256), 0, 32)

@@ -1,6 +1,6 @@
 """The decoding loop: caption tokens to image tokens, in two compiled programs.
 
-`_prefill` does what is done once a caption, `_advance` draws some tokens more; between two calls of it the caller may
+`prefill` does what is done once a caption, `advance` draws some tokens more; between two calls of it the caller may
 look at what there is. On several devices each runs these programs for its share of the captions or of their candidates.
 
 What makes it quick: keys and values of past positions are cached, and the cache grows with what has been written;
@@ -161,11 +161,11 @@ def stream_tokens(
     )
     if programs.mesh is not None:
         params = _on_all(params, programs.mesh)
-    fixed, state = programs.prefill(params, jnp.stack(text), keys)
+    fixed, state = prefill(programs, params, jnp.stack(text), keys)
     looks, sizes = set(range(every, length, every)) | {length}, _cache_lengths(config)
     for stop in sorted(looks | set(sizes)):
-        state = _with_room(state, next(size for size in sizes if size >= stop))
-        state = programs.advance(params, fixed, state, keys, jnp.asarray(stop), warping, given)
+        state = with_room(state, next(size for size in sizes if size >= stop))
+        state = advance(programs, params, fixed, state, keys, jnp.asarray(stop), warping, given)
         if stop in looks:
             # The next call writes over the state: give away a copy.
             yield stop, state.tokens if stop == length else jnp.copy(state.tokens)
@@ -205,13 +205,14 @@ def _grown(caches: list[KVCache], room: int) -> list[KVCache]:
     return jax.tree.map(lambda leaf: jnp.pad(leaf, [(0, 0)] * 4 + [(0, room - leaf.shape[4]), (0, 0)]), caches)
 
 
-def _with_room(state: DecodeState, room: int) -> DecodeState:
+def with_room(state: DecodeState, room: int) -> DecodeState:
+    """The state with caches of `room` positions."""
     return state if state.caches[0].keys.shape[4] == room else state._replace(caches=_grown(state.caches, room))
 
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """The two compiled programs, by what they are compiled for.
+    """What the two programs are compiled for.
 
     Attributes:
       graphdef: the prepared model's.
@@ -229,25 +230,20 @@ class Programs:
     mesh: Mesh | None = None
     shared: str | None = None
 
-    def prefill(self, params, text, keys) -> tuple[Prefilled, DecodeState]:
-        """`text` is int [G, 2, P, S], ids and mask."""
-        return _prefill(self, params, text, keys)
-
-    def advance(self, params, fixed, state, keys, stop, warping, given) -> DecodeState:
-        """Draw the tokens up to position `stop`."""
-        return _advance(self, params, fixed, state, keys, stop, warping, given)
+    def placed(self, spec: PartitionSpec) -> PartitionSpec:
+        """The mesh's axes in place of "prompts" and "candidates"."""
+        return PartitionSpec(*("devices" if axis == self.shared else None for axis in spec))
 
     def on_each_device(self, function, ins: tuple, outs):
         """`function` of every device's share of its arguments, as the axes "prompts" and "candidates" are split."""
         if self.mesh is None:
             return function
-
-        def placed(spec: PartitionSpec) -> PartitionSpec:
-            return PartitionSpec(*("devices" if axis == self.shared else None for axis in spec))
-
-        is_spec = lambda leaf: isinstance(leaf, PartitionSpec)  # noqa: E731
-        ins, outs = (jax.tree.map(placed, specs, is_leaf=is_spec) for specs in (ins, outs))
+        ins, outs = (jax.tree.map(self.placed, specs, is_leaf=is_spec) for specs in (ins, outs))
         return jax.shard_map(function, mesh=self.mesh, in_specs=ins, out_specs=outs, check_vma=False)
+
+
+def is_spec(leaf) -> bool:
+    return isinstance(leaf, PartitionSpec)
 
 
 # How each argument is laid out, in the axes that may be shared.
@@ -258,8 +254,10 @@ STATE = DecodeState(ALL, PICTURES, PICTURES, PartitionSpec(None, "prompts", "can
 
 
 @partial(jax.jit, static_argnums=0)
-def _prefill(programs: Programs, params, text, keys) -> tuple[Prefilled, DecodeState]:
-    def prefill(params, text, keys):
+def prefill(programs: Programs, params, text, keys) -> tuple[Prefilled, DecodeState]:
+    """What is done once a caption; `text` is int [G, 2, P, S], ids and mask."""
+
+    def run(params, text, keys):
         model: DalleBart = nnx.merge(programs.graphdef, params)
         config, layers = model.config, model.decoder.layers
         groups, _, prompts, size = text.shape
@@ -282,12 +280,14 @@ def _prefill(programs: Programs, params, text, keys) -> tuple[Prefilled, DecodeS
         return fixed, state
 
     ins = (ALL, PartitionSpec(None, None, "prompts"), PICTURES)
-    return programs.on_each_device(prefill, ins, (FIXED, STATE))(params, text, keys)
+    return programs.on_each_device(run, ins, (FIXED, STATE))(params, text, keys)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnames="state")
-def _advance(programs: Programs, params, fixed, state, keys, stop, warping, given) -> DecodeState:
-    def advance(params, fixed, state, keys, stop, warping, given):
+def advance(programs: Programs, params, fixed, state, keys, stop, warping, given) -> DecodeState:
+    """Draw the tokens up to position `stop`."""
+
+    def run(params, fixed, state, keys, stop, warping, given):
         model: DalleBart = nnx.merge(programs.graphdef, params)
         prompts, last = len(keys), max(model.config.image_length - 1, 1)
         groups = len(fixed.cross_mask)
@@ -321,7 +321,7 @@ def _advance(programs: Programs, params, fixed, state, keys, stop, warping, give
         return state._replace(caches=jax.tree.map(by_group, state.caches))
 
     ins = (ALL, FIXED, STATE, PICTURES, ALL, PartitionSpec("prompts"), PICTURES)
-    return programs.on_each_device(advance, ins, STATE)(params, fixed, state, keys, stop, warping, given)
+    return programs.on_each_device(run, ins, STATE)(params, fixed, state, keys, stop, warping, given)
 
 
 def _draw(keys, t, logits, warping: Warping, most: int, unlimited: bool) -> jax.Array:
