@@ -21,13 +21,11 @@ os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JA
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 
 from dalle_mini.generation import decode
-from dalle_mini.generation.prepare import prepare
-from dalle_mini.models import DalleBart
+from dalle_mini.generation.prepare import prepared_shapes
 from generation import SIZES
 
 
@@ -63,18 +61,10 @@ def main() -> None:
 def lowered(size: str, candidates: int, devices) -> dict:
     """What compiles each of the two programs: one prompt's candidates, the cache at its full length."""
     mesh = Mesh(np.asarray(devices), ("devices",))
-    graph, state = DalleBart.shapes(SIZES[size], jnp.dtype("bfloat16"))
-    graphs = []
-
-    def prepared(state):
-        graphdef, params = nnx.split(prepare(nnx.merge(graph, state)))
-        graphs.append(graphdef)
-        return params
-
-    params = jax.eval_shape(prepared, state)
+    graphdef, params = prepared_shapes(SIZES[size], jnp.dtype("bfloat16"))
     config = SIZES[size]
     programs = decode.Programs(
-        graphdef=graphs[0],
+        graphdef=graphdef,
         guided=True,
         most=config.top_k,
         unlimited=False,

@@ -61,3 +61,31 @@ def test_a_second_run_of_the_command_compiles_nothing(golden_bundle, tmp_path):
 
     first = kept()
     assert first and kept() == first
+
+
+AHEAD = """
+import sys
+from pathlib import Path
+from dalle_mini.compilation import keep_compiled
+from dalle_mini.pipeline import Ahead, DalleMini
+from dalle_mini.settings import GenerationSettings
+from dalle_mini.weights.bundle import find_parts
+
+def kept():
+    return sorted(path.name for path in folder.iterdir() if path.name.startswith(("jit_prefill-", "jit_advance-")))
+
+folder = keep_compiled()
+prompts, settings = ["a boat", "a snail"], GenerationSettings(candidates=3, guidance=float(sys.argv[2]))
+pipe = DalleMini.from_parts(find_parts(sys.argv[1]), sys.argv[3], ahead=Ahead(prompts, settings))
+before = kept()
+list(pipe.generate_each(prompts, settings))
+assert before and kept() == before, (before, kept())
+"""
+
+
+@pytest.mark.parametrize(("guidance", "dtype"), [(10, "float32"), (1, "int8")])
+def test_what_is_compiled_ahead_is_what_draws(golden_bundle, tmp_path, guidance, dtype):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", AHEAD, str(golden_bundle), str(guidance), dtype]
+    subprocess.run(command, check=True, env=environment)

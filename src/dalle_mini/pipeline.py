@@ -7,6 +7,7 @@ candidates are drawn beside it, nor on how many devices draw. (On a CPU to the b
 for another number of rows.)
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 import hashlib
@@ -25,14 +26,16 @@ from dalle_mini.data.images import load_picture, resize_and_crop
 from dalle_mini.errors import UserError
 from dalle_mini.generation import canvas as canvases
 from dalle_mini.generation.canvas import Canvas
-from dalle_mini.generation.engine import Engine, Job, Partial, Progress, Result
+from dalle_mini.generation.engine import Engine, Job, Partial, Progress, Result, compile_ahead
 from dalle_mini.generation.prepare import prepare, restore
 from dalle_mini.generation.ranking import ClipRanker
 from dalle_mini.models import VQGAN, DalleBart
+from dalle_mini.models.config import DalleBartConfig, VQGANConfig
 from dalle_mini.settings import GenerationSettings, check_prompts, settings_of_each
 from dalle_mini.text import CaptionNormalizer, CaptionTokenizer
 from dalle_mini.weights.bundle import PARTS, find_parts, save_companions
 from dalle_mini.weights.bundle import SHIPPED as SHIPPED  # for those who look for it here
+from dalle_mini.weights.folder import load_config
 from dalle_mini.weights.hub import origin
 from dalle_mini.weights.pretrained import compute_dtype
 
@@ -122,12 +125,19 @@ class DalleMini:
         return cls.from_parts(parts, dtype)
 
     @classmethod
-    def from_parts(cls, folders: Mapping[str, Path], dtype: str = "float32") -> "DalleMini":
-        """Load the networks from the folders that `find_parts` gives."""
-        if dtype == "int8":
-            compute = compute_dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
-        else:
-            compute = compute_dtype(dtype)
+    def from_parts(
+        cls, folders: Mapping[str, Path], dtype: str = "float32", ahead: "Ahead | None" = None
+    ) -> "DalleMini":
+        """Load the networks from the folders that `find_parts` gives, and compile `ahead` the while."""
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            # Its errors are not asked for: what is wrong with a config is told by the loading below.
+            if ahead is not None and jax.config.jax_compilation_cache_dir:
+                pool.submit(ahead.compile, folders, _compute_dtype(dtype), int8=dtype == "int8")
+            return cls._load(folders, dtype)
+
+    @classmethod
+    def _load(cls, folders: Mapping[str, Path], dtype: str) -> "DalleMini":
+        compute = _compute_dtype(dtype)
         model = DalleBart.from_pretrained(folders["dalle"], dtype=compute)
         vqgan_model = VQGAN.from_pretrained(folders["vqgan"], dtype=compute)
         _check_fit(model.config, vqgan_model.config, folders)  # before the wait for CLIP
@@ -389,11 +399,42 @@ class DalleMini:
         return ids[0], mask[0]
 
     def _resolve(self, settings: GenerationSettings) -> GenerationSettings:
-        codebook = self.vqgan.config.n_embed
-        wanted = settings.top_k or self.model.config.top_k or codebook  # 0 in a config means no limit
-        defaults = {name: getattr(self.model.config, name) for name in ("guidance", "temperature")}
-        chosen = {name: default for name, default in defaults.items() if getattr(settings, name) is None}
-        return dataclasses.replace(settings, **chosen, top_k=min(wanted, codebook))
+        return _resolved(settings, self.model.config, self.vqgan.config)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ahead:
+    """What will be drawn first, so that it can be compiled while the weights are read.
+
+    Attributes: the arguments of `generate_each`.
+    """
+
+    prompts: Sequence[str]
+    settings: GenerationSettings
+    batch_size: int | None = None
+
+    def compile(self, folders: Mapping[str, Path], dtype, *, int8: bool) -> None:
+        config = DalleBartConfig.from_dict(load_config(folders["dalle"]))
+        vqgan_config = VQGANConfig.from_dict(load_config(folders["vqgan"]))
+        settings = _resolved(self.settings, config, vqgan_config)
+        blank = np.zeros((2, config.text_length), np.int32)
+        jobs = [Job(prompt, prompt, settings, blank, blank) for prompt in self.prompts]
+        compile_ahead(jobs, config, vqgan_config, dtype, int8=int8, batch_size=self.batch_size)
+
+
+def _compute_dtype(dtype: str) -> np.dtype:
+    if dtype == "int8":
+        return compute_dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    return compute_dtype(dtype)
+
+
+def _resolved(settings: GenerationSettings, config: DalleBartConfig, vqgan_config: VQGANConfig) -> GenerationSettings:
+    """With the model's own where nothing was asked for."""
+    codebook = vqgan_config.n_embed
+    wanted = settings.top_k or config.top_k or codebook  # 0 in a config means no limit
+    defaults = {name: getattr(config, name) for name in ("guidance", "temperature")}
+    chosen = {name: default for name, default in defaults.items() if getattr(settings, name) is None}
+    return dataclasses.replace(settings, **chosen, top_k=min(wanted, codebook))
 
 
 def _check_fit(config, vqgan_config, folders: Mapping[str, Path]) -> None:

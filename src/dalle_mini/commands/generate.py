@@ -113,7 +113,7 @@ def _run_prompts(args: argparse.Namespace) -> int:
     output, parts = check_writable(args.output), _find_parts(args)
     writes = _join(args)
     with progress_bars(writes) as progress:
-        pipe = _load(args, parts)
+        pipe = _load(args, parts, prompts, settings)
         written, looks = set(), Looks(output)
         for result in _drawn(pipe, args, prompts, settings, progress, looks if writes else None):
             if writes:
@@ -190,13 +190,15 @@ def _find_parts(args: argparse.Namespace) -> dict[str, Path]:
     return find_parts(args.model, args.vqgan, args.clip, **hub_options(args))
 
 
-def _load(args: argparse.Namespace, parts: dict[str, Path]):
+def _load(args: argparse.Namespace, parts: dict[str, Path], prompts=None, settings=None):
     with starting():
         from dalle_mini.compilation import keep_compiled
-        from dalle_mini.pipeline import DalleMini
+        from dalle_mini.pipeline import Ahead, DalleMini
 
     keep_compiled()
-    return DalleMini.from_parts(parts, dtype=args.dtype)
+    foreseen = prompts is not None and args.picture is None and not args.distributed
+    ahead = Ahead(prompts, settings, args.batch_size) if foreseen else None
+    return DalleMini.from_parts(parts, dtype=args.dtype, ahead=ahead)
 
 
 def _canvas(pipe, args: argparse.Namespace):

@@ -21,8 +21,9 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dalle_mini.generation.prepare import prepare
+from dalle_mini.generation.prepare import prepare, prepared_shapes
 from dalle_mini.generation.sampling import draw, guide, mask_beyond, sample, warp
+from dalle_mini.models.config import DalleBartConfig
 from dalle_mini.models.dalle_bart import DalleBart
 from dalle_mini.models.layers import KVCache
 
@@ -81,17 +82,8 @@ def stream_tokens(
     attention_mask: jax.Array,
     keys: jax.Array,
     *,
-    guidance: PerPrompt = 10.0,
-    last_guidance: PerPrompt | None = None,
-    uncond_input_ids: jax.Array | None = None,
-    uncond_attention_mask: jax.Array | None = None,
-    temperature: PerPrompt = 1.0,
-    top_k: int | np.ndarray | None = None,
-    top_p: PerPrompt | None = None,
-    codebook_size: int | None = None,
-    given: jax.Array | None = None,
     every: int = EVERY,
-    devices: Sequence[jax.Device] | None = None,
+    **options,
 ) -> Iterator[tuple[int, jax.Array]]:
     """Sample the image tokens of P captions, and stop for a look at them every so often.
 
@@ -102,17 +94,19 @@ def stream_tokens(
       input_ids, attention_mask: int [P, text_length].
       keys: JAX keys [P], one picture a caption, or [P, C], C candidates of each. A picture depends on its own key and
         caption alone: step t draws with `fold_in(key, t)`.
-      guidance: super conditioning scale; 1 is the caption alone, and needs no unconditional rows.
+      every: steps from one look to the next.
+
+    Options:
+      guidance: super conditioning scale, 10 by default; 1 is the caption alone, and needs no unconditional rows.
       last_guidance: the scale at the last token, where it is not that at the first; it changes linearly.
       uncond_input_ids, uncond_attention_mask: int [P, text_length], the empty caption's, or of what not to draw.
-      temperature: divides the logits.
+      temperature: divides the logits; 1 by default.
       top_k: None is the model config's (50 as published), 1 is greedy, 0 is no limit.
       top_p: None is no limit.
       codebook_size: ids from here on are never sampled; None is the model's `image_vocab_size`, which leaves out the
         start token.
       given: int [P, C, image_length] (or what broadcasts to it): tokens that are kept, and -1 where one is drawn. A
         token is drawn in view of those before it alone.
-      every: steps from one look to the next.
       devices: share the captions where their number is a multiple of the devices', else the candidates. None computes
         where the model is.
 
@@ -124,8 +118,77 @@ def stream_tokens(
     Raises:
       ValueError: guidance is not 1 and the unconditional rows are missing; the devices cannot share the work evenly.
     """
-    model, config = prepare(model), model.config
-    prompts, length = len(keys), config.image_length
+    model = prepare(model)
+    graphdef, params = nnx.split(model)
+    call = _call(graphdef, model.config, input_ids, attention_mask, keys, **options)
+    programs, length = call.programs, model.config.image_length
+    if programs.mesh is not None:
+        params = _on_all(params, programs.mesh)
+    fixed, state = prefill(programs, params, call.text, call.keys)
+    looks, sizes = set(range(every, length, every)) | {length}, _cache_lengths(model.config)
+    for stop in sorted(looks | set(sizes)):
+        state = with_room(state, next(size for size in sizes if size >= stop))
+        state = advance(programs, params, fixed, state, call.keys, jnp.asarray(stop), call.warping, call.given)
+        if stop in looks:
+            # The next call writes over the state: give away a copy.
+            yield stop, state.tokens if stop == length else jnp.copy(state.tokens)
+
+
+def compile_tokens(
+    config: DalleBartConfig,
+    dtype,
+    input_ids: jax.Array,
+    attention_mask: jax.Array,
+    keys: jax.Array,
+    *,
+    int8: bool = False,
+    **options,
+) -> None:
+    """Compile what `stream_tokens` runs for such arguments, while the weights are still being read.
+
+    It needs their shapes alone. What is compiled is found again in JAX's compilation cache on disk, so there must be
+    one. Of the arguments too only shapes count, and of the options what `Programs` has of them.
+    """
+    graphdef, params = prepared_shapes(config, dtype, int8=int8)
+    call = _call(graphdef, config, input_ids, attention_mask, keys, **options)
+    programs = call.programs
+    prefill.lower(programs, params, call.text, call.keys).compile()
+    fixed, state = jax.eval_shape(partial(prefill, programs), params, call.text, call.keys)
+    for room in _cache_lengths(config):
+        state = jax.eval_shape(partial(with_room, room=room), state)
+        stop = jnp.asarray(room)
+        advance.lower(programs, params, fixed, state, call.keys, stop, call.warping, call.given).compile()
+
+
+class Call(NamedTuple):
+    """What `prefill` and `advance` take besides parameters and state."""
+
+    programs: Programs
+    text: jax.Array  # int [G, 2, P, S]
+    keys: jax.Array  # [P, C]
+    warping: Warping
+    given: jax.Array | None  # int32 [P, C, image_length]
+
+
+def _call(
+    graphdef: nnx.GraphDef,
+    config: DalleBartConfig,
+    input_ids: jax.Array,
+    attention_mask: jax.Array,
+    keys: jax.Array,
+    *,
+    guidance: PerPrompt = 10.0,
+    last_guidance: PerPrompt | None = None,
+    uncond_input_ids: jax.Array | None = None,
+    uncond_attention_mask: jax.Array | None = None,
+    temperature: PerPrompt = 1.0,
+    top_k: int | np.ndarray | None = None,
+    top_p: PerPrompt | None = None,
+    codebook_size: int | None = None,
+    given: jax.Array | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> Call:
+    prompts = len(keys)
     keys = keys[:, None] if keys.ndim == 1 else keys
     last_guidance = guidance if last_guidance is None else last_guidance
     guided = bool(np.any(np.asarray(guidance) != 1.0) or np.any(np.asarray(last_guidance) != 1.0))
@@ -148,8 +211,9 @@ def stream_tokens(
         each(top_k, jnp.int32),
         None if top_p is None else each(top_p),
     )
-    given = None if given is None else jnp.broadcast_to(jnp.asarray(given, jnp.int32), (*keys.shape, length))
-    graphdef, params = nnx.split(model)
+    given = (
+        None if given is None else jnp.broadcast_to(jnp.asarray(given, jnp.int32), (*keys.shape, config.image_length))
+    )
     programs = Programs(
         graphdef=graphdef,
         guided=guided,
@@ -159,16 +223,7 @@ def stream_tokens(
         shared=None if devices is None else _shared_axis(len(devices), *keys.shape),
         mesh=None if devices is None else _mesh(devices),
     )
-    if programs.mesh is not None:
-        params = _on_all(params, programs.mesh)
-    fixed, state = prefill(programs, params, jnp.stack(text), keys)
-    looks, sizes = set(range(every, length, every)) | {length}, _cache_lengths(config)
-    for stop in sorted(looks | set(sizes)):
-        state = with_room(state, next(size for size in sizes if size >= stop))
-        state = advance(programs, params, fixed, state, keys, jnp.asarray(stop), warping, given)
-        if stop in looks:
-            # The next call writes over the state: give away a copy.
-            yield stop, state.tokens if stop == length else jnp.copy(state.tokens)
+    return Call(programs, jnp.stack(text), keys, warping, given)
 
 
 def replicated(model: DalleBart, devices: Sequence[jax.Device]) -> DalleBart:

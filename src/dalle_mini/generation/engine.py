@@ -20,12 +20,13 @@ from PIL import Image
 
 from dalle_mini.errors import UserError
 from dalle_mini.generation.canvas import Canvas
-from dalle_mini.generation.decode import UNDRAWABLE, replicated, stream_tokens
+from dalle_mini.generation.decode import UNDRAWABLE, compile_tokens, replicated, stream_tokens
 from dalle_mini.generation.memory import batch_that_fits, chunked
 from dalle_mini.generation.pixels import PixelDecoder
 from dalle_mini.generation.prepare import LEAST_ROWS
 from dalle_mini.generation.ranking import ClipRanker
 from dalle_mini.models import VQGAN, DalleBart
+from dalle_mini.models.config import DalleBartConfig, VQGANConfig
 from dalle_mini.settings import GenerationSettings
 
 Progress = Callable[[str, int, int], None]
@@ -138,7 +139,7 @@ class Engine:
                 call, they share the candidates and all have the results.
         """
         if batch_size is None:
-            batch_size = batch_that_fits(self.model, self.vqgan, self.devices)
+            batch_size = batch_that_fits(self.model.config, self.model.lm_head.dtype, self.vqgan.config, self.devices)
         if overlap is None:
             overlap = jax.default_backend() != "cpu"
         processes, process = (1, 0) if alone else (jax.process_count(), jax.process_index())
@@ -178,53 +179,16 @@ class Engine:
         self, group: list[Job], start: int, size: int, report: Totals, watched: bool, every: int | None
     ) -> Iterator[tuple[int, jax.Array]]:
         """Candidates `start` .. `start + size - 1` of each job, and some more that make even shares."""
-        first, length = group[0], self.model.config.image_length
-        rows = self._rows(len(group), size, 1 + first.settings.guided)
-        keys = jnp.stack([picture_keys(job.settings.seed, job.prompt, np.arange(start, start + rows)) for job in group])
-
-        def each(name: str, dtype=np.float32) -> np.ndarray:
-            return np.asarray([getattr(job.settings, name) for job in group], dtype)
-
-        canvases = [job.canvas.given(row) for job, row in zip(group, keys, strict=True) if job.canvas is not None]
-        look, before = length, report.done("tokens")
+        length, before = self.model.config.image_length, report.done("tokens")
+        look = length
         if watched:
             look = min(LOOK_EVERY, every or LOOK_EVERY)
             look = look if not every or every % look == 0 else every
-        for count, tokens in stream_tokens(
-            self.model,
-            np.stack([job.ids[0] for job in group]),
-            np.stack([job.mask[0] for job in group]),
-            keys,
-            guidance=each("guidance"),
-            last_guidance=[
-                job.settings.guidance if job.settings.last_guidance is None else job.settings.last_guidance
-                for job in group
-            ],
-            uncond_input_ids=np.stack([job.ids[1] for job in group]),
-            uncond_attention_mask=np.stack([job.mask[1] for job in group]),
-            temperature=each("temperature"),
-            top_k=each("top_k", np.int32),
-            top_p=None if first.settings.top_p is None else each("top_p"),
-            codebook_size=self.vqgan.config.n_embed,
-            given=np.stack(canvases) if canvases else None,
-            every=look,
-            devices=self.devices if len(self.devices) > 1 else None,
-        ):
+        arguments, options = decoding_arguments(group, start, size, self.vqgan.config.n_embed, self.devices)
+        for count, tokens in stream_tokens(self.model, *arguments, every=look, **options):
             jax.block_until_ready(tokens)
             report.reach("tokens", before + count * size * len(group))
             yield count, tokens
-
-    def _rows(self, prompts: int, candidates: int, groups: int) -> int:
-        """The candidates to draw where `candidates` are wanted: enough for a product of rows, and even shares."""
-        devices = len(self.devices)
-        if prompts % devices:
-            candidates = -(-candidates // devices) * devices
-            prompts_each, candidates_each = prompts, candidates // devices
-        else:
-            prompts_each, candidates_each = prompts // devices, candidates
-        if groups * prompts_each * candidates_each < LEAST_ROWS:
-            candidates *= LEAST_ROWS
-        return candidates
 
     def _finish(
         self, group: list[Job], tokens: np.ndarray, seconds: float, report: Totals, processes: int
@@ -260,6 +224,71 @@ class Engine:
             drawn = tokens[place, : min(previews, job.settings.candidates)]
             images = map(Image.fromarray, self.pixels.top(drawn, rows))
             yield Partial(job.prompt, number + place, count, tokens.shape[-1], list(images), drawn)
+
+
+def compile_ahead(
+    jobs: Sequence[Job],
+    config: DalleBartConfig,
+    vqgan_config: VQGANConfig,
+    dtype,
+    *,
+    int8: bool,
+    batch_size: int | None,
+) -> None:
+    """Compile what `Engine.run` decodes the first of these jobs with, while the weights are still being read.
+
+    Of the jobs' texts only the shapes count.
+    """
+    devices = jax.local_devices()
+    if batch_size is None:
+        batch_size = batch_that_fits(config, dtype, vqgan_config, devices)
+    group = next(grouped(jobs, batch_size))
+    start, size = chunked(group[0].settings.candidates, batch_size)[0]
+    arguments, options = decoding_arguments(group, start, size, vqgan_config.n_embed, devices)
+    compile_tokens(config, dtype, *arguments, int8=int8, **options)
+
+
+def decoding_arguments(
+    group: Sequence[Job], start: int, size: int, codebook_size: int, devices: Sequence[jax.Device]
+) -> tuple[tuple, dict]:
+    """What `stream_tokens` takes after the model, by place and by name, for candidates `start` .. `start + size - 1` of
+    each job, and some more that make even shares.
+    """
+    first = group[0].settings
+    rows = _rows(len(devices), len(group), size, 1 + first.guided)
+    keys = jnp.stack([picture_keys(job.settings.seed, job.prompt, np.arange(start, start + rows)) for job in group])
+    canvases = [job.canvas.given(row) for job, row in zip(group, keys, strict=True) if job.canvas is not None]
+
+    def each(name: str, dtype=np.float32) -> np.ndarray:
+        return np.asarray([getattr(job.settings, name) for job in group], dtype)
+
+    ids, mask = (np.stack([getattr(job, name) for job in group], axis=1) for name in ("ids", "mask"))  # [2, P, S]
+    return (ids[0], mask[0], keys), {
+        "guidance": each("guidance"),
+        "last_guidance": [
+            job.settings.guidance if job.settings.last_guidance is None else job.settings.last_guidance for job in group
+        ],
+        "uncond_input_ids": ids[1],
+        "uncond_attention_mask": mask[1],
+        "temperature": each("temperature"),
+        "top_k": each("top_k", np.int32),
+        "top_p": None if first.top_p is None else each("top_p"),
+        "codebook_size": codebook_size,
+        "given": np.stack(canvases) if canvases else None,
+        "devices": devices if len(devices) > 1 else None,
+    }
+
+
+def _rows(devices: int, prompts: int, candidates: int, groups: int) -> int:
+    """The candidates to draw where `candidates` are wanted: enough for a product of rows, and even shares."""
+    if prompts % devices:
+        candidates = -(-candidates // devices) * devices
+        prompts_each, candidates_each = prompts, candidates // devices
+    else:
+        prompts_each, candidates_each = prompts // devices, candidates
+    if groups * prompts_each * candidates_each < LEAST_ROWS:
+        candidates *= LEAST_ROWS
+    return candidates
 
 
 def _result(job: Job, tokens: np.ndarray, pictures: np.ndarray, scores: np.ndarray, timings: dict) -> Result:

@@ -8,33 +8,31 @@ import jax
 import jax.numpy as jnp
 import psutil
 
-from dalle_mini.models import VQGAN, DalleBart
+from dalle_mini.models.config import DalleBartConfig, VQGANConfig
 
 MOST = 32  # a device: beyond it arithmetic binds, and more only takes more memory
 SHARE = 0.8  # of the memory that is free now; the rest is for others and for what the compiler keeps
 GROWTH = 1.75  # the old cache is there while the new one is filled: 3/4 of it at the last step
 
 
-def batch_that_fits(model: DalleBart, vqgan: VQGAN, devices: Sequence[jax.Device]) -> int:
+def batch_that_fits(config: DalleBartConfig, dtype, vqgan_config: VQGANConfig, devices: Sequence[jax.Device]) -> int:
     """Pictures that all devices together draw in one call: at least 1 each, at most `MOST` each."""
-    room = SHARE * free_bytes(devices[0]) - decoding_bytes(vqgan, devices[0])
+    room = SHARE * free_bytes(devices[0]) - decoding_bytes(vqgan_config, devices[0])
     if devices[0].platform == "cpu":
         room /= len(devices)  # which share the host's memory
-    return len(devices) * max(1, min(MOST, int(room // picture_bytes(model))))
+    return len(devices) * max(1, min(MOST, int(room // picture_bytes(config, dtype))))
 
 
-def picture_bytes(model: DalleBart) -> int:
+def picture_bytes(config: DalleBartConfig, dtype) -> int:
     """Of one picture while it is drawn, with its unconditional row: keys and values, logits and what sampling sorts."""
-    config = model.config
-    item = jnp.dtype(model.lm_head.dtype).itemsize
+    item = jnp.dtype(dtype).itemsize
     cache = 2 * 2 * config.decoder_layers * config.image_length * config.d_model * item
     logits = 2 * 8 * 4 * config.image_vocab_size
     return int(GROWTH * cache) + logits
 
 
-def decoding_bytes(vqgan: VQGAN, device: jax.Device) -> int:
+def decoding_bytes(config: VQGANConfig, device: jax.Device) -> int:
     """Of the VQGAN's largest feature maps: a handful at full resolution, in float32 as it may be."""
-    config = vqgan.config
     return decoded_at_once(device) * 8 * 4 * config.resolution**2 * config.ch
 
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dalle_mini.errors import UserError
+from dalle_mini.models.config import DalleBartConfig
 from dalle_mini.models.dalle_bart import DalleBart, unstack_layers
 
 LEAST_ROWS = 2  # in a step: the product of a single row is another routine with another rounding
@@ -110,6 +111,12 @@ def prepare(model: DalleBart, *, int8: bool = False) -> DalleBart:
     ready.decoder.layers = nnx.List(layers)
     ready.lm_head = make(ready.lm_head)
     return ready
+
+
+def prepared_shapes(config: DalleBartConfig, dtype, *, int8: bool = False) -> tuple[nnx.GraphDef, nnx.State]:
+    """Of what `prepare` makes of a model of this configuration, without one."""
+    model = nnx.eval_shape(lambda: prepare(DalleBart(config, rngs=nnx.Rngs(0), dtype=dtype), int8=int8))
+    return nnx.split(model)
 
 
 def is_prepared(model: DalleBart) -> bool:
