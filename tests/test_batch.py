@@ -80,6 +80,26 @@ def test_a_prompt_that_changed_is_drawn_again_and_leftovers_go(pipe, tmp_path):
     assert sorted(os.listdir(tmp_path / "pictures")) == ["one", "two"]
 
 
+def test_half_a_character_fails_its_prompt_alone(pipe, tmp_path):
+    entries = [Entry("one", "a \ud800", {}), Entry("two", "a boat", {"negative_prompt": "\ud800"}), ENTRIES[0]]
+    done = Batch(entries, tmp_path, SETTINGS).run(pipe)
+    assert (done.drawn, done.failed) == (1, 2)
+    rows = table(tmp_path)
+    assert rows[0]["prompt"] == "a ?" and "not valid UTF-8" in rows[0]["error"]
+    assert rows[1]["error"] == "negative_prompt is not valid UTF-8 text"
+
+
+def test_processes_agree_on_what_to_draw_before_any_draws(pipe, tmp_path, monkeypatch):
+    events = []
+    monkeypatch.setattr("dalle_mini.batch._wait_for_all", events.append)
+    batch = Batch(ENTRIES[:1], tmp_path, SETTINGS)
+    monkeypatch.setattr(batch, "_is_done", lambda entry: events.append("look"))
+    monkeypatch.setattr(batch, "_results", lambda *_: events.append("draw") or iter(()))
+    monkeypatch.setattr(batch, "_write_table", lambda: None)
+    batch.run(pipe)
+    assert tuple(events[1:4]) == ("look", "all know what is to be drawn", "draw")
+
+
 def test_a_folder_of_another_run_is_refused(drawn, pipe, tmp_path):
     folder, _ = drawn
     with pytest.raises(UserError, match="another candidates"):

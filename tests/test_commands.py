@@ -5,12 +5,18 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from dalle_mini import UserError
 from dalle_mini.cli import main
+from dalle_mini.output import Looks
+from dalle_mini.pipeline import Partial
+from dalle_mini.replay import Entry
+from dalle_mini.settings import GenerationSettings
 
 
 @pytest.fixture
@@ -26,6 +32,14 @@ def generate(golden_bundle, tmp_path, capsys):
     return run
 
 
+@pytest.fixture(scope="module")
+def report(golden_bundle, tmp_path_factory) -> str:
+    """A `results.json` of one picture."""
+    output = tmp_path_factory.mktemp("report")
+    main(["generate", "a boat", "--candidates", "1", "--model", str(golden_bundle), "--output", str(output)])
+    return (output / "a-boat" / "results.json").read_text()
+
+
 def test_a_picture_is_drawn_again_from_its_report(generate, tmp_path):
     options = ["--candidates", 5, "--keep", 5, "--seed", 9, "--guidance", 4, "--last-guidance", 2, "--top-p", 0.9]
     assert generate("a boat", "a snail", *options, "--negative-prompt", "a tree")[0] == 0
@@ -37,6 +51,48 @@ def test_a_picture_is_drawn_again_from_its_report(generate, tmp_path):
     wanted, found = (json.loads((folder / "results.json").read_text()) for folder in (report.parent, again))
     assert found["pictures"][0]["candidate"] == wanted["pictures"][2]["candidate"]
     assert generate("--replay", again / "results.json", output="third")[0] == 0  # and so on
+
+
+def test_a_replay_spares_the_folder_it_is_of(generate, tmp_path):
+    generate("a boat", "--candidates", 2)
+    original = tmp_path / "out" / "a-boat"
+    before = {path.name: path.read_bytes() for path in original.iterdir()}
+    code, shown, _ = generate("--replay", original / "results.json", "--overwrite")
+    assert code == 0 and str(original.with_name("a-boat-2")) in shown
+    assert {path.name: path.read_bytes() for path in original.iterdir()} == before
+    Image.new("RGB", (16, 16)).save(original / "01.png")
+    assert "NOT the same as" in generate("--replay", original / "results.json", "--overwrite")[1]
+    assert sorted(os.listdir(tmp_path / "out")) == ["a-boat", "a-boat-2"]
+
+
+def test_a_bundle_of_the_hub_is_one_source():
+    def entry(*commits):
+        models = {
+            part: {"repository": "o/n", "commit": commit}
+            for part, commit in zip(("dalle", "vqgan", "clip"), commits, strict=True)
+        }
+        return Entry(Path("01.png"), "a boat", 0, GenerationSettings(), None, "float32", models)
+
+    assert entry("1", "1", "1").sources == {"model": "o/n@1"}
+    assert entry("1", "2", "1").sources == {"model": "o/n@1", "vqgan": "o/n@2"}
+
+
+def test_a_replay_without_a_model_takes_the_reports(generate, tmp_path, monkeypatch, capsys):
+    generate("a boat", "--candidates", 1)
+    path = tmp_path / "out" / "a-boat" / "results.json"
+    report = json.loads(path.read_text())
+    for part, name in (("dalle", "o/n"), ("vqgan", "o/v"), ("clip", "o/n")):
+        report["models"][part] |= {"repository": name, "commit": "1"}
+    path.write_text(json.dumps(report))
+    asked = []
+
+    def find_parts(*sources, **_):
+        asked.extend(sources)
+        raise UserError("enough")
+
+    monkeypatch.setattr("dalle_mini.weights.bundle.find_parts", find_parts)
+    assert main(["generate", "--replay", str(path), "--output", str(tmp_path / "again")]) == 2
+    assert asked == ["o/n@1", "o/v@1", None]
 
 
 def test_a_picture_that_started_from_one_is_drawn_again_too(generate, tmp_path):
@@ -56,12 +112,24 @@ def test_a_picture_that_started_from_one_is_drawn_again_too(generate, tmp_path):
 
 
 def test_progress_images(generate, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "progress.png").write_text("mine")
     assert generate("a boat", "a snail", "--candidates", 2, "--progress-images")[0] == 0
     for name in ("a-boat", "a-snail"):
         folder = tmp_path / "out" / name
         with Image.open(folder / "progress.gif") as animation:
             assert animation.format == "GIF"
-    assert sorted(os.listdir(tmp_path / "out")) == ["a-boat", "a-snail"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["a-boat", "a-snail", "progress.png"]
+    assert (tmp_path / "out" / "progress.png").read_text() == "mine"
+
+
+def test_an_interruption_leaves_no_look(tmp_path):
+    look = Partial("a boat", 0, 8, 16, [Image.new("RGB", (16, 16))], np.zeros((1, 16), np.int32))
+    with pytest.raises(KeyboardInterrupt), Looks(tmp_path) as looks:
+        looks.add(look)
+        assert len(os.listdir(tmp_path)) == 1
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == []
 
 
 def test_int8_and_a_small_batch(generate, tmp_path):
@@ -76,6 +144,10 @@ def test_int8_and_a_small_batch(generate, tmp_path):
         (["a boat", "--prompts", "p.txt"], "give either captions, or --prompts"),
         (["a boat", "--batch-size", "0"], "--batch-size is 0"),
         (["a boat", "--keep-top", "0.5"], "want a --picture"),
+        (["a boat", "--index", "1"], "--index would do nothing with captions"),
+        (["--prompts", "p.txt", "--overwrite", "--progress-images"], "--overwrite and --progress-images would do noth"),
+        (["--replay", "r.json", "--seed", "0", "--negative-prompt", "x"], "--seed and --negative-prompt would do noth"),
+        (["--replay", "r.json", "--vary", "0", "--dtype", "float32"], "--vary and --dtype would do nothing"),
         (["a boat", "--picture", "nothing.png", "--vary", "0.5"], "nothing.png"),
         (["--prompts", "nothing.csv"], "nothing.csv: cannot be read"),
         (["--replay", "nothing.json"], "nothing.json: cannot be read"),
@@ -97,19 +169,48 @@ def test_mistakes_are_one_line(generate, tmp_path, arguments, message, monkeypat
     ("change", "message"),
     [
         (lambda report: report.pop("pictures"), "no results.json of a drawn prompt"),
-        (lambda report: report["pictures"].clear(), "--index is 1, but"),
+        (lambda report: report["pictures"].clear(), "json: --index is 1, but it has no picture"),
+        (lambda report: report["pictures"][0].update(candidate=-3), "candidate's number is -3"),
+        (lambda report: report["pictures"][0].update(candidate=2**40), "candidate's number is 1099511627776"),
+        (
+            lambda report: report["pictures"][0].update(candidate=float("inf")),
+            "candidate is missing, or no whole number",
+        ),
+        (lambda report: report["pictures"][0].update(file="/etc/passwd"), "file is '/etc/passwd'"),
+        (lambda report: report.update(models={}), "dalle is missing, or no object"),
+        (lambda report: report.update(models={"dalle": "x"}), "dalle is missing, or no object"),
+        (lambda report: report["models"]["dalle"].update(repository="a/b"), "commit is missing"),
+        (lambda report: report.update(dtype=None), "dtype is missing, or no text"),
+        (lambda report: report.update(dtype="foo"), "dtype is 'foo'"),
+        (lambda report: report.update(prompt=" "), "prompt 1 is blank"),
+        (lambda report: report.update(prompt=5), "prompt is missing, or no text"),
+        (lambda report: report.update(seed="5"), "seed is missing, or no whole number"),
+        (lambda report: report["settings"].update(guidance=None), "guidance is missing"),
+        (lambda report: report.update(canvas=[1]), "canvas is missing, or no object"),
+        (lambda report: report.update(canvas={"tokens": "a b", "vary": 0}), "tokens are no numbers"),
+        (lambda report: report.update(canvas={"tokens": "", "vary": 0.5}), "the canvas has no tokens"),
+        (lambda report: report.update(canvas={"tokens": "-1 " + "9" * 5000, "vary": 0}), "tokens are no numbers"),
+        (lambda report: report.update(canvas={"tokens": f"-1 {2**31}", "vary": 0}), "or one above"),
+        (lambda report: report.update(canvas={"tokens": "-1", "vary": "x"}), "vary is missing, or no number"),
         (lambda report: report["models"]["clip"].update(sha256="0"), "drawn by other weights"),
-        (lambda report: report["settings"].update(temperature="hot"), "temperature is 'hot'"),
+        (lambda report: report["settings"].update(temperature="hot"), "temperature is missing, or no number"),
     ],
 )
-def test_reports_that_make_no_sense_are_refused(generate, tmp_path, change, message):
-    generate("a boat", "--candidates", 1)
-    path = tmp_path / "out" / "a-boat" / "results.json"
-    report = json.loads(path.read_text())
-    change(report)
-    path.write_text(json.dumps(report))
+def test_reports_that_make_no_sense_are_refused(generate, report, tmp_path, change, message):
+    changed = json.loads(report)
+    change(changed)
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(changed))
     code, _, errors = generate("--replay", path, output="again")
-    assert code == 2 and message in errors and errors.count("\n") == 1
+    assert code == 2 and message in errors and errors.count("\n") == 1 and errors.count(str(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]", '{"prompt": "a', b"\xff\xfe"])
+def test_what_is_no_report_is_refused(generate, tmp_path, content):
+    path = tmp_path / "r.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    code, _, errors = generate("--replay", path)
+    assert code == 2 and errors.startswith(f"error: {path}: ") and errors.count("\n") == 1
 
 
 @pytest.mark.slow

@@ -113,6 +113,17 @@ def test_what_not_to_draw_changes_the_picture(pipe):
     assert plain == drawn(pipe.generate(["a boat"], candidates=2, keep=2)[0]) != negative
 
 
+def test_a_bad_negative_prompt_is_called_one(pipe):
+    with pytest.raises(UserError, match=r"^the negative prompt has no words"):
+        pipe.generate(["a boat"], candidates=1, negative_prompt="<b></b>")
+
+
+@pytest.mark.parametrize(("guidance", "last", "notes"), [(1.0, None, 1), (1.0, 1.0, 1), (3.0, None, 0), (1.0, 2.0, 0)])
+def test_a_negative_prompt_that_does_nothing_is_noted(pipe, caplog, guidance, last, notes):
+    pipe.generate_each(["a boat"], GenerationSettings(guidance=guidance, last_guidance=last, negative_prompt="a snail"))
+    assert caplog.text.count("negative prompt does nothing where guidance is 1") == notes
+
+
 def test_a_look_at_growing_pictures_changes_nothing(pipe):
     settings = GenerationSettings(candidates=3, keep=3)
     looks = list(pipe.stream(["a boat", "a snail"], settings, every=8, previews=2))
@@ -126,6 +137,13 @@ def test_a_look_at_growing_pictures_changes_nothing(pipe):
             assert row[:8].tolist() == drawn(plain)[index][:8]
     with pytest.raises(UserError, match="every"):
         pipe.stream(["a boat"], every=0)
+
+
+def test_looks_come_before_their_own_result_where_work_overlaps(pipe):
+    jobs = pipe.jobs(["a boat", "a snail"], GenerationSettings(candidates=2))
+    stream = list(pipe.engine.run(jobs, every=4, overlap=True))
+    assert [item.prompt for item in stream] == ["a boat"] * 4 + ["a snail"] * 4
+    assert [type(item).__name__ for item in stream] == (["Partial"] * 3 + ["Result"]) * 2
 
 
 def test_a_picture_can_be_continued_filled_in_and_varied(pipe):
@@ -146,6 +164,9 @@ def test_a_picture_can_be_continued_filled_in_and_varied(pipe):
     by_token = np.zeros((4, 4), bool)
     by_token[1, 2] = True
     assert pipe.canvas(picture, mask=by_token) == pipe.canvas(picture, mask=mask)
+    for top, rows in ((0.01, 1), (0.99, 3)):
+        tokens_kept = np.array(pipe.canvas(picture, top=top).tokens) >= 0
+        assert tokens_kept.tolist() == [True] * 4 * rows + [False] * 4 * (4 - rows)
     varied = kept(pipe.canvas(picture, vary=0.5))
     assert 0.3 < varied.mean() < 1 and len({tuple(row) for row in varied.tolist()}) > 1
     alone = pipe.generate(["a snail"], candidates=1, canvas=pipe.canvas(picture, vary=0.5))[0]
@@ -223,7 +244,7 @@ NAN, INFINITE = float("nan"), float("inf")
         ("candidates", (0, -1, 5000, 2.5, True)),
         ("keep", (0, -1, 17)),
         ("seed", (-1, 2**32, 0.5)),
-        ("guidance", (0, -1, NAN, INFINITE)),
+        ("guidance", (0, -1, NAN, INFINITE, 10**400)),
         ("temperature", (0, -0.5, NAN, INFINITE)),
         ("top_k", (0, -1, 1.5)),
         ("top_p", (0, -0.1, 1.1, NAN)),
@@ -246,7 +267,7 @@ def damaged(golden_bundle, tmp_path, part, **changes):
 def test_a_vqgan_of_another_codebook_or_grid_is_refused(pipe):
     from dataclasses import replace
 
-    from dalle_mini.pipeline import _check_fit
+    from dalle_mini.weights.bundle import check_fit
 
     model, vqgan = pipe.model.config, pipe.vqgan.config
     for changed, message in (
@@ -255,7 +276,7 @@ def test_a_vqgan_of_another_codebook_or_grid_is_refused(pipe):
         (replace(vqgan, resolution=32), "8x8 tokens"),
     ):
         with pytest.raises(UserError, match=message) as error:
-            _check_fit(model, changed, pipe.folders)
+            check_fit(model, changed, pipe.folders)
         assert str(pipe.folders["vqgan"]) in str(error.value) and str(pipe.folders["dalle"]) in str(error.value)
 
 

@@ -56,6 +56,10 @@ def test_quoted_fields_may_hold_anything(tmp_path):
         ("p.csv", "prompt,prompt\na,1\n", "two columns of one name"),
         ("p.csv", "prompt\na red apple, on a table\n", "line 2 has more fields"),
         ("p.csv", "prompt,id\na,x\nb,y\nc,X\n", "line 2 and line 4 have the same id, 'X'"),
+        ("p.csv", "", "no column named prompt: it is empty"),
+        ("p.csv", "prompt,guidence\na,1\n", "column named 'guidence': call it 'guidance'"),
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt": "a", "ID": 3}', "line 2 has a column named 'ID': call it 'id'"),
+        ("p.jsonl", '{"prompt": ' + "[" * 100_000, "line 1 is no JSON"),
         ("p.parquet", "no parquet", "no Parquet file"),
     ],
 )
@@ -64,6 +68,41 @@ def test_files_that_make_no_sense_are_refused(tmp_path, name, content, message):
     with pytest.raises(UserError, match=message) as error:
         read_prompts(path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_damaged_text_of_a_parquet_file_is_refused(tmp_path):
+    buffers = [None, pyarrow.py_buffer(b"\0\0\0\0\2\0\0\0"), pyarrow.py_buffer(b"\xe9\xff")]
+    column = pyarrow.Array.from_buffers(pyarrow.string(), 1, buffers)
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": column}), tmp_path / "p.parquet")
+    with pytest.raises(UserError, match=r"p\.parquet: column prompt cannot be read"):
+        read_prompts(tmp_path / "p.parquet")
+
+
+def test_whole_numbers_may_be_held_as_floats(tmp_path):
+    wanted = [Entry("7", "a", {"seed": 3}), Entry("2", "b", {"top_k": 5})]
+    lines = '{"prompt": "a", "id": 7.0, "seed": 3.0}\n{"prompt": "b", "id": null, "seed": null, "top_k": 5.0}'
+    assert read_prompts(written(tmp_path, "p.jsonl", lines)) == wanted
+    assert read_prompts(written(tmp_path, "p.csv", "prompt,id,seed,top_k\na,7,3.0,\nb,,,5.0\n")) == wanted
+    columns = {"prompt": ["a", "b"], "id": [7.0, None], "seed": [3.0, None], "top_k": [None, 5.0]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "p.parquet")
+    assert read_prompts(tmp_path / "p.parquet") == wanted
+    (entry,) = read_prompts(written(tmp_path, "p.jsonl", '{"prompt": "a", "seed": 3.5}'))
+    assert entry.options == {"seed": 3.5}  # which is refused as that prompt's setting
+
+
+def test_a_number_that_is_anothers_id_is_not_taken(tmp_path):
+    lines = '{"prompt": "a", "id": "2"}\n{"prompt": "b"}\n{"prompt": "c", "id": "2_"}'
+    assert [entry.id for entry in read_prompts(written(tmp_path, "p.jsonl", lines))] == ["2", "2__", "2_"]
+
+
+def test_text_is_split_at_newlines_alone(tmp_path):
+    entries = read_prompts(written(tmp_path, "p.txt", "a red\u2028apple\r\na boat\ra snail\n"))
+    assert [entry.prompt for entry in entries] == ["a red\u2028apple", "a boat", "a snail"]
+
+
+def test_unknown_columns_are_ignored(tmp_path):
+    (entry,) = read_prompts(written(tmp_path, "p.csv", "prompt,idx,prompt_id,note,,author\na,1,2,3,4,5\n"))
+    assert entry == Entry("1", "a", {})
 
 
 def test_a_file_that_is_not_there(tmp_path):
@@ -77,10 +116,11 @@ def test_what_is_wrong_with_a_row_is_kept_with_it(tmp_path):
         {"prompt": 3},
         {"prompt": "a", "id": "../b"},
         {"prompt": "a", "seed": "x"},
+        {"prompt": "a \ud800"},
         {"prompt": "a"},
     ]
     entries = read_prompts(written(tmp_path, "p.jsonl", "\n".join(map(json.dumps, rows))))
-    wanted = ["blank", "no text", "no name of a folder", "seed is 'x'"]
-    for number, (entry, text) in enumerate(zip(entries[:4], wanted, strict=True), 1):
+    wanted = ["blank", "no text", "no name of a folder", "seed is 'x'", "not valid UTF-8"]
+    for number, (entry, text) in enumerate(zip(entries[:5], wanted, strict=True), 1):
         assert f"line {number}" in entry.error and text in entry.error
-    assert entries[4] == Entry("5", "a", {})
+    assert entries[5] == Entry("6", "a", {})

@@ -82,6 +82,7 @@ class Batch:
         """
         self._claim(pipe, canvas)
         todo = [entry for entry in self.entries if not self._is_done(entry)]
+        _wait_for_all("all know what is to be drawn")  # what another draws now must not look as if it had been there
         found = len(self.entries) - len(todo)
         mine = todo[jax.process_index() :: jax.process_count()]
         for entry, result in self._results(pipe, mine, canvas, batch_size, progress):
@@ -137,6 +138,7 @@ class Batch:
         total = len(entries) * self.settings.candidates
         for start in range(0, len(entries), SLICE):
             jobs = list(self._jobs(pipe, entries[start : start + SLICE], canvas))
+            pipe.note_idle([job for _, job in jobs])
             jobs.sort(key=lambda pair: repr(pair[1].kind))  # those that may share a call, together
             before = start * self.settings.candidates
 
@@ -167,7 +169,8 @@ class Batch:
 
         rows = []
         for entry in self.entries:
-            common = {"id": entry.id, "prompt": entry.prompt}
+            # Half a character of JSON's escapes is no text: it failed, and its row must not fail the table.
+            common = {"id": entry.id, "prompt": entry.prompt.encode("utf-8", "replace").decode()}
             if entry.id in self.failures:
                 rows.append(common | {"error": self.failures[entry.id]})
                 continue

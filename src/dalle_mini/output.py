@@ -20,6 +20,7 @@ import re
 import shutil
 import tempfile
 import textwrap
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,7 +83,7 @@ def write_result(
         output: the folder for results; made where missing.
         provenance: `DalleMini.provenance()`.
         overwrite: replace the folder that an earlier run left for this prompt instead of numbering a new one.
-        taken: folders that this run wrote, never replaced; the new folder is added.
+        taken: folders that are never replaced, resolved, such as those that this run wrote; the new one is added.
         looks: at the pictures while they were drawn, for `progress/` and `progress.gif`.
 
     Raises UserError where the folder cannot be written.
@@ -98,7 +99,7 @@ def write_result(
                 save_looks(folder, looks, result)
     except OSError as error:
         raise UserError(f"--output {output} cannot be written: {error}") from None
-    taken.add(target)
+    taken.add(target.resolve())
     return target
 
 
@@ -142,10 +143,19 @@ def remove_leftovers(folder: Path) -> None:
 
 
 class Looks:
-    """Looks at pictures while they are drawn: the last one is `progress.png` in the output folder."""
+    """Looks at pictures while they are drawn: the last one is a file in the output folder, until the block ends.
+
+    Its name, `.progress-....png`, is one that no other run and nobody else has.
+    """
 
     def __init__(self, output: Path):
-        self._file, self._seen = output / "progress.png", []
+        self._file, self._seen = output / f".progress-{uuid.uuid4().hex}.png", []
+
+    def __enter__(self) -> "Looks":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._file.unlink(missing_ok=True)
 
     def add(self, look: "Partial") -> None:
         """Raises UserError where the picture cannot be written."""
@@ -156,7 +166,6 @@ class Looks:
 
     def take(self) -> "list[Partial]":
         """Those of the prompt that is drawn now; the next ones are another's."""
-        self._file.unlink(missing_ok=True)
         seen, self._seen = self._seen, []
         return seen
 
@@ -245,7 +254,7 @@ def _report(result: "Result", names: list[str], provenance: dict) -> dict:
 
 def _target(output: Path, name: str, overwrite: bool, taken: set[Path]) -> Path:
     target, number = output / name, 1
-    while target in taken or (target.exists() and not (overwrite and (target / REPORT).is_file())):
+    while target.resolve() in taken or (target.exists() and not (overwrite and (target / REPORT).is_file())):
         number += 1
         target = output / f"{name}-{number}"
     return target

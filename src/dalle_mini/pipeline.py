@@ -22,7 +22,7 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
-from dalle_mini.data.images import load_picture, resize_and_crop
+from dalle_mini.data.images import load_picture, resize_and_crop, white_cells
 from dalle_mini.errors import UserError
 from dalle_mini.generation import canvas as canvases
 from dalle_mini.generation.canvas import Canvas
@@ -31,9 +31,9 @@ from dalle_mini.generation.prepare import prepare, restore
 from dalle_mini.generation.ranking import ClipRanker
 from dalle_mini.models import VQGAN, DalleBart
 from dalle_mini.models.config import DalleBartConfig, VQGANConfig
-from dalle_mini.settings import GenerationSettings, check_prompts, settings_of_each
+from dalle_mini.settings import GenerationSettings, check_number, check_prompts, settings_of_each
 from dalle_mini.text import CaptionNormalizer, CaptionTokenizer
-from dalle_mini.weights.bundle import PARTS, find_parts, save_companions
+from dalle_mini.weights.bundle import PARTS, check_fit, find_parts, save_companions
 from dalle_mini.weights.bundle import SHIPPED as SHIPPED  # for those who look for it here
 from dalle_mini.weights.folder import load_config
 from dalle_mini.weights.hub import origin
@@ -73,7 +73,7 @@ class DalleMini:
         dtype: str = "float32",
         devices: Sequence[jax.Device] | None = None,
     ):
-        _check_fit(model.config, vqgan.config, folders)
+        check_fit(model.config, vqgan.config, folders)
         tokenizer.check_vocab_size(model.config.encoder_vocab_size)
         self.engine = Engine(prepare(model, int8=dtype == "int8"), vqgan, ranker, devices)
         self.model, self.vqgan, self.ranker = self.engine.model, vqgan, ranker
@@ -140,7 +140,7 @@ class DalleMini:
         compute = _compute_dtype(dtype)
         model = DalleBart.from_pretrained(folders["dalle"], dtype=compute)
         vqgan_model = VQGAN.from_pretrained(folders["vqgan"], dtype=compute)
-        _check_fit(model.config, vqgan_model.config, folders)  # before the wait for CLIP
+        check_fit(model.config, vqgan_model.config, folders)  # before the wait for CLIP
         return cls(
             model,
             vqgan_model,
@@ -231,6 +231,7 @@ class DalleMini:
         `settings` are for all prompts, or a list. With `alone`, processes of `jax.distributed` do not share the work.
         """
         jobs = self.jobs(prompts, settings, canvas)
+        self.note_idle(jobs)
         return self.engine.run(jobs, progress, batch_size=batch_size, alone=alone)
 
     def stream(
@@ -256,6 +257,7 @@ class DalleMini:
         if every < 1 or previews < 1:
             raise UserError(f"every is {every} and previews {previews}: both must be at least 1")
         jobs = self.jobs(prompts, settings, canvas)
+        self.note_idle(jobs)
         return self.engine.run(jobs, progress, batch_size=batch_size, every=every, previews=previews)
 
     def redraw(
@@ -268,6 +270,7 @@ class DalleMini:
         progress: Progress | None = None,
     ) -> Result:
         """Candidate `number` of a prompt alone, as `generate` draws it among the others (`Result.indices`)."""
+        check_number(number)
         settings = dataclasses.replace(settings or GenerationSettings(), candidates=1, keep=1)
         (job,) = self.jobs([prompt], settings, canvas)
         (result,) = self.engine.run([dataclasses.replace(job, first=number)], progress, alone=True)
@@ -287,9 +290,9 @@ class DalleMini:
 
         Args:
             picture: a file, a PIL image, or uint8 [height, width, 3].
-            top: the part of the height that is kept.
+            top: the part of the height that is kept, in whole rows of tokens: at least one, and not all.
             mask: a picture as large as `picture`, or a pixel a token; white is drawn anew, also where it covers a
-                token in part, and black is kept.
+                token in part, and what is black or transparent is kept.
             vary: how much of what is kept each candidate draws anew, at places of its own.
         Raises UserError on a picture that cannot be read, a mask of another size, or where nothing would be drawn.
         """
@@ -310,24 +313,23 @@ class DalleMini:
         return functools.partial(jax.jit(lambda state, pixels: nnx.merge(graphdef, state).encode(pixels)), state)
 
     def _mask(self, mask: Picture, size: tuple[int, int]) -> np.ndarray:
-        """A mask as bool [resolution, resolution], or one value a token, as `canvas.inside` wants it."""
-        image = mask if isinstance(mask, Image.Image | np.ndarray) else load_picture(mask)
+        """A mask as bool, one value a token, as `canvas.inside` wants it."""
+        image = mask if isinstance(mask, Image.Image | np.ndarray) else load_picture(mask, background="black")
         if isinstance(image, np.ndarray):
             image = Image.fromarray(image.astype(np.uint8) * 255 if image.dtype == bool else image)
         grid = self.vqgan.config.grid
-        if image.size == (grid, grid):
-            return np.asarray(image.convert("L")) >= 128
-        if image.size != size:
+        if image.size not in ((grid, grid), size):
             raise UserError(
                 f"the mask is {image.width} x {image.height}: it must be as large as the picture, "
                 f"{size[0]} x {size[1]}, or {grid} x {grid}, a pixel a token"
             )
-        return resize_and_crop(image.convert("RGB"), self.vqgan.config.resolution).mean(axis=-1) >= 128
+        return white_cells(image, self.vqgan.config.resolution, grid)
 
-    def encode_text(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def encode_text(self, prompts: Sequence[str], name: str = "prompt {}") -> tuple[np.ndarray, np.ndarray]:
         """input_ids and attention_mask, int32 [prompts, text_length], of the prompts as the model reads them.
 
         Raises UserError on a prompt of which normalisation leaves nothing. One that is too long is cut and logged.
+        `name` is what a message calls a prompt, given its number from 1.
         """
         config = self.model.config
         captions = [prompt[:MAX_CHARACTERS] for prompt in prompts]
@@ -335,12 +337,13 @@ class DalleMini:
             captions = [self.normalizer(caption) for caption in captions]
         for number, caption in enumerate(captions, 1):
             if not caption.strip():
-                raise UserError(f"prompt {number} has no words that the model can read: {prompts[number - 1][:60]!r}")
+                text = prompts[number - 1][:60]
+                raise UserError(f"{name.format(number)} has no words that the model can read: {text!r}")
         limit = config.text_length
         for number, (prompt, caption) in enumerate(zip(prompts, captions, strict=True), 1):
             if len(prompt) > MAX_CHARACTERS or self.tokenizer.count(caption) > limit:
                 logger.warning(
-                    "prompt %d is too long and was truncated: the model reads %d tokens of it", number, limit
+                    "%s is too long and was truncated: the model reads %d tokens of it", name.format(number), limit
                 )
         return self.tokenizer(captions, max_length=limit)
 
@@ -390,10 +393,18 @@ class DalleMini:
             for number, prompt in enumerate(prompts)
         ]
 
+    @staticmethod
+    def note_idle(jobs: Sequence[Job]) -> None:
+        """Log that negative prompts do nothing, where some do."""
+        idle = sum(bool(job.settings.negative_prompt.strip()) and not job.settings.guided for job in jobs)
+        if idle:
+            of = f" of {idle} prompts" if idle > 1 else ""
+            logger.warning("the negative prompt%s does nothing where guidance is 1: raise the guidance", of)
+
     def _uncond(self, negative_prompt: str) -> tuple[np.ndarray, np.ndarray]:
         """The unconditional row, [text_length] each; of an empty caption, as published, no normaliser has seen it."""
         if negative_prompt.strip():
-            ids, mask = self.encode_text([negative_prompt])
+            ids, mask = self.encode_text([negative_prompt], name="the negative prompt")
         else:
             ids, mask = self.tokenizer([""], max_length=self.model.config.text_length)
         return ids[0], mask[0]
@@ -435,25 +446,6 @@ def _resolved(settings: GenerationSettings, config: DalleBartConfig, vqgan_confi
     defaults = {name: getattr(config, name) for name in ("guidance", "temperature")}
     chosen = {name: default for name, default in defaults.items() if getattr(settings, name) is None}
     return dataclasses.replace(settings, **chosen, top_k=min(wanted, codebook))
-
-
-def _check_fit(config, vqgan_config, folders: Mapping[str, Path]) -> None:
-    """The VQGAN's codebook and grid against the decoder's vocabulary and length; UserError names both folders.
-
-    A decoder's vocabulary may be a little larger than the codebook, as mega's is (16415 for 16384): those ids are
-    padding that is never sampled. One that is a lot larger, or smaller, was trained on another codebook.
-    """
-    both = f"{folders['vqgan']} does not fit {folders['dalle']}"
-    if not 0.75 * config.image_vocab_size <= vqgan_config.n_embed <= config.image_vocab_size:
-        raise UserError(
-            f"{both}: its codebook has n_embed {vqgan_config.n_embed}, the decoder's image_vocab_size is "
-            f"{config.image_vocab_size}: use the VQGAN that the model was trained with"
-        )
-    if vqgan_config.grid**2 != config.image_length:
-        raise UserError(
-            f"{both}: its pictures are {vqgan_config.grid}x{vqgan_config.grid} tokens, the decoder's image_length is "
-            f"{config.image_length}: use the VQGAN that the model was trained with"
-        )
 
 
 def _identity(folder: Path) -> dict:

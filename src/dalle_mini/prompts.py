@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import difflib
+import functools
 import io
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from dalle_mini.errors import UserError, listed
-from dalle_mini.settings import PER_PROMPT
+from dalle_mini.settings import PER_PROMPT, check_utf8
 
 FORMATS = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
 KNOWN = ("prompt", "id", *PER_PROMPT)
 WHOLE = ("seed", "top_k")
 ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 MAX_BYTES = 1 << 30
+ALIKE = 0.85  # two names, from 0 to 1: a letter that is missing or another one, in words of this length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +34,8 @@ class Entry:
     """One prompt of a file.
 
     Attributes:
-        id: its own, or its number among the file's prompts from 1, with zeros in front.
+        id: its own, or its number among the file's prompts from 1, with zeros in front; and underscores behind, where
+            that is another's own.
         prompt: the caption.
         options: those of `settings.PER_PROMPT` that it has.
         error: what is wrong with the row, if something is.
@@ -47,7 +51,7 @@ def read_prompts(path: str | os.PathLike) -> list[Entry]:
     """The prompts of a file in its order; blank lines are passed over.
 
     Raises UserError, naming file and line, where the file cannot be read, is not UTF-8 throughout, has no `prompt`
-    column or no prompt at all, or where two rows have one id.
+    column or no prompt at all, or one that is nearly called as one that is known; or where two rows have one id.
     """
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
@@ -61,7 +65,8 @@ def read_prompts(path: str | os.PathLike) -> list[Entry]:
     if not rows:
         raise UserError(f"{path}: there is no prompt in it")
     digits = len(str(len(rows)))
-    entries = [_entry(row, f"{number:0{digits}d}", where) for number, (where, row) in enumerate(rows, 1)]
+    own = {name.lower() for name in (_own_id(row) for _, row in rows) if name is not None}
+    entries = [_entry(row, _free(f"{number:0{digits}d}", own), where) for number, (where, row) in enumerate(rows, 1)]
     seen = {}
     for entry, (where, _) in zip(entries, rows, strict=True):
         # Folders of file systems that do not know capitals from small letters would be the same.
@@ -76,7 +81,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     text = _decoded(path)
     kind = path.suffix.lower()
     if kind == ".txt":
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(io.StringIO(text, newline=None), 1):  # split at newlines alone
             if line.strip():
                 yield f"line {number}", {"prompt": line.strip()}
     elif kind == ".jsonl":
@@ -85,11 +90,12 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{path}: line {number} is no JSON ({error})") from None
             row = {"prompt": row} if isinstance(row, str) else row
             if not isinstance(row, dict) or "prompt" not in row:
                 raise UserError(f'{path}: line {number} is no object with a "prompt"')
+            _check_spelling(f"{path}: line {number}", row)
             yield f"line {number}", row
     else:
         try:
@@ -112,11 +118,17 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         file = parquet.ParquetFile(path)
         _check_columns(path, file.schema_arrow.names)
         columns = [name for name in file.schema_arrow.names if name in KNOWN]
-        rows = file.read(columns).to_pylist()
+        table = file.read(columns)
     except pyarrow.ArrowException as error:
         raise UserError(f"{path}: no Parquet file that can be read ({str(error).splitlines()[0]})") from None
-    for number, row in enumerate(rows, 1):
-        yield f"row {number}", {name: value for name, value in row.items() if value is not None}
+    values = []
+    for name in columns:
+        try:
+            values.append(table[name].to_pylist())
+        except ValueError as error:  # such as text that is not UTF-8, which Parquet does not look at
+            raise UserError(f"{path}: column {name} cannot be read ({error})") from None
+    for number, row in enumerate(zip(*values, strict=True), 1):
+        yield f"row {number}", {name: value for name, value in zip(columns, row, strict=True) if value is not None}
 
 
 def import_parquet():
@@ -143,28 +155,74 @@ def _decoded(path: Path) -> str:
 
 def _check_columns(path: Path, names: list[str]) -> None:
     if "prompt" not in names:
-        raise UserError(f"{path}: has no column named prompt, but {listed([repr(name) for name in names])}")
+        others = f", but {listed([repr(name) for name in names])}" if names else ": it is empty"
+        raise UserError(f"{path}: has no column named prompt{others}")
     if len(set(names)) != len(names):
         raise UserError(f"{path}: has two columns of one name among {listed([repr(name) for name in names])}")
 
+    _check_spelling(str(path), names)
+
+
+def _check_spelling(where: str, names: Iterable[str]) -> None:
+    """Raises UserError on a name that is nearly a known one: it would be passed over without a word."""
+    for name in names:
+        known = name if name in KNOWN else _nearest(name)
+        if known not in (None, name):
+            raise UserError(f"{where} has a column named {name!r:.60}: call it {known!r}, or something else")
+
+
+@functools.lru_cache(1024)
+def _nearest(name: str) -> str | None:
+    plain = name.strip().lower().replace("-", "_").replace(" ", "_")
+    return next(iter(difflib.get_close_matches(plain, KNOWN, n=1, cutoff=ALIKE)), None)
+
+
+def _own_id(row: dict[str, Any]) -> str | None:
+    name = row.get("id")
+    return None if name is None else str(_whole(name))
+
+
+def _free(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name += "_"
+    return name
+
+
+def _whole(value):
+    """A whole number that is held as a float, as columns with gaps are, as an int; everything else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _number(text: str) -> int | float:
+    """Raises ValueError where the text is no number."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
 
 def _entry(row: dict[str, Any], number: str, where: str) -> Entry:
+    """A row with its own id, or `number`."""
     prompt, error, options = row.get("prompt"), None, {}
-    name = str(row.get("id", number))
+    name = _own_id(row) or number
     if not ID.fullmatch(name):
         error = f"{where}: id {name!r:.60} is no name of a folder: letters, digits, dots, dashes and underscores are"
         name = number
     if not isinstance(prompt, str) or not prompt.strip():
         prompt, error = prompt if isinstance(prompt, str) else "", error or f"{where}: the prompt is blank or no text"
+    try:
+        check_utf8(f"{where}: the prompt", prompt)
+    except UserError as invalid:
+        error = error or str(invalid)
     for option in PER_PROMPT:
         value = row.get(option)
         if value is None:
             continue
         if isinstance(value, str) and option != "negative_prompt":
             try:
-                value = int(value) if option in WHOLE else float(value)
+                value = _number(value) if option in WHOLE else float(value)
             except ValueError:
                 error = error or f"{where}: {option} is {value!r:.60}, not a number"
                 continue
-        options[option] = value
+        options[option] = _whole(value) if option in WHOLE else value
     return Entry(name, prompt, options, error)

@@ -1,7 +1,6 @@
 """What a user may ask of one drawing, checked before anything heavy is imported or loaded."""
 
 import dataclasses
-import math
 import numbers
 from collections.abc import Sequence
 
@@ -59,6 +58,7 @@ class GenerationSettings:
                 _check_positive(name, getattr(self, name), LARGEST, 1 / LARGEST)
         if not isinstance(self.negative_prompt, str):
             raise UserError(f"negative_prompt is {type(self.negative_prompt).__name__}, not text")
+        check_utf8("negative_prompt", self.negative_prompt)
         if self.top_k is not None:
             _check_whole("top_k", self.top_k, 1, None)
         if self.top_p is not None:
@@ -106,11 +106,21 @@ def check_prompts(prompts: Sequence[str]) -> list[str]:
         # A word, or a visible sign beyond ASCII: emoji have names, other scripts are transliterated.
         if not any(char.isalnum() or (char > "\x7f" and char.isprintable()) for char in prompt):
             raise UserError(f"prompt {number} is blank: give a caption such as 'a red apple'")
-        try:
-            prompt.encode("utf-8")
-        except UnicodeEncodeError:
-            raise UserError(f"prompt {number} is not valid UTF-8 text") from None
+        check_utf8(f"prompt {number}", prompt)
     return prompts
+
+
+def check_utf8(name: str, text: str) -> None:
+    """Raises UserError on half a character, as JSON's escapes and damaged arguments may hold."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(f"{name} is not valid UTF-8 text") from None
+
+
+def check_number(number) -> None:
+    """Raises UserError on what is no candidate's number."""
+    _check_whole("the candidate's number", number, 0, MAX_CANDIDATES - 1)
 
 
 def _check_whole(name: str, value, low: int, high: int | None) -> None:
@@ -122,6 +132,6 @@ def _check_whole(name: str, value, low: int, high: int | None) -> None:
 
 def _check_positive(name: str, value, high: float, low: float = 0.0) -> None:
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not max(low, 1e-300) <= value <= high:
+    if not number or not max(low, 1e-300) <= value <= high:
         bounds = f"from {low:g} to {high:g}" if low else f"above 0 and at most {high:g}"
         raise UserError(f"{name} is {value!r}: it must be a number {bounds}")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dalle_mini.data.images import clip_pixels, load_picture, resize_and_crop, to_uint8
+from dalle_mini.data.images import clip_pixels, load_picture, resize_and_crop, to_uint8, white_cells
 from dalle_mini.errors import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -94,6 +94,37 @@ def test_load_picture(tmp_path, suffix):
 def test_load_picture_lays_transparency_on_white(tmp_path):
     Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(path := tmp_path / "clear.png")
     assert (np.asarray(load_picture(path)) == 255).all()
+
+
+def test_load_picture_says_nothing_of_many_pixels(tmp_path, monkeypatch, recwarn):
+    Image.new("L", (40, 30)).save(path := tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert load_picture(path).size == (40, 30)
+    assert not list(recwarn)
+
+
+@pytest.mark.parametrize("sides", [(64, 64), (100, 64), (64, 100), (300, 200), (7, 500), (16, 16), (3, 3)])
+def test_white_cells_lie_where_a_picture_shows_them(sides):
+    """Each white pixel alone: a resized square lights the same cells."""
+    width, height = sides
+    for x, y in ((width // 2, height // 2), (0, height // 2), (width // 2, 0), (width - 1, height - 1)):
+        mask = Image.new("L", sides)
+        mask.putpixel((x, y), 255)
+        cells = white_cells(mask, 64, 4)
+        shown = resize_and_crop(np.repeat(np.asarray(mask)[..., None], 3, axis=2), 64)[..., 0]
+        brightest = np.unravel_index(shown.argmax(), shown.shape)
+        if shown.max() > 30:  # else it is cropped away, or too small to survive a resize, as the cells do
+            assert cells[brightest[0] // 16, brightest[1] // 16]
+        assert cells.sum() <= (4 if min(sides) > 8 else 16)
+
+
+def test_a_thin_line_and_transparency_in_a_mask():
+    line = Image.new("L", (3000, 2000))
+    line.paste(255, (0, 1000, 3000, 1001))
+    assert white_cells(line, 64, 4).tolist() == [[False] * 4] * 2 + [[True] * 4] + [[False] * 4]
+    clear = Image.new("RGBA", (64, 64), (255, 255, 255, 0))
+    clear.paste((255, 255, 255, 255), (0, 0, 16, 16))
+    assert white_cells(clear, 64, 4).nonzero() == (0, 0)
 
 
 def test_load_picture_scales_16_bits(tmp_path):

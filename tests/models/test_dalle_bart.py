@@ -156,14 +156,14 @@ def test_float16_weights_are_computed_with_in_float32(folder):
     close(logits[0], golden["logits_params_cast_fp32"])
 
 
-@pytest.mark.parametrize("folder", [SCANNED, UNROLLED, PRELN, POSTLN], ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", [SCANNED, UNROLLED, PRELN, POSTLN, MEGALIKE], ids=lambda folder: folder.name)
 def test_gradients(model, gradient, folder):
-    if folder in (PRELN, POSTLN):
-        model = load_model(folder)
+    if folder in (PRELN, POSTLN, MEGALIKE):
+        model = DalleBart.from_pretrained(folder)
         gradient = gradients(model, load_golden(folder), remat=folder == POSTLN)
     published = json.loads((folder / "grads.json").read_text())
     # Which tensors of the file make up each of ours: send their numbers through the layout.
-    numbered = {name: Tensor.of(np.full(value["shape"], i)) for i, (name, value) in enumerate(published.items())}
+    numbered = {name: Tensor.of(np.full(value["shape"], float(i))) for i, (name, value) in enumerate(published.items())}
     sources = {name: tensor.read() for name, tensor in dalle_bart(numbered, model.config).items()}
     assert set(gradient) == set(sources)
     seen = set()

@@ -1,6 +1,7 @@
 """Every variant of DalleBart: the published names of its tensors, its arithmetic, and decoding with a cache."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -283,6 +284,28 @@ def test_deepnet_and_magneto_scales():
     assert make("decoder", **magneto).sublayer_gain == pytest.approx(np.sqrt(np.log(18)))
     assert make("encoder", **magneto).sublayer_gain == pytest.approx(np.sqrt(np.log(18) * np.log(36) / 3))
     assert make("decoder").residual_scale == make("decoder").sublayer_gain == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"use_deepnet_scaling": True}, {"use_subln_init": True}], ids=str)
+def test_gains_of_new_kernels(options):
+    config = dataclasses.replace(SMALL, d_model=128, encoder_ffn_dim=128, decoder_ffn_dim=128, **options)
+    kernels = flatten(nnx.state(DalleBart(config, rngs=nnx.Rngs(0))))
+    gain = {}
+    for stack in ("encoder", "decoder"):
+        gain[stack] = Maker(config, stack, rngs=nnx.Rngs(0), dtype=jnp.float32).sublayer_gain
+        assert (gain[stack] == 1) == (not options)
+    cross = 1 if "use_subln_init" in options else gain["decoder"]  # Magneto's is of self-attention alone
+    for stack, sublayer, expected in (
+        ("encoder", "self_attn", gain["encoder"]),
+        ("decoder", "self_attn", gain["decoder"]),
+        ("decoder", "cross_attn", cross),
+    ):
+        for name, factor in (("q_proj", 1), ("k_proj", 1), ("v_proj", expected), ("out_proj", expected)):
+            std = float(kernels[f"{stack}.layers.{sublayer}.{name}.kernel"].std())
+            assert std == pytest.approx(factor * config.init_std, rel=0.02), (stack, sublayer, name)
+    for stack, name in itertools.product(gain, ("gate", "linear", "out")):
+        std = float(kernels[f"{stack}.layers.ffn.{name}.kernel"].std())
+        assert std == pytest.approx(gain[stack] * config.init_std, rel=0.02), (stack, name)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from dalle_mini.errors import UserError
 from dalle_mini.models import DalleBart
 from dalle_mini.weights.convert import convert
 from dalle_mini.weights.describe import describe
-from dalle_mini.weights.folder import load_tensors
+from dalle_mini.weights.folder import load_tensors, save_tensors
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SCANNED, UNROLLED = GOLDEN / "dallebart/a_normformer_glu_scan", GOLDEN / "dallebart/b_normformer_glu_unrolled"
@@ -102,6 +102,69 @@ def test_a_bundle_needs_tokenizers(golden_bundle, tmp_path):
     assert not (tmp_path / "bundle").exists()
 
 
+def changed(folder, **fields):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+@pytest.fixture
+def bundle(golden_bundle, tmp_path):
+    return shutil.copytree(golden_bundle, tmp_path / "a" / "bundle")
+
+
+def test_the_parts_of_a_bundle_are_of_the_right_kind(bundle, tmp_path):
+    parts = {part: bundle / part for part in ("dalle", "vqgan", "clip")}
+    with pytest.raises(UserError, match="clip holds a CLIP where a bundle's VQGAN should be: name"):
+        convert(parts["dalle"], tmp_path / "new", vqgan=parts["clip"], clip=parts["vqgan"])  # which has no tokenizer
+    with pytest.raises(UserError, match="vqgan holds a VQGAN where a bundle's DalleBart should be"):
+        convert(parts["vqgan"], tmp_path / "new", vqgan=parts["vqgan"], clip=parts["clip"])
+    parts["clip"].rename(bundle / "aside")
+    parts["vqgan"].rename(parts["clip"])
+    (bundle / "aside").rename(parts["vqgan"])
+    with pytest.raises(UserError, match="vqgan holds a CLIP where a bundle's VQGAN should be"):
+        convert(bundle, tmp_path / "new")
+    dalle, vqgan, clip = describe(bundle)
+    assert dalle.missing == []
+    assert (vqgan.network, clip.network) == ("CLIP", "VQGAN") and vqgan.parameters
+    assert [line for line in vqgan.missing if "vqgan holds a CLIP where a bundle's VQGAN should be" in line]
+    assert [line for line in clip.missing if "clip holds a VQGAN where a bundle's CLIP should be" in line]
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"), [({"image_length": 9}, "pictures are 4x4 tokens"), ({"image_vocab_size": 63}, "n_embed 64")]
+)
+def test_the_vqgan_of_a_bundle_fits_its_decoder(bundle, tmp_path, fields, problem):
+    changed(bundle / "dalle", **fields, decoder_start_token_id=None)
+    with pytest.raises(UserError, match=f"vqgan does not fit .*dalle: its .*{problem}"):
+        convert(bundle, tmp_path / "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    _, vqgan, clip = describe(bundle)
+    (line,) = vqgan.missing
+    assert "does not fit" in line and problem in line and clip.missing == []
+
+
+def test_weights_that_are_no_floats(tmp_path):
+    arrays = {name.replace("/", "."): tensor.read() for name, tensor in load_tensors(SCANNED).items()}
+    config = json.loads((SCANNED / "config.json").read_text())
+    arrays["lm_head.kernel"] = arrays["lm_head.kernel"].astype(np.int32)
+    save_tensors(tmp_path / "old", config, arrays)
+    message = "1 of a type that is not floating-point: lm_head.kernel is int32"
+    with pytest.raises(UserError, match=message):
+        DalleBart.from_pretrained(tmp_path / "old")
+    with pytest.raises(UserError, match=message):
+        convert(tmp_path / "old", tmp_path / "new")
+    assert message in describe(tmp_path / "old")[0].missing[0]
+
+
+def test_a_layer_that_is_no_floats(tmp_path):
+    arrays = {name.replace("/", "."): tensor.read() for name, tensor in load_tensors(UNROLLED).items()}
+    name = "model.decoder.layers.FlaxBartDecoderLayer_1.FlaxBartAttention_0.q_proj.kernel"
+    arrays[name] = arrays[name].astype(np.int8)
+    save_tensors(tmp_path / "old", json.loads((UNROLLED / "config.json").read_text()), arrays)
+    with pytest.raises(UserError, match=rf"layers are of a type that is not floating-point: {name} is int8"):
+        DalleBart.from_pretrained(tmp_path / "old")
+
+
 def test_a_target_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file/new: .*file is a file") as caught:
@@ -128,6 +191,47 @@ def test_info_of_what_is_missing(tmp_path):
     assert [line for line in one.missing if "no weights" in line]
     assert [line for line in one.missing if "captions cannot be read" in line]
     assert [line for line in one.missing if "hashtags" in line]
+
+
+@pytest.mark.parametrize("part", ["dalle", "vqgan", "clip"])
+def test_info_of_a_bundle_that_lacks_a_part(bundle, part, capsys):
+    parts = ["dalle", "vqgan", "clip"]
+    shutil.rmtree(bundle / part)
+    described = dict(zip(parts, describe(bundle), strict=True))
+    lost = described.pop(part)
+    assert lost.network == {"dalle": "DalleBart", "vqgan": "VQGAN", "clip": "CLIP"}[part]
+    assert lost.folder == bundle / part and lost.missing[0].startswith(f"no such folder: {bundle / part}")
+    assert all(one.parameters and one.missing == [] for one in described.values())
+    assert main(["info", str(bundle)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("architecture") == shown.count("parameters") == 2
+    assert main(["info", str(bundle), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 3
+
+
+def test_info_of_a_repository_that_lacks_a_part(bundle, hub):
+    shutil.rmtree(bundle / "vqgan")
+    hub.add("acme/pack", bundle)
+    dalle, vqgan, clip = describe("acme/pack")
+    assert dalle.missing == clip.missing == [] and dalle.parameters and clip.parameters
+    assert vqgan.network == "VQGAN" and "acme/pack" in vqgan.missing[0]
+
+
+@pytest.mark.parametrize(
+    ("part", "config", "problem"),
+    [
+        ("dalle", "{", "is not valid JSON"),
+        ("vqgan", '{"ch_mult": [1, 2], "n_embed": "many"}', "n_embed must be a whole number"),
+        ("clip", '{"model_type": "t5"}', "model_type='t5' is none of"),
+    ],
+)
+def test_info_of_a_bundle_with_a_broken_part(bundle, part, config, problem):
+    (bundle / part / "config.json").write_text(config)
+    described = dict(zip(["dalle", "vqgan", "clip"], describe(bundle), strict=True))
+    broken = described.pop(part)
+    assert [line for line in broken.missing if str(bundle / part) in line and problem in line]
+    assert broken.files["config.json"] == len(config)
+    assert all(one.parameters and one.missing == [] for one in described.values())
 
 
 def test_the_verbs(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Published names -> ours."""
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 
 from dalle_mini.errors import UserError
+from dalle_mini.models import DalleBart
 from dalle_mini.models.config import DalleBartConfig
-from dalle_mini.weights.folder import load_config, load_tensors
+from dalle_mini.weights.folder import load_config, load_tensors, save_tensors
 from dalle_mini.weights.layouts import clip, dalle_bart, vqgan
 from dalle_mini.weights.tensors import Tensor
 
@@ -145,3 +147,48 @@ def test_clip_names():
     assert len(ours) == len(file)
     same(clip({f"params/{name}": array for name, array in file.items()}, None), ours)
     same(clip(ours, None), ours)
+
+
+def early_2022(folder, *, use_bias):
+    """The golden 2021 model as DalleBart stored that architecture until March 2022, and as it is."""
+    old = GOLDEN / "v0_bart_2021"
+    arrays = {name: tensor.read() for name, tensor in load_tensors(old).items()}
+    if not use_bias:
+        for name in arrays:
+            if re.search(r"(proj|fc\d)/bias$", name):
+                arrays[name] = np.zeros_like(arrays[name])
+    save_tensors(folder / "bart", load_config(old), {name.replace("/", "."): array for name, array in arrays.items()})
+    early = {}
+    for name, array in arrays.items():
+        if use_bias or not re.search(r"(proj|fc\d)/bias$", name):
+            name = name.replace("/shared/", "/encoder/embed_tokens/").replace(
+                "/decoder_embed/", "/decoder/embed_tokens/"
+            )
+            early[name.replace("/", ".")] = array[2:] if "embed_positions" in name else array
+    fields = DalleBartConfig.from_dict(load_config(old)).to_dict()
+    save_tensors(folder / "early", fields | {"use_bias": use_bias}, early)
+    return folder / "early", folder / "bart"
+
+
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_layers_of_early_2022(tmp_path, use_bias):
+    early, bart = early_2022(tmp_path, use_bias=use_bias)
+    assert "model.encoder.embed_tokens.embedding" in load_tensors(early)
+    model, same_model = DalleBart.from_pretrained(early), DalleBart.from_pretrained(bart)
+    golden = np.load(GOLDEN / "v0_bart_2021" / "golden.npz")
+    rows = [golden[name] for name in ("input_ids", "attention_mask", "decoder_input_ids")]
+    logits = model(*rows)
+    np.testing.assert_allclose(logits, same_model(*rows), rtol=0, atol=1e-5)
+    if use_bias:
+        np.testing.assert_allclose(logits, golden["logits"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("fields", [{"ln_positions": "normformer"}, {"use_glu": True}], ids=str)
+def test_layers_of_early_2022_are_to_be_said_in_the_config(tmp_path, fields):
+    early, _ = early_2022(tmp_path, use_bias=False)
+    path = early / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    with pytest.raises(
+        UserError, match=r'from December 2021 to March 2022, .*: put "ln_positions": "postln" and "use_'
+    ):
+        DalleBart.from_pretrained(early)

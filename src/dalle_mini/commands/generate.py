@@ -11,6 +11,17 @@ from dalle_mini.errors import UserError
 from dalle_mini.settings import DTYPES, GenerationSettings, check_prompts
 
 OPTIONS = ("seed", "guidance", "last_guidance", "negative_prompt", "temperature", "top_k", "top_p")
+PICTURE = ("picture", "keep_top", "mask", "vary")
+IDLE = {  # options that would do nothing
+    "captions": ("index",),
+    "--prompts": ("index", "overwrite", "progress_images"),
+    "--replay": ("candidates", "keep", *OPTIONS, *PICTURE, "dtype", "batch_size", "distributed", "progress_images"),
+}
+WHY_IDLE = {
+    "captions": "it is for --replay",
+    "--prompts": "leave it out",
+    "--replay": "its file says how the picture is drawn",
+}
 
 
 def add_generate(verbs) -> None:
@@ -34,17 +45,17 @@ def add_generate(verbs) -> None:
         '  dalle-mini generate "a red apple" --picture photo.jpg --mask mask.png',
         formatter_class=Help,
     )
-    defaults = GenerationSettings()
+    defaults = GenerationSettings()  # told in the help; None tells what was not given from what was
     add = parser.add_argument
     add("prompt", nargs="*", metavar="PROMPT", help="a caption, in quotes")
-    add("--candidates", metavar="N", type=int, default=defaults.candidates, help="pictures drawn for each prompt")
+    add("--candidates", metavar="N", type=int, help=f"pictures drawn for each prompt (default: {defaults.candidates})")
     add("--keep", metavar="N", type=int, help="pictures kept for each prompt (default: 4, or all of fewer)")
 
     add = parser.add_argument_group("sampling").add_argument
-    add("--seed", metavar="N", type=int, default=defaults.seed, help="0 to 4294967295")
+    add("--seed", metavar="N", type=int, help=f"0 to 4294967295 (default: {defaults.seed})")
     add("--guidance", metavar="X", type=float, help="higher follows the caption more, 1 is off (default: the model's)")
     add("--last-guidance", metavar="X", type=float, help="guidance changes linearly to this (default: it is constant)")
-    add("--negative-prompt", metavar="TEXT", default="", help="what not to draw; needs a guidance other than 1")
+    add("--negative-prompt", metavar="TEXT", help="what not to draw; needs a guidance other than 1")
     add("--temperature", metavar="X", type=float, help="below 1 is safer, above 1 wilder (default: the model's)")
     add("--top-k", metavar="K", type=int, help="sample from the K likeliest tokens (default: the model's)")
     add("--top-p", metavar="P", type=float, help="sample from the likeliest tokens of total probability P")
@@ -53,7 +64,7 @@ def add_generate(verbs) -> None:
     add("--picture", metavar="FILE", help="its central square is taken")
     add("--keep-top", metavar="X", type=float, help="keep this part of its height, such as 0.5, and draw the rest")
     add("--mask", metavar="FILE", help="a picture of the same size: draw anew where it is white")
-    add("--vary", metavar="X", type=float, default=0.0, help="draw anew this part of it, at places picked by chance")
+    add("--vary", metavar="X", type=float, help="draw anew this part of it, at places picked by chance")
 
     add = parser.add_argument_group("models").add_argument
     add(
@@ -65,7 +76,11 @@ def add_generate(verbs) -> None:
     add("--vqgan", metavar="SOURCE", help="VQGAN's source (default: the bundle's)")
     add("--clip", metavar="SOURCE", help="CLIP's source (default: the bundle's)")
     add_hub_options(add, "--model")
-    add("--dtype", choices=DTYPES, default="float32", help="of the computation; int8: the decoder's weights in 8 bits")
+    add(
+        "--dtype",
+        choices=DTYPES,
+        help=f"of the computation; int8: the decoder's weights in 8 bits (default: {DTYPES[0]})",
+    )
     add("--batch-size", metavar="N", type=int, help="pictures drawn together (default: what fits in memory)")
     add(
         "--distributed",
@@ -85,7 +100,7 @@ def add_generate(verbs) -> None:
         f"id, {', '.join(OPTIONS)} if you like); resumes where it was interrupted, and ends with results.parquet",
     )
     add("--replay", metavar="FILE", help="draw a picture of this results.json again")
-    add("--index", metavar="N", type=int, default=1, help="which one, with --replay: 3 is 03.png")
+    add("--index", metavar="N", type=int, help="which one, with --replay: 3 is 03.png (default: 1)")
     parser.set_defaults(run=run_generate)
 
 
@@ -95,8 +110,10 @@ def run_generate(args: argparse.Namespace) -> int:
         raise UserError("give either captions, or --prompts FILE, or --replay FILE (see dalle-mini generate --help)")
     if args.batch_size is not None and args.batch_size < 1:
         raise UserError(f"--batch-size is {args.batch_size}: it must be at least 1")
-    if args.picture is None and (args.keep_top is not None or args.mask is not None or args.vary):
+    _check_idle(args, next(way for way, given in zip(IDLE, ways, strict=True) if given))
+    if args.picture is None and (args.keep_top is not None or args.mask is not None or args.vary is not None):
         raise UserError("--keep-top, --mask and --vary want a --picture")
+    args.dtype = _or(args.dtype, DTYPES[0])
     with notices():
         if args.prompts is not None:
             return _run_file(args)
@@ -112,9 +129,9 @@ def _run_prompts(args: argparse.Namespace) -> int:
 
     output, parts = check_writable(args.output), _find_parts(args)
     writes = _join(args)
-    with progress_bars(writes) as progress:
+    with progress_bars(writes) as progress, Looks(output) as looks:
         pipe = _load(args, parts, prompts, settings)
-        written, looks = set(), Looks(output)
+        written = set()
         for result in _drawn(pipe, args, prompts, settings, progress, looks if writes else None):
             if writes:
                 folder = write_result(result, output, pipe.provenance(), args.overwrite, written, looks.take())
@@ -164,23 +181,38 @@ def _run_replay(args: argparse.Namespace) -> int:
         from dalle_mini.output import check_writable, write_result
         from dalle_mini.replay import read_entry
 
-    entry, output = read_entry(Path(args.replay), args.index), check_writable(args.output)
-    for part in ("model", "vqgan", "clip"):
-        if getattr(args, part) is None and args.model is None:
-            setattr(args, part, entry.sources.get(part))
+    entry, output = read_entry(Path(args.replay), _or(args.index, 1)), check_writable(args.output)
+    if args.model is None:
+        for part, source in entry.sources.items():
+            setattr(args, part, getattr(args, part) or source)
     args.dtype = entry.dtype
     parts = _find_parts(args)
     with progress_bars() as progress:
         pipe = _load(args, parts)
         entry.check_models(pipe.provenance())
         result = pipe.redraw(entry.prompt, entry.candidate, entry.settings, entry.canvas, progress=progress)
-        folder = write_result(result, output, pipe.provenance(), args.overwrite)
-    print(f"{folder}  score {result.scores[0]:.2f}  {entry.compare(result.images[0])}")
+        verdict = entry.compare(result.images[0])
+        original = entry.file.parent.resolve()
+        folder = write_result(result, output, pipe.provenance(), args.overwrite, {original})
+    print(f"{folder}  score {result.scores[0]:.2f}  {verdict}")
     return 0
 
 
+def _check_idle(args: argparse.Namespace, way: str) -> None:
+    """Raises UserError where an option was given that does nothing beside `way`."""
+    idle = [name for name in IDLE[way] if not (getattr(args, name) is None or getattr(args, name) is False)]
+    if idle:
+        names = " and ".join(f"--{name.replace('_', '-')}" for name in idle)
+        raise UserError(f"{names} would do nothing with {way}: {WHY_IDLE[way]}")
+
+
 def _settings(args: argparse.Namespace) -> GenerationSettings:
-    return GenerationSettings(args.candidates, args.keep, **{name: getattr(args, name) for name in OPTIONS})
+    given = {name: getattr(args, name) for name in ("candidates", "keep", *OPTIONS)}
+    return GenerationSettings(**{name: value for name, value in given.items() if value is not None})
+
+
+def _or(value, default):
+    return default if value is None else value
 
 
 def _find_parts(args: argparse.Namespace) -> dict[str, Path]:
@@ -204,7 +236,7 @@ def _load(args: argparse.Namespace, parts: dict[str, Path], prompts=None, settin
 def _canvas(pipe, args: argparse.Namespace):
     if args.picture is None:
         return None
-    return pipe.canvas(args.picture, top=args.keep_top, mask=args.mask, vary=args.vary)
+    return pipe.canvas(args.picture, top=args.keep_top, mask=args.mask, vary=_or(args.vary, 0.0))
 
 
 def _join(args: argparse.Namespace) -> bool:

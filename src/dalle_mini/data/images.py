@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,21 +17,23 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 LONGEST_STRIP = 16  # sides' ratio; what lies farther out never survives a centre crop
 
 
-def load_picture(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load_picture(
+    path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS, *, background: str = "white"
+) -> Image.Image:
     """Decode a stranger's picture into a PIL image of mode RGB.
 
-    The camera's rotation is applied, transparency is laid on white, and of an animation the first frame is taken.
-    Raises UserError, naming the file, if it cannot be read, is no picture of a common format, is damaged or cut
+    The camera's rotation is applied, transparency is laid on `background`, and of an animation the first frame is
+    taken. Raises UserError, naming the file, if it cannot be read, is no picture of a common format, is damaged or cut
     short, or has more than `max_pixels` pixels (judged from its header, before anything is decoded).
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with _opened(path) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise UserError(
                     f"{path}: the picture has {width} x {height} pixels, more than {max_pixels}; scale it down"
                 )
-            return _to_rgb(ImageOps.exif_transpose(image))
+            return _to_rgb(ImageOps.exif_transpose(image), background)
     except UserError:
         raise
     except Image.DecompressionBombError as error:
@@ -42,6 +45,12 @@ def load_picture(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> 
         raise UserError(f"{path}: cannot read the picture: {reason}") from error
 
 
+def _opened(path: str | os.PathLike[str]) -> Image.Image:
+    with warnings.catch_warnings():  # of many pixels Pillow only warns; the caller has a limit of its own
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(path, formats=FORMATS)
+
+
 def resize_and_crop(image: Image.Image | np.ndarray, size: int) -> np.ndarray:
     """Shortest side to `size` (Lanczos), then the central square: uint8 [size, size, 3].
 
@@ -50,6 +59,31 @@ def resize_and_crop(image: Image.Image | np.ndarray, size: int) -> np.ndarray:
     image = _resize_shortest(_as_image(image), size, Image.Resampling.LANCZOS)
     left, top = (round((side - size) / 2) for side in image.size)
     return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def white_cells(mask: Image.Image, size: int, cells: int) -> np.ndarray:
+    """Which of `cells` x `cells` squares of what `resize_and_crop` shows hold any white pixel of a mask: bool.
+
+    The mask itself is looked at, not a resized one, in which a thin line would be gray. What is transparent is black.
+    """
+    white = np.asarray(_to_rgb(mask, "black").convert("L")) >= 128
+    for start, stop in reversed(_central_square(mask.size, size)):  # rows to the second axis, then columns
+        edges = np.linspace(start, stop, cells + 1)
+        firsts, lasts = np.floor(edges[:-1] + 1e-6).astype(int), np.ceil(edges[1:] - 1e-6).astype(int)
+        white = np.stack([white[first:last].any(axis=0) for first, last in zip(firsts, lasts, strict=True)], axis=1)
+    return white
+
+
+def _central_square(sides: tuple[int, int], size: int) -> list[tuple[float, float]]:
+    """What `resize_and_crop` shows of a picture of these sides: (start, stop) of each, in its pixels."""
+    border = [max(0, side - LONGEST_STRIP * min(sides)) // 2 for side in sides]
+    inner = [side - 2 * cut for side, cut in zip(sides, border, strict=True)]
+    square = []
+    for cut, side in zip(border, inner, strict=True):
+        resized = int(size * side / min(inner))
+        start = round((resized - size) / 2)
+        square.append((cut + start * side / resized, cut + (start + size) * side / resized))
+    return square
 
 
 def clip_pixels(images: Iterable[Image.Image | np.ndarray], preprocessor_config: Mapping[str, Any]) -> np.ndarray:
@@ -112,12 +146,12 @@ def _as_image(image: Image.Image | np.ndarray) -> Image.Image:
     return Image.fromarray(image)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
     if image.mode.startswith("I;16"):  # Pillow's own conversion saturates instead of scaling
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
     return image.convert("RGB")
 
 

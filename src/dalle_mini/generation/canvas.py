@@ -71,7 +71,7 @@ def below(tokens: np.ndarray, top: float) -> np.ndarray:
     side = int(len(tokens) ** 0.5)
     if not 0 < top < 1:
         raise UserError(f"top is {top!r}: it is the part of the picture that is kept, between 0 and 1")
-    rows = round(top * side)
+    rows = min(max(round(top * side), 1), side - 1)  # something is kept, and something is drawn
     return np.where(np.arange(len(tokens)) < rows * side, tokens, DRAWN)
 
 

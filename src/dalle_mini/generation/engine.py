@@ -127,7 +127,7 @@ class Engine:
         overlap: bool | None = None,
         alone: bool = False,
     ) -> Iterator[Result | Partial]:
-        """The jobs' results, in order.
+        """The jobs' results, in order; a job's looks come right before its result.
 
         Args:
             jobs: what to draw.
@@ -156,6 +156,9 @@ class Engine:
                     first = group[0].first + process * share + start
                     for count, tokens in self._tokens(group, first, size, report, bool(every or progress), every):
                         if every and process == 0 == start and count < tokens.shape[-1] and count % every == 0:
+                            if waiting is not None:  # who watches sees a prompt's end before the next one's beginning
+                                yield from waiting.result()
+                                waiting = None
                             yield from self._look(group, number, count, np.asarray(tokens), previews)
                     chunks.append(tokens[:, :size])
                 tokens = np.concatenate([np.asarray(chunk) for chunk in chunks], axis=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from dalle_mini.models.config import DalleBartConfig, VQGANConfig
 
 MOST = 32  # a device: beyond it arithmetic binds, and more only takes more memory
 SHARE = 0.8  # of the memory that is free now; the rest is for others and for what the compiler keeps
+CGROUP = Path("/sys/fs/cgroup")
 GROWTH = 1.75  # the old cache is there while the new one is filled: 3/4 of it at the last step
 
 
@@ -52,4 +54,20 @@ def free_bytes(device: jax.Device) -> int:
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"] - stats["bytes_in_use"]
-    return psutil.virtual_memory().available
+    return min(psutil.virtual_memory().available, _free_in_container(CGROUP))
+
+
+def _free_in_container(folder: Path) -> float:
+    """What a container's limit leaves, of cgroups of version 2 or 1; infinity without a limit."""
+    kinds = (
+        (folder, "memory.max", "memory.current", "inactive_file"),
+        (folder / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    )
+    for place, limit, used, reclaimable in kinds:
+        try:
+            stat = dict(line.split() for line in (place / "memory.stat").read_text().splitlines())
+            # Files that were read, such as the weights, count as used until somebody wants the room.
+            return int((place / limit).read_text()) - int((place / used).read_text()) + int(stat[reclaimable])
+        except (OSError, ValueError, KeyError):  # not this version, or "max"
+            continue
+    return float("inf")

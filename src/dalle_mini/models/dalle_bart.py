@@ -55,7 +55,7 @@ class DecoderLayer(nnx.Module):
         self.self_attn = Attention(make, length, length, norm_within=norms.attn_within)
         self.self_attn_post_norm = make.norm_if(norms.attn_after)
         self.cross_attn_norm = make.norm_if(norms.decoder_attn_before, use_scale=False)
-        self.cross_attn = Attention(make, length, config.max_text_length)
+        self.cross_attn = Attention(make, length, config.max_text_length, is_cross=True)
         self.cross_attn_post_norm = make.norm_if(norms.attn_after)
         self.ffn = FeedForward(make)
         self.ffn_post_norm = make.norm_if(norms.ffn_after, use_scale=not config.is_unscaled(index, make.layers))
@@ -246,7 +246,8 @@ class DalleBart(Pretrained, nnx.Module):
             changes: fields of the config that are not BART's own, such as `image_vocab_size`, `image_length`,
                 `decoder_layers`; a `max_text_length` below BART's keeps its first positions.
         Raises:
-            UserError: it is not a BART, or a change does not fit its encoder; the message names the tensors.
+            UserError: it is not a BART, no model computes in the dtype, or a change is no field of the config, has a
+                value that a file's might not have, or does not fit BART's encoder; the message names it.
         """
         from dalle_mini.weights.transplant import bart_encoder_into
 

@@ -98,6 +98,11 @@ class Maker:
             return math.sqrt(gamma * math.log(2 * encoder) / 3 if self.stack == "encoder" else gamma)
         return 1.0
 
+    @property
+    def cross_attention_gain(self) -> float:
+        """As published, DeepNet's beta is for cross-attention too and Magneto's gamma is not."""
+        return self.sublayer_gain if self.config.use_deepnet_scaling else 1.0
+
 
 def optional(norm, x: jax.Array) -> jax.Array:
     return x if norm is None else norm(x)
@@ -119,13 +124,14 @@ class Attention(nnx.Module):
     `positions` and `length` are the numbers of places that it attends from and to, for the relative positions.
     """
 
-    def __init__(self, make: Maker, positions: int, length: int, *, norm_within: bool = False):
+    def __init__(self, make: Maker, positions: int, length: int, *, norm_within: bool = False, is_cross: bool = False):
         config, d = make.config, make.config.d_model
+        gain = make.cross_attention_gain if is_cross else make.sublayer_gain
         self.heads, self.width = make.heads, d // make.heads
         self.q_proj = make.linear(d, d)
         self.k_proj = make.linear(d, d)
-        self.v_proj = make.linear(d, d, gain=make.sublayer_gain)
-        self.out_proj = make.linear(d, d, gain=make.sublayer_gain)
+        self.v_proj = make.linear(d, d, gain=gain)
+        self.out_proj = make.linear(d, d, gain=gain)
         self.mid_norm = make.norm_if(norm_within)
         self.head_scale = nnx.Param(jnp.ones((1, 1, self.heads, 1))) if config.use_head_scale else None
         # One row a position attended from; columns are [S, H], the published order.

@@ -6,13 +6,14 @@ import os
 import secrets
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 
 from dalle_mini.errors import UserError
 from dalle_mini.models import CLIP, VQGAN, DalleBart
 from dalle_mini.text import CaptionTokenizer
-from dalle_mini.weights.bundle import PREPROCESSOR, WORD_LISTS, find_parts, save_companions
+from dalle_mini.weights.bundle import PREPROCESSOR, WORD_LISTS, check_fit, find_parts, save_companions
 from dalle_mini.weights.folder import CONFIG, load_config, save_tensors
 from dalle_mini.weights.hub import TOKENIZERS, Folder, Needs, blaming_cache, open_source
 from dalle_mini.weights.pretrained import Pretrained
@@ -37,6 +38,25 @@ def part_of(fields: dict, folder: Path) -> str:
     )
 
 
+def check_kind(part: str, kind: str, folder: Path) -> None:
+    """Raises UserError where a bundle's part, "vqgan" for example, is of another kind."""
+    if kind != part:
+        raise UserError(
+            f"{folder} holds a {NETWORKS[kind].__name__} where a bundle's {NETWORKS[part].__name__} should be: "
+            "name or put one there"
+        )
+
+
+def config_of(part: str, folder: Path) -> Any:
+    """The config of a bundle's part. Raises UserError where it is broken or of another network."""
+    fields = load_config(folder)
+    check_kind(part, part_of(fields, folder), folder)
+    try:
+        return NETWORKS[part].config_class.from_dict(fields)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from None
+
+
 def convert(
     source: str | os.PathLike,
     target: str | os.PathLike,
@@ -57,7 +77,8 @@ def convert(
     Returns:
         the folders of the networks written.
     Raises:
-        UserError: a source is missing, damaged or not one of ours, or the target cannot be written.
+        UserError: a source is missing, damaged or not one of ours, the parts of a bundle do not go together, or the
+            target cannot be written.
     """
     target = Path(target)
     if target.exists():
@@ -74,6 +95,8 @@ def convert(
             with blaming_cache(folder):
                 written = [_network(part_of(load_config(folder), folder), folder, stage, stored)]
         else:
+            configs = {part: config_of(part, parts[part]) for part in NETWORKS}
+            check_fit(configs["dalle"], configs["vqgan"], parts)
             for part in ("dalle", "clip"):
                 if not _has_tokenizer(parts[part]):
                     raise UserError(f"{parts[part]} has no tokenizer, and a bundle needs it: put {_TOKENIZERS} there")

@@ -11,10 +11,10 @@ from typing import Any
 
 from dalle_mini.errors import UserError
 from dalle_mini.text import CaptionTokenizer
-from dalle_mini.weights.bundle import PREPROCESSOR, SHIPPED, WORD_LISTS
-from dalle_mini.weights.convert import NETWORKS, part_of
+from dalle_mini.weights.bundle import PREPROCESSOR, SHIPPED, WORD_LISTS, check_fit
+from dalle_mini.weights.convert import NETWORKS, check_kind, config_of, part_of
 from dalle_mini.weights.folder import CONFIG, load_config, load_tensors
-from dalle_mini.weights.hub import TOKENIZERS, Folder, Needs, open_source
+from dalle_mini.weights.hub import TOKENIZERS, Folder, Needs, Repository, open_source
 from dalle_mini.weights.model_card import ARCHITECTURES, LOADERS
 
 
@@ -25,7 +25,7 @@ class Description:
     Attributes:
         folder: where it lies.
         network: "DalleBart", "VQGAN" or "CLIP".
-        architecture: in words.
+        architecture: in words; "" where there is no telling.
         parameters: how many.
         dtypes: parameters by stored type.
         files: sizes of the weights files and of what lies beside them, bytes.
@@ -43,13 +43,13 @@ class Description:
     missing: list[str]
 
     def __str__(self) -> str:
-        stored = ", ".join(f"{dtype} {count:,}" for dtype, count in self.dtypes.items())
-        lines = [
-            f"{self.network}  {self.folder}",
-            f"  architecture  {self.architecture}",
-            f"  parameters    {self.parameters:,} ({stored})",
-            *(f"  file          {name}  {size:,} bytes" for name, size in self.files.items()),
-        ]
+        lines = [f"{self.network}  {self.folder}"]
+        if self.architecture:
+            lines.append(f"  architecture  {self.architecture}")
+        if self.dtypes:
+            stored = ", ".join(f"{dtype} {count:,}" for dtype, count in self.dtypes.items())
+            lines.append(f"  parameters    {self.parameters:,} ({stored})")
+        lines += [f"  file          {name}  {size:,} bytes" for name, size in self.files.items()]
         if self.tokens is not None:
             lines.append(f"  tokenizer     {self.tokens} tokens")
         return "\n".join([*lines, *(f"  missing       {line}" for line in self.missing or ["nothing"])])
@@ -59,22 +59,52 @@ class Description:
 
 
 def describe(source: str | os.PathLike | None, **hub) -> list[Description]:
-    """A network, or the three of a bundle.
+    """A network, or the three of a bundle, of which some may be missing or broken: then it says so.
 
     Args:
         source: a folder, a `.ckpt`, a repository of the Hub or a wandb artifact; None is the model that ships.
         hub: `revision`, `token`, `cache_dir`, `local_files_only`, as in `hub.open_source`.
     Raises:
-        UserError: there is no network at all, or a file is damaged.
+        UserError: there is no network at all, or what is no bundle has no readable config.
     """
     place = Folder(SHIPPED) if source is None else open_source(source, **hub)
-    is_bundle = not isinstance(place, Folder) or place.path.is_dir()
-    is_bundle = is_bundle and place.first(f"dalle/{CONFIG}") is not None
     beside = Needs(optional=(*WORD_LISTS, PREPROCESSOR, *TOKENIZERS[0], *TOKENIZERS[1]))
-    return [_network(place.take(part, beside)) for part in (NETWORKS if is_bundle else ("",))]
+    # As `generate` looks for them, and where DalleBart itself is what is missing.
+    first = place.first(f"dalle/{CONFIG}", CONFIG, f"vqgan/{CONFIG}", f"clip/{CONFIG}")
+    if first in (None, CONFIG):
+        return [_network(place.take("", beside))]
+    described = [_part(place, part, beside) for part in NETWORKS]
+    described[1].missing.extend(_misfit({part: one.folder for part, one in zip(NETWORKS, described, strict=True)}))
+    return described
 
 
-def _network(folder: Path) -> Description:
+def _part(place: Folder | Repository, part: str, needs: Needs) -> Description:
+    """A bundle's part, whatever state it is in."""
+    folder = Path(str(place)) / part
+    try:
+        folder = place.take(part, needs)
+        return _network(folder, part)
+    except UserError as error:
+        nothing = {"architecture": "", "parameters": 0, "dtypes": {}, "tokens": None}
+        files, network = _file_sizes(folder), NETWORKS[part].__name__
+        return Description(folder=folder, network=network, files=files, missing=[str(error)], **nothing)
+
+
+def _misfit(folders: dict[str, Path]) -> list[str]:
+    """What keeps a bundle's VQGAN from drawing its DalleBart's tokens. What is wrong with one of them is said there."""
+    try:
+        configs = [config_of(part, folders[part]) for part in ("dalle", "vqgan")]
+    except UserError:
+        return []
+    try:
+        check_fit(*configs, folders)
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
+def _network(folder: Path, expected: str | None = None) -> Description:
+    """A network; `expected` is the part of a bundle that it should be."""
     fields = load_config(folder)
     part = part_of(fields, folder)
     try:
@@ -82,6 +112,10 @@ def _network(folder: Path) -> Description:
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
     sizes, missing = Counter(), []
+    try:
+        check_kind(expected or part, part, folder)
+    except UserError as error:
+        missing.append(str(error))
     try:
         NETWORKS[part].open_pretrained(folder)
     except UserError as error:
@@ -102,10 +136,16 @@ def _network(folder: Path) -> Description:
         architecture=ARCHITECTURES[described["model_type"]](described),
         parameters=sizes.total(),
         dtypes=dict(sizes.most_common()),
-        files={path.name: path.stat().st_size for path in sorted(beside.iterdir()) if path.is_file()},
+        files=_file_sizes(beside),
         tokens=tokens,
         missing=missing + lacking,
     )
+
+
+def _file_sizes(folder: Path) -> dict[str, int]:
+    if not folder.is_dir():
+        return {}
+    return {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
 
 
 def _tokenizer(part: str, folder: Path, config) -> tuple[int | None, list[str]]:

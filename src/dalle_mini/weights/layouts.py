@@ -13,14 +13,14 @@ from collections.abc import Mapping
 from dalle_mini.errors import UserError
 from dalle_mini.weights import torch_layouts
 from dalle_mini.weights.folder import listed
-from dalle_mini.weights.tensors import Tensor
+from dalle_mini.weights.tensors import Tensor, is_float
 
 _NUMBER = re.compile(r"(?<=Layer_)\d+|(?<=layers[./])\d+")
 
 # Scanned: FlaxBartEncoderLayers, every leaf [layers, ...]. Unrolled: FlaxBartEncoderLayer_0, FlaxBartEncoderLayer_1...
 # For a week of April 2022 the scanned block of the decoder, too, was called FlaxBartEncoderLayers.
 _LAYER = re.compile(r"(encoder|decoder)\.layers\.FlaxBart(?:En|De)coderLayer(?:s|_(\d+))\.(.+)")
-# BART's own names, of 2021's model.
+# BART's own names, of 2021's model and of DalleBart until March 2022.
 _BART_LAYER = re.compile(r"(encoder|decoder)\.layers\.(\d+)\.(.+)")
 _BART_MODULES = {
     "self_attn": "self_attn",
@@ -31,26 +31,33 @@ _BART_MODULES = {
     "fc2": "ffn.out",
     "final_layer_norm": "ffn_post_norm",
 }
-_BART_OFFSET = 2  # its tables of positions begin with two rows that it never looks up
+_BART_OFFSET = 2  # its tables of positions, and those of 2021's model, begin with two rows that are never looked up
 
 
 def dalle_bart(tensors: Mapping[str, Tensor], config) -> dict[str, Tensor]:
     """DalleBart: rename the numbered modules of each layer, and stack the layers of the unrolled layout.
 
     Args:
-        tensors: a file's tensors, scanned, unrolled, of 2021's BART or ours, with or without the `model` and `params`
-            prefixes.
+        tensors: a file's tensors, scanned, unrolled, of 2021's BART, of early 2022 or ours, with or without the `model`
+            and `params` prefixes.
         config: the DalleBartConfig of the folder.
     Raises:
-        UserError: layers are missing or differ in shape, or this is BART itself, whose decoder writes words.
+        UserError: layers are missing or differ in shape, the config does not say that the model is of early 2022, or
+            this is BART itself, whose decoder writes words.
     """
     names = _plain(tensors)
-    if "shared.embedding" in names:
-        if "decoder_embed.embedding" not in names:
-            raise UserError(
-                "this is BART itself, whose decoder writes words: start a DalleBart from its encoder with "
-                "DalleBart.from_bart"
-            )
+    is_shared, has_bart_layers = "shared.embedding" in names, "encoder.layers.0.fc1.kernel" in names
+    if torch_layouts.is_bart(tensors) or (is_shared and "decoder_embed.embedding" not in names):
+        raise UserError(
+            "this is BART itself, whose decoder writes words: start a DalleBart from its encoder with "
+            "DalleBart.from_bart"
+        )
+    if has_bart_layers and (config.ln_positions != "postln" or config.use_glu):
+        raise UserError(
+            "these are layers as DalleBart had them from December 2021 to March 2022, when a config could not say so: "
+            'put "ln_positions": "postln" and "use_glu": false into its config.json'
+        )
+    if is_shared or has_bart_layers:
         return _bart({name: tensors[source] for name, source in names.items()}, config)
     ours, unrolled = {}, {}
     for name, source in names.items():
@@ -103,7 +110,11 @@ def bart_encoder(tensors: Mapping[str, Tensor], config) -> dict[str, Tensor]:
 
 
 def _bart(tensors: dict[str, Tensor], config) -> dict[str, Tensor]:
-    """BART's names, offset positions and, in 2021's model, biased logits and a table of image tokens apart."""
+    """BART's names, offset positions and, in 2021's model, biased logits and a table of image tokens apart.
+
+    DalleBart until March 2022 has the names of layers alone; until February its decoder had a position too many.
+    """
+    offset = _BART_OFFSET if any(name.startswith("shared.") for name in tensors) else 0
     ours, layers = {}, {}
     for name, tensor in tensors.items():
         if match := _BART_LAYER.fullmatch(name):
@@ -111,7 +122,7 @@ def _bart(tensors: dict[str, Tensor], config) -> dict[str, Tensor]:
             layers.setdefault((stack, _rename(_BART_MODULES, leaf) or leaf), {})[int(index)] = name, tensor
         elif name.endswith("embed_positions.embedding"):
             length = config.max_text_length if name.startswith("encoder") else config.image_length
-            ours[name] = tensor.slice_rows(_BART_OFFSET, _BART_OFFSET + length)
+            ours[name] = tensor.slice_rows(offset, offset + length)
         elif name == "final_logits_bias":
             ours["lm_head.bias"] = tensor.reshape(tensor.shape[-1])
         else:
@@ -198,4 +209,8 @@ def _stack(layers: dict[int, tuple[str, Tensor]], depth: int) -> Tensor:
     odd = [f"{name} {list(tensor.shape)}" for name, tensor in zip(names, tensors, strict=True) if tensor.shape != shape]
     if odd:
         raise UserError(f"layers differ in shape: {names[0]} {list(shape)}, but {listed(odd)}")
+    # The stack has one type, the first layer's.
+    mistyped = [f"{name} is {t.dtype}" for name, t in zip(names, tensors, strict=True) if not is_float(t.dtype)]
+    if mistyped:
+        raise UserError(f"layers are of a type that is not floating-point: {listed(mistyped)}")
     return Tensor.stack(tensors)

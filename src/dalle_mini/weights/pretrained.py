@@ -184,7 +184,7 @@ def unflatten(arrays: Mapping[str, Any], like: Mapping) -> Mapping:
 
 
 def mismatch(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """What keeps `found` from being `wanted` (arrays or shapes by name): one line that names tensors, or ""."""
+    """What keeps `found` from being `wanted` (tensors by name): one line that names tensors, or ""."""
     missing = [f"{name} {list(wanted[name].shape)}" for name in wanted if name not in found]
     unexpected = [f"{name} {list(found[name].shape)}" for name in found if name not in wanted]
     misshapen = [
@@ -192,5 +192,15 @@ def mismatch(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
         for name in wanted
         if name in found and found[name].shape != wanted[name].shape
     ]
-    kinds = (("missing", missing), ("unexpected", unexpected), ("of the wrong shape", misshapen))
+    mistyped = [
+        f"{name} is {found[name].dtype}"
+        for name in wanted
+        if name in found and is_float(wanted[name].dtype) and not is_float(found[name].dtype)
+    ]
+    kinds = (
+        ("missing", missing),
+        ("unexpected", unexpected),
+        ("of the wrong shape", misshapen),
+        ("of a type that is not floating-point", mistyped),
+    )
     return "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in kinds if names)

@@ -45,7 +45,8 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Open a file: name -> tensor, whose values are read when they are asked for.
 
     Raises:
-        UserError: the file is cut short, damaged or foreign, which is found out now; the message names the tensors.
+        UserError: the file is cut short, damaged, foreign or of a type that we do not read, which is found out now; the
+            message names the tensors.
         OSError: it cannot be opened.
     """
     file = TensorFile(path)
@@ -132,7 +133,10 @@ def _span(name: str, entry: object) -> tuple[int, int]:
 def _tensor(file: TensorFile, name: str, entry: dict, start: int) -> Tensor:
     begin, end = entry["data_offsets"]
     if entry["dtype"] not in DTYPES:
-        raise ValueError(f"tensor {name} is stored as {entry['dtype']}, which is not a number type of weights")
+        raise UserError(
+            f"{file.path} stores tensor {name} as {entry['dtype']!r:.60}, a type that is not supported: "
+            "save the model as F32, F16 or BF16"
+        )
     try:
         return file.tensor(name, start, end - begin, entry["shape"], DTYPES[entry["dtype"]])
     except ValueError as error:

@@ -25,6 +25,11 @@ def is_torch(names: Iterable[str]) -> bool:
     return any(name.endswith(".weight") for name in names)
 
 
+def is_bart(names: Iterable[str]) -> bool:
+    """Whether these are BART's names in torch. Only BART itself has them: every DalleBart was published in Flax's."""
+    return any(name.endswith("encoder.layers.0.fc1.weight") for name in names)
+
+
 def clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """CLIP, without the numbers 0, 1, 2... that older files keep as `position_ids`."""
     kept = {name: tensor for name, tensor in tensors.items() if not name.endswith(".position_ids")}

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -13,16 +14,20 @@ from dalle_mini.errors import UserError
 from dalle_mini.weights import layouts
 from dalle_mini.weights.folder import CONFIG, load_config, load_tensors
 from dalle_mini.weights.hub import blaming_cache, resolve
-from dalle_mini.weights.pretrained import flatten, mismatch, to_device, unflatten
+from dalle_mini.weights.pretrained import compute_dtype, flatten, mismatch, to_device, unflatten
 
 if TYPE_CHECKING:
     from dalle_mini.models.dalle_bart import DalleBart
+
+# Of image tokens: they change with the vocabulary, and None stands for the row behind it.
+TOKEN_IDS = ("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def bart_encoder_into(
     cls: type[DalleBart], source: str | os.PathLike, *, rngs: nnx.Rngs, dtype, changes: dict[str, Any], **hub
 ) -> DalleBart:
     """`DalleBart.from_bart`."""
+    dtype = compute_dtype(dtype)
     folder = resolve(source, **hub)
     with blaming_cache(folder):
         fields = load_config(folder)
@@ -32,11 +37,13 @@ def bart_encoder_into(
         unknown = sorted(set(changes) - {field.name for field in dataclasses.fields(config)})
         if unknown:
             raise UserError(f"DalleBart has no setting {', '.join(unknown)}")
-        # A start token that was BART's would be a word; the default is the row behind the image tokens.
-        fresh = {"decoder_start_token_id": None, "final_logits_bias": False}
-        model = cls(dataclasses.replace(config, **(fresh | changes)), rngs=rngs, dtype=dtype)
+        # BART's own tokens would be words.
+        fresh = {**dict.fromkeys(TOKEN_IDS), "final_logits_bias": False}
+        config = cls.config_class.from_dict(config.to_dict() | fresh | changes)  # checks it as a file's
+        model = cls(config, rngs=rngs, dtype=dtype)
+        nnx.update(model, jax.tree.map(lambda array: array.astype(dtype), nnx.state(model)))
         tensors = load_tensors(folder)
-        found = layouts.bart_encoder(tensors, model.config)
+        found = layouts.bart_encoder(tensors, config)
         state = nnx.state(model.encoder)
         wanted = {f"encoder.{name}": array for name, array in flatten(state).items()}
         problem = mismatch(wanted, found)
@@ -50,8 +57,7 @@ def bart_encoder_into(
 def with_image_vocab(model: DalleBart, size: int, *, rngs: nnx.Rngs) -> DalleBart:
     """`DalleBart.with_image_vocab`."""
     old = model.config
-    ids = dict.fromkeys(("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id"))
-    config = dataclasses.replace(old, image_vocab_size=size, **ids)
+    config = dataclasses.replace(old, image_vocab_size=size, **dict.fromkeys(TOKEN_IDS))
     arrays = flatten(nnx.state(model))
     graph, state = model.shapes(config, arrays["lm_head.kernel"].dtype)
     # Rows from the start token's on are no image tokens: mega has some that round its vocabulary up.
