@@ -17,6 +17,7 @@ def test_it_is_the_convolution(size, bias):
         conv.bias[...] = jnp.linspace(-1, 1, 160)
     x = jax.random.normal(jax.random.key(1), (*size, 128))
     assert is_worth_it(conv)
+    # The output transform multiplies rounding by up to 8 a side: 2.4e-5 was measured on outputs of unit deviation.
     with jax.default_matmul_precision("highest"):
         np.testing.assert_allclose(WinogradConv(conv)(x), conv(x), atol=5e-5)
 
