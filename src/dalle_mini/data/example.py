@@ -1,0 +1,50 @@
+"""What a source of captioned pictures gives: examples that are not decoded yet, in parts that can be read apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Example:
+    """One captioned picture as its source has it.
+
+    Attributes:
+        key: its name within the source; the same in every run.
+        picture: a file's bytes, or uint8 [H, W, 3] from a source that draws; None where `problem` says why.
+        captions: as they were found, neither cleaned nor filtered; none is a reason to drop it.
+        columns: what else the source tells of it, for filters such as `clip_score > 0.28`.
+        problem: one of the reasons of `filters.py` where the source could not read it; it is counted, not lost.
+    """
+
+    key: str
+    picture: bytes | np.ndarray | None
+    captions: tuple[str, ...]
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    problem: str | None = None
+
+
+class Part(Protocol):
+    """Some of a source's examples, in an order of their own: a tar, some rows of a Parquet file, some of a folder.
+
+    It can be pickled, for it is read in another process; `examples` streams and may be called again.
+    """
+
+    name: str
+    size: int | None  # examples in it, where that is known without reading it
+
+    def examples(self) -> Iterator[Example]: ...
+
+
+class Source(Protocol):
+    """A pile of captioned pictures. Parts and their order depend on the pile alone."""
+
+    def origin(self) -> dict[str, Any]:
+        """What tells this pile from another, as flat JSON: it is kept with what is made of it."""
+        ...
+
+    def parts(self) -> Sequence[Part]: ...

@@ -1,0 +1,120 @@
+"""The settings that every run has, whatever it trains: how it is sharded, optimised, saved, evaluated and tracked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dalle_mini.errors import UserError
+
+OPTIMIZERS = ("adafactor", "adamw", "muon")
+DECAYS = ("constant", "linear", "cosine", "exponential")
+REMAT = ("none", "dots", "full")
+ON_BAD_LOSS = ("stop", "skip")
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices as a grid (data, model). Their product is the number of devices; -1 stands for what is left.
+
+    With `fsdp` parameters and optimizer state are split over `data` as well, and gathered layer by layer; without, each
+    row of the grid holds them whole (split over `model` alone).
+    """
+
+    data: int = -1
+    model: int = 1
+    fsdp: bool = True
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The update and its learning rate: linear warm-up, then `decay` to the last step.
+
+    Attributes:
+        name: Adafactor (its rate is relative to each parameter's scale), AdamW or Muon.
+        final_rate: where `linear` and `cosine` end, as a share of `learning_rate`.
+        decay_factor, decay_every: `exponential` multiplies by the factor every so many steps, smoothly.
+        clip: Adafactor's limit on an update's root mean square; the others' on the gradients' global norm.
+        ema: decay of a running mean of the parameters, which is then what is evaluated and exported; None is off.
+        embeddings_only: train the decoder's embeddings, their norm, the final norm and the head; leave the rest.
+    """
+
+    name: str = "adafactor"
+    learning_rate: float = 0.005
+    warmup_steps: int = 2000
+    decay: str = "linear"
+    final_rate: float = 0.0
+    decay_factor: float = 0.5
+    decay_every: int = 10_000
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    b1: float = 0.9
+    b2: float = 0.99
+    ema: float | None = None
+    embeddings_only: bool = False
+
+    def __post_init__(self):
+        check_choice("optimizer.name", self.name, OPTIMIZERS)
+        check_choice("optimizer.decay", self.decay, DECAYS)
+        if not self.learning_rate > 0:
+            raise UserError(f"optimizer.learning_rate: {self.learning_rate} is not more than 0")
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How long, and how often what. Steps are optimizer updates.
+
+    Attributes:
+        batch_size: pictures an update, over all devices and processes.
+        accumulation: an update's batch is taken in so many pieces, one after the other.
+        checkpoint_minutes, keep, keep_hours: a checkpoint every so often; the last `keep` are kept, and one for every
+            `keep_hours` hours besides, and the one of the lowest evaluation loss.
+        on_bad_loss: a loss that is not finite, or `spike` times the running mean of the last ones, ends the run
+            (`stop`) or its update is left out (`skip`); 0 is no limit to spikes.
+    """
+
+    steps: int = 1000
+    batch_size: int = 32
+    accumulation: int = 1
+    seed: int = 0
+    log_every: int = 20
+    eval_every: int = 500
+    sample_every: int = 0  # draw the prompts of `evaluation`; 0 is with every evaluation
+    checkpoint_minutes: float = 3.0
+    keep: int = 2
+    keep_hours: float = 0.0  # 0 keeps none beside the last ones
+    on_bad_loss: str = "stop"
+    spike: float = 0.0
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "accumulation", "log_every", "eval_every", "keep"):
+            if getattr(self, name) < 1:
+                raise UserError(f"loop.{name}: {getattr(self, name)} is too small; it must be at least 1")
+        if self.batch_size % self.accumulation:
+            raise UserError(
+                f"loop.batch_size {self.batch_size} does not divide by loop.accumulation {self.accumulation}"
+            )
+        check_choice("loop.on_bad_loss", self.on_bad_loss, ON_BAD_LOSS)
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Pictures drawn while training: the same prompts with the same keys each time, so that looks can be compared."""
+
+    prompts: tuple[str, ...] = ()
+    candidates: int = 4
+    seed: int = 0
+    vqgan: str | None = None  # what turns tokens into pictures; None is the data's own, where it is known
+    clip: str | None = None  # ranks them; None leaves them in the order of their keys
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where a run's numbers go, beside its `log.jsonl` and `report.html`."""
+
+    wandb: str | None = None  # a project's name; None is off. WANDB_MODE=offline needs no account
+    wandb_checkpoints: bool = False  # checkpoints as artifacts
+
+
+def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UserError(f"{name}: {value!r} is none of {', '.join(known)}")
