@@ -71,7 +71,8 @@ def describe(plan: Any, run: Any) -> Iterator[str]:
     training = run.training
     pieces = f" in each of {plan.accumulation} pieces" if plan.accumulation > 1 else ""
     how = "parameters split over all" if run.mesh.fsdp else "parameters whole on each row" if data > 1 else "no split"
-    yield f"{plan.parameters / 1e6:,.1f} M parameters, {training.optimizer.name}, {training.dtype}, remat {training.remat}"
+    how_trained = f"{training.optimizer.name}, {training.dtype}, remat {training.remat}"
+    yield f"{plan.parameters / 1e6:,.1f} M parameters, {how_trained}"
     yield f"mesh {data} x {model} (data x model), {how}"
     yield f"{plan.batch_size:,} pictures an update, {plan.pictures_per_device:,} on each row of the mesh{pieces}"
     if plan.estimated:

@@ -117,26 +117,32 @@ REMAT = {
 }
 
 
-def run_layers(layers: Layer | nnx.List, x, body, key=None, remat: str = "none"):
+def same(x):
+    return x
+
+
+def run_layers(layers: Layer | nnx.List, x, body, key=None, remat: str = "none", between=same):
     """Run `x = body(layer, x, key)` over the layers, with a key for each if one is given.
+
+    `between` is applied to x ahead of each layer and behind it: training says there where x lies on its devices.
 
     `remat`, a key of `REMAT`, trades time for memory in the gradient: what is not kept is computed again.
     """
     if isinstance(layers, nnx.List):
         for layer, layer_key in zip(layers, split_keys(key, len(layers)), strict=True):
-            x = _step(layer, body, remat)(x, (nnx.state(layer), layer_key))[0]
+            x = _step(layer, body, remat, between)(x, (nnx.state(layer), layer_key))[0]
         return x
     params = nnx.state(layers)
     keys = None if key is None else jax.random.split(key, len(jax.tree.leaves(params)[0]))
-    return jax.lax.scan(_step(layers, body, remat), x, (params, keys))[0]
+    return jax.lax.scan(_step(layers, body, remat, between), x, (params, keys))[0]
 
 
-def _step(layer: Layer, body, remat: str):
+def _step(layer: Layer, body, remat: str, between):
     graphdef = nnx.graphdef(layer)
 
     def step(x, one):
         params, key = one
-        return body(nnx.merge(graphdef, params), x, key), None
+        return between(body(nnx.merge(graphdef, params), between(x), key)), None
 
     return step if remat == "none" else jax.checkpoint(step, policy=REMAT[remat], prevent_cse=False)
 
@@ -167,11 +173,11 @@ class Stack(nnx.Module):
         x = self.token_scale * self.embed_tokens(tokens)
         return self.layernorm_embedding(x if self.embed_positions is None else x + self.embed_positions(positions))
 
-    def run(self, tokens, body, key, remat: str):
+    def run(self, tokens, body, key, remat: str, between):
         """The whole stack on tokens [B, T], `x = body(layer, x, key)` being a layer; [B, T, D]."""
         embed_key, layers_key = split_keys(key, 2)
         x = dropout(self.embed(tokens, jnp.arange(tokens.shape[1])), self.dropout, embed_key)
-        return self.finish(run_layers(self.layers, x, body, layers_key, remat))
+        return self.finish(run_layers(self.layers, x, body, layers_key, remat, between))
 
     def finish(self, x):
         return optional(self.final_ln, x)
@@ -187,9 +193,9 @@ class Encoder(Stack):
             final_ln=config.use_final_ln_encoder,
         )
 
-    def __call__(self, input_ids, attention_mask, key=None, remat: str = "none"):
+    def __call__(self, input_ids, attention_mask, key=None, remat: str = "none", between=same):
         mask = attention_mask[:, None, None, :].astype(bool)
-        return self.run(input_ids, lambda layer, x, key: layer(x, mask, key), key, remat)
+        return self.run(input_ids, lambda layer, x, key: layer(x, mask, key), key, remat, between)
 
 
 class Decoder(Stack):
@@ -202,7 +208,7 @@ class Decoder(Stack):
             final_ln=config.use_final_ln_decoder,
         )
 
-    def __call__(self, tokens, states, attention_mask, key=None, remat: str = "none"):
+    def __call__(self, tokens, states, attention_mask, key=None, remat: str = "none", between=same):
         """Teacher forcing: tokens [B, T], encoder states [B, S, D] -> [B, T, D]."""
         length = tokens.shape[1]
         cross_mask = attention_mask[:, None, None, :].astype(bool)
@@ -211,7 +217,7 @@ class Decoder(Stack):
         def body(layer, x, key):
             return layer(x, layer.cross_attn.keys_values(states), cross_mask, causal_mask, key)
 
-        return self.run(tokens, body, key, remat)
+        return self.run(tokens, body, key, remat, between)
 
 
 class DalleBart(Pretrained, nnx.Module):
@@ -246,11 +252,15 @@ class DalleBart(Pretrained, nnx.Module):
         """
         return self.logits(self.hidden(input_ids, attention_mask, decoder_input_ids))
 
-    def hidden(self, input_ids, attention_mask, decoder_input_ids, *, key=None, remat: str = "none"):
-        """What `logits` reads, [B, T, D]. In training `key` draws dropout, and `remat`, of `REMAT`, saves memory."""
+    def hidden(self, input_ids, attention_mask, decoder_input_ids, *, key=None, remat: str = "none", between=same):
+        """What `logits` reads, [B, T, D].
+
+        In training `key` draws dropout, `remat`, of `REMAT`, saves memory, and `between` is applied to what goes from
+        layer to layer, to say how devices share it.
+        """
         encoder_key, decoder_key = split_keys(key, 2)
-        states = self.encoder(input_ids, attention_mask, encoder_key, remat)
-        return self.decoder(decoder_input_ids, states, attention_mask, decoder_key, remat)
+        states = self.encoder(input_ids, attention_mask, encoder_key, remat, between)
+        return self.decoder(decoder_input_ids, states, attention_mask, decoder_key, remat, between)
 
     def encode(self, input_ids, attention_mask):
         """input_ids, attention_mask int [B, S] -> encoder states [B, S, D]."""

@@ -26,7 +26,7 @@ from dalle_mini.models.config import DalleBartConfig
 from dalle_mini.text import CaptionTokenizer
 from dalle_mini.training.config import REMAT, OptimizerConfig, check_choice
 from dalle_mini.training.cross_entropy import cross_entropy
-from dalle_mini.training.sharding import gathered
+from dalle_mini.training.sharding import gathered, keep_rows
 from dalle_mini.training.step import Loss, StepProgram, TrainState, initial_parameters, loaded_parameters
 
 TOKENS_RECORD = "tokens.json"  # beside the weights: the identity of the VQGAN whose tokens they were trained on
@@ -131,7 +131,10 @@ class Seq2SeqTrainer:
         start = jnp.full((len(labels), 1), self.config.model.decoder_start_token_id, jnp.int32)
         shifted = jnp.concatenate([start, seen[:, :-1]], axis=1)
         hidden = model.hidden(
-            batch["input_ids"], batch["attention_mask"], shifted, key=dropout_key, remat=self.config.remat
+            *(batch["input_ids"], batch["attention_mask"], shifted),
+            key=dropout_key,
+            remat=self.config.remat,
+            between=keep_rows,
         )
         weights = jnp.ones(labels.shape, jnp.float32)
         if "label_mask" in batch:

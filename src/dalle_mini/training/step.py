@@ -145,7 +145,8 @@ def step_program(trainer: Trainer, loop: LoopConfig, mesh_config: MeshConfig, me
         return make(params, key)
 
     def evaluate(params, batch) -> Loss:
-        return trainer.loss(_compute_copy(params, jnp.dtype(trainer.dtype), mesh, shardings.params), batch, None)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return trainer.loss(_compute_copy(params, jnp.dtype(trainer.dtype), mesh, shardings.params), batch, None)
 
     update = make_step(trainer, tx, loop, mesh, shardings.params)
     return StepProgram(
@@ -179,7 +180,8 @@ def make_step(
                 *(grads, part, places),
             )
 
-        loss, grads = _accumulated(trainer, compute, batch, loss_key, loop.accumulation, to_keep)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for `sharding.keep_rows`
+            loss, grads = _accumulated(trainer, compute, batch, loss_key, loop.accumulation, to_keep)
         weight = jnp.maximum(loss.weight, 1e-6)
         mean = loss.total / weight
         grads = jax.tree.map(lambda grad: grad / weight, grads)
