@@ -183,15 +183,35 @@ needs_libtpu = pytest.mark.skipif(
 
 @pytest.mark.slow
 @needs_libtpu
-def test_a_tiny_model_through_the_tpu_compiler(config):
-    done = command(config, "--topology", "v3-8", "--json")
+@pytest.mark.parametrize(
+    ("name", "chips", "devices", "gib"),
+    [
+        *[("v3-8", 4, 8, 15.48), ("v4-8", 4, 4, 30.75), ("v5e-8", 8, 8, 15.75), ("v5p-8", 4, 4, 95.74)],
+        *[("v6e-8", 8, 8, 31.25)],
+    ],
+)
+def test_a_tiny_model_through_the_tpu_compiler(config, name, chips, devices, gib):
+    done = command(config, "--topology", name, "--json")
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found.keys() >= KEYS
-    assert (found["chips"], found["devices"], found["hbm_gib_per_device"]) == (4, 8, 15.48)
-    assert found["fits"] and 0 < found["peak_gib_per_device"] < 1 and found["mesh"] == {"data": 8, "model": 1}
+    assert (found["chips"], found["devices"]) == (chips, devices)
+    assert found["hbm_gib_per_device"] == pytest.approx(gib)
+    assert found["fits"] and 0 < found["peak_gib_per_device"] < 1
+    assert found["mesh"] == {"data": devices, "model": 1} and not found["estimated"]
     gathers = [one for one in found["collectives"] if one["op"] == "all-gather" and one["bytes"] > 1e6]
     assert gathers and {one["dtype"] for one in gathers} == {"bf16"}
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_what_does_not_fit_a_tpu_is_an_answer(config):
+    done = command(config, "--topology", "v3-8", "--json", f"loop.batch_size={2**19}", "loop.accumulation=1")
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["fits"] is False and found["collectives"] is None
+    assert found["peak_gib_per_device"] > found["hbm_gib_per_device"] == pytest.approx(15.48)
+    assert "IT DOES NOT FIT" in done.stdout
 
 
 @pytest.mark.slow
