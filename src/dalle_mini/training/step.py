@@ -75,8 +75,11 @@ class Trainer(Protocol):
 
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]: ...
 
-    def loss(self, params: Any, batch: Any, key: jax.Array | None) -> Loss:
-        """Of a piece of a batch. Without a key nothing is random: no dropout."""
+    def loss(self, params: Any, batch: Any, key: jax.Array | None, fetch: Callable[[Any], Any] | None = None) -> Loss:
+        """Of a piece of a batch. Without a key nothing is random: no dropout.
+
+        `fetch`, if there is one, is for the parameters of a layer of a stack, when its turn has come.
+        """
         ...
 
     def finish(self, params: Any, state: TrainState, loss: Loss, key: jax.Array) -> tuple[Any, Any, dict[str, Any]]:
@@ -144,10 +147,12 @@ def step_program(trainer: Trainer, loop: LoopConfig, mesh_config: MeshConfig, me
         make = jax.jit(lambda params, key: begin(params, trainer.parameters(key)[1]), out_shardings=shardings)
         return make(params, key)
 
-    def evaluate(params, batch) -> Loss:
-        return trainer.loss(_compute_copy(params, jnp.dtype(trainer.dtype), mesh, shardings.params), batch, None)
+    fetch = sharding.layer_fetcher(mesh, mesh_config)
 
-    update = make_step(trainer, tx, loop, mesh, shardings.params)
+    def evaluate(params, batch) -> Loss:
+        return trainer.loss(_compute_copy(params, jnp.dtype(trainer.dtype), mesh, shardings.params), batch, None, fetch)
+
+    update = make_step(trainer, tx, loop, mesh, shardings.params, fetch)
     return StepProgram(
         mesh=mesh,
         step=jax.jit(update, donate_argnums=0, out_shardings=(shardings, whole)),
@@ -160,7 +165,7 @@ def step_program(trainer: Trainer, loop: LoopConfig, mesh_config: MeshConfig, me
 
 
 def make_step(
-    trainer: Trainer, tx: optax.GradientTransformation, loop: LoopConfig, mesh: Mesh, shardings: Any
+    trainer: Trainer, tx: optax.GradientTransformation, loop: LoopConfig, mesh: Mesh, shardings: Any, fetch: Any
 ) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """The update as a pure function of (state, batch, key); `shardings` are the parameters'."""
     rate = schedule(trainer.optimizer, loop.steps)
@@ -179,7 +184,18 @@ def make_step(
                 *(grads, part, places),
             )
 
-        loss, grads = _accumulated(trainer, compute, batch, loss_key, loop.accumulation, to_keep)
+        def piece(rows, key) -> tuple[Loss, Any]:
+            """The loss of a piece of the batch and the gradient of its total."""
+            rows = jax.lax.with_sharding_constraint(rows, sharding.batch_sharding(mesh))
+
+            def total(part):
+                loss = trainer.loss(with_trained_part(compute, part), rows, key, fetch)
+                return loss.total, loss
+
+            grads, loss = jax.grad(total, has_aux=True)(trained_part(compute, trainer.optimizer))
+            return loss, to_keep(grads)
+
+        loss, grads = accumulated(piece, batch, loss_key, loop.accumulation)
         weight = jnp.maximum(loss.weight, 1e-6)
         mean = loss.total / weight
         grads = jax.tree.map(lambda grad: grad / weight, grads)
@@ -213,20 +229,10 @@ def make_step(
     return step
 
 
-def _accumulated(
-    trainer: Trainer, params: Any, batch: Any, key: jax.Array, accumulation: int, to_keep: Callable[[Any], Any]
+def accumulated(
+    piece: Callable[[Any, jax.Array], tuple[Loss, Any]], batch: Any, key: jax.Array, accumulation: int
 ) -> tuple[Loss, Any]:
-    """The loss over a batch in `accumulation` pieces, and the gradient of its total, each piece's `to_keep`."""
-    part = trained_part(params, trainer.optimizer)
-
-    def piece(rows, key) -> tuple[Loss, Any]:
-        def total(part):
-            loss = trainer.loss(with_trained_part(params, part), rows, key)
-            return loss.total, loss
-
-        grads, loss = jax.grad(total, has_aux=True)(part)
-        return loss, to_keep(grads)
-
+    """What `piece(rows, key)` gives, (loss, gradients), summed over `accumulation` pieces of a batch."""
     if accumulation == 1:
         return piece(batch, jax.random.fold_in(key, 0))
 
