@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -110,14 +110,9 @@ def make_layers(layer_class: type[Layer], make: Maker) -> Layer | nnx.List:
     return nnx.vmap(one)(jax.random.split(make.rngs.params(), make.layers))
 
 
-def _all_but_fetched(primitive, *_, **__) -> bool:
-    """Keep all but weights that `Training.fetch` gathered: it is the only function here with a gradient of its own."""
-    return primitive.name != "custom_vjp_call"
-
-
 # What is kept of a layer's forward pass for the gradient: all, the products with weights, or its input alone.
 REMAT = {
-    "none": _all_but_fetched,
+    "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
@@ -129,12 +124,12 @@ class Training(NamedTuple):
     Attributes:
         key: draws dropout; without it there is none.
         remat: a key of `REMAT`: what the gradient needs and is not kept is computed again, less memory for more time.
-        fetch: turns a layer's parameters, a dict of dicts, into those to compute with, when the layer's turn has come.
+        between: applied to what goes from layer to layer, [B, T, D]: it says how devices share it.
     """
 
     key: jax.Array | None = None
     remat: str = "none"
-    fetch: Callable[[Any], Any] | None = None
+    between: Callable[[jax.Array], jax.Array] = lambda x: x
 
     def split(self, count: int) -> list[Training]:
         return [self._replace(key=key) for key in split_keys(self.key, count)]
@@ -159,13 +154,9 @@ def _step(layer: Layer, body, how: Training):
 
     def step(x, one):
         params, key = one
-        if how.fetch is not None:
-            params = how.fetch(nnx.to_pure_dict(params))
-        return body(nnx.merge(graphdef, params), x, key), None
+        return how.between(body(nnx.merge(graphdef, params), how.between(x), key)), None
 
-    if how.remat == "none" and how.fetch is None:
-        return step
-    return jax.checkpoint(step, policy=REMAT[how.remat], prevent_cse=False)
+    return step if how.remat == "none" else jax.checkpoint(step, policy=REMAT[how.remat], prevent_cse=False)
 
 
 def unstack_layers(layers: Layer | nnx.List, count: int) -> list[Layer]:

@@ -127,7 +127,7 @@ class CLIPTrainer:
             "caption": np.array([number[caption] for caption in captions], np.int32),
         }
 
-    def loss(self, params: Any, batch: Any, key: jax.Array | None, fetch: Any = None) -> Loss:
+    def loss(self, params: Any, batch: Any, key: jax.Array | None) -> Loss:
         model: CLIP = nnx.merge(self.graphdef, params)
         logits = model.similarity(batch["pixels"], batch["input_ids"], batch["attention_mask"])  # [images, texts]
         same = (batch["caption"][:, None] == batch["caption"]).astype(logits.dtype)

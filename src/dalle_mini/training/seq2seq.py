@@ -27,7 +27,7 @@ from dalle_mini.models.dalle_bart import Training
 from dalle_mini.text import CaptionTokenizer
 from dalle_mini.training.config import REMAT, OptimizerConfig, check_choice
 from dalle_mini.training.cross_entropy import cross_entropy
-from dalle_mini.training.sharding import gathered
+from dalle_mini.training.sharding import gathered, keep_rows
 from dalle_mini.training.step import Loss, StepProgram, TrainState, initial_parameters, loaded_parameters
 
 TOKENS_RECORD = "tokens.json"  # beside the weights: the identity of the VQGAN whose tokens they were trained on
@@ -127,14 +127,14 @@ class Seq2SeqTrainer:
         )
         return {"input_ids": ids, "attention_mask": ids, "labels": labels}
 
-    def loss(self, params: Any, batch: Any, key: jax.Array | None, fetch: Any = None) -> Loss:
+    def loss(self, params: Any, batch: Any, key: jax.Array | None) -> Loss:
         model: DalleBart = nnx.merge(self.graphdef, params)
         labels = batch["labels"].astype(jnp.int32)
         noise_key, dropout_key = (None, None) if key is None else jax.random.split(key)
         seen = self._with_noise(labels, noise_key)
         start = jnp.full((len(labels), 1), self.config.model.decoder_start_token_id, jnp.int32)
         shifted = jnp.concatenate([start, seen[:, :-1]], axis=1)
-        how = Training(dropout_key, self.config.remat, fetch)
+        how = Training(dropout_key, self.config.remat, keep_rows)
         hidden = model.hidden(batch["input_ids"], batch["attention_mask"], shifted, how)
         weights = jnp.ones(labels.shape, jnp.float32)
         if "mask" in batch:

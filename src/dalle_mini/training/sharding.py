@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -72,6 +70,16 @@ def make_mesh(config: MeshConfig, devices: Any = None) -> Mesh:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Of every array of a batch: its rows are split over `data`."""
     return NamedSharding(mesh, PartitionSpec(DATA))
+
+
+def keep_rows(x: jax.Array) -> jax.Array:
+    """Activations [B, ...] with their rows where the batch's are, in a program that is traced for a mesh.
+
+    Said between layers, or else XLA takes the weights' split by width for theirs: then every device computes every
+    row, and activations are exchanged instead of weights (on a v3-8, 2 TB a device in an update of mini's, for 50 GB).
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return x if mesh.empty else jax.lax.with_sharding_constraint(x, PartitionSpec(DATA))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -152,49 +160,20 @@ def gathered(tree: Any) -> Any:
 def compute_layout(mesh: Mesh, name: str, leaf: jax.Array, place: NamedSharding) -> tuple[jax.Array, NamedSharding]:
     """A parameter as a step computes with it, and its sharding then; `place` is where it is kept.
 
-    Layers stay split, and are gathered one by one as the scan comes to them (`layer_fetcher`). What is outside of them
-    is gathered over `data` once for the whole step: a lookup in a table whose width is split over the devices that
+    Layers stay split, and are gathered one by one as the scan comes to them (`keep_rows`). What is outside of them is
+    gathered over `data` once for the whole step: a lookup in a table whose width is split over the devices that
     share the batch would move activations instead. The head's codes are filled up so that `model` divides them; losses
     mask those that are too many, and parameters, optimizer state and files keep their true shapes.
     """
     if stack_path(name.split(".")):
         return leaf, place
-    spec = _without_data(place.spec)
+    spec = PartitionSpec(*(tuple(axis for axis in _axes(entry) if axis != DATA) or None for entry in place.spec))
     if HEAD.match(name) and mesh.shape[MODEL] > 1:
         extra = -leaf.shape[-1] % mesh.shape[MODEL]
         leaf = jax.lax.with_sharding_constraint(leaf, replicated(mesh))  # XLA finds no better way from width to codes
         leaf = jnp.pad(leaf, [(0, 0)] * (leaf.ndim - 1) + [(0, extra)])
         spec = PartitionSpec(*[None] * (leaf.ndim - 1), MODEL)
     return leaf, NamedSharding(mesh, spec)
-
-
-def layer_fetcher(mesh: Mesh, config: MeshConfig) -> Callable[[Any], Any] | None:
-    """What makes a layer's parameters whole that are split over `data`, and splits their gradients again.
-
-    None where they are not split. Left to itself XLA would rather split activations as the weights are, by width.
-    """
-    if not config.fsdp or mesh.shape[DATA] == 1:
-        return None
-
-    def fetch(params: Any) -> Any:
-        named = flatten(params)
-        kept = parameter_specs(mesh, config, named)
-        return unflatten({name: _gather(mesh, kept[name], leaf) for name, leaf in named.items()}, params)
-
-    return fetch
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _gather(mesh: Mesh, kept: PartitionSpec, leaf: jax.Array) -> jax.Array:
-    """A parameter that is split as `kept`, gathered over `data`."""
-    return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, _without_data(kept)))
-
-
-def _scatter(mesh: Mesh, kept: PartitionSpec, _: None, gradient: jax.Array) -> tuple[jax.Array]:
-    return (jax.lax.with_sharding_constraint(gradient, NamedSharding(mesh, kept)),)
-
-
-_gather.defvjp(lambda mesh, kept, leaf: (_gather(mesh, kept, leaf), None), _scatter)
 
 
 def without_padding(leaf: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -232,10 +211,6 @@ def _spec(mesh: Mesh, config: MeshConfig, name: str, shape: tuple[int, ...]) -> 
                 axes[i] = (*axes[i], axis)
                 break
     return PartitionSpec(*(axis[0] if len(axis) == 1 else axis or None for axis in axes))
-
-
-def _without_data(spec: PartitionSpec) -> PartitionSpec:
-    return PartitionSpec(*(tuple(axis for axis in _axes(entry) if axis != DATA) or None for entry in spec))
 
 
 def _axes(entry: Any) -> tuple[str, ...]:

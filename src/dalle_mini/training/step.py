@@ -75,11 +75,8 @@ class Trainer(Protocol):
 
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]: ...
 
-    def loss(self, params: Any, batch: Any, key: jax.Array | None, fetch: Callable[[Any], Any] | None = None) -> Loss:
-        """Of a piece of a batch. Without a key nothing is random: no dropout.
-
-        `fetch`, if there is one, is for the parameters of a layer of a stack, when its turn has come.
-        """
+    def loss(self, params: Any, batch: Any, key: jax.Array | None) -> Loss:
+        """Of a piece of a batch. Without a key nothing is random: no dropout."""
         ...
 
     def finish(self, params: Any, state: TrainState, loss: Loss, key: jax.Array) -> tuple[Any, Any, dict[str, Any]]:
@@ -147,12 +144,11 @@ def step_program(trainer: Trainer, loop: LoopConfig, mesh_config: MeshConfig, me
         make = jax.jit(lambda params, key: begin(params, trainer.parameters(key)[1]), out_shardings=shardings)
         return make(params, key)
 
-    fetch = sharding.layer_fetcher(mesh, mesh_config)
-
     def evaluate(params, batch) -> Loss:
-        return trainer.loss(_compute_copy(params, jnp.dtype(trainer.dtype), mesh, shardings.params), batch, None, fetch)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for `sharding.keep_rows`
+            return trainer.loss(_compute_copy(params, jnp.dtype(trainer.dtype), mesh, shardings.params), batch, None)
 
-    update = make_step(trainer, tx, loop, mesh, shardings.params, fetch)
+    update = make_step(trainer, tx, loop, mesh, shardings.params)
     return StepProgram(
         mesh=mesh,
         step=jax.jit(update, donate_argnums=0, out_shardings=(shardings, whole)),
@@ -165,7 +161,7 @@ def step_program(trainer: Trainer, loop: LoopConfig, mesh_config: MeshConfig, me
 
 
 def make_step(
-    trainer: Trainer, tx: optax.GradientTransformation, loop: LoopConfig, mesh: Mesh, shardings: Any, fetch: Any
+    trainer: Trainer, tx: optax.GradientTransformation, loop: LoopConfig, mesh: Mesh, shardings: Any
 ) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """The update as a pure function of (state, batch, key); `shardings` are the parameters'."""
     rate = schedule(trainer.optimizer, loop.steps)
@@ -189,13 +185,14 @@ def make_step(
             rows = jax.lax.with_sharding_constraint(rows, sharding.batch_sharding(mesh))
 
             def total(part):
-                loss = trainer.loss(with_trained_part(compute, part), rows, key, fetch)
+                loss = trainer.loss(with_trained_part(compute, part), rows, key)
                 return loss.total, loss
 
             grads, loss = jax.grad(total, has_aux=True)(trained_part(compute, trainer.optimizer))
             return loss, to_keep(grads)
 
-        loss, grads = accumulated(piece, batch, loss_key, loop.accumulation)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for `sharding.keep_rows`
+            loss, grads = accumulated(piece, batch, loss_key, loop.accumulation)
         weight = jnp.maximum(loss.weight, 1e-6)
         mean = loss.total / weight
         grads = jax.tree.map(lambda grad: grad / weight, grads)

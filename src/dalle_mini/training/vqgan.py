@@ -100,7 +100,7 @@ class VQGANTrainer:
         side = self.config.crop or self.config.model.resolution
         return {"images": jax.ShapeDtypeStruct((batch_size, side, side, self.config.model.in_channels), jnp.uint8)}
 
-    def loss(self, params: Any, batch: Any, key: jax.Array | None, fetch: Any = None) -> Loss:
+    def loss(self, params: Any, batch: Any, key: jax.Array | None) -> Loss:
         images = batch["images"].astype(jnp.float32) / 255
         vqgan = nnx.merge(self.graphdef, params)
         latents = vqgan.encode_latents(images)
