@@ -160,10 +160,10 @@ def gathered(tree: Any) -> Any:
 def compute_layout(mesh: Mesh, name: str, leaf: jax.Array, place: NamedSharding) -> tuple[jax.Array, NamedSharding]:
     """A parameter as a step computes with it, and its sharding then; `place` is where it is kept.
 
-    Layers stay split, and are gathered one by one as the scan comes to them. What is outside of them is gathered over
-    `data` once for the whole step: a lookup in a table whose width is split over the devices that share the batch would
-    move activations instead. The head's codes are filled up so that `model` divides them; losses mask those that are
-    too many, and parameters, optimizer state and files keep their true shapes.
+    Layers stay split, and are gathered one by one as the scan comes to them (`keep_rows`). What is outside of them is
+    gathered over `data` once for the whole step: a lookup in a table whose width is split over the devices that
+    share the batch would move activations instead. The head's codes are filled up so that `model` divides them; losses
+    mask those that are too many, and parameters, optimizer state and files keep their true shapes.
     """
     if stack_path(name.split(".")):
         return leaf, place
