@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_runs import CAPTIONS, CLIP, Pictures, make, short_loop
+from tiny_runs import CAPTIONS, CLIP, Pictures, begin, make, short_loop, train
 
 from dalle_mini import models
 from dalle_mini.errors import UserError
@@ -21,12 +21,11 @@ def trainer(tmp_path_factory):
 
 
 def test_it_learns_and_exports(trainer, tmp_path):
-    state = jax.jit(trainer.init)(jax.random.key(0))
-    before = trainer.evaluate(state)
-    update = jax.jit(trainer.step)
-    for step in range(STEPS):
-        state, _ = update(state, trainer.batch(step), jax.random.key(step))
-    after = trainer.evaluate(state)
+    loop = short_loop(steps=STEPS, batch_size=16)
+    program, state = begin(trainer, loop)
+    before = trainer.evaluate(program, state, 16)
+    program, state, _ = train(trainer, loop)
+    after = trainer.evaluate(program, state, 16)
     assert after["loss"] < 0.5 * before["loss"]
     assert after["recall"] > before["recall"]
     assert after["recall"] >= 0.75  # of eight pictures
@@ -36,7 +35,7 @@ def test_it_learns_and_exports(trainer, tmp_path):
 
     # The clip of the logit scale is part of the update.
     state.params["logit_scale"] = jnp.float32(20.0)
-    state, metrics = update(state, trainer.batch(0), jax.random.key(0))
+    state, metrics = program.step(state, program.place(trainer.batch(0)), jax.random.key(0))
     assert float(state.params["logit_scale"]) == np.float32(MAX_LOGIT_SCALE)
     assert np.isfinite(metrics["loss"])
 
@@ -54,8 +53,8 @@ class Known:
 def loss(trainer, monkeypatch, logits, captions):
     monkeypatch.setattr("dalle_mini.training.clip.nnx.merge", lambda *_: Known(logits))
     batch = {"caption": np.array(captions), "pixels": None, "input_ids": None, "attention_mask": None}
-    value, metrics = trainer._loss(None, batch, jax.random.key(0))
-    return float(value), float(metrics["text_to_image"])
+    found = trainer.loss(None, batch, None)
+    return float(found.total / found.weight), float(found.metrics["text_to_image"] / found.weight)
 
 
 def test_the_loss_of_distinct_captions(trainer, monkeypatch):
@@ -109,12 +108,13 @@ def test_damage():
 
 
 def test_copies_join_the_training_batch_alone(tmp_path):
-    trainer = make("clip", tmp_path, short_loop(batch_size=8), dataclasses.replace(CLIP, damage=0.3))
+    loop = short_loop(steps=1, batch_size=8)
+    trainer = make("clip", tmp_path, loop, dataclasses.replace(CLIP, damage=0.3))
     batch = trainer.batch(0)
     assert len(batch["pixels"]) == 16 and len(batch["input_ids"]) == len(batch["caption"]) == 8
     assert len(trainer._examples(Pictures(), range(8))["pixels"]) == 8
-    _, metrics = trainer.step(trainer.init(jax.random.key(0)), batch, jax.random.key(0))
-    assert np.isfinite(metrics["loss"])
+    _, _, metrics = train(trainer, loop)
+    assert np.isfinite(metrics["loss"]).all()
 
 
 @pytest.mark.parametrize(("name", "value"), [("damage", 1.5), ("damage", -0.1), ("cell", 3)])
@@ -124,13 +124,15 @@ def test_damage_that_makes_no_sense(tmp_path, name, value):
 
 
 def test_a_run_starts_from_another(trainer, tmp_path):
-    trainer.export(trainer.init(jax.random.key(5)), tmp_path / "first")
+    loop = short_loop(batch_size=16)
+    _, first = begin(trainer, loop, seed=5)
+    trainer.export(first, tmp_path / "first")
     start = dataclasses.replace(CLIP, init_from=str(tmp_path / "first"))
-    state = make("clip", tmp_path, short_loop(), start).init(jax.random.key(6))
-    jax.tree.map(np.testing.assert_array_equal, state.params, trainer.init(jax.random.key(5)).params)
+    _, state = begin(make("clip", tmp_path, loop, start), loop, seed=6)
+    jax.tree.map(np.testing.assert_array_equal, state, first)
     narrow = dataclasses.replace(start, model=dataclasses.replace(CLIP.model, projection_dim=8))
     with pytest.raises(UserError, match=r"init_from=.*first: its config.json is of another model"):
-        make("clip", tmp_path, short_loop(), narrow).init(jax.random.key(6))
+        make("clip", tmp_path, loop, narrow).loaded()
 
 
 def test_examples(trainer):

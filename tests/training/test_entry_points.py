@@ -134,7 +134,7 @@ def test_the_card_of_ones_own_run(tool, tmp_path):
     make_card = tool("make_card")
     clip = tmp_path / "clip"
     clip.mkdir()
-    config = {"loop": {"steps": 1200, "batch_size": 32}, "training": {"learning_rate": 5e-4}}
+    config = {"loop": {"steps": 1200, "batch_size": 32}, "training": {"optimizer": {"learning_rate": 5e-4}}}
     (clip / "config.json").write_text(json.dumps(config))
     speeds = [{"step": 600, "pictures_per_second": 8.0}, {"step": 1200, "pictures_per_second": 16.0}]
     log = [*speeds, {"step": 1200, "eval_recall": 0.625}]

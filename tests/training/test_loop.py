@@ -6,40 +6,50 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from dalle_mini.errors import UserError
-from dalle_mini.training.loop import LoopConfig, run
-from dalle_mini.training.sharding import data_parallel
-from dalle_mini.training.step import init_state, make_step
+from dalle_mini.training.config import LoopConfig, OptimizerConfig
+from dalle_mini.training.loop import run
+from dalle_mini.training.step import Loss
 
 
 class Line:
     """Fits w to the mean of its batches; the loss is NaN from step `broken_at` on."""
 
     name = "line"
+    dtype = "float32"
 
     def __init__(self, rate: float = 0.25, width: int = 2, broken_at: int | None = None):
         self.rate, self.width, self.broken_at = rate, width, broken_at
-        self.tx = optax.sgd(rate)
-        self.step = make_step(self._loss, self.tx)
+        self.optimizer = OptimizerConfig("adamw", rate, warmup_steps=0, decay="constant")
         self.evaluated = []
 
     def settings(self):
         return {"training": {"rate": self.rate, "model": {"width": self.width, "levels": (1, 2)}}}
 
-    def init(self, key):
-        return init_state({"w": jax.random.normal(key, (self.width,))}, self.tx)
+    def parameters(self, key):
+        return {"w": jax.random.normal(key, (self.width,))}, ()
+
+    def loaded(self):
+        return None
+
+    def batch_shapes(self, batch_size):
+        return {"x": jax.ShapeDtypeStruct((batch_size, 1), jnp.float32)}
 
     def batch(self, step):
         x = np.full((4, 1), 3.0, np.float32)
         return {"x": x * np.nan if self.broken_at is not None and step >= self.broken_at else x}
 
-    def _loss(self, params, batch, key):
-        return jnp.mean((params["w"] - batch["x"]) ** 2), {"noise": jax.random.normal(key)}
+    def loss(self, params, batch, key):
+        count = jnp.float32(len(batch["x"]))
+        total = jnp.sum((params["w"] - batch["x"]) ** 2) / self.width
+        return Loss(total, count, {"noise": jax.random.normal(key) * count})
 
-    def evaluate(self, state):
+    def finish(self, params, state, loss, key):
+        return params, state.extra, {}
+
+    def evaluate(self, program, state, batch_size):
         self.evaluated.append(int(state.step))
         return {"distance": float(jnp.abs(state.params["w"] - 3).max())}
 
@@ -172,7 +182,7 @@ def test_not_a_number(tmp_path, log_every):
     message = str(caught.value)
     assert "line: the loss is nan at step 5" in message
     assert str(tmp_path) in message
-    assert "lower training.learning_rate" in message
+    assert "lower training.optimizer.learning_rate" in message
     assert "\n" not in message
     assert sorted(entry.name for entry in (tmp_path / "checkpoints").iterdir()) == ["3", "4"]
     assert not (tmp_path / "final").exists()
@@ -182,10 +192,3 @@ def test_not_a_number(tmp_path, log_every):
 def test_numbers_that_make_no_sense(name):
     with pytest.raises(UserError, match=f"loop.{name}: 0 is too small"):
         LoopConfig(**{name: 0})
-
-
-def test_a_batch_that_does_not_divide(monkeypatch):
-    two = jax.local_devices() * 2
-    monkeypatch.setattr(jax, "local_devices", lambda: two)
-    with pytest.raises(UserError, match=r"loop.batch_size 3 does not divide by the 2 local devices"):
-        data_parallel(3)

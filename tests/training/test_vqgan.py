@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_runs import VQGAN, Pictures, make, short_loop
+from tiny_runs import VQGAN, Pictures, make, short_loop, train
 
 from dalle_mini import models
 from dalle_mini.errors import UserError
@@ -22,42 +22,37 @@ def trainer(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(trainer):
-    """(the state after training, the metrics of each step)."""
-    state, metrics = jax.jit(trainer.init)(jax.random.key(0)), []
-    update = jax.jit(trainer.step)
-    for step in range(STEPS):
-        state, values = update(state, trainer.batch(step), jax.random.key(step))
-        metrics.append(values)
-    return state, {name: np.array([values[name] for values in metrics]) for name in metrics[0]}
+    """(program, the state after training, the metrics of each step)."""
+    return train(trainer, short_loop(steps=STEPS, batch_size=8))
 
 
 def test_it_learns(trained):
-    _, metrics = trained
+    _, _, metrics = trained
     assert metrics["loss"][-5:].mean() < 0.3 * metrics["loss"][:5].mean()
     assert metrics["psnr"][-5:].mean() > metrics["psnr"][:5].mean() + 5
     assert np.isfinite(metrics["loss"]).all()
 
 
 def test_the_codebook_is_used(trainer, trained):
-    state, metrics = trained
-    assert trainer.evaluate(state)["codebook_use"] > 0.5
+    program, state, metrics = trained
+    assert trainer.evaluate(program, state, 8)["codebook_use"] > 0.5
     assert metrics["perplexity"][-1] > 8  # of 16
 
 
 def test_evaluation_sees_every_picture_once(trainer, trained):
     """PSNR is the mean over pictures, for sources that do not fill a batch too."""
-    state, _ = trained
+    program, state, _ = trained
     images = Pictures().batch(range(8))[0].astype(np.float32) / 255
     vqgan = nnx.merge(trainer.graphdef, state.params)
     tokens = vqgan.encode(images)
     psnr = -10 * np.log10(np.mean((np.clip(vqgan.decode(tokens), 0, 1) - images) ** 2, axis=(1, 2, 3)))
-    measured = trainer.evaluate(state)
+    measured = trainer.evaluate(program, state, 8)
     assert measured["psnr"] == pytest.approx(psnr.mean(), rel=1e-4)
     assert measured["codebook_use"] == len(np.unique(tokens)) / 16
 
 
 def test_export(trainer, trained, tmp_path):
-    state, _ = trained
+    _, state, _ = trained
     trainer.export(state, tmp_path)
     vqgan = models.VQGAN.from_pretrained(tmp_path)
     np.testing.assert_array_equal(vqgan.codebook.embedding[...], state.params["codebook"]["embedding"])

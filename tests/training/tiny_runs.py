@@ -5,18 +5,23 @@ As a script, `tiny_runs.py OUT TRAINER... [--die-at STEP]`, it runs them into OU
 """
 
 import argparse
+import dataclasses
 import os
 import signal
 from pathlib import Path
-from types import SimpleNamespace
 
+import jax
 import numpy as np
 
 from dalle_mini.models.config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, DalleBartConfig, VQGANConfig
 from dalle_mini.text.train_tokenizer import train_caption_tokenizer, train_clip_tokenizer
+from dalle_mini.training import clip, vqgan
 from dalle_mini.training.clip import CLIPTrainer, CLIPTraining
-from dalle_mini.training.loop import LoopConfig, run
+from dalle_mini.training.config import LoopConfig, MeshConfig, OptimizerConfig
+from dalle_mini.training.loop import run
 from dalle_mini.training.seq2seq import Seq2SeqTrainer, Seq2SeqTraining
+from dalle_mini.training.sharding import make_mesh
+from dalle_mini.training.step import step_program
 from dalle_mini.training.vqgan import VQGANTrainer, VQGANTraining
 
 NAMES = ("seq2seq", "vqgan", "clip")
@@ -36,8 +41,8 @@ SEQ2SEQ = Seq2SeqTraining(
         decoder_attention_heads=2,
         decoder_ffn_dim=16,
     ),
-    learning_rate=0.02,
-    warmup_steps=2,
+    optimizer=OptimizerConfig(learning_rate=0.02, warmup_steps=2),
+    dtype="float32",
 )
 VQGAN = VQGANTraining(
     model=VQGANConfig(
@@ -51,8 +56,7 @@ VQGAN = VQGANTraining(
         n_embed=16,
         norm_groups=4,
     ),
-    learning_rate=3e-3,
-    warmup_steps=2,
+    optimizer=dataclasses.replace(vqgan.OPTIMIZER, learning_rate=3e-3, warmup_steps=2),
     revive_every=3,
 )
 CLIP = CLIPTraining(
@@ -75,8 +79,7 @@ CLIP = CLIPTraining(
         ),
         projection_dim=16,
     ),
-    learning_rate=3e-3,
-    warmup_steps=2,
+    optimizer=dataclasses.replace(clip.OPTIMIZER, learning_rate=3e-3, warmup_steps=2),
 )
 PREPROCESSOR = {
     "size": {"shortest_edge": 8},
@@ -110,20 +113,41 @@ class Pictures:
         return self.images[rows], [CAPTIONS[row] for row in rows]
 
 
-def tokens(rows: int = 24) -> SimpleNamespace:
-    """What a `TokenDataset` is to the seq2seq trainer: each caption has its own row of tokens."""
-    codes = np.random.default_rng(1).integers(0, 16, (8, 16)).astype(np.uint16)
-    which = np.arange(rows) % 8
-    captions = [CAPTIONS[i] for i in which]
-    return SimpleNamespace(folder="tokens", tokens=codes[which], captions=captions, vqgan="tiny", codebook_size=16)
+class Tokens:
+    """What `TokenBatches` is to the seq2seq trainer: rows of captions of which each has its own tokens."""
+
+    vqgan, codebook_size, image_length = "tiny", 16, 16
+
+    def __init__(self, tokenizer, batch_size: int = 4, seed: int = 0, rows: int = 24):
+        codes = np.random.default_rng(1).integers(0, 16, (8, 16)).astype(np.int32)
+        which = np.arange(rows) % 8
+        ids, mask = tokenizer([CAPTIONS[i] for i in which], max_length=SEQ2SEQ.model.text_length)
+        self.table = {"input_ids": ids, "attention_mask": mask, "labels": codes[which]}
+        self.batch_size, self.seed = batch_size, seed
+
+    def at(self, step):
+        rng = np.random.default_rng((self.seed, step))
+        rows = rng.integers(0, len(self.table["labels"]), self.batch_size)
+        return {name: array[rows] for name, array in self.table.items()}
+
+    def evaluation(self, batch_size):
+        count = len(self.table["labels"])
+        for start in range(0, count, batch_size):
+            rows = np.arange(start, start + batch_size)
+            batch = {name: array[np.minimum(rows, count - 1)] for name, array in self.table.items()}
+            yield {**batch, "label_mask": (rows < count).astype(np.float32)}
+
+    def origin(self):
+        return {"rows": len(self.table["labels"])}
 
 
 def make(name: str, folder: Path, loop: LoopConfig, config=None, train=None):
     """The trainer of that name. `folder` holds its tokenizer, made if need be."""
-    sizes = {"steps": loop.steps, "batch_size": loop.batch_size, "seed": loop.seed}
+    sizes = {"batch_size": loop.batch_size, "seed": loop.seed}
     if name == "seq2seq":
         tokenizer = train_caption_tokenizer([f" {caption}" for caption in CAPTIONS], 300, folder / "tokenizer")
-        return Seq2SeqTrainer(config or SEQ2SEQ, train or tokens(), tokens(8), tokenizer, None, **sizes)
+        held_out = Tokens(tokenizer, rows=8)
+        return Seq2SeqTrainer(config or SEQ2SEQ, train or Tokens(tokenizer, **sizes), held_out, tokenizer)
     train = train or Pictures()
     if name == "vqgan":
         return VQGANTrainer(config or VQGAN, train, Pictures(), **sizes)
@@ -134,6 +158,22 @@ def make(name: str, folder: Path, loop: LoopConfig, config=None, train=None):
 def short_loop(**changes) -> LoopConfig:
     """Eight steps, every one logged, every one saved."""
     return LoopConfig(**{"steps": 8, "batch_size": 4, "log_every": 1, "checkpoint_minutes": 0, **changes})
+
+
+def begin(trainer, loop: LoopConfig, seed: int = 0):
+    """(program, state): what a run of the trainer starts with, on all devices."""
+    program = step_program(trainer, loop, MeshConfig(), make_mesh(MeshConfig()))
+    return program, program.init(jax.random.key(seed))
+
+
+def train(trainer, loop: LoopConfig):
+    """(program, state, metrics of each step) of a run without a loop around it."""
+    program, state = begin(trainer, loop)
+    metrics = []
+    for step in range(loop.steps):
+        state, found = program.step(state, program.place(trainer.batch(step)), jax.random.key(step))
+        metrics.append(found)
+    return program, state, {name: np.array([found[name] for found in metrics]) for name in metrics[0]}
 
 
 class Bare:
@@ -148,7 +188,7 @@ class Bare:
     def batch(self, step: int):
         return self.die() if step == self.die_at else self.trainer.batch(step)
 
-    def evaluate(self, state):
+    def evaluate(self, program, state, batch_size):
         return {}
 
 

@@ -28,7 +28,7 @@ run encode_emoji.py "$runs/vqgan/final" "$runs/tokens-heldout" --split heldout -
 [ -d "$runs/clip-first/final" ] || run train_clip.py "$runs/clip-first" "tokenizer=$runs/tokenizers/clip"
 # Once it knows what is what, it learns to tell whole pictures from damaged ones.
 [ -d "$runs/clip/final" ] || run train_clip.py "$runs/clip" "tokenizer=$runs/tokenizers/clip" \
-  "training.init_from=$runs/clip-first/final" training.damage=0.3 training.learning_rate=0.0005 \
+  "training.init_from=$runs/clip-first/final" training.damage=0.3 training.optimizer.learning_rate=0.0005 \
   loop.steps=400 loop.batch_size=96
 [ -d "$runs/bundle" ] || run make_bundle.py "$runs" "$runs/bundle"
 [ -f "$runs/quality/quality.json" ] || {

@@ -13,8 +13,8 @@ from typing import Any
 from dalle_mini.commands.terminal import Parser
 from dalle_mini.data.emoji import EmojiPictures, everyday_emoji, find_font
 from dalle_mini.errors import UserError
-from dalle_mini.training.loop import Trainer, run
 from dalle_mini.training.config_file import override
+from dalle_mini.training.loop import run
 
 SIZE = 64  # pixels
 EXAMPLES = 10_000_000  # enough never to come round again
@@ -59,7 +59,7 @@ def parser(description: str) -> Parser:
     return Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
-def main(config: Any, build: Callable[[Any], Trainer], description: str) -> None:
+def main(config: Any, build: Callable[[Any], Any], description: str) -> None:
     """`OUT [key=value ...]`: train into OUT, or continue what is there."""
     options = parser(description)
     options.add_argument("out", help="the run's folder; a run that is there is continued")

@@ -81,7 +81,7 @@ def history(runs: Path | None) -> dict[str, str]:
             steps, size, rate = (
                 config["loop"]["steps"],
                 config["loop"]["batch_size"],
-                config["training"]["learning_rate"],
+                config["training"]["optimizer"]["learning_rate"],
             )
         except FileNotFoundError:
             continue

@@ -13,7 +13,7 @@ from dalle_mini.generation.ranking import PREPROCESSING
 from dalle_mini.models.config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from dalle_mini.text import CaptionTokenizer
 from dalle_mini.training.clip import CLIPTrainer, CLIPTraining
-from dalle_mini.training.loop import LoopConfig
+from dalle_mini.training.config import LoopConfig
 
 MODEL = CLIPConfig(
     text=CLIPTextConfig(
@@ -67,7 +67,6 @@ def build(config: Config) -> CLIPTrainer:
         held_out.source(),
         tokenizer,
         PREPROCESSOR,
-        steps=loop.steps,
         batch_size=loop.batch_size,
         seed=loop.seed,
         data={"train": train.origin(), "held_out": held_out.origin(), "tokenizer": short_hash(ids.tobytes())},

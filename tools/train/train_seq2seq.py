@@ -10,10 +10,10 @@ from pathlib import Path
 
 from entry import main
 
-from dalle_mini.data.loader import TokenDataset
+from dalle_mini.data.loader import TokenBatches, TokenDataset
 from dalle_mini.models.config import DalleBartConfig
 from dalle_mini.text import CaptionNormalizer, CaptionTokenizer
-from dalle_mini.training.loop import LoopConfig
+from dalle_mini.training.config import LoopConfig, OptimizerConfig
 from dalle_mini.training.seq2seq import Seq2SeqTrainer, Seq2SeqTraining
 
 MODEL = DalleBartConfig(
@@ -42,23 +42,25 @@ class Config:
     held_out_tokens: str = "runs/emoji/tokens-heldout"
     tokenizer: str = "runs/emoji/tokenizers/dalle"
     training: Seq2SeqTraining = field(
-        default_factory=lambda: Seq2SeqTraining(model=MODEL, learning_rate=0.02, warmup_steps=100, token_noise=0.4)
+        default_factory=lambda: Seq2SeqTraining(
+            model=MODEL,
+            optimizer=OptimizerConfig(learning_rate=0.02, warmup_steps=100),
+            token_noise=0.4,
+            dtype="float32",
+        )
     )
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=5000, batch_size=16, eval_every=500))
 
 
 def build(config: Config) -> Seq2SeqTrainer:
-    loop = config.loop
-    return Seq2SeqTrainer(
-        config.training,
-        TokenDataset(config.tokens),
-        TokenDataset(config.held_out_tokens),
-        CaptionTokenizer.from_pretrained(config.tokenizer),
-        CaptionNormalizer(Path(config.tokenizer) / "words.txt"),
-        steps=loop.steps,
-        batch_size=loop.batch_size,
-        seed=loop.seed,
-    )
+    loop, training = config.loop, config.training
+    train_data, held_out_data = TokenDataset(config.tokens), TokenDataset(config.held_out_tokens)
+    tokenizer = CaptionTokenizer.from_pretrained(config.tokenizer)
+    normalizer = CaptionNormalizer(Path(config.tokenizer) / "words.txt")
+    options = {"text_length": training.model.text_length, "batch_size": loop.batch_size, "seed": loop.seed}
+    train = TokenBatches(train_data, tokenizer, normalizer, caption_dropout=training.caption_dropout, **options)
+    held_out = TokenBatches(held_out_data, tokenizer, normalizer, **options)
+    return Seq2SeqTrainer(training, train, held_out, tokenizer)
 
 
 if __name__ == "__main__":

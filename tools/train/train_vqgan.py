@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from entry import SIZE, Pictures, main
 
 from dalle_mini.models.config import VQGANConfig
-from dalle_mini.training.loop import LoopConfig
+from dalle_mini.training.config import LoopConfig
 from dalle_mini.training.vqgan import VQGANTrainer, VQGANTraining
 
 MODEL = VQGANConfig(
@@ -41,7 +41,6 @@ def build(config: Config) -> VQGANTrainer:
         config.training,
         train.source(),
         held_out.source(),
-        steps=loop.steps,
         batch_size=loop.batch_size,
         seed=loop.seed,
         data={"train": train.origin(), "held_out": held_out.origin()},

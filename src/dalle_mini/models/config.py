@@ -151,6 +151,9 @@ class DalleBartConfig(Config):
     final_logits_bias: bool = False  # of 2021's model
     normalize_text: bool = False
     init_std: float = 0.02
+    dropout: float = 0.0  # in training: of the embeddings and of every sublayer's output
+    attention_dropout: float = 0.0  # of attention weights
+    activation_dropout: float = 0.0  # within the feed-forward layer
     # Sampling's defaults, the published pipeline's. A small model wants less guidance, which amplifies its errors too.
     guidance: float = 10.0
     temperature: float = 1.0
@@ -180,6 +183,9 @@ class DalleBartConfig(Config):
                 raise UserError(f"config: d_model {self.d_model} is not a multiple of {side}_attention_heads {heads}")
         if self.top_k < 0:
             raise UserError(f"config: top_k {self.top_k} is less than 0, which is no limit")
+        for name in ("dropout", "attention_dropout", "activation_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"config: {name} {getattr(self, name)} is not a share of 0 or more and less than 1")
 
     def check_start_token(self) -> None:
         """Raises UserError where the decoder's table of tokens has no row for the start token.

@@ -17,7 +17,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dalle_mini.models.config import DalleBartConfig
-from dalle_mini.models.layers import Attention, FeedForward, KVCache, Maker, Residual, optional
+from dalle_mini.models.layers import (
+    Attention,
+    FeedForward,
+    KVCache,
+    Maker,
+    Residual,
+    dropout,
+    optional,
+    split_keys,
+)
 from dalle_mini.weights import layouts
 from dalle_mini.weights.pretrained import Pretrained
 
@@ -36,11 +45,12 @@ class EncoderLayer(nnx.Module):
         self.ffn_post_norm = make.norm_if(norms.ffn_after, use_scale=not config.is_unscaled(index, make.layers))
         self.extra_norm = make.norm_if(config.has_extra_norm(index, make.layers))
 
-    def __call__(self, x, mask):
+    def __call__(self, x, mask, key=None):
+        keys = split_keys(key, 4)
         h = optional(self.self_attn_norm, x)
-        h = self.self_attn(h, self.self_attn.keys_values(h), mask)
-        x = self.residual(x, h, self.self_attn_post_norm)
-        x = self.residual(x, self.ffn(x), self.ffn_post_norm)
+        h = self.self_attn(h, self.self_attn.keys_values(h), mask, key=keys[0])
+        x = self.residual(x, h, self.self_attn_post_norm, keys[1])
+        x = self.residual(x, self.ffn(x, keys[2]), self.ffn_post_norm, keys[3])
         return optional(self.extra_norm, x)
 
 
@@ -61,11 +71,12 @@ class DecoderLayer(nnx.Module):
         self.ffn_post_norm = make.norm_if(norms.ffn_after, use_scale=not config.is_unscaled(index, make.layers))
         self.extra_norm = make.norm_if(config.has_extra_norm(index, make.layers))
 
-    def __call__(self, x, cross, cross_mask, causal_mask):
+    def __call__(self, x, cross, cross_mask, causal_mask, key=None):
         """All positions at once: x [B, T, D]; `cross` is `cross_attn.keys_values(encoder states)`."""
+        here, rest = split_keys(key, 2)
         h = optional(self.self_attn_norm, x)
-        h = self.self_attn(h, self.self_attn.keys_values(h), causal_mask)
-        return self._after_self_attention(x, h, cross, cross_mask)
+        h = self.self_attn(h, self.self_attn.keys_values(h), causal_mask, key=here)
+        return self._after_self_attention(x, h, cross, cross_mask, key=rest)
 
     def step(self, x, cross, cross_mask, cache: KVCache, position):
         """One position of C candidates of each of P prompts: x [P, C, D]; returns x and the filled cache.
@@ -75,11 +86,12 @@ class DecoderLayer(nnx.Module):
         h, cache = self.self_attn.step(optional(self.self_attn_norm, x), cache, position)
         return self._after_self_attention(x, h, cross, cross_mask, position), cache
 
-    def _after_self_attention(self, x, h, cross, cross_mask, position=None):
-        x = self.residual(x, h, self.self_attn_post_norm)
-        h = self.cross_attn(optional(self.cross_attn_norm, x), cross, cross_mask, position)
-        x = self.residual(x, h, self.cross_attn_post_norm)
-        x = self.residual(x, self.ffn(x), self.ffn_post_norm)
+    def _after_self_attention(self, x, h, cross, cross_mask, position=None, key=None):
+        keys = split_keys(key, 5)
+        x = self.residual(x, h, self.self_attn_post_norm, keys[0])
+        h = self.cross_attn(optional(self.cross_attn_norm, x), cross, cross_mask, position, keys[1])
+        x = self.residual(x, h, self.cross_attn_post_norm, keys[2])
+        x = self.residual(x, self.ffn(x, keys[3]), self.ffn_post_norm, keys[4])
         return optional(self.extra_norm, x)
 
 
@@ -97,22 +109,36 @@ def make_layers(layer_class: type[Layer], make: Maker) -> Layer | nnx.List:
     return nnx.vmap(one)(jax.random.split(make.rngs.params(), make.layers))
 
 
-def run_layers(layers: Layer | nnx.List, x, body, remat: bool = False):
-    """Run `x = body(layer, x)` over the layers; with `remat` activations are computed again for the gradient."""
+# What is kept of a layer's forward pass for the gradient: all, the products with weights, or its input alone.
+REMAT = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def run_layers(layers: Layer | nnx.List, x, body, key=None, remat: str = "none"):
+    """Run `x = body(layer, x, key)` over the layers, with a key for each if one is given.
+
+    `remat`, a key of `REMAT`, trades time for memory in the gradient: what is not kept is computed again.
+    """
     if isinstance(layers, nnx.List):
-        for layer in layers:
-            x = _step(layer, body, remat)(x, nnx.state(layer))[0]
+        for layer, layer_key in zip(layers, split_keys(key, len(layers)), strict=True):
+            x = _step(layer, body, remat)(x, (nnx.state(layer), layer_key))[0]
         return x
-    return jax.lax.scan(_step(layers, body, remat), x, nnx.state(layers))[0]
+    params = nnx.state(layers)
+    keys = None if key is None else jax.random.split(key, len(jax.tree.leaves(params)[0]))
+    return jax.lax.scan(_step(layers, body, remat), x, (params, keys))[0]
 
 
-def _step(layer: Layer, body, remat: bool):
+def _step(layer: Layer, body, remat: str):
     graphdef = nnx.graphdef(layer)
 
-    def step(x, params):
-        return body(nnx.merge(graphdef, params), x), None
+    def step(x, one):
+        params, key = one
+        return body(nnx.merge(graphdef, params), x, key), None
 
-    return jax.checkpoint(step) if remat else step
+    return step if remat == "none" else jax.checkpoint(step, policy=REMAT[remat], prevent_cse=False)
 
 
 def unstack_layers(layers: Layer | nnx.List, count: int) -> list[Layer]:
@@ -129,6 +155,7 @@ class Stack(nnx.Module):
     def __init__(self, layer_class: type[Layer], make: Maker, *, rows: int, length: int, final_ln: bool):
         config = make.config
         self.token_scale = config.d_model**0.5 if config.scale_embedding else 1.0
+        self.dropout = config.dropout
         self.embed_tokens = make.embedding(rows)
         self.embed_positions = make.embedding(length) if config.use_absolute_position_embeddings else None
         self.layernorm_embedding = make.norm()
@@ -139,6 +166,12 @@ class Stack(nnx.Module):
         """Tokens (any shape) at positions (broadcast to it) to vectors [..., D]."""
         x = self.token_scale * self.embed_tokens(tokens)
         return self.layernorm_embedding(x if self.embed_positions is None else x + self.embed_positions(positions))
+
+    def run(self, tokens, body, key, remat: str):
+        """The whole stack on tokens [B, T], `x = body(layer, x, key)` being a layer; [B, T, D]."""
+        embed_key, layers_key = split_keys(key, 2)
+        x = dropout(self.embed(tokens, jnp.arange(tokens.shape[1])), self.dropout, embed_key)
+        return self.finish(run_layers(self.layers, x, body, layers_key, remat))
 
     def finish(self, x):
         return optional(self.final_ln, x)
@@ -154,10 +187,9 @@ class Encoder(Stack):
             final_ln=config.use_final_ln_encoder,
         )
 
-    def __call__(self, input_ids, attention_mask, remat: bool = False):
-        x = self.embed(input_ids, jnp.arange(input_ids.shape[1]))
+    def __call__(self, input_ids, attention_mask, key=None, remat: str = "none"):
         mask = attention_mask[:, None, None, :].astype(bool)
-        return self.finish(run_layers(self.layers, x, lambda layer, x: layer(x, mask), remat))
+        return self.run(input_ids, lambda layer, x, key: layer(x, mask, key), key, remat)
 
 
 class Decoder(Stack):
@@ -170,17 +202,16 @@ class Decoder(Stack):
             final_ln=config.use_final_ln_decoder,
         )
 
-    def __call__(self, tokens, states, attention_mask, remat: bool = False):
+    def __call__(self, tokens, states, attention_mask, key=None, remat: str = "none"):
         """Teacher forcing: tokens [B, T], encoder states [B, S, D] -> [B, T, D]."""
         length = tokens.shape[1]
-        x = self.embed(tokens, jnp.arange(length))
         cross_mask = attention_mask[:, None, None, :].astype(bool)
         causal_mask = jnp.tril(jnp.ones((length, length), bool))
 
-        def body(layer, x):
-            return layer(x, layer.cross_attn.keys_values(states), cross_mask, causal_mask)
+        def body(layer, x, key):
+            return layer(x, layer.cross_attn.keys_values(states), cross_mask, causal_mask, key)
 
-        return self.finish(run_layers(self.layers, x, body, remat))
+        return self.run(tokens, body, key, remat)
 
 
 class DalleBart(Pretrained, nnx.Module):
@@ -208,14 +239,18 @@ class DalleBart(Pretrained, nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(self, input_ids, attention_mask, decoder_input_ids, *, remat: bool = False):
+    def __call__(self, input_ids, attention_mask, decoder_input_ids):
         """Teacher-forced logits, float32 [B, T, image_vocab_size + 1].
 
-        input_ids and attention_mask are int [B, S], decoder_input_ids int [B, T]; `remat` trades time for memory in
-        the gradient: activations within a layer are computed again.
+        input_ids and attention_mask are int [B, S], decoder_input_ids int [B, T].
         """
-        states = self.encoder(input_ids, attention_mask, remat)
-        return self.logits(self.decoder(decoder_input_ids, states, attention_mask, remat))
+        return self.logits(self.hidden(input_ids, attention_mask, decoder_input_ids))
+
+    def hidden(self, input_ids, attention_mask, decoder_input_ids, *, key=None, remat: str = "none"):
+        """What `logits` reads, [B, T, D]. In training `key` draws dropout, and `remat`, of `REMAT`, saves memory."""
+        encoder_key, decoder_key = split_keys(key, 2)
+        states = self.encoder(input_ids, attention_mask, encoder_key, remat)
+        return self.decoder(decoder_input_ids, states, attention_mask, decoder_key, remat)
 
     def encode(self, input_ids, attention_mask):
         """input_ids, attention_mask int [B, S] -> encoder states [B, S, D]."""

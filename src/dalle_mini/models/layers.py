@@ -108,6 +108,17 @@ def optional(norm, x: jax.Array) -> jax.Array:
     return x if norm is None else norm(x)
 
 
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """x with a share `rate` of its numbers set to 0 and the others scaled up; without a key, x itself."""
+    if key is None or rate == 0:
+        return x
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0).astype(x.dtype)
+
+
+def split_keys(key: jax.Array | None, count: int) -> list[jax.Array | None]:
+    return [None] * count if key is None else list(jax.random.split(key, count))
+
+
 class KVCache(NamedTuple):
     """Keys and values of one layer's self-attention, each [P, C, H, T, K].
 
@@ -140,16 +151,17 @@ class Attention(nnx.Module):
         self.cosine = config.use_cosine_attention
         self.scale = 1 / config.tau_init if self.cosine else self.width**-0.5
         self.sinkhorn_iters = config.sinkhorn_iters if make.stack == "encoder" else 1
+        self.dropout = config.attention_dropout
 
-    def __call__(self, x, keys_values, mask=None, position=None):
+    def __call__(self, x, keys_values, mask=None, position=None, key=None):
         """x [B, T, D] attends to keys_values, each [B, H, S, K], where mask (broadcast to [B, H, T, S]) is true.
 
-        The rows of x are at positions 0, 1 ... T - 1, or all at `position`.
+        The rows of x are at positions 0, 1 ... T - 1, or all at `position`. With a key there is dropout.
         """
         keys, values = keys_values
         scores = jnp.einsum("bhtk,bhsk->bhts", self._queries(x), keys)
         where = jnp.arange(x.shape[1]) if position is None else position[None]
-        weights = self._weights(scores, mask, where)
+        weights = dropout(self._weights(scores, mask, where), self.dropout, key)
         return self._output(jnp.einsum("bhts,bhsk->bthk", weights, values), x.shape)
 
     def keys_values(self, states):
@@ -221,22 +233,27 @@ class FeedForward(nnx.Module):
         self.linear = make.linear(d, make.ffn_dim, gain=gain)
         self.mid_norm = make.norm_if(config.norms.ffn_within, make.ffn_dim, use_scale=False)
         self.out = make.linear(make.ffn_dim, d, gain=gain)
+        self.dropout = config.activation_dropout
 
-    def __call__(self, x):
+    def __call__(self, x, key=None):
         x = optional(self.norm, x)
         linear = self.linear(x)
         hidden = self.activation(linear) if self.gate is None else self.activation(self.gate(x)) * linear
-        return self.out(optional(self.mid_norm, hidden))
+        return self.out(dropout(optional(self.mid_norm, hidden), self.dropout, key))
 
 
 class Residual(nnx.Module):
-    """The sum around a sublayer: alpha x + norm(h), or in post-LN norm(alpha x + h). It has no parameters."""
+    """The sum around a sublayer: alpha x + norm(h), or in post-LN norm(alpha x + h). It has no parameters.
+
+    With a key, the sublayer's (normed) output goes through dropout ahead of the sum.
+    """
 
     def __init__(self, make: Maker):
         self.alpha = make.residual_scale
         self.norm_last = make.config.ln_positions == "postln"
+        self.dropout = make.config.dropout
 
-    def __call__(self, x, h, norm):
+    def __call__(self, x, h, norm, key=None):
         if self.norm_last:
-            return optional(norm, self.alpha * x + h)
-        return self.alpha * x + optional(norm, h)
+            return optional(norm, self.alpha * x + dropout(h, self.dropout, key))
+        return self.alpha * x + dropout(optional(norm, h), self.dropout, key)

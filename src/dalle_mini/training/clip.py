@@ -26,9 +26,13 @@ from dalle_mini.errors import UserError
 from dalle_mini.models import CLIP
 from dalle_mini.models.config import CLIPConfig
 from dalle_mini.text import CaptionTokenizer
-from dalle_mini.training.optimizer import adamw, schedule
-from dalle_mini.training.step import TrainState, init_state, initial_parameters, make_step
+from dalle_mini.training.config import OptimizerConfig
+from dalle_mini.training.sharding import gathered, place, replicated
+from dalle_mini.training.step import Loss, StepProgram, TrainState, initial_parameters, loaded_parameters
 
+OPTIMIZER = OptimizerConfig(
+    name="adamw", learning_rate=1e-3, warmup_steps=100, decay="cosine", final_rate=0.02, weight_decay=0.05
+)
 MAX_LOGIT_SCALE = float(np.log(100.0))  # the paper's clip: beyond it training is unstable
 
 
@@ -41,9 +45,7 @@ class CLIPTraining:
     """
 
     model: CLIPConfig = field(default_factory=CLIPConfig)
-    learning_rate: float = 1e-3
-    warmup_steps: int = 100
-    weight_decay: float = 0.05
+    optimizer: OptimizerConfig = OPTIMIZER
     noise: float = 0.03
     damage: float = 0.0  # at most this share of a damaged copy's cells is wrong; 0 is no copies
     cell: int = 4  # side of a cell, pixels: a token's
@@ -57,6 +59,7 @@ class CLIPTrainer:
     """
 
     name = "clip"
+    dtype = "float32"
 
     def __init__(
         self,
@@ -66,7 +69,6 @@ class CLIPTrainer:
         tokenizer: CaptionTokenizer,
         preprocessor: dict[str, Any],
         *,
-        steps: int,
         batch_size: int,
         seed: int,
         data: dict[str, Any] | None = None,
@@ -78,26 +80,35 @@ class CLIPTrainer:
             raise UserError(f"training.cell {config.cell} does not divide {config.model.vision.image_size} pixels")
         self.config, self.train, self.held_out, self.data = config, train, held_out, data
         self.tokenizer, self.preprocessor = tokenizer, preprocessor
-        self.batch_size, self.seed = batch_size, seed
-        self.tx = adamw(schedule(config.learning_rate, config.warmup_steps, steps), config.weight_decay)
+        self.optimizer, self.batch_size, self.seed = config.optimizer, batch_size, seed
         self.graphdef, _ = nnx.split(nnx.eval_shape(lambda: CLIP(config.model, rngs=nnx.Rngs(0))))
-        self._update = make_step(self._loss, self.tx)
-        self._eval = jax.jit(self._loss)
 
     def settings(self) -> dict[str, Any]:
         return {"training": dataclasses.asdict(self.config), "data": self.data}
 
-    def init(self, key: jax.Array) -> TrainState:
-        return init_state(initial_parameters(CLIP, self.config.model, key, self.config.init_from), self.tx)
+    def parameters(self, key: jax.Array) -> tuple[Any, Any]:
+        return initial_parameters(CLIP, self.config.model, key), ()
+
+    def loaded(self) -> Any | None:
+        return loaded_parameters(CLIP, self.config.model, self.config.init_from)
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         rng = np.random.default_rng((self.seed, step))
         return self._examples(self.train, rng.integers(0, len(self.train), self.batch_size), rng)
 
-    def step(self, state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
-        state, metrics = self._update(state, batch, key)
-        state.params["logit_scale"] = jnp.minimum(state.params["logit_scale"], MAX_LOGIT_SCALE)
-        return state, metrics
+    def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        vision, text = self.config.model.vision, self.config.model.text
+        pixels = (batch_size * (2 if self.config.damage else 1), vision.image_size, vision.image_size, 3)
+        ids = jax.ShapeDtypeStruct((batch_size, text.max_position_embeddings), jnp.int32)
+        return {
+            "pixels": jax.ShapeDtypeStruct(pixels, jnp.float32),
+            "input_ids": ids,
+            "attention_mask": ids,
+            "caption": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+        }
+
+    def finish(self, params: Any, state: TrainState, loss: Loss, key: jax.Array) -> tuple[Any, Any, dict[str, Any]]:
+        return {**params, "logit_scale": jnp.minimum(params["logit_scale"], MAX_LOGIT_SCALE)}, state.extra, {}
 
     def _examples(self, source: Any, indices: Any, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
         images, captions = source.batch(indices)
@@ -116,7 +127,7 @@ class CLIPTrainer:
             "caption": np.array([number[caption] for caption in captions], np.int32),
         }
 
-    def _loss(self, params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(self, params: Any, batch: Any, key: jax.Array | None) -> Loss:
         model: CLIP = nnx.merge(self.graphdef, params)
         logits = model.similarity(batch["pixels"], batch["input_ids"], batch["attention_mask"])  # [images, texts]
         same = (batch["caption"][:, None] == batch["caption"]).astype(logits.dtype)
@@ -126,17 +137,22 @@ class CLIPTrainer:
         targets, same = jnp.pad(targets, [(0, 0), (0, copies)]), jnp.pad(same, [(0, copies), (0, 0)])
         to_image = optax.softmax_cross_entropy(logits.T, targets).mean()
         right = jnp.take_along_axis(same, logits.argmax(axis=0)[None], axis=0)  # each caption's best picture
-        return (to_text + to_image) / 2, {"text_to_image": right.mean()}
+        count = jnp.float32(len(batch["caption"]))
+        return Loss((to_text + to_image) / 2 * count, count, {"text_to_image": right.sum()})
 
-    def evaluate(self, state: TrainState) -> dict[str, float]:
+    def evaluate(self, program: StepProgram, state: TrainState, batch_size: int) -> dict[str, float]:
         """Loss and recall@1 of 256 held-out captions, each searching the 256 pictures."""
         examples = self._examples(self.held_out, range(min(256, len(self.held_out))))
-        loss, metrics = self._eval(state.params, examples, jax.random.key(0))
-        return {"loss": float(loss), "recall": float(metrics["text_to_image"])}
+        whole = dict.fromkeys(examples, replicated(program.mesh))
+        found = jax.device_get(program.evaluate(state.weights, place(examples, whole)))
+        recall = found.metrics["text_to_image"] / found.weight
+        return {"loss": float(found.total / found.weight), "recall": float(recall)}
 
     def export(self, state: TrainState, folder: Path) -> None:
-        nnx.merge(self.graphdef, state.params).save_pretrained(folder)
-        self.tokenizer.save(folder)
+        params = gathered(state.weights)
+        if jax.process_index() == 0:
+            nnx.merge(self.graphdef, params).save_pretrained(folder)
+            self.tokenizer.save(folder)
 
 
 def damaged(images: np.ndarray, most: float, cell: int, rng: np.random.Generator) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from dalle_mini.errors import UserError
@@ -31,9 +32,13 @@ class OptimizerConfig:
 
     Attributes:
         name: Adafactor (its rate is relative to each parameter's scale), AdamW or Muon.
+        warmup_steps: the rate rises from 0, which the first update has.
         final_rate: where `linear` and `cosine` end, as a share of `learning_rate`.
         decay_factor, decay_every: `exponential` multiplies by the factor every so many steps, smoothly.
-        clip: Adafactor's limit on an update's root mean square; the others' on the gradients' global norm.
+        weight_decay: what an update takes off the parameters: this share (Adafactor, as published), or this share
+            times the learning rate (AdamW, Muon).
+        clip: Adafactor's limit on an update's root mean square; the others' on the gradients' global norm. 0 is none.
+        b1, b2: decay of AdamW's running means, also where it serves Muon. Adafactor has its own.
         ema: decay of a running mean of the parameters, which is then what is evaluated and exported; None is off.
         embeddings_only: train the decoder's embeddings, their norm, the final norm and the head; leave the rest.
     """
@@ -55,8 +60,18 @@ class OptimizerConfig:
     def __post_init__(self):
         check_choice("optimizer.name", self.name, OPTIMIZERS)
         check_choice("optimizer.decay", self.decay, DECAYS)
-        if not self.learning_rate > 0:
-            raise UserError(f"optimizer.learning_rate: {self.learning_rate} is not more than 0")
+        for name in ("learning_rate", "decay_factor"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"optimizer.{name}: {getattr(self, name)} is not a number above 0")
+        for name in ("warmup_steps", "final_rate", "weight_decay", "clip"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"optimizer.{name}: {getattr(self, name)} is not a number of 0 or more")
+        if self.decay_every < 1:
+            raise UserError(f"optimizer.decay_every: {self.decay_every} is too small; it must be at least 1")
+        for name in ("b1", "b2", "ema"):
+            share = getattr(self, name)
+            if share is not None and not 0 <= share < 1:
+                raise UserError(f"optimizer.{name}: {share} is not a decay, which is 0 or more and less than 1")
 
 
 @dataclass(frozen=True)
@@ -68,8 +83,9 @@ class LoopConfig:
         accumulation: an update's batch is taken in so many pieces, one after the other.
         checkpoint_minutes, keep, keep_hours: a checkpoint every so often; the last `keep` are kept, and one for every
             `keep_hours` hours besides, and the one of the lowest evaluation loss.
-        on_bad_loss: a loss that is not finite, or `spike` times the running mean of the last ones, ends the run
-            (`stop`) or its update is left out (`skip`); 0 is no limit to spikes.
+        on_bad_loss: what a loss that is not finite, or more than `spike` times the running mean of the last ones,
+            does. Its update is left out either way; the run ends there (`stop`) or goes on (`skip`). A `spike` of 0 is
+            no limit.
     """
 
     steps: int = 1000

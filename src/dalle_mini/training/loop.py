@@ -12,51 +12,21 @@ import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
 
 from dalle_mini.errors import UserError
 from dalle_mini.training.checkpoint import Checkpoints
-from dalle_mini.training.sharding import data_parallel
-from dalle_mini.training.step import TrainState
+from dalle_mini.training.config import LoopConfig, MeshConfig
+from dalle_mini.training.sharding import make_mesh
+from dalle_mini.training.step import TrainState, step_program
 from dalle_mini.training.tracking import Tracker
 
 
-@dataclass(frozen=True)
-class LoopConfig:
-    """How long, and how often what. Steps are optimizer updates."""
-
-    steps: int = 1000
-    batch_size: int = 32
-    seed: int = 0
-    log_every: int = 20
-    eval_every: int = 500
-    checkpoint_minutes: float = 3.0
-    keep: int = 2
-
-    def __post_init__(self):
-        for name in ("steps", "batch_size", "log_every", "eval_every", "keep"):
-            if getattr(self, name) < 1:
-                raise UserError(f"loop.{name}: {getattr(self, name)} is too small; it must be at least 1")
-
-
-class Trainer(Protocol):
-    """One thing to train. All of it but `batch`, `evaluate` and `export` is traced by jax."""
-
-    name: str
-
-    def init(self, key: jax.Array) -> TrainState: ...
-    def step(self, state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]: ...
-    def batch(self, step: int) -> dict[str, np.ndarray]: ...
-    def evaluate(self, state: TrainState) -> dict[str, float]: ...
-    def export(self, state: TrainState, folder: Path) -> None: ...
-
-
-def run(trainer: Trainer, loop: LoopConfig, out: str | Path) -> TrainState:
+def run(trainer: Any, loop: LoopConfig, out: str | Path, mesh: MeshConfig | None = None) -> TrainState:
     """Train into the folder `out`, continuing what is there; at the end the weights are in `out/final`.
 
     `out` holds `config.json` (everything the run was started with), `log.jsonl`, `checkpoints/` and `final/`.
@@ -64,9 +34,10 @@ def run(trainer: Trainer, loop: LoopConfig, out: str | Path) -> TrainState:
     out = Path(out)
     _keep_config(out, trainer, loop)
     checkpoints = Checkpoints(out / "checkpoints", keep=loop.keep)
-    replicated, split = data_parallel(loop.batch_size)
+    mesh = mesh or MeshConfig()
+    program = step_program(trainer, loop, mesh, make_mesh(mesh))
     key = jax.random.key(loop.seed)
-    state = jax.jit(trainer.init, out_shardings=replicated)(jax.random.fold_in(key, 0xD0))
+    state = program.init(jax.random.fold_in(key, 0xD0))
     restored = checkpoints.restore(state)
     state = state if restored is None else restored
     start = int(state.step)
@@ -74,13 +45,11 @@ def run(trainer: Trainer, loop: LoopConfig, out: str | Path) -> TrainState:
     if start:
         tracker.say(f"continuing from step {start}")
 
-    # Donation lets XLA write the new state over the old one.
-    train_step = jax.jit(trainer.step, donate_argnums=0, out_shardings=(replicated, replicated))
+    rows = loop.batch_size // loop.accumulation  # of an evaluation's batch
     window_start, window_step, saved_at = time.monotonic(), start, time.monotonic()
     try:
         for step, batch in _prefetched(trainer, start, loop.steps):
-            batch = jax.device_put(batch, split)
-            state, metrics = train_step(state, batch, jax.random.fold_in(key, step))
+            state, metrics = program.step(state, program.place(batch), jax.random.fold_in(key, step))
             done = step + 1
             if done % loop.log_every == 0 or done == loop.steps:
                 metrics = {name: float(value) for name, value in metrics.items()}  # waits for the device
@@ -89,7 +58,9 @@ def run(trainer: Trainer, loop: LoopConfig, out: str | Path) -> TrainState:
                 _check_finite(metrics["loss"], done, trainer, out)
                 window_start, window_step = time.monotonic(), done
             if done % loop.eval_every == 0 or done == loop.steps:
-                tracker.log(done, {f"eval_{name}": value for name, value in trainer.evaluate(state).items()})
+                tracker.log(
+                    done, {f"eval_{name}": value for name, value in trainer.evaluate(program, state, rows).items()}
+                )
                 window_start, window_step = time.monotonic(), done
             if time.monotonic() - saved_at > 60 * loop.checkpoint_minutes or done == loop.steps:
                 _check_finite(metrics["loss"], done, trainer, out)  # a broken state must not become the newest
@@ -102,7 +73,7 @@ def run(trainer: Trainer, loop: LoopConfig, out: str | Path) -> TrainState:
     return state
 
 
-def _prefetched(trainer: Trainer, start: int, stop: int) -> Iterator[tuple[int, Any]]:
+def _prefetched(trainer: Any, start: int, stop: int) -> Iterator[tuple[int, Any]]:
     """(step, batch) with the next batch made in a thread while the device works on this one."""
     with ThreadPoolExecutor(max_workers=1) as pool:
         ahead = pool.submit(trainer.batch, start) if start < stop else None
@@ -113,15 +84,15 @@ def _prefetched(trainer: Trainer, start: int, stop: int) -> Iterator[tuple[int, 
             yield step, batch
 
 
-def _check_finite(loss: Any, step: int, trainer: Trainer, out: Path) -> None:
+def _check_finite(loss: Any, step: int, trainer: Any, out: Path) -> None:
     if not np.isfinite(float(loss)):
         raise FloatingPointError(
             f"{trainer.name}: the loss is {float(loss)} at step {step}, and continuing {out} would come to it again: "
-            "start anew in another folder, with a lower training.learning_rate or more training.warmup_steps"
+            "start anew in another folder, with a lower training.optimizer.learning_rate or more warmup_steps"
         )
 
 
-def _keep_config(out: Path, trainer: Trainer, loop: LoopConfig) -> None:
+def _keep_config(out: Path, trainer: Any, loop: LoopConfig) -> None:
     """Write the run's configuration, or refuse to continue a run with another one."""
     config = {"trainer": trainer.name, "loop": dataclasses.asdict(loop), **getattr(trainer, "settings", dict)()}
     config = json.loads(json.dumps(config, default=str))

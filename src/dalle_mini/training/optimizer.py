@@ -1,100 +1,152 @@
 """Optimizers and schedules.
 
 Layer-stacked leaves `[L, ...]` are updated under `jax.vmap`, one layer at a time: Adafactor's factoring, update
-clipping and parameter scale then belong to each layer, exactly as for unstacked leaves. A plain optax.adafactor over
-the stack mixes the layers and was seen to give one of them a 500 times too large update.
+clipping and parameter scale then belong to each layer, exactly as for unstacked leaves, and Muon sees matrices. A plain
+optax.adafactor over the stack mixes the layers and was seen to give one of them a 500 times too large update.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import optax
+from optax import contrib
 
 from dalle_mini.errors import UserError
+from dalle_mini.training.config import OptimizerConfig
+from dalle_mini.training.sharding import stack_path
+from dalle_mini.weights.pretrained import flatten, unflatten
 
-STACK = "layers"  # the attribute under which a network keeps its stacked blocks
-
-
-def schedule(learning_rate: float, warmup_steps: int, steps: int, decay: str = "cosine") -> optax.Schedule:
-    """Linear warm-up from 0, then `constant`, `linear` (to 0) or `cosine` (to 2 % of the peak) decay."""
-    rest = max(steps - warmup_steps, 1)
-    warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps + 1)
-    if decay == "constant":
-        return warmup  # it ends in a plateau, one step later than the decays take over, as published
-    tails = {
-        "linear": optax.linear_schedule(learning_rate, 0.0, rest),
-        "cosine": optax.cosine_decay_schedule(learning_rate, rest, alpha=0.02),
-    }
-    if decay not in tails:
-        raise UserError(f"decay: {decay!r} is none of constant, {', '.join(tails)}")
-    return optax.join_schedules([warmup, tails[decay]], [warmup_steps])
+# What `embeddings_only` trains: all that a new codebook changes.
+EMBEDDINGS = re.compile(r"lm_head\.|decoder\.(embed_tokens|embed_positions|layernorm_embedding|final_ln)\.")
 
 
-def adafactor(learning_rate: optax.ScalarOrSchedule, clipping_threshold: float = 1.0) -> optax.GradientTransformation:
-    """Adafactor (Shazeer and Stern 2018) with the published recipe's settings, for each layer of a stack."""
-    return per_layer(optax.adafactor(learning_rate, clipping_threshold=clipping_threshold))
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """The update of a run of `steps` updates, for pure dicts of parameters, layer stacks included.
+
+    - Adafactor (Shazeer and Stern 2018), as published: factored from 128 x 128 on, the update relative to each
+      parameter's scale and its RMS limited to `clip`. `weight_decay` takes that share off at each update, whatever the
+      learning rate.
+    - AdamW (Loshchilov and Hutter 2019) behind global-norm clipping; `weight_decay` times the learning rate is taken
+      off all parameters, norms and embeddings too, as published.
+    - Muon (Jordan 2024, a Shampoo without accumulation) for the matrices of the layers, its updates scaled to AdamW's
+      usual size (Liu et al. 2025) so that learning rates are AdamW's; AdamW for embeddings, head, norms and biases.
+      Global-norm clipping and `weight_decay` as AdamW's, but only matrices and embeddings decay.
+    """
+    rate = schedule(config, steps)
+    if config.name == "adafactor":
+        one = optax.adafactor(
+            rate, clipping_threshold=config.clip or None, weight_decay_rate=config.weight_decay or None
+        )
+        return per_layer(one)
+    adamw = optax.adamw(rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay)
+    tx = per_layer(adamw) if config.name == "adamw" else per_layer(_muon(config, rate), single=adamw)
+    return optax.chain(optax.clip_by_global_norm(config.clip), tx) if config.clip else tx
 
 
-def adamw(
-    learning_rate: optax.ScalarOrSchedule, weight_decay: float = 0.0, max_grad_norm: float = 1.0, b2: float = 0.99
-) -> optax.GradientTransformation:
-    """AdamW (Loshchilov and Hutter 2019) behind global-norm clipping. Element-wise, so stacks need no care."""
-    return optax.chain(
-        optax.clip_by_global_norm(max_grad_norm), optax.adamw(learning_rate, b2=b2, weight_decay=weight_decay)
+def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Step -> learning rate: linear warm-up from 0, then `config.decay` to the last of `steps`.
+
+    As published the warm-up has one step more than its number, which a decay cuts off: the first update has the rate 0.
+    """
+    peak, begin = config.learning_rate, config.warmup_steps
+    warmup = optax.linear_schedule(0.0, peak, begin + 1)
+    if config.decay == "constant":
+        return warmup
+    rest = max(steps - begin, 1)
+    if config.decay == "linear":
+        tail = optax.linear_schedule(peak, peak * config.final_rate, rest)
+    elif config.decay == "cosine":
+        tail = optax.cosine_decay_schedule(peak, rest, alpha=config.final_rate)
+    else:
+        tail = optax.exponential_decay(peak, config.decay_every, config.decay_factor)
+    return optax.join_schedules([warmup, tail], [begin])
+
+
+def _muon(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    return contrib.muon(
+        rate,
+        weight_decay=config.weight_decay,
+        adam_b1=config.b1,
+        adam_b2=config.b2,
+        consistent_rms=0.2,  # AdamW's root mean square, as measured by Liu et al.
     )
 
 
-def per_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+def per_layer(
+    tx: optax.GradientTransformation, single: optax.GradientTransformation | None = None
+) -> optax.GradientTransformation:
     """`tx` with the subtrees below a key `layers` vmapped over their leading axis.
 
-    Its state is a dict: "single" for all other leaves, and the path of each stack for its layers.
+    Its state is a dict: "single" for all other leaves, and the path of each stack for its layers. Those other leaves
+    are updated by `single`, if it is given.
     """
+    other = single or tx
 
     def init(params):
-        single, stacks = _split(params)
-        return {"single": tx.init(single), **{path: jax.vmap(tx.init)(stack) for path, stack in stacks.items()}}
+        alone, stacks = _split(params)
+        return {"single": other.init(alone), **{path: jax.vmap(tx.init)(stack) for path, stack in stacks.items()}}
 
     def update(grads, state, params=None):
-        single_grads, stack_grads = _split(grads)
-        single_params, stack_params = _split(params)
-        single, single_state = tx.update(single_grads, state["single"], single_params)
-        updates, new_state = {}, {"single": single_state}
+        alone_grads, stack_grads = _split(grads)
+        alone_params, stack_params = _split(params)
+        updates, alone_state = other.update(alone_grads, state["single"], alone_params)
+        new_state = {"single": alone_state}
         for path, stack in stack_grads.items():
-            updates[path], new_state[path] = jax.vmap(tx.update)(stack, state[path], stack_params[path])
-        return _join(grads, single, updates), new_state
+            moved, new_state[path] = jax.vmap(tx.update)(stack, state[path], stack_params[path])
+            updates |= {f"{path}.{name}": leaf for name, leaf in moved.items()}
+        return unflatten(updates, grads), new_state
 
     return optax.GradientTransformation(init, update)
 
 
-def _is_stack(path: tuple) -> bool:
-    return STACK in (_name(entry) for entry in path)
-
-
-def _name(entry: Any) -> str:
-    return str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry))))
-
-
-def _split(tree: Any) -> tuple[dict[str, jax.Array], dict[str, dict[str, jax.Array]]]:
+def _split(params: Mapping) -> tuple[dict[str, jax.Array], dict[str, dict[str, jax.Array]]]:
     """(leaves outside any stack, {path of a stack: its leaves}), both by name."""
-    single, stacks = {}, {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        names = [_name(entry) for entry in path]
-        if _is_stack(path):
-            at = names.index(STACK) + 1
-            stacks.setdefault(".".join(names[:at]), {})[".".join(names[at:])] = leaf
+    alone, stacks = {}, {}
+    for name, leaf in flatten(params).items():
+        names = name.split(".")
+        end = stack_path(names)
+        if end:
+            stacks.setdefault(".".join(names[:end]), {})[".".join(names[end:])] = leaf
         else:
-            single[".".join(names)] = leaf
-    return single, stacks
+            alone[name] = leaf
+    return alone, stacks
 
 
-def _join(like: Any, single: dict, stacks: dict) -> Any:
-    def pick(path, _):
-        names = [_name(entry) for entry in path]
-        if _is_stack(path):
-            at = names.index(STACK) + 1
-            return stacks[".".join(names[:at])][".".join(names[at:])]
-        return single[".".join(names)]
+def trained_part(params: Mapping, config: OptimizerConfig) -> dict[str, Any]:
+    """The parameters that the optimizer moves, as a pure dict without the others.
 
-    return jax.tree_util.tree_map_with_path(pick, like)
+    Raises UserError where there are none: only DalleBart has embeddings to train alone.
+    """
+    if not config.embeddings_only:
+        return params
+    part = _only(params, "")
+    if not part:
+        raise UserError("optimizer.embeddings_only: this model has no decoder embeddings to train")
+    return part
+
+
+def with_trained_part(params: Mapping, part: Mapping) -> dict[str, Any]:
+    """`params` with the leaves of `part` in place of its own."""
+    return {
+        key: value if key not in part else with_trained_part(value, part[key]) if _is_node(value) else part[key]
+        for key, value in params.items()
+    }
+
+
+def _only(params: Mapping, prefix: str) -> dict[str, Any]:
+    kept = {}
+    for key, value in params.items():
+        if _is_node(value):
+            if inner := _only(value, f"{prefix}{key}."):
+                kept[key] = inner
+        elif EMBEDDINGS.match(f"{prefix}{key}"):
+            kept[key] = value
+    return kept
+
+
+def _is_node(value: Any) -> bool:
+    return isinstance(value, Mapping)

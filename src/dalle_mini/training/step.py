@@ -1,20 +1,33 @@
-"""One update, as a pure function of (state, batch, key)."""
+"""One update of a model, compiled for a mesh: what the loop runs, and what `plan` compiles without a device.
+
+An update's batch may be taken in pieces (gradient accumulation, by `lax.scan`). Losses come as sums with a weight, so
+that the mean is exact over whatever is not masked, in all pieces and on all devices.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding
 
 from dalle_mini.errors import UserError
+from dalle_mini.training import sharding
+from dalle_mini.training.config import LoopConfig, MeshConfig, OptimizerConfig
+from dalle_mini.training.optimizer import make_optimizer, schedule, trained_part, with_trained_part
+from dalle_mini.weights.pretrained import flatten, unflatten
+
+LOSS_MEMORY = 0.98  # decay of the running mean of the losses, against which spikes are seen
+SETTLED = 20  # updates that the running mean is of, before it is trusted
 
 
 class TrainState(NamedTuple):
-    """Everything a run needs to go on, as one pytree: what a checkpoint holds.
+    """Everything a run needs to go on, as one pytree: what a checkpoint holds. All floats are float32.
 
     `extra` is whatever a trainer carries beside the parameters (a codebook's running counts, say).
     """
@@ -22,39 +35,262 @@ class TrainState(NamedTuple):
     step: jax.Array  # int32 []
     params: Any
     opt_state: optax.OptState
+    ema: Any  # the running mean of the parameters, or () where there is none
+    loss_mean: jax.Array  # the running mean of the losses
     extra: Any
 
+    @property
+    def weights(self) -> Any:
+        """The parameters that are evaluated and exported: their running mean, where there is one."""
+        return self.ema if jax.tree.leaves(self.ema) else self.params
 
-LossFn = Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
-StepFn = Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
+
+class Loss(NamedTuple):
+    """What a trainer's loss gives for one piece of a batch: sums, and what to divide them by."""
+
+    total: jax.Array  # float32 []
+    weight: jax.Array  # float32 []: how many tokens, rows ... were summed over
+    metrics: dict[str, jax.Array]  # further sums
+    aux: Any = ()  # arrays with a row for each example, for `Trainer.finish`
 
 
-def initial_parameters(network: type, config: Any, key: jax.Array, init_from: str | None = None) -> dict[str, Any]:
-    """The parameters that a run begins with, as a pure dict: random ones, or those of the model in `init_from`.
+class Trainer(Protocol):
+    """One thing to train, as far as an update needs to know it. `loss` and `finish` are traced by jax.
+
+    Attributes:
+        dtype: what the loss computes in; parameters come to it in that type (norms and biases in float32).
+    """
+
+    name: str
+    optimizer: OptimizerConfig
+    dtype: str
+
+    def parameters(self, key: jax.Array) -> tuple[Any, Any]:
+        """(parameters, extra) to begin with, random; traced by jax."""
+        ...
+
+    def loaded(self) -> Any | None:
+        """The parameters of a trained model to begin with instead, in this process's memory; None for random ones."""
+        ...
+
+    def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]: ...
+
+    def loss(self, params: Any, batch: Any, key: jax.Array | None) -> Loss:
+        """Of a piece of a batch. Without a key nothing is random: no dropout."""
+        ...
+
+    def finish(self, params: Any, state: TrainState, loss: Loss, key: jax.Array) -> tuple[Any, Any, dict[str, Any]]:
+        """(parameters, extra, metrics) once the optimizer has moved `params`.
+
+        `state` is as before it, `loss` of the whole batch.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class StepProgram:
+    """The update and what it takes, on a mesh. `step.lower(state, batch, key).compile()` needs no arrays.
+
+    Attributes:
+        step: (state, batch, key) -> (state, metrics); the state that is given is overwritten (donated). Metrics are
+            float32 scalars: loss, grad_norm, param_norm, learning_rate, `bad` (1 where the update was left out,
+            since the loss or the gradients are not finite or the loss is a spike; the step is counted all the
+            same), and the trainer's own.
+        evaluate: (parameters, batch) -> `Loss` without dropout.
+        init: key -> the state that a run begins with, placed on the mesh.
+        state, batch, key: shapes and shardings.
+    """
+
+    mesh: Mesh
+    step: Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
+    evaluate: Callable[[Any, Any], Loss]
+    init: Callable[[jax.Array], TrainState]
+    state: TrainState
+    batch: dict[str, jax.ShapeDtypeStruct]
+    key: jax.ShapeDtypeStruct
+
+    @property
+    def state_shardings(self) -> TrainState:
+        return jax.tree.map(lambda leaf: leaf.sharding, self.state)
+
+    def place(self, batch: dict[str, Any]) -> dict[str, jax.Array]:
+        """A whole batch of numpy arrays, the same in every process, on the mesh."""
+        rows = sharding.batch_sharding(self.mesh)
+        return sharding.place(batch, dict.fromkeys(batch, rows))
+
+
+def step_program(trainer: Trainer, loop: LoopConfig, mesh_config: MeshConfig, mesh: Mesh) -> StepProgram:
+    """Raises UserError where the batch does not divide over the mesh, or the optimizer has nothing to train."""
+    sharding.check_batch(mesh, loop.batch_size, loop.accumulation)
+    tx = make_optimizer(trainer.optimizer, loop.steps)
+
+    def begin(params, extra) -> TrainState:
+        part = trained_part(params, trainer.optimizer)
+        ema = jax.tree.map(jnp.copy, params) if trainer.optimizer.ema is not None else ()
+        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(part), ema, jnp.zeros(()), extra)
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: begin(*trainer.parameters(key)), key)
+    shardings = sharding.state_shardings(mesh, mesh_config, shapes)
+    whole, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+    state = jax.tree.map(_placed, shapes, shardings)
+    batch = {name: _placed(shape, rows) for name, shape in trainer.batch_shapes(loop.batch_size).items()}
+
+    def init(key: jax.Array) -> TrainState:
+        loaded = trainer.loaded()
+        if loaded is None:
+            return jax.jit(lambda key: begin(*trainer.parameters(key)), out_shardings=shardings)(key)
+        params = sharding.place(loaded, shardings.params)
+        make = jax.jit(lambda params, key: begin(params, trainer.parameters(key)[1]), out_shardings=shardings)
+        return make(params, key)
+
+    def evaluate(params, batch) -> Loss:
+        return trainer.loss(_compute_copy(params, jnp.dtype(trainer.dtype), mesh, shardings.params), batch, None)
+
+    update = make_step(trainer, tx, loop, mesh, shardings.params)
+    return StepProgram(
+        mesh=mesh,
+        step=jax.jit(update, donate_argnums=0, out_shardings=(shardings, whole)),
+        evaluate=jax.jit(evaluate, out_shardings=whole),
+        init=init,
+        state=state,
+        batch=batch,
+        key=_placed(key, whole),
+    )
+
+
+def make_step(
+    trainer: Trainer, tx: optax.GradientTransformation, loop: LoopConfig, mesh: Mesh, shardings: Any
+) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+    """The update as a pure function of (state, batch, key); `shardings` are the parameters'."""
+    rate = schedule(trainer.optimizer, loop.steps)
+
+    def step(state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+        loss_key, finish_key = jax.random.split(key)
+        compute = _compute_copy(state.params, jnp.dtype(trainer.dtype), mesh, shardings)
+        part, places = (trained_part(tree, trainer.optimizer) for tree in (state.params, shardings))
+
+        def to_keep(grads):
+            """Gradients in float32, split as their parameters are: they are reduced and scattered, not only reduced."""
+            return jax.tree.map(
+                lambda grad, param, place: jax.lax.with_sharding_constraint(
+                    sharding.without_padding(grad, param.shape).astype(jnp.float32), place
+                ),
+                *(grads, part, places),
+            )
+
+        loss, grads = _accumulated(trainer, compute, batch, loss_key, loop.accumulation, to_keep)
+        weight = jnp.maximum(loss.weight, 1e-6)
+        mean = loss.total / weight
+        grads = jax.tree.map(lambda grad: grad / weight, grads)
+        grad_norm = optax.tree.norm(grads)
+
+        updates, opt_state = tx.update(grads, state.opt_state, part)
+        params = with_trained_part(state.params, optax.apply_updates(part, updates))
+        params, extra, metrics = trainer.finish(params, state, loss, finish_key)
+
+        bad = _is_bad(mean, grad_norm, state, loop)
+        new = TrainState(
+            step=state.step,
+            params=params,
+            opt_state=opt_state,
+            ema=_ema(state, params, trainer.optimizer),
+            loss_mean=jnp.where(state.step == 0, mean, LOSS_MEMORY * state.loss_mean + (1 - LOSS_MEMORY) * mean),
+            extra=extra,
+        )
+        new = jax.tree.map(lambda old, new: jnp.where(bad, old, new), state, new)._replace(step=state.step + 1)
+        metrics = {
+            "loss": mean,
+            "grad_norm": grad_norm,
+            "param_norm": optax.tree.norm(new.params),
+            "learning_rate": rate(state.step),
+            "bad": bad.astype(jnp.float32),
+            **{name: total / weight for name, total in loss.metrics.items()},
+            **metrics,
+        }
+        return new, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+
+    return step
+
+
+def _accumulated(
+    trainer: Trainer, params: Any, batch: Any, key: jax.Array, accumulation: int, to_keep: Callable[[Any], Any]
+) -> tuple[Loss, Any]:
+    """The loss over a batch in `accumulation` pieces, and the gradient of its total, each piece's `to_keep`."""
+    part = trained_part(params, trainer.optimizer)
+
+    def piece(rows, key) -> tuple[Loss, Any]:
+        def total(part):
+            loss = trainer.loss(with_trained_part(params, part), rows, key)
+            return loss.total, loss
+
+        grads, loss = jax.grad(total, has_aux=True)(part)
+        return loss, to_keep(grads)
+
+    if accumulation == 1:
+        return piece(batch, jax.random.fold_in(key, 0))
+
+    def one(sums, numbered):
+        rows, number = numbered
+        loss, grads = piece(rows, jax.random.fold_in(key, number))
+        return jax.tree.map(jnp.add, sums, (loss._replace(aux=()), grads)), loss.aux
+
+    # Row i goes to piece i % accumulation: so each piece is spread over the devices as the batch is, and none moves.
+    pieces = jax.tree.map(lambda rows: rows.reshape(-1, accumulation, *rows.shape[1:]).swapaxes(0, 1), batch)
+    loss, grads = jax.eval_shape(piece, jax.tree.map(lambda rows: rows[0], pieces), key)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (loss._replace(aux=()), grads))
+    (loss, grads), aux = jax.lax.scan(one, zeros, (pieces, jnp.arange(accumulation)))
+    aux = jax.tree.map(lambda rows: rows.swapaxes(0, 1).reshape(-1, *rows.shape[2:]), aux)
+    return loss._replace(aux=aux), grads
+
+
+def _compute_copy(params: Any, dtype: Any, mesh: Mesh, shardings: Any) -> Any:
+    """Parameters in the type that is computed in, but for vectors: it is this copy that devices exchange."""
+    places = flatten(shardings)
+
+    def copy(name, leaf):
+        is_vector = leaf.ndim - bool(sharding.stack_path(name.split("."))) < 2
+        if not is_vector:
+            leaf = jax.lax.with_sharding_constraint(leaf.astype(dtype), places[name])  # cast first, gathered then
+        return jax.lax.with_sharding_constraint(*sharding.compute_layout(mesh, name, leaf, places[name]))
+
+    return unflatten({name: copy(name, leaf) for name, leaf in flatten(params).items()}, params)
+
+
+def _is_bad(loss: jax.Array, grad_norm: jax.Array, state: TrainState, loop: LoopConfig) -> jax.Array:
+    bad = ~(jnp.isfinite(loss) & jnp.isfinite(grad_norm))
+    if loop.spike:
+        bad |= (state.step >= SETTLED) & (loss > loop.spike * state.loss_mean)
+    return bad
+
+
+def _ema(state: TrainState, params: Any, optimizer: OptimizerConfig) -> Any:
+    """The running mean moved on: of the first n updates it is nearly the plain mean of them, (1 + n) / (10 + n)."""
+    if optimizer.ema is None:
+        return state.ema
+    count = state.step.astype(jnp.float32)
+    decay = jnp.minimum(optimizer.ema, (1 + count) / (10 + count))
+    return jax.tree.map(lambda mean, new: decay * mean + (1 - decay) * new, state.ema, params)
+
+
+def initial_parameters(network: type, config: Any, key: jax.Array) -> dict[str, Any]:
+    """Random parameters, as a pure dict."""
+    return nnx.to_pure_dict(nnx.state(network(config, rngs=nnx.Rngs(key))))
+
+
+def loaded_parameters(network: type, config: Any, source: str | None) -> dict[str, Any] | None:
+    """The parameters of the model in `source`, as a pure dict; None where there is no source.
 
     Raises UserError where that one has other parameters than `config` describes.
     """
-    fresh = nnx.to_pure_dict(nnx.state(network(config, rngs=nnx.Rngs(key))))
-    if init_from is None:
-        return fresh
-    loaded = nnx.to_pure_dict(nnx.state(network.from_pretrained(init_from)))
-    if jax.tree.map(jnp.shape, loaded) != jax.tree.map(jnp.shape, fresh):
-        raise UserError(f"training.init_from={init_from}: its config.json is of another model")
+    if source is None:
+        return None
+    loaded = nnx.to_pure_dict(nnx.state(network.from_pretrained(source)))
+    wanted = nnx.to_pure_dict(network.shapes(config)[1])
+    if jax.tree.map(jnp.shape, loaded) != jax.tree.map(lambda leaf: leaf.shape, wanted):
+        raise UserError(f"training.init_from={source}: its config.json is of another model")
     return loaded
 
 
-def init_state(params: Any, tx: optax.GradientTransformation, extra: Any = ()) -> TrainState:
-    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), extra)
-
-
-def make_step(loss_fn: LossFn, tx: optax.GradientTransformation) -> StepFn:
-    """An update for the common case: `loss_fn(params, batch, key) -> (loss, metrics)`, then the optimizer."""
-
-    def step(state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
-        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, batch, key)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **metrics}
-        return TrainState(state.step + 1, params, opt_state, state.extra), metrics
-
-    return step
+def _placed(leaf: Any, place: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)

@@ -17,15 +17,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
 from dalle_mini.errors import UserError
 from dalle_mini.evaluation.reconstruction import codebook_use, psnr, reconstruct
 from dalle_mini.models import VQGAN
 from dalle_mini.models.config import VQGANConfig
-from dalle_mini.training.optimizer import adamw, schedule
-from dalle_mini.training.step import TrainState, init_state, initial_parameters
+from dalle_mini.training.config import OptimizerConfig
+from dalle_mini.training.sharding import gathered
+from dalle_mini.training.step import Loss, StepProgram, TrainState, initial_parameters
+
+OPTIMIZER = OptimizerConfig(name="adamw", learning_rate=1e-3, warmup_steps=50, decay="cosine", final_rate=0.02)
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,7 @@ class VQGANTraining:
     """Losses and optimizer of a VQGAN run."""
 
     model: VQGANConfig = field(default_factory=VQGANConfig)
-    learning_rate: float = 1e-3
-    warmup_steps: int = 50
+    optimizer: OptimizerConfig = OPTIMIZER
     l1_weight: float = 1.0
     l2_weight: float = 4.0
     commitment_weight: float = 0.25
@@ -51,6 +52,7 @@ class VQGANTrainer:
     """
 
     name = "vqgan"
+    dtype = "float32"
 
     def __init__(
         self,
@@ -58,7 +60,6 @@ class VQGANTrainer:
         train: Any,
         held_out: Any,
         *,
-        steps: int,
         batch_size: int,
         seed: int,
         data: dict[str, Any] | None = None,
@@ -74,17 +75,19 @@ class VQGANTrainer:
                 f"training.crop {config.crop} is not a multiple of the {config.model.downscale} pixels of a token"
             )
         self.config, self.train, self.held_out, self.data = config, train, held_out, data
-        self.batch_size, self.seed = batch_size, seed
-        self.tx = adamw(schedule(config.learning_rate, config.warmup_steps, steps))
+        self.optimizer, self.batch_size, self.seed = config.optimizer, batch_size, seed
         self.graphdef, _ = nnx.split(nnx.eval_shape(lambda: VQGAN(config.model, rngs=nnx.Rngs(0))))
 
     def settings(self) -> dict[str, Any]:
         return {"training": dataclasses.asdict(self.config), "data": self.data}
 
-    def init(self, key: jax.Array) -> TrainState:
+    def parameters(self, key: jax.Array) -> tuple[Any, Any]:
         params = initial_parameters(VQGAN, self.config.model, key)
         codes = params["codebook"]["embedding"]
-        return init_state(params, self.tx, {"uses": jnp.zeros(len(codes)), "sums": jnp.zeros_like(codes)})
+        return params, {"uses": jnp.zeros(len(codes)), "sums": jnp.zeros_like(codes)}
+
+    def loaded(self) -> None:
+        return None
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         rng = np.random.default_rng((self.seed, step))
@@ -93,26 +96,12 @@ class VQGANTrainer:
             images = _random_crops(images, self.config.crop, self.config.model.downscale, rng)
         return {"images": images}
 
-    def step(self, state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
-        images = batch["images"].astype(jnp.float32) / 255
-        (loss, aux), grads = jax.value_and_grad(self._loss, has_aux=True)(state.params, images)
-        updates, opt_state = self.tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        codes, extra = self._update_codebook(
-            state.params["codebook"]["embedding"], state.extra, aux["latents"], aux["tokens"], state.step, key
-        )
-        params["codebook"]["embedding"] = codes
-        uses = extra["uses"] / jnp.sum(extra["uses"])
-        metrics = {
-            "loss": loss,
-            "psnr": -10 * jnp.log10(aux["mse"]),
-            "commitment": aux["commitment"],
-            "perplexity": jnp.exp(-jnp.sum(uses * jnp.log(uses + 1e-10))),
-            "grad_norm": optax.tree.norm(grads),
-        }
-        return TrainState(state.step + 1, params, opt_state, extra), metrics
+    def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        side = self.config.crop or self.config.model.resolution
+        return {"images": jax.ShapeDtypeStruct((batch_size, side, side, self.config.model.in_channels), jnp.uint8)}
 
-    def _loss(self, params: Any, images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(self, params: Any, batch: Any, key: jax.Array | None) -> Loss:
+        images = batch["images"].astype(jnp.float32) / 255
         vqgan = nnx.merge(self.graphdef, params)
         latents = vqgan.encode_latents(images)
         tokens = vqgan.quantize(jax.lax.stop_gradient(latents))
@@ -123,7 +112,25 @@ class VQGANTrainer:
         mse = jnp.mean(error**2)
         c = self.config
         loss = c.l1_weight * jnp.mean(jnp.abs(error)) + c.l2_weight * mse + c.commitment_weight * commitment
-        return loss, {"mse": mse, "commitment": commitment, "latents": latents, "tokens": tokens}
+        count = jnp.float32(len(images))  # of equal weight, so that the pieces of a batch add up
+        metrics = {"mse": mse * count, "commitment": commitment * count}
+        return Loss(loss * count, count, metrics, {"latents": latents, "tokens": tokens})
+
+    def finish(self, params: Any, state: TrainState, loss: Loss, key: jax.Array) -> tuple[Any, Any, dict[str, Any]]:
+        """The codebook is not the optimizer's: it follows its vectors."""
+        codes, extra = self._update_codebook(
+            state.params["codebook"]["embedding"], state.extra, loss.aux["latents"], loss.aux["tokens"], state.step, key
+        )
+        params = {**params, "codebook": {"embedding": codes}}
+        uses = extra["uses"] / jnp.sum(extra["uses"])
+        return (
+            params,
+            extra,
+            {
+                "psnr": -10 * jnp.log10(loss.metrics["mse"] / loss.weight),
+                "perplexity": jnp.exp(-jnp.sum(uses * jnp.log(uses + 1e-10))),
+            },
+        )
 
     def _update_codebook(self, codes, extra, latents, tokens, step, key):
         c = self.config
@@ -147,15 +154,16 @@ class VQGANTrainer:
         codes, uses, totals = jax.lax.cond(due, revive, lambda *same: same, codes, uses, totals)
         return codes, {"uses": uses, "sums": totals}
 
-    def evaluate(self, state: TrainState) -> dict[str, float]:
+    def evaluate(self, program: StepProgram, state: TrainState, batch_size: int) -> dict[str, float]:
         """PSNR (dB, mean over pictures) and share of the codebook used on 256 held-out pictures."""
         images, _ = self.held_out.batch(range(min(256, len(self.held_out))))
-        pictures, tokens = reconstruct(nnx.merge(self.graphdef, state.params), images)
+        pictures, tokens = reconstruct(nnx.merge(self.graphdef, gathered(state.weights)), images)
         return {"psnr": psnr(images, pictures), "codebook_use": codebook_use(tokens, self.config.model.n_embed)}
 
     def export(self, state: TrainState, folder: Path) -> None:
-        vqgan = nnx.merge(self.graphdef, state.params)
-        vqgan.save_pretrained(folder)
+        params = gathered(state.weights)
+        if jax.process_index() == 0:
+            nnx.merge(self.graphdef, params).save_pretrained(folder)
 
 
 def _random_crops(images: np.ndarray, side: int, grid: int, rng: np.random.Generator) -> np.ndarray:
