@@ -163,9 +163,9 @@ def test_evaluation_covers_every_row_once(data, words, hosts, batch_size):
     seen = []
     for together in zip(*shares, strict=True):
         batch = {name: np.concatenate([share[name] for share in together]) for name in together[0]}
-        assert batch["labels"].shape == (batch_size, 4) and batch["mask"].dtype == np.float32
-        assert set(batch["mask"]) <= {0.0, 1.0}
-        seen += row_numbers(batch)[batch["mask"] > 0].tolist()
+        assert batch["labels"].shape == (batch_size, 4) and batch["label_mask"].dtype == np.float32
+        assert set(batch["label_mask"]) <= {0.0, 1.0}
+        seen += row_numbers(batch)[batch["label_mask"] > 0].tolist()
     assert seen == [*range(250), *range(90)]
     ids = np.concatenate([share["input_ids"] for share in shares[0]])[: min(batch_size // hosts, 250)]
     np.testing.assert_array_equal(ids, text(words, map(caption, range(len(ids))))["input_ids"])  # the first caption
@@ -280,7 +280,7 @@ for step, batch in prefetch(batches.at, range(3, 7), sharding, batch_size=16):
 evaluation = batches.evaluation(16)
 rows = 0
 for number, batch in prefetch(evaluation.at, range(len(evaluation)), sharding, batch_size=16):
-    rows += int(add({{"mask": batch["mask"]}})["mask"])
+    rows += int(add({{"mask": batch["label_mask"]}})["mask"])
 print(json.dumps([found, rows]))
 """
 

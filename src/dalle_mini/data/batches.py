@@ -175,7 +175,7 @@ class TokenBatches:
 class Evaluation:
     """Batches that hold every row once, in order, each picture with its first caption.
 
-    Iterating gives what `TokenBatches.at` does, and `mask`, float32 [b]: 0 for the rows that fill up the last batch
+    Iterating gives what `TokenBatches.at` does, and `label_mask`, float32 [b]: 0 for the rows that fill up the last batch
     (row 0 again), 1 for all others. Every process gets its part of as many batches; in the last it may be masked whole.
     """
 
@@ -194,7 +194,7 @@ class Evaluation:
         mask = positions < self.batches.size
         found = self.batches._read(np.where(mask, positions, 0))
         text = self.batches._text(found["caption"], np.zeros(share, bool))
-        return text | {"labels": found["tokens"], "mask": mask.astype(np.float32)}
+        return text | {"labels": found["tokens"], "label_mask": mask.astype(np.float32)}
 
 
 def prefetch(
