@@ -17,7 +17,6 @@ from typing import Any
 from dalle_mini.data import captions as text
 from dalle_mini.data import reasons, where
 from dalle_mini.data.example import Example, Source
-from dalle_mini.data.images import MAX_PIXELS
 from dalle_mini.errors import UserError
 
 DUPLICATES = ("exact", "near")
@@ -55,7 +54,7 @@ class Filters:
     english: bool = False
     max_aspect: float | None = 2.0
     min_side: int | None = 64
-    max_pixels: int = MAX_PIXELS
+    max_pixels: int = 2**26  # images.MAX_PIXELS, whose module the command line shall not have to import
     duplicates: str | None = None
     near_distance: int = 3
     min_clip_score: float | None = None
