@@ -31,8 +31,7 @@ PICTURE_SUFFIXES = frozenset(  # more than are read: a picture that is not is co
 THREADS = 8  # files that are asked for at once where each takes a request
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
+_BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 MOST_NAMES = 1_000_000  # of one pattern
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
@@ -183,16 +182,18 @@ def expand(pattern: str) -> list[str]:
     found, pending = [], [pattern]
     while pending:
         name = pending.pop()
-        match = _RANGE.search(name) or _CHOICE.search(name)
+        match = _BRACES.search(name)
         if match is None:
             found.append(name)
             continue
-        if match.re is _RANGE:
-            first, last = match.groups()
-            numbers = range(int(first), min(int(last), int(first) + MOST_NAMES) + 1)
+        first, last, listed = match.groups()
+        if listed is None:
+            numbers = range(int(first), int(last) + 1)
+            if len(numbers) > MOST_NAMES:
+                raise UserError(f"{pattern}: stands for more than {MOST_NAMES} names")
             choices = [f"{number:0{len(first)}d}" for number in numbers]
         else:
-            choices = match[1].split(",")
+            choices = listed.split(",")
         pending += [name[: match.start()] + choice + name[match.end() :] for choice in reversed(choices)]
         if len(pending) + len(found) > MOST_NAMES:
             raise UserError(f"{pattern}: stands for more than {MOST_NAMES} names")

@@ -156,9 +156,10 @@ def _resolved(address: Address) -> tuple[Address, Dataset | IterableDataset]:
         revision = address.revision
         is_here = os.path.isdir(address.name)
         if not is_here:
-            from huggingface_hub import HfApi
+            from huggingface_hub import HfApi, constants
 
-            revision = HfApi().dataset_info(address.name, revision=revision).sha
+            if not constants.HF_HUB_OFFLINE:  # else what was downloaded is taken, as `datasets` does
+                revision = HfApi().dataset_info(address.name, revision=revision).sha
         if address.saved:
             found = datasets.load_from_disk(address.name)
             splits = list(found) if isinstance(found, datasets.DatasetDict) else []
@@ -171,7 +172,8 @@ def _resolved(address: Address) -> tuple[Address, Dataset | IterableDataset]:
         raise
     except Exception as error:  # the library and the network raise nearly every type there is
         lines = str(error).splitlines() or [type(error).__name__]
-        raise UserError(f"{address.name}: cannot be opened as a Hugging Face data set ({lines[0][:300]})") from None
+        where = address.name if os.path.isdir(address.name) else f"{address.name}: there is no such folder, and it"
+        raise UserError(f"{where} cannot be opened as a Hugging Face data set ({lines[0][:300]})") from None
 
 
 def _split(address: Address, splits: Sequence[str]) -> str | None:

@@ -27,7 +27,7 @@ PART = 4096  # rows, about: whole row groups
 FEW_FILES = 256  # as many are looked into ahead, to be divided by row groups; of more files each is a part
 BATCH_BYTES = 16 << 20  # that are decoded at a time, if the file tells its sizes right
 MOST_ROWS = 256
-MOST_LOST = 1_000_000  # rows of a damaged row group that are counted: it may claim any number
+MOST_LOST = 1_000_000  # rows that are counted as damaged in one place, which may claim any number
 
 
 class ParquetFiles:
@@ -102,13 +102,13 @@ class RowGroups:
         try:
             file = self.fs.open(self.path, "rb")
         except Exception:  # every store has exceptions of its own
-            yield self._break(self.first_row, reasons.CANNOT_READ)
+            yield from self._lost(self.first_row, self.size or 1, reasons.CANNOT_READ)
             return
         with file:
             try:
                 table = pq.ParquetFile(file, buffer_size=1 << 20, page_checksum_verification=True)
             except Exception:  # pyarrow's own exceptions derive from several
-                yield self._break(self.first_row, reasons.DAMAGED)
+                yield from self._lost(self.first_row, self.size or 1, reasons.DAMAGED)
                 return
             row = self.first_row
             for group in range(*(self.groups or (0, table.num_row_groups))):
@@ -118,7 +118,7 @@ class RowGroups:
     def _group(self, table: Any, group: int, row: int) -> Iterator[Example]:
         about = table.metadata.row_group(group)
         rows = min(MOST_ROWS, max(1, BATCH_BYTES * about.num_rows // max(1, about.total_byte_size)))
-        stop = row + min(about.num_rows, MOST_LOST)
+        stop = row + about.num_rows
         names = _wanted(table.schema_arrow, self.layout)
         try:
             # On one thread, column by column: memory is a batch of rows, not a row group.
@@ -128,8 +128,7 @@ class RowGroups:
                     yield self._example(row, {name: column[i].as_py() for name, column in columns.items()})
                     row += 1
         except Exception:
-            for lost in range(row, stop):
-                yield self._break(lost, reasons.DAMAGED)
+            yield from self._lost(row, stop - row, reasons.DAMAGED)
 
     def _example(self, number: int, row: dict[str, Any]) -> Example:
         key = row.get(self.layout.key) if self.layout.key else None
@@ -141,8 +140,10 @@ class RowGroups:
         folder = self.image_root or posixpath.dirname(self.path)
         return files.read(self.fs, files.inside(self.fs, self.image_root or self.root, folder, path))
 
-    def _break(self, row: int, reason: str) -> Example:
-        return Example(files.text_key(f"{files.without_suffix(self.file_name)}/{row}"), None, (), {}, reason)
+    def _lost(self, row: int, count: int, reason: str) -> Iterator[Example]:
+        """An example with a problem for each of some rows that cannot be read."""
+        for number in range(row, row + min(count, MOST_LOST)):
+            yield Example(files.text_key(f"{files.without_suffix(self.file_name)}/{number}"), None, (), {}, reason)
 
 
 def tells_pictures(fs: AbstractFileSystem, paths: Sequence[str], options: Options) -> bool:

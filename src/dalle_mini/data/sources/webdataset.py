@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 BLOCK = tarfile.BLOCKSIZE
+_CUT = ("unexpected end of data", "empty file", "truncated header")  # what tarfile says of an early end
 
 
 class WebDataset:
@@ -167,8 +168,10 @@ class Tar:
                         ending,
                         limit if isinstance(limit, files.Unreadable) else self._content(tar, member, limit),
                     )
-        except (EOFError, tarfile.ReadError) as error:
-            if isinstance(error, tarfile.ReadError) and "end of data" not in str(error) and "empty" not in str(error):
+        except EOFError:
+            yield reasons.CUT_SHORT
+        except tarfile.ReadError as error:
+            if not str(error).startswith(_CUT):
                 yield reasons.DAMAGED
                 return offset + BLOCK
             yield reasons.CUT_SHORT
