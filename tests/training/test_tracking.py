@@ -2,12 +2,15 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import jax
 import pytest
+from tiny_runs import SEQ2SEQ
 
 from dalle_mini.errors import UserError
 from dalle_mini.training import tracking
+from dalle_mini.training.flops import training_flops
 from dalle_mini.training.tracking import LiveLine, Tracker, Work, duration, read_log
 
 
@@ -38,6 +41,21 @@ def test_speed_and_what_is_used_of_the_device(tmp_path):
     assert known["tokens_per_second"] == unknown["tokens_per_second"] == 16000
     assert known["mfu"] == pytest.approx(0.1)
     assert unknown["mfu"] is None
+
+
+def test_the_peak_is_of_all_devices(monkeypatch):
+    cores = [SimpleNamespace(device_kind="TPU v3")] * 8
+    monkeypatch.setattr(jax, "devices", lambda: cores)
+    assert tracking._peak_flops() == pytest.approx(4 * 123e12)
+    monkeypatch.setattr(jax, "devices", lambda: [*cores, SimpleNamespace(device_kind="cpu")])
+    assert tracking._peak_flops() is None
+
+
+def test_work_of_a_model():
+    work = Work.of(SEQ2SEQ.model)
+    assert work.tokens_per_picture == 8 + 16
+    assert work.flops_per_picture == training_flops(SEQ2SEQ.model)
+    assert work.peak_flops is None
 
 
 def test_device_memory(tmp_path, monkeypatch):

@@ -26,6 +26,7 @@ from dalle_mini.errors import UserError
 from dalle_mini.training.config import TrackingConfig
 
 if TYPE_CHECKING:
+    from dalle_mini.models.config import DalleBartConfig
     from dalle_mini.training.samples import Sample
 
 LOG, REPORT, SAMPLES = "log.jsonl", "report.html", "samples"
@@ -55,6 +56,13 @@ class Work:
     tokens_per_picture: int | None = None
     flops_per_picture: float | None = None
     peak_flops: float | None = None
+
+    @classmethod
+    def of(cls, model: DalleBartConfig) -> Work:
+        """A seq2seq model's."""
+        from dalle_mini.training.flops import training_flops
+
+        return cls(model.text_length + model.image_length, training_flops(model))
 
 
 class Tracker:
@@ -298,5 +306,10 @@ def _drop_what_comes_after(out: Path, step: int) -> None:
 
 
 def _peak_flops() -> float | None:
-    """Of all devices together, from the table of device kinds; None where it does not know them."""
-    return None
+    """Of all devices of all processes together; None where `hardware.py` does not know one, a CPU for example."""
+    import jax
+
+    from dalle_mini.training.hardware import peak_flops
+
+    peaks = [peak_flops(device.device_kind) for device in jax.devices()]
+    return None if None in peaks else sum(peaks)

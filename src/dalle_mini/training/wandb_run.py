@@ -58,7 +58,7 @@ class WandbRun:
         try:
             self._run = wandb.init(
                 project=tracking.wandb,
-                id=found or wandb.util.generate_id(),
+                id=found,  # None makes a new one
                 resume="allow",
                 name=out.resolve().name,
                 job_type=label or None,
