@@ -15,6 +15,8 @@ from typing import Any
 from dalle_mini.output import write_whole
 from dalle_mini.training.chart import Series, chart, number
 
+Row = tuple[str, Sequence[str], str | None]  # of a comparison's table: name, cells, what went wrong
+
 COLUMNS = 8  # steps whose pictures are shown: the first, the last, and some between
 PROMPTS = 24
 LEAST = ("step", "time", "tokens_per_second")  # have no curve of their own
@@ -122,7 +124,7 @@ def write_comparison(
     title: str,
     runs: Mapping[str, Path],
     header: Sequence[str] = (),
-    rows: Sequence[tuple[str, Sequence[str], str | None]] = (),
+    rows: Sequence[Row] = (),
 ) -> None:
     """Write a page with the curves of several runs in each chart, beside and renamed.
 
@@ -250,9 +252,7 @@ def spread(items: Sequence[Any], count: int) -> list[Any]:
     return [items[round(place * (len(items) - 1) / (count - 1))] for place in range(count)]
 
 
-def _table(
-    header: Sequence[str], rows: Sequence[tuple[str, Sequence[str], str | None]], colours: Mapping[str, int]
-) -> str:
+def _table(header: Sequence[str], rows: Sequence[Row], colours: Mapping[str, int]) -> str:
     if not rows:
         return ""
     head = "".join(f"<th>{html.escape(title)}</th>" for title in ("run", *header))

@@ -97,11 +97,17 @@ class Sampler:
         clip = None if config.clip is None else resolve(config.clip, RANKER)
         # Elsewhere they would only take memory. On a CPU float32 is quicker than bfloat16 for few rows.
         self.dtype = jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
+        problem = None
         if jax.process_index() == 0:
-            self._vqgan = VQGAN.from_pretrained(folder, dtype=jnp.float32)
-            if trained_on is not None and identity(self._vqgan) != trained_on:
-                raise UserError(f"{folder}: not the VQGAN whose tokens this run is trained on ({trained_on})")
-            self._ranker = Unranked() if clip is None else ClipRanker.from_pretrained(clip)
+            try:
+                self._vqgan = VQGAN.from_pretrained(folder)
+                if trained_on is not None and identity(self._vqgan) != trained_on:
+                    raise UserError(f"{folder}: not the VQGAN whose tokens this run is trained on ({trained_on})")
+                self._ranker = Unranked() if clip is None else ClipRanker.from_pretrained(clip)
+            except UserError as error:
+                problem = error
+        if _somewhere(problem is not None):
+            raise problem or UserError("process 0 cannot draw the samples: see what it says")
 
     def draw(self, params: Any) -> list[Sample]:
         """The prompts' pictures of a pure dict of DalleBart's parameters, sharded or not; padding at ends is cut off.
@@ -189,6 +195,15 @@ def read_samples(folder: Path) -> dict[str, Any] | None:
         return report if isinstance(report["step"], int) and isinstance(report["prompts"], list) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _somewhere(problem: bool) -> bool:
+    """Whether process 0 has a problem, in all of them: one that stops alone would leave the others waiting."""
+    if jax.process_count() == 1:
+        return problem
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(problem)))
 
 
 @functools.cache
