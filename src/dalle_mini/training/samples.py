@@ -32,9 +32,8 @@ from dalle_mini.output import REPORT, picture_grid, slug, written_beside
 from dalle_mini.settings import GenerationSettings, check_prompts
 from dalle_mini.text import CaptionNormalizer, CaptionTokenizer
 from dalle_mini.training.config import SampleConfig
-from dalle_mini.weights.bundle import RANKER, check_fit
+from dalle_mini.weights.bundle import check_fit, find_part
 from dalle_mini.weights.folder import load_config
-from dalle_mini.weights.hub import resolve
 
 if TYPE_CHECKING:
     from dalle_mini.pipeline import DalleMini
@@ -92,9 +91,9 @@ class Sampler:
         source = config.vqgan or vqgan
         if source is None:
             raise UserError("samples.vqgan: name the VQGAN that draws samples.prompts, or leave those out")
-        folder = resolve(source)
+        folder = find_part("vqgan", source)
         check_fit(model, VQGANConfig.from_dict(load_config(folder)), {"vqgan": folder, "dalle": Path(THIS_RUN)})
-        clip = None if config.clip is None else resolve(config.clip, RANKER)
+        clip = None if config.clip is None else find_part("clip", config.clip)
         # Elsewhere they would only take memory. On a CPU float32 is quicker than bfloat16 for few rows.
         self.dtype = jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
         problem = None

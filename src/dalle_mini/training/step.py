@@ -113,10 +113,20 @@ class StepProgram:
     def state_shardings(self) -> TrainState:
         return jax.tree.map(lambda leaf: leaf.sharding, self.state)
 
-    def place(self, batch: dict[str, Any]) -> dict[str, jax.Array]:
-        """A whole batch of numpy arrays, the same in every process, on the mesh."""
+    def place(self, batch: dict[str, Any], batch_size: int | None = None) -> dict[str, jax.Array]:
+        """A batch of numpy arrays on the mesh: all of its rows, or this process's part of them (`data_share`).
+
+        Args:
+            batch_size: rows over all processes; those of an update by default.
+        """
+        batch_size = batch_size or next(iter(self.batch.values())).shape[0]
         rows = sharding.batch_sharding(self.mesh)
-        return sharding.place(batch, dict.fromkeys(batch, rows))
+        if all(len(array) == batch_size for array in batch.values()):
+            return sharding.place(batch, dict.fromkeys(batch, rows))
+        return {
+            name: jax.make_array_from_process_local_data(rows, array, (batch_size, *array.shape[1:]))
+            for name, array in batch.items()
+        }
 
 
 def step_program(trainer: Trainer, loop: LoopConfig, mesh_config: MeshConfig, mesh: Mesh) -> StepProgram:

@@ -80,14 +80,23 @@ def find_parts(
     return parts | ({"words": words} if words else {})
 
 
-def find_part(part: str, source: str | os.PathLike, **options) -> Path:
+def find_part(part: str, source: str | os.PathLike, *, weights: bool = True, **options) -> Path:
     """The folder of one of `PARTS`, of a bundle or alone, with its tokenizer; `options` are those of `find_parts`.
+
+    Without `weights` only what is beside them is fetched, the config too.
 
     Raises UserError where it is missing, or cannot be fetched.
     """
     place = _open(source, **options)
-    needs = {"dalle": Needs(tokenizer=True, optional=WORD_LISTS), "vqgan": Needs(), "clip": RANKER}[part]
+    beside = () if weights else (CONFIG,)
+    text = Needs(weights, tokenizer=True, optional=(*beside, *WORD_LISTS))
+    needs = {"dalle": text, "vqgan": Needs(weights, optional=beside), "clip": RANKER}[part]
     return place.take(_inside(place, part), needs)
+
+
+def has_part(part: str, source: str | os.PathLike, **options) -> bool:
+    """Whether `source` is a bundle with that one of `PARTS`. Raises UserError where it cannot be looked at."""
+    return bool(_inside(_open(source, **options), part))
 
 
 def _open(source: str | os.PathLike, **options) -> Folder | Repository:
