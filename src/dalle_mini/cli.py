@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from dalle_mini import __version__
 from dalle_mini.commands.generate import add_generate
+from dalle_mini.commands.plan import add_plan
 from dalle_mini.commands.terminal import Help, Parser
 from dalle_mini.commands.train import add_train
 from dalle_mini.commands.weights import add_convert, add_info
@@ -43,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_train(verbs)
     add_convert(verbs)
     add_info(verbs)
+    add_plan(verbs)
     return parser
 
 
