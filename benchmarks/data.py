@@ -119,8 +119,8 @@ def write(args: argparse.Namespace) -> dict[str, float]:
 
 
 def made_up_caption(chance: np.random.Generator) -> str:
-    looks = "red blue old wooden tiny giant beautiful colorful vintage modern abandoned snowy sunny dark bright".split()
-    things = "house dog cat mountain river bicycle portrait street armchair avocado bridge boat forest castle".split()
+    looks = ["red", "blue", "old", "wooden", "tiny", "beautiful", "colorful", "vintage", "abandoned", "snowy", "dark"]
+    things = ["house", "dog", "cat", "mountain", "river", "bicycle", "portrait", "street", "armchair", "avocado"]
     places = ["in the park", "at night", "on a beach", "in New York City", "(2014)", "by Pablo Picasso's studio"]
     names = [f"a {chance.choice(looks)} {chance.choice(things)}" for _ in range(chance.integers(1, 4))]
     caption = f"{' and '.join(names).capitalize()} standing {chance.choice(places)}"
@@ -210,7 +210,7 @@ def report(figures: dict[str, float]) -> None:
         f"{figures['cpu_microseconds_per_row']:.0f} us of CPU a row",
         f"first start   {figures['first_start_seconds']:.1f} s{goal('first_start_seconds')}, "
         f"peak {figures['first_start_peak_mb']:,.0f} MB: shards are checked and mapped for the first time",
-        f"start         {figures['start_seconds']:.1f} s, peak {figures['start_peak_mb']:,.0f} MB: every time after that",
+        f"start         {figures['start_seconds']:.1f} s, peak {figures['start_peak_mb']:,.0f} MB: every later time",
         f"epoch         peak {figures['peak_mb']:,.0f} MB{goal('peak_mb')} with mapped pages; allocated "
         f"{figures['anonymous_mb']:,.0f} MB, growing by {figures['anonymous_growth_mb']:.1f} MB",
     ]

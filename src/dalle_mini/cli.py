@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from dalle_mini import __version__
+from dalle_mini.commands.data import add_data
 from dalle_mini.commands.generate import add_generate
 from dalle_mini.commands.plan import add_plan
 from dalle_mini.commands.terminal import Help, Parser
@@ -42,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(metavar="VERB", required=True, title="verbs", description="VERB --help tells more")
     add_generate(verbs)
     add_train(verbs)
+    add_data(verbs)
     add_convert(verbs)
     add_info(verbs)
     add_plan(verbs)

@@ -28,14 +28,18 @@ def write_tokens(
     codebook_size: int = 64,
     vqgan: str = VQGAN,
     source: str = "nowhere",
+    resolution: int = 8,
     others: int = 0,
     prefix: str = "",
     tokens=None,
+    captions: dict[int, str] | None = None,
+    source_of_rows: dict | None = None,
     **manifest,
 ) -> Path:
     """An encoded folder. Row r of a split has the tokens r % codebook_size, r // codebook_size % codebook_size, ...
 
     `others`: row r has r % (others + 1) further captions. `tokens`: [rows, image_length], instead, of every split.
+    `captions`: of some rows, instead. `manifest` replaces what the manifest would say.
     """
     folder.mkdir(parents=True, exist_ok=True)
     columns = schema(image_length, codebook_size)
@@ -44,14 +48,16 @@ def write_tokens(
         shards = []
         for number, start in enumerate(range(0, count, shard_rows)):
             these = np.arange(start, min(start + shard_rows, count))
-            codes = these[:, None] // codebook_size ** np.arange(image_length) % codebook_size
-            codes = codes if tokens is None else np.asarray(tokens)[these]
+            if tokens is None:
+                codes = these[:, None] // codebook_size ** np.arange(image_length) % codebook_size
+            else:
+                codes = np.asarray(tokens)[these]
             use += np.bincount(codes.ravel(), minlength=codebook_size)[:codebook_size]
             table = pa.table(
                 {
                     "key": [f"{prefix}{split}/{row:06d}" for row in these],
                     "crop": pa.array(np.zeros(len(these)), pa.int16()),
-                    "caption": [prefix + caption(row) for row in these],
+                    "caption": [prefix + (captions or {}).get(row, caption(row)) for row in these.tolist()],
                     "other_captions": [[f"{k} of {row}" for k in range(row % (others + 1))] for row in these.tolist()],
                     "tokens": pa.FixedSizeListArray.from_arrays(
                         pa.array(codes.ravel(), columns.field("tokens").type.value_type), image_length
@@ -76,9 +82,9 @@ def write_tokens(
         "crops_dropped": 0,
         "filters": (),
         "codebook_use": tuple(use.tolist()),
-        "vqgan": TokensOf(vqgan, codebook_size, image_length, 2 * int(image_length**0.5), source),
+        "vqgan": TokensOf(vqgan, codebook_size, image_length, resolution, source),
         "clip": None,
-        "source": {},
+        "source": source_of_rows or {},
         "options": {},
         "splits": splits,
     }

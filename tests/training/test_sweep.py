@@ -14,7 +14,7 @@ import yaml
 
 from dalle_mini.errors import UserError
 from dalle_mini.training.config import LoopConfig, OptimizerConfig, TrackingConfig
-from dalle_mini.training.overrides import override
+from dalle_mini.training.config_file import override
 from dalle_mini.training.sweep import Sweep, last_words, summary
 from dalle_mini.training.sweep_points import grid, parse_axes, sampled
 

@@ -176,8 +176,7 @@ class Evaluation:
     """Batches that hold every row once, in order, each picture with its first caption.
 
     Iterating gives what `TokenBatches.at` does, and `label_mask`, float32 [b]: 0 for the rows that fill up the last
-    batch (row 0 again), 1 for all others. Every process gets its part of as many batches; in the last it may be masked
-    whole.
+    batch (row 0 again), 1 for all others. Every process gets its part of as many batches, the last perhaps all masked.
     """
 
     batches: TokenBatches
