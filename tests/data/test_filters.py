@@ -50,6 +50,11 @@ def test_captions_are_cleaned_filtered_and_kept_once():
     assert kept == (("a dog", "two dogs"), None)
 
 
+def test_any_number_of_captions_takes_little_time():
+    many = example(*(f"caption {i}" for i in range(200_000)))
+    assert len(keep_captions(many, Filters())[0]) == 1000
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
