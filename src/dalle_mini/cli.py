@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from dalle_mini import __version__
 from dalle_mini.commands.data import add_data
+from dalle_mini.commands.encode import add_encode
 from dalle_mini.commands.generate import add_generate
 from dalle_mini.commands.plan import add_plan
 from dalle_mini.commands.terminal import Help, Parser
@@ -44,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_generate(verbs)
     add_train(verbs)
     add_data(verbs)
+    add_encode(verbs)
     add_convert(verbs)
     add_info(verbs)
     add_plan(verbs)

@@ -1,5 +1,7 @@
 """What is kept of a pile: captions, sides, scores, columns, languages, and the options' limits."""
 
+from pathlib import Path
+
 import pytest
 
 from dalle_mini.data import reasons
@@ -46,6 +48,11 @@ def test_caption_problem(caption, expected):
 def test_captions_are_cleaned_filtered_and_kept_once():
     kept = keep_captions(example("<b>a dog</b>", "x", "a  dog", "two dogs"), Filters())
     assert kept == (("a dog", "two dogs"), None)
+
+
+def test_any_number_of_captions_takes_little_time():
+    many = example(*(f"caption {i}" for i in range(200_000)))
+    assert len(keep_captions(many, Filters())[0]) == 1000
 
 
 @pytest.mark.parametrize(
@@ -170,3 +177,20 @@ def test_check_where_names_the_columns_that_there_are():
     check_where(Filters(), pile)
     with pytest.raises(UserError, match=r"no column 'scores'; the columns are score, width"):
         check_where(Filters(where="scores > 0"), pile)
+
+
+def test_the_docs_list_every_reason_and_default():
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    for reason, meaning in reasons.REASONS.items():
+        assert f"| {reason} | {meaning} |\n" in text
+    filters = Filters()
+    for option, default in (
+        ("--min-caption N", f"{filters.min_caption} characters"),
+        ("--max-caption N", f"{filters.max_caption} characters"),
+        ("--max-aspect X", f"{filters.max_aspect:g}:"),
+        ("--min-side N", f"{filters.min_side} pixels"),
+        ("--max-pixels N", f"{filters.max_pixels},"),
+    ):
+        assert f"| `{option}` | {default}" in text
+    assert f"{filters.near_distance} bits of 64" in text
+    assert (filters.english, filters.duplicates, filters.where, filters.min_clip_score) == (False, None, None, None)

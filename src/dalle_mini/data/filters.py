@@ -21,6 +21,7 @@ from dalle_mini.errors import UserError
 
 DUPLICATES = ("exact", "near")
 LONGEST_RAW = 1_000_000  # characters; what is longer is not even cleaned
+MOST_CAPTIONS = 1000  # of one picture
 MOST_PIXELS = 178_956_970  # Pillow opens nothing larger
 SHORTEST_JUDGED = 3  # words; of fewer no detector can tell the language
 SURE, UNLIKELY = 0.4, 0.02  # probabilities of another language and of English
@@ -85,20 +86,21 @@ def keep_captions(example: Example, filters: Filters) -> tuple[tuple[str, ...], 
     """(an example's captions, cleaned and filtered, each once; None), or ((), the reason to drop the example).
 
     Its picture is not looked at. One caption that passes is enough to keep the example; the reason is else that of
-    its first caption. The columns are judged here too, as they need no picture.
+    its first caption. Of more than a thousand captions the first thousand are looked at. The columns are judged here
+    too, as they need no picture.
     """
     reason = example.problem or columns_problem(example.columns, filters)
     if reason:
         return (), reason
-    kept, first = [], reasons.NO_CAPTION
-    for number, caption in enumerate(example.captions):
+    kept, first = {}, reasons.NO_CAPTION
+    for number, caption in enumerate(example.captions[:MOST_CAPTIONS]):
         if len(caption) > max(LONGEST_RAW, filters.max_caption or 0):
             reason = reasons.CAPTION_TOO_LONG
         else:
             caption = text.clean(caption)
             reason = caption_problem(caption, filters)
-        if reason is None and caption not in kept:
-            kept.append(caption)
+        if reason is None:
+            kept[caption] = None
         if number == 0 and reason:
             first = reason
     return (tuple(kept), None) if kept else ((), first)

@@ -185,3 +185,48 @@ def test_tars_of_any_file_system():
     assert next(example.key for part in source.parts() for example in part.examples()) == "0/0000"
     source = open_source("memory://tars")
     assert next(example.key for part in source.parts() for example in part.examples()) == "a/0/0000"
+
+
+def test_tars_of_a_web_server(tmp_path):
+    """One that gives parts of files is read from; one that only pours them out is counted."""
+    import threading
+    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+    class Handler(SimpleHTTPRequestHandler):
+        parts = True
+
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(tmp_path))
+
+        def log_message(self, *_):
+            pass
+
+        def do_GET(self):
+            data = (tmp_path / self.path.lstrip("/")).read_bytes()
+            start, stop = 0, len(data)
+            if self.parts and self.headers.get("Range"):
+                start, _, last = self.headers["Range"].removeprefix("bytes=").partition("-")
+                start, stop = int(start), min(int(last) + 1 if last else stop, stop)
+            self.send_response(206 if self.parts and self.headers.get("Range") else 200)
+            if self.parts:
+                self.send_header("Accept-Ranges", "bytes")
+                self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(data)}")
+                self.send_header("Content-Length", str(stop - start))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(data[start:stop])
+
+        do_HEAD = do_GET
+
+    for name in ("0.tar", "1.tar"):
+        (tmp_path / name).write_bytes(three())
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        assert outcome(f"{url}/0.tar") == [(f"0/{i:04d}", None) for i in range(3)]
+        Handler.parts = False
+        assert [problem for _, problem in outcome(f"{url}/1.tar")] == [reasons.CANNOT_READ]
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -73,6 +73,8 @@ def is_local(fs: AbstractFileSystem) -> bool:
 def kind(fs: AbstractFileSystem, path: str) -> str | None:
     """ "file", "directory" or None. Raises UserError where that cannot be found out."""
     try:
+        if path.endswith((".tar", ".gz", ".tgz", ".parquet")) and fs.isfile(path):
+            return "file"  # a web server would be asked for its content, to see whether it is a folder's
         return "directory" if fs.isdir(path) else "file" if fs.exists(path) else None
     except Exception as error:  # every store has exceptions of its own: no permission, no such bucket, no network
         raise UserError(f"{path}: cannot be reached ({_first_line(error)})") from None

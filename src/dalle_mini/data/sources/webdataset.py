@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 BLOCK = tarfile.BLOCKSIZE
+MOST_STRETCHES = 1000  # that are damaged, in one tar; then the rest is not looked at
 _CUT = ("unexpected end of data", "empty file", "truncated header")  # what tarfile says of an early end
 
 
@@ -130,15 +131,19 @@ class Tar:
         """(key, ending, content) of each file that matters, and a reason at each break, behind which it goes on."""
         try:
             file: IO[bytes] = self.fs.open(self.path, "rb")
+            file.seek(1)  # a web server that gives no parts of files cannot
         except Exception:  # every store has exceptions of its own
             yield reasons.CANNOT_READ
             return
         with file:
+            file.seek(0)
             if not self.name.endswith(".tar"):
                 file = gzip.GzipFile(fileobj=file)
             place: int | None = 0
-            while place is not None:
+            for _ in range(MOST_STRETCHES):
                 place = yield from self._stretch(_Guarded(file), place)
+                if place is None:
+                    return
 
     def _stretch(self, file: _Guarded, place: int) -> Iterator[tuple[str, str, bytes | files.Unreadable] | str]:
         """The files from `place` on. Returns where to go on, or None."""
