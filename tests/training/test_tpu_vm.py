@@ -19,7 +19,7 @@ SCRIPT = ROOT / "tools" / "train" / "tpu_vm.sh"
 RUN = ["--name", "mini", "--zone", "z", "--bucket", "gs://bucket/mini", "--config", "setup.cfg"]
 
 # In the place of `dalle-mini train`. What it does in its first, second, ... life is in $FAKE/lives.
-TRAIN = """#!{python}
+TRAIN = """#!{python} -IS
 import json, os, sys, time
 from pathlib import Path
 fake = Path(os.environ["FAKE"])
@@ -69,11 +69,11 @@ class Cloud:
             ("python3", PYTHON3),
             ("../dalle-mini", TRAIN.format(python=sys.executable)),
         ):
-            text = text.replace("#!/usr/bin/env python3", f"#!{sys.executable}")
+            text = text.replace("#!/usr/bin/env python3", f"#!{sys.executable} -IS")
             (tools / name).write_text(text)
             (tools / name).chmod(0o755)
         path = f"{tools}:{os.environ['PATH']}"
-        self.environment = {**os.environ, "FAKE": str(folder), "PATH": path, "SYNC_PAUSE": "0.01"}
+        self.environment = {**os.environ, "FAKE": str(folder), "PATH": path, "SYNC_PAUSE": "0.05"}
 
     def start(self, *arguments):
         return subprocess.Popen(
