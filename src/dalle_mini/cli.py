@@ -43,12 +43,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"dalle-mini {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True, title="verbs", description="VERB --help tells more")
     add_generate(verbs)
-    add_train(verbs)
-    add_data(verbs)
     add_encode(verbs)
+    add_data(verbs)
+    add_train(verbs)
+    add_plan(verbs)
     add_convert(verbs)
     add_info(verbs)
-    add_plan(verbs)
     return parser
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from dalle_mini.errors import UserError
 from dalle_mini.models.config import DalleBartConfig
 from dalle_mini.text import CaptionNormalizer, CaptionTokenizer
 from dalle_mini.training import config_file, loop
+from dalle_mini.training.agreement import first_process_does
 from dalle_mini.training.config import LoopConfig, MeshConfig, SampleConfig, TrackingConfig
 from dalle_mini.training.resume import started_with
 from dalle_mini.training.samples import Sampler
@@ -24,7 +26,11 @@ from dalle_mini.weights.bundle import find_part, has_part, word_list
 from dalle_mini.weights.folder import load_config
 
 NETWORK = "seq2seq"  # what the verb trains; VQGAN and CLIP learn from pictures and have scripts of their own
+HELD_OUT = 0.1  # of a pile's pictures, for the evaluation
 SOURCES = "sources"  # the section of a run's record that holds `TokenData`; its "data" tells the rows themselves
+
+
+logger = logging.getLogger("dalle_mini")
 
 
 @dataclass(frozen=True)
@@ -168,10 +174,24 @@ def prepare_run(run: Seq2SeqRun, out: Path) -> Prepared:
 
 def _encoded(run: Seq2SeqRun, source: str, folder: Path) -> str:
     """`source`, or where its pictures are once they are encoded: what holds neither shards nor a manifest is a pile."""
-    path = Path(source)
-    if not path.is_dir() or (path / MANIFEST).exists() or any(path.rglob("*.parquet")):
+    pile = Path(source)
+    if not pile.exists() or (pile / MANIFEST).exists() or pile.suffix == ".parquet" or any(pile.glob("**/*.parquet")):
         return source
-    raise NotImplementedError
+    from dalle_mini.data.encode import EncodeOptions, Weights, encode
+    from dalle_mini.data.sources import open_source
+
+    vqgan = _vqgan_source(run)
+    if vqgan is None:
+        raise UserError(f"data.vqgan: name the VQGAN that shall encode {source}, or run dalle-mini encode first")
+
+    def encode_here() -> None:
+        outcome = encode(open_source(source), Weights(vqgan), str(folder), EncodeOptions(validation=HELD_OUT))
+        kept = outcome.manifest
+        dropped = ", ".join(f"{count} {reason}" for reason, count in kept.dropped.items())
+        logger.info("%s: %d of %d pictures encoded%s", source, kept.kept, kept.seen, f" ({dropped})" if dropped else "")
+
+    first_process_does(encode_here)
+    return str(folder)
 
 
 def _text(source: str | None, model: DalleBartConfig) -> tuple[CaptionTokenizer, CaptionNormalizer | None, Path | None]:
