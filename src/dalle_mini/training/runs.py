@@ -148,10 +148,10 @@ def prepare_run(run: Seq2SeqRun, out: Path) -> Prepared:
     sources = [_encoded(run, source, out / "tokens" / f"{number:02d}") for number, source in enumerate(data.train)]
     vqgan = data.vqgan
     train = [TokenDataset(source, vqgan=vqgan) for source in sources]
-    if data.validation is not None:
-        held_out = [TokenDataset(source, _split_to_hold_out(source), vqgan=vqgan) for source in data.validation]
-    else:
-        held_out = [TokenDataset(source, "validation", vqgan=vqgan) for source in sources]
+    held_out = [
+        TokenDataset(source, _split_to_hold_out(source, data.validation is not None), vqgan=vqgan)
+        for source in data.validation or sources
+    ]
     index, count = data_share(make_mesh(run.mesh))
     common = {
         "batch_size": run.loop.batch_size,
@@ -204,11 +204,14 @@ def _text(source: str | None, model: DalleBartConfig) -> tuple[CaptionTokenizer,
     return CaptionTokenizer.from_pretrained(folder), normalizer, words
 
 
-def _split_to_hold_out(source: str) -> str:
-    """Of what is named for validation: the rows that encoding put aside, or else all of them."""
+def _split_to_hold_out(source: str, for_that: bool) -> str:
+    """Of a data set the rows that encoding put aside, or else all of them; `for_that` is one named for validation."""
     manifest = Path(source) / MANIFEST
-    has_none = manifest.is_file() and not Manifest.read(Path(source)).splits["validation"].rows
-    return "train" if has_none else "validation"
+    if not manifest.is_file() or Manifest.read(Path(source)).splits["validation"].rows:
+        return "validation"
+    if not for_that:
+        logger.warning("%s: no rows are put aside for validation: eval_loss is of those that are learned", source)
+    return "train"
 
 
 def _vqgan_source(run: Seq2SeqRun) -> str | None:
