@@ -14,6 +14,7 @@ import tiny_runs
 from tiny_runs import NAMES, Bare, make, short_loop
 
 from dalle_mini.training.loop import run
+from dalle_mini.training.tracking import MEASURED
 
 SCRIPT = Path(tiny_runs.__file__)
 STOP_AT = 5
@@ -43,7 +44,7 @@ def child(*arguments, devices: int = 1):
 def records(folder):
     """What the log says, but for the clock's part."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("time", "pictures_per_second")} for line in lines]
+    return [{k: v for k, v in line.items() if k not in MEASURED} for line in lines]
 
 
 class Whole:

@@ -41,7 +41,7 @@ def run(trainer: Any, loop: LoopConfig, out: str | Path, mesh: MeshConfig | None
     restored = checkpoints.restore(state)
     state = state if restored is None else restored
     start = int(state.step)
-    tracker = Tracker(out / "log.jsonl", loop.steps, start, trainer.name)
+    tracker = Tracker(out, {}, loop.steps, start, trainer.name)
     if start:
         tracker.say(f"continuing from step {start}")
 
