@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from dalle_mini.errors import UserError
 from dalle_mini.training import sharding
+from dalle_mini.training.checkpoint import holds_checkpoints, restore_parameters
 from dalle_mini.training.config import LoopConfig, MeshConfig, OptimizerConfig
 from dalle_mini.training.optimizer import make_optimizer, schedule, trained_part, with_trained_part
 from dalle_mini.weights.pretrained import flatten, unflatten
@@ -298,8 +299,10 @@ def loaded_parameters(network: type, config: Any, source: str | None) -> dict[st
     """
     if source is None:
         return None
-    loaded = nnx.to_pure_dict(nnx.state(network.from_pretrained(source)))
     wanted = nnx.to_pure_dict(network.shapes(config)[1])
+    if holds_checkpoints(source):
+        return restore_parameters(source, wanted)
+    loaded = nnx.to_pure_dict(nnx.state(network.from_pretrained(source)))
     if jax.tree.map(jnp.shape, loaded) != jax.tree.map(lambda leaf: leaf.shape, wanted):
         raise UserError(f"training.init_from={source}: its config.json is of another model")
     return loaded
