@@ -40,7 +40,11 @@ def folder(tmp_path_factory, golden_bundle, vqgan, tokens):
     from dalle_mini.data.encode import identity
 
     out = tmp_path_factory.mktemp("report") / "en<coded"
-    dropped = [("a/1.jpg", "caption_too_short", "3 characters"), (HOSTILE, "not_english", ""), ("b", "not_english", "")]
+    dropped = [
+        ("a/1.jpg", "caption too short", "3 characters"),
+        (HOSTILE, "caption not English", ""),
+        ("b", "caption not English", ""),
+    ]
     out.mkdir()
     with (out / DROPPED).open("wb") as file:
         write_table(pa.table(list(zip(*dropped, strict=True)), schema=DROPPED_SCHEMA), file)
@@ -57,7 +61,7 @@ def folder(tmp_path_factory, golden_bundle, vqgan, tokens):
         captions={7: HOSTILE, 8: "x", 9: "long " * 400},
         others=1,
         seen=153,
-        dropped={"caption_too_short": 1, "not_english": 2, "duplicate": 0},
+        dropped={"caption too short": 1, "caption not English": 2, "duplicate": 0},
         dropped_rows=Shard(DROPPED, 3, ""),
         source_of_rows={"path": HOSTILE},
     )
@@ -98,7 +102,7 @@ def test_a_page_that_asks_for_nothing_and_runs_nothing(written):
 
 def test_counts_and_drops(written):
     parsed = Parsed(written)
-    for text in ("en<coded", "153", "150", "130", "caption_too_short", "3 characters", "1.31%", "0.65%", "Of all rows"):
+    for text in ("en<coded", "153", "150", "130", "caption too short", "3 characters", "1.31%", "0.65%", "Of all rows"):
         assert text in parsed.text, text
     assert "duplicate" not in parsed.text
     assert {"svg", "table", "details"} <= set(parsed.tags)

@@ -90,14 +90,14 @@ def rank_curve(counts: np.ndarray, label: str) -> str:
     return _svg(label, parts)
 
 
-def bars(rows: Sequence[tuple[str, int]], whole: int) -> str:
-    """A table with a bar in each line: (name, count), and its share of the whole."""
-    most = max((count for _, count in rows), default=1)
+def bars(rows: Sequence[tuple[str, int, str]], whole: int) -> str:
+    """A table with a bar in each line: (name, count, what is told on hovering), and the count's share of the whole."""
+    most = max((count for _, count, _ in rows), default=1)
     lines = [
-        f'<tr><th scope="row">{html.escape(name)}</th>'
+        f'<tr title="{html.escape(meaning, quote=True)}"><th scope="row">{html.escape(name)}</th>'
         f'<td class="bar"><i style="width:{100 * count / most:.2f}%"></i></td>'
         f"<td>{count:,}</td><td>{count / max(whole, 1):.2%}</td></tr>"
-        for name, count in rows
+        for name, count, meaning in rows
     ]
     return f'<table class="bars">{"".join(lines)}</table>'
 

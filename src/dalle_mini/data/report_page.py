@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from dalle_mini.data.reasons import REASONS
 from dalle_mini.data.report_charts import bars, histogram, rank_curve, short
 from dalle_mini.data.survey import Row, Survey
 
@@ -163,7 +164,8 @@ def _drops(found: Survey) -> str:
         examples = (
             f'<details><summary>the first of each, by key</summary><dl class="keys">{"".join(lines)}</dl></details>'
         )
-    return f'{heading}<div class="card">{bars(reasons, manifest.seen)}{note}{examples}</div>'
+    drawn = bars([(reason, count, REASONS.get(reason, "")) for reason, count in reasons], manifest.seen)
+    return f'{heading}<div class="card">{drawn}{note}{examples}</div>'
 
 
 def _sampled(found: Survey) -> str:
