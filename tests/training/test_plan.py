@@ -131,7 +131,7 @@ def test_a_plan_that_does_not_fit_is_said_with_its_numbers():
     found = fake_plan(topology, peak_bytes=20 * plan.GIB, working_bytes=19 * plan.GIB, collectives=None)
     assert not found.fits
     text = "\n".join(describe(found, run))
-    assert "20.00" in text and "15.48  IT DOES NOT FIT" in text and "19.00" in text
+    assert "20.00" in text and "15.48  IT DOES NOT FIT" in text and "19.00" in text and "interconnect" not in text
     assert found.to_dict()["fits"] is False and found.to_dict()["collectives"] is None
 
 
@@ -247,11 +247,13 @@ def test_a_tiny_model_through_the_tpu_compiler(config, name, chips, devices, gib
 @pytest.mark.slow
 @needs_libtpu
 def test_what_does_not_fit_a_tpu_is_an_answer(config):
-    done = command(config, "--topology", "v3-8", "--json", f"loop.batch_size={2**19}", "loop.accumulation=1")
+    wide = [f"training.model.{name}=32768" for name in ("d_model", "encoder_ffn_dim", "decoder_ffn_dim")]
+    done = command(config, "--topology", "v3-8", "--json", *wide)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["fits"] is False and found["collectives"] is None
-    assert found["peak_gib_per_device"] > found["hbm_gib_per_device"] == pytest.approx(15.48)
+    assert found["hbm_gib_per_device"] == pytest.approx(15.48)
+    assert found["peak_gib_per_device"] > found["parameters_gib_per_device"] > 20
     assert "IT DOES NOT FIT" in done.stdout
 
 

@@ -114,7 +114,7 @@ def _times(plan: Any) -> Iterator[str]:
         ("memory traffic", bound.hbm, f"{topology.hbm_bandwidth / 1e9:,.0f} GB/s"),
         ("interconnect", bound.interconnect, f"{topology.interconnect / 1e9:,.0f} GB/s, {topology.links} links a chip"),
     )
-    for name, seconds, rate in parts:
+    for name, seconds, rate in parts if plan.collectives is not None else parts[:2]:
         yield f"  {name:<16}{seconds:9.3f} s   at {rate}"
     yield f"  {'the longest':<16}{bound.seconds:9.3f} s   is {bound.limit}: MFU is at most {bound.mfu:.0%}"
     yield f"  at most {bound.pictures_a_day / 1e6:,.2f} M pictures a day{_cost(bound)}"
