@@ -129,7 +129,7 @@ def test_another_configuration_is_refused_by_name(finished, trainer, loop, names
         run(Line(**trainer), dataclasses.replace(LOOP, **loop), finished)
     assert str(caught.value) == (
         f"{finished / 'config.json'}: the run there was started with other values of {names}: "
-        "continue it with those, allow changes, or choose another folder"
+        "continue it with those, or with --allow-changes, or choose another folder"
     )
     assert (finished / "log.jsonl").read_bytes() == before
 

@@ -24,6 +24,7 @@ def add_train(verbs) -> None:
         "  dalle-mini train tools/train/configs/finetune-emoji.yaml --output runs/mine data.train=FOLDER",
         formatter_class=Help,
     )
+    parser.intermixed = True
     add = parser.add_argument
     add("config", nargs="?", metavar="CONFIG", help="a YAML file, as those in tools/train/configs")
     add("settings", nargs="*", metavar="key=value", help="settings in place of the file's, e.g. loop.steps=100")
