@@ -114,9 +114,9 @@ class StepProgram:
         return jax.tree.map(lambda leaf: leaf.sharding, self.state)
 
     def place(self, batch: dict[str, Any]) -> dict[str, jax.Array]:
-        """A whole batch of numpy arrays, the same in every process, on the mesh."""
+        """This process's rows of a batch, numpy arrays, on the mesh; its part is as large as every other's."""
         rows = sharding.batch_sharding(self.mesh)
-        return sharding.place(batch, dict.fromkeys(batch, rows))
+        return {name: jax.make_array_from_process_local_data(rows, array) for name, array in batch.items()}
 
 
 def step_program(trainer: Trainer, loop: LoopConfig, mesh_config: MeshConfig, mesh: Mesh) -> StepProgram:
