@@ -1,5 +1,6 @@
 import dataclasses
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -119,6 +120,17 @@ def test_damage_after_the_first_time_is_noticed_too(arrow_cache, tmp_path):
     shard = folder / "train-00000.parquet"
     shard.write_bytes(shard.read_bytes()[:-100])
     assert "damaged" in refusal(folder)
+
+
+@pytest.mark.parametrize("kept", [0, 0.3, 0.97])
+def test_a_damaged_cache_is_named(arrow_cache, tmp_path, kept):
+    folder = write_tokens(tmp_path / "out", 500)
+    TokenDataset(folder)
+    (cached,) = arrow_cache.rglob("*.arrow")
+    cached.write_bytes(cached.read_bytes()[: int(cached.stat().st_size * kept)])
+    assert re.search(f"{cached.parent}: the cached copy of {folder} is damaged .*: delete it", refusal(folder))
+    shutil.rmtree(cached.parent)
+    assert len(TokenDataset(folder)) == 500
 
 
 @pytest.mark.parametrize("damage", ["footer", "page", "columns", "length", "negative"])

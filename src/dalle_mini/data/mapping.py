@@ -76,8 +76,18 @@ def map_shards(folder: Path, pieces: list[Piece], columns: pa.Schema) -> list[pa
             for piece in pieces:
                 _check(piece)
         builder.download_and_prepare()
+    try:
         files = [Path(file["filename"]) for file in builder.as_dataset("rows").cache_files]
-        return [batch for file in files for batch in _mapped(file)]
+        batches = [batch for file in files for batch in _mapped(file)]
+    except (pa.ArrowException, ValueError, OSError) as error:
+        batches, reason = [], _first_line(error)
+    else:
+        reason = "rows are missing"
+    if sum(batch.num_rows for batch in batches) != sum(piece.rows for piece in pieces):
+        raise UserError(
+            f"{builder.cache_dir}: the cached copy of {folder} is damaged ({reason}): delete it and run again"
+        )
+    return batches
 
 
 def _mapped(file: Path) -> list[pa.RecordBatch]:
