@@ -35,13 +35,13 @@ def config(bundle: Path, **options) -> SampleConfig:
     return dataclasses.replace(own, **options)
 
 
-def split(params, devices: int):
-    """Each leaf split over all devices along its last axis, padded with garbage to divide."""
-    mesh = jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+def split(params, devices: list, multiple: int):
+    """Each leaf split over the devices along its last axis, which garbage pads to a multiple."""
+    mesh = jax.sharding.Mesh(np.asarray(devices), ("data",))
 
     def place(leaf):
         leaf = np.asarray(leaf)
-        pad = -leaf.shape[-1] % devices
+        pad = -leaf.shape[-1] % multiple
         leaf = np.pad(leaf, [(0, 0)] * (leaf.ndim - 1) + [(0, pad)], constant_values=1e9)
         sharding = NamedSharding(mesh, PartitionSpec(*[None] * (leaf.ndim - 1), "data"))
         return jax.make_array_from_callback(leaf.shape, sharding, lambda index: jnp.asarray(leaf[index]))
@@ -54,7 +54,7 @@ def main() -> None:
     jax.distributed.initialize(address, 2, process)
     ours, params = sampler(bundle, config(bundle))
     assert jax.device_count() == 4
-    samples = ours.draw(split(params, 4))
+    samples = ours.draw(split(params, jax.devices(), 4))
     assert bool(samples) == (process == 0)
     if samples:
         write_samples(out, 1, samples)

@@ -11,7 +11,7 @@ import draw_samples
 import jax
 import numpy as np
 import pytest
-from draw_samples import PROMPTS, SEED, config, sampler
+from draw_samples import PROMPTS, SEED, config, sampler, split
 
 from dalle_mini.data.encode import identity
 from dalle_mini.errors import UserError
@@ -109,6 +109,12 @@ def test_trouble_while_drawing_ends_no_run(ours, caplog):
     assert "no pictures this time: the decoder's logits are not numbers" in caplog.text
 
 
+def test_parameters_that_are_sharded_and_padded(ours, expected):
+    sampler, params = ours
+    assert_same(sampler.draw(split(params, jax.devices(), 4)), expected)
+
+
+@pytest.mark.slow
 def test_two_processes_that_hold_a_model_together(golden_bundle, tmp_path, expected):
     """Its parameters are split over both, and padded. The first draws what one process would."""
     with socket.socket() as probe:
@@ -126,7 +132,7 @@ def test_two_processes_that_hold_a_model_together(golden_bundle, tmp_path, expec
         subprocess.Popen([*command, str(process), address], env=environment, stderr=subprocess.PIPE, text=True)
         for process in range(2)
     ]
-    errors = [child.communicate(timeout=120)[1] for child in children]
+    errors = [child.communicate(timeout=300)[1] for child in children]
     assert [child.returncode for child in children] == [0, 0], errors
     report = read_samples(tmp_path / "00000001")
     assert [row["prompt"] for row in report["prompts"]] == list(PROMPTS)

@@ -192,12 +192,12 @@ def test_a_killed_sweep_goes_on(tmp_path):
         os.kill(pid, signal.SIGKILL)
     wait_for(tmp_path / "runs" / "rate=3" / "waited")
     again.send_signal(signal.SIGTERM)  # the third waits too, in its first attempt
-    out, err = again.communicate(timeout=60)
+    out, err = again.communicate(timeout=180)
     assert again.returncode == 75, err
     assert err.count("still runs from before; waiting") == 2
     assert "stopped: run the same command again to continue" in err
     last = script(tmp_path, "what=wait", "rate=1,2,3")
-    out, err = last.communicate(timeout=60)
+    out, err = last.communicate(timeout=180)
     assert last.returncode == 0, err
     assert "2 of 3 runs are done already" in err
     assert [calls(tmp_path, f"rate={rate}") for rate in (1, 2, 3)] == [2, 2, 2]
@@ -209,7 +209,7 @@ def test_ctrl_c_comes_to_each_run_once(tmp_path):
     process = script(tmp_path, "what=wait", "rate=1,2")
     wait_for(tmp_path / "runs" / "rate=1" / "waited")
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=180)
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert json.loads((tmp_path / "runs" / "rate=1.json").read_text())["exit_code"] is None
@@ -227,7 +227,7 @@ def test_ctrl_c_comes_to_each_run_once(tmp_path):
 )
 def test_mistakes(tmp_path, arguments, message):
     process = script(tmp_path / "out", *arguments)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=180)
     assert process.returncode == 2 and err.startswith(message) and len(err.splitlines()) == 1
     assert not (tmp_path / "out").exists()
 

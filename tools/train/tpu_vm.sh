@@ -112,7 +112,7 @@ vm_train() { # BUCKET CONFIG OVERRIDES...
     . "$HOME/run/env"
     set +a
   fi
-  vm_restore "$bucket" || { echo 1 > "$HOME/run/exit_code" && return; }
+  vm_restore "$bucket" || { vm_end 1 && return; }
   "$HOME/venv/bin/dalle-mini" train "$config" --output "$HOME/run/out" --resume auto \
     "loop.checkpoints=$bucket/checkpoints" "$@" &
   pid=$!
@@ -125,7 +125,12 @@ vm_train() { # BUCKET CONFIG OVERRIDES...
   done
   wait "$pid" || code=$?
   vm_sync "$bucket" || true
-  echo "$code" > "$HOME/run/exit_code"
+  vm_end "$code"
+}
+
+vm_end() { # CODE, whole when it is seen
+  echo "$1" > "$HOME/run/exit_code.tmp"
+  mv "$HOME/run/exit_code.tmp" "$HOME/run/exit_code"
 }
 
 vm_restore() { # BUCKET: what an earlier VM left there. Without it the next copy would overwrite the log's beginning

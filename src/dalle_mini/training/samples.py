@@ -32,6 +32,7 @@ from dalle_mini.output import REPORT, picture_grid, slug, written_beside
 from dalle_mini.settings import GenerationSettings, check_prompts
 from dalle_mini.text import CaptionNormalizer, CaptionTokenizer
 from dalle_mini.training.config import SampleConfig
+from dalle_mini.training.tracking import end_together
 from dalle_mini.weights.bundle import RANKER, check_fit
 from dalle_mini.weights.folder import load_config
 from dalle_mini.weights.hub import resolve
@@ -106,8 +107,7 @@ class Sampler:
                 self._ranker = Unranked() if clip is None else ClipRanker.from_pretrained(clip)
             except UserError as error:
                 problem = error
-        if _somewhere(problem is not None):
-            raise problem or UserError("process 0 cannot draw the samples: see what it says")
+        end_together(problem)
 
     def draw(self, params: Any) -> list[Sample]:
         """The prompts' pictures of a pure dict of DalleBart's parameters, sharded or not; padding at ends is cut off.
@@ -195,15 +195,6 @@ def read_samples(folder: Path) -> dict[str, Any] | None:
         return report if isinstance(report["step"], int) and isinstance(report["prompts"], list) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _somewhere(problem: bool) -> bool:
-    """Whether process 0 has a problem, in all of them: one that stops alone would leave the others waiting."""
-    if jax.process_count() == 1:
-        return problem
-    from jax.experimental import multihost_utils
-
-    return bool(multihost_utils.broadcast_one_to_all(np.int32(problem)))
 
 
 @functools.cache

@@ -97,8 +97,15 @@ class Tracker:
         self.out, self.config, self.steps, self.label = Path(out), dict(config or {}), steps, label
         self._work, self._wandb, self._line = work or Work(), None, None
         self._on, self._warned = jax.process_index() == 0, set()
-        if not self._on:
-            return
+        problem = None
+        if self._on:
+            try:
+                self._open(start_step, tracking)
+            except UserError as error:
+                problem = error
+        end_together(problem)
+
+    def _open(self, start_step: int, tracking: TrackingConfig | None) -> None:
         if self._work.peak_flops is None:
             self._work = Work(self._work.tokens_per_picture, self._work.flops_per_picture, _peak_flops())
         try:
@@ -106,11 +113,11 @@ class Tracker:
             _drop_what_comes_after(self.out, start_step)
         except OSError as error:
             raise UserError(f"{self.out}: cannot write there ({error.strerror or error})") from error
-        self._line = LiveLine(steps, label)
+        self._line = LiveLine(self.steps, self.label)
         if tracking is not None and tracking.wandb is not None:
             from dalle_mini.training.wandb_run import WandbRun
 
-            self._wandb = WandbRun(self.out, tracking, self.config, label, resumed=start_step > 0, say=self.say)
+            self._wandb = WandbRun(self.out, tracking, self.config, self.label, resumed=start_step > 0, say=self.say)
 
     def log(self, step: int, metrics: Mapping[str, float], pictures_per_second: float | None = None) -> None:
         """Write a record of `step` updates done; with a rate it is training's, and tells of speed and memory too.
@@ -237,6 +244,20 @@ class LiveLine:
         if self._open:
             print(file=sys.stderr, flush=True)
             self._open = False
+
+
+def end_together(problem: UserError | None) -> None:
+    """Raise what process 0 has met, in all processes: one that ends alone leaves the others waiting for it."""
+    import jax
+
+    failed = problem is not None
+    if jax.process_count() > 1:
+        import numpy as np
+        from jax.experimental import multihost_utils
+
+        failed = bool(multihost_utils.broadcast_one_to_all(np.int32(failed)))
+    if failed:
+        raise problem or UserError("process 0 cannot begin: see what it says")
 
 
 def duration(seconds: float) -> str:
