@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from dalle_mini import __version__
 from dalle_mini.commands.generate import add_generate
+from dalle_mini.commands.plan import add_plan
 from dalle_mini.commands.terminal import Help, Parser
 from dalle_mini.commands.weights import add_convert, add_info
 from dalle_mini.errors import UserError
@@ -40,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_generate(verbs)
     add_convert(verbs)
     add_info(verbs)
+    add_plan(verbs)
     return parser
 
 

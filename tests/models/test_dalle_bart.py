@@ -12,7 +12,7 @@ from flax import nnx
 
 from dalle_mini.generation.sampling import guide
 from dalle_mini.models.config import DalleBartConfig
-from dalle_mini.models.dalle_bart import DalleBart, unstack_layers
+from dalle_mini.models.dalle_bart import DalleBart, Training, unstack_layers
 from dalle_mini.models.layers import KVCache
 from dalle_mini.weights.layouts import dalle_bart
 from dalle_mini.weights.pretrained import flatten
@@ -91,7 +91,9 @@ def gradients(model, golden, remat):
 
     def loss(params):
         model = nnx.merge(graphdef, params)
-        logits = model.logits(model.hidden(golden["input_ids"], golden["attention_mask"], tokens, remat=remat))
+        logits = model.logits(
+            model.hidden(golden["input_ids"], golden["attention_mask"], tokens, Training(remat=remat))
+        )
         return cross_entropy(logits, golden["labels"])
 
     return flatten(jax.jit(jax.grad(loss))(params))

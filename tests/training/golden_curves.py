@@ -1,13 +1,15 @@
 """Our updates on the batches of the published program's training curves (tests/golden/training).
 
-As a script, `golden_curves.py OUT NAME:DATAxMODEL:ACCUMULATION[:plain] ...`, it runs those on as many fake devices as
-the environment makes, `plain` without splitting parameters over `data`, and writes each as OUT/<that>.npz.
+As a script, `golden_curves.py OUT NAME:DATAxMODEL:PIECES[:OPTION...] ...`, it runs each of those on so many of the
+devices that the environment makes, with the batch in so many pieces, and writes OUT/<that>.npz: losses, gradient norms
+and final parameters. Options: `plain` does not split parameters over `data`, `dropout` drops out, `muon` is Muon.
 """
+
+from __future__ import annotations
 
 import dataclasses
 import json
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +31,15 @@ WEIGHTS = {
     "trainpy_adafactor": GOLDEN / "dallebart" / "a_normformer_glu_scan",
 }
 ROWS, STEPS = 6, 20  # of a published batch: two slices of three
+DROPOUT = {"dropout": 0.1, "attention_dropout": 0.1, "activation_dropout": 0.1}
 
 
 def golden(name: str) -> dict[str, Any]:
     return json.loads((GOLDEN / "training" / name / "golden.json").read_text())
 
 
-def optimizer(name: str) -> OptimizerConfig:
-    """The recipe of a curve, which warms up for four steps and stays."""
+def recipe(name: str) -> OptimizerConfig:
+    """Of a published curve: it warms up for four steps and stays."""
     warm = {"warmup_steps": 4, "decay": "constant"}
     if name == "adamw_tiny_scan":  # it clips no global norm
         return OptimizerConfig("adamw", 0.002, weight_decay=0.1, b2=0.999, clip=0.0, **warm)
@@ -44,11 +47,11 @@ def optimizer(name: str) -> OptimizerConfig:
 
 
 class GoldenBatches:
-    """The published batches, with rows of padding that do not count so that 8 devices and 4 pieces divide them."""
+    """The published batches, with rows that do not count so that every mesh and every number of pieces divides them."""
 
     vqgan = "golden"
 
-    def __init__(self, name: str, config, rows: int = ROWS):
+    def __init__(self, name: str, config, rows: int):
         with np.load(GOLDEN / "training" / name / "batches.npz") as arrays:
             names = ("input_ids", "attention_mask", "labels", "decoder_input_ids")
             self.table = {key: arrays[key].reshape(STEPS, ROWS, -1) for key in names}
@@ -57,10 +60,8 @@ class GoldenBatches:
     def at(self, step):
         spare = np.resize(np.arange(ROWS), self.rows)
         batch = {name: self.table[name][step][spare] for name in ("input_ids", "attention_mask", "labels")}
-        if self.rows > ROWS:
-            batch["labels"][ROWS:] = 3  # whatever they say
-            batch["label_mask"] = (np.arange(self.rows) < ROWS).astype(np.float32)
-        return batch
+        batch["labels"][ROWS:] = 3
+        return {**batch, "mask": (np.arange(self.rows) < ROWS).astype(np.float32)}
 
     def evaluation(self, batch_size):
         yield self.at(0)
@@ -76,45 +77,42 @@ class AnyTokenizer:
         pass
 
 
-@dataclass
-class Curve:
-    loss: list[float] = field(default_factory=list)
-    grad_norm: list[float] = field(default_factory=list)
-    params: dict[str, np.ndarray] = field(default_factory=dict)
-
-
-def trainer(name: str, rows: int = ROWS, optimizer_config: OptimizerConfig | None = None, **changes) -> Seq2SeqTrainer:
+def trainer(name: str, rows: int = ROWS, optimizer: OptimizerConfig | None = None, **changes) -> Seq2SeqTrainer:
     """Of a curve's weights and batches, in float32; `changes` are fields of the model's config."""
-    folder = WEIGHTS[name]
-    config, _ = DalleBart.open_pretrained(folder)
+    config, _ = DalleBart.open_pretrained(WEIGHTS[name])
     training = Seq2SeqTraining(
         model=dataclasses.replace(config, **changes),
-        optimizer=optimizer_config or optimizer(name),
+        optimizer=optimizer or recipe(name),
         dtype="float32",
-        init_from=str(folder),
+        init_from=str(WEIGHTS[name]),
     )
     batches = GoldenBatches(name, config, rows)
     return Seq2SeqTrainer(training, batches, batches, AnyTokenizer())
 
 
-def run(trainer: Seq2SeqTrainer, mesh: MeshConfig, accumulation: int = 1, steps: int = STEPS) -> Curve:
-    loop = LoopConfig(steps=STEPS, batch_size=trainer.train.rows, accumulation=accumulation)
-    program = step_program(trainer, loop, mesh, make_mesh(mesh))
-    state, curve = program.init(jax.random.key(0)), Curve()
+def run(trainer: Seq2SeqTrainer, mesh: MeshConfig, pieces: int = 1, steps: int = STEPS) -> dict[str, np.ndarray]:
+    """`loss` and `grad_norm` of each step, and the final parameters by their paths."""
+    loop = LoopConfig(steps=STEPS, batch_size=trainer.train.rows, accumulation=pieces)
+    program = step_program(trainer, loop, mesh, make_mesh(mesh, jax.devices()[: mesh.data * mesh.model]))
+    state, metrics = program.init(jax.random.key(0)), []
     for step in range(steps):
-        batch = program.place(trainer.batch(step))
-        state, metrics = program.step(state, batch, jax.random.fold_in(jax.random.key(1), step))
-        curve.loss.append(float(metrics["loss"]))
-        curve.grad_norm.append(float(metrics["grad_norm"]))
-    curve.params = flatten(gathered(state.params))
-    return curve
+        key = jax.random.fold_in(jax.random.key(1), step)
+        state, found = program.step(state, program.place(trainer.batch(step)), key)
+        metrics.append(found)
+    curves = {name: np.array([float(found[name]) for found in metrics]) for name in ("loss", "grad_norm")}
+    return curves | flatten(gathered(state.params))
+
+
+def run_case(case: str) -> dict[str, np.ndarray]:
+    name, grid, pieces, *options = case.split(":")
+    data, model = map(int, grid.split("x"))
+    muon = OptimizerConfig("muon", 0.002, warmup_steps=4, decay="constant") if "muon" in options else None
+    changes = DROPOUT if "dropout" in options else {}
+    mesh = MeshConfig(data, model, fsdp="plain" not in options)
+    return run(trainer(name, 8 * int(pieces), muon, **changes), mesh, int(pieces))
 
 
 if __name__ == "__main__":
-    out, *wanted = sys.argv[1:]
-    for which in wanted:
-        name, grid, accumulation, *plain = which.split(":")
-        data, model = map(int, grid.split("x"))
-        mesh = MeshConfig(data, model, fsdp=not plain)
-        curve = run(trainer(name, rows=8 * int(accumulation)), mesh, int(accumulation))
-        np.savez(Path(out) / f"{which}.npz", loss=curve.loss, grad_norm=curve.grad_norm, **curve.params)
+    out, *cases = sys.argv[1:]
+    for case in cases:
+        np.savez(Path(out) / f"{case}.npz", **run_case(case))

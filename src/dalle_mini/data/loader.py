@@ -74,7 +74,7 @@ class TokenBatches:
         for start in range(0, count, batch_size):
             rows = np.arange(start, start + batch_size)
             batch = {name: array[np.minimum(rows, count - 1)] for name, array in self.table.items()}
-            yield {**batch, "label_mask": (rows < count).astype(np.float32)}
+            yield {**batch, "mask": (rows < count).astype(np.float32)}
 
     def origin(self) -> dict[str, str]:
         hashes = {name: hashlib.sha256(array.tobytes()).hexdigest()[:16] for name, array in self.table.items()}

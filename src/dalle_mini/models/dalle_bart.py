@@ -10,7 +10,8 @@ Shapes: B batch, T positions attended from, S positions attended to, D d_model, 
 from __future__ import annotations
 
 import os
-from typing import Self
+from collections.abc import Callable
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -117,28 +118,45 @@ REMAT = {
 }
 
 
-def run_layers(layers: Layer | nnx.List, x, body, key=None, remat: str = "none"):
-    """Run `x = body(layer, x, key)` over the layers, with a key for each if one is given.
+class Training(NamedTuple):
+    """What only a training step asks of a forward pass.
 
-    `remat`, a key of `REMAT`, trades time for memory in the gradient: what is not kept is computed again.
+    Attributes:
+        key: draws dropout; without it there is none.
+        remat: a key of `REMAT`: what the gradient needs and is not kept is computed again, less memory for more time.
+        between: applied to what goes from layer to layer, [B, T, D]: it says how devices share it.
     """
+
+    key: jax.Array | None = None
+    remat: str = "none"
+    between: Callable[[jax.Array], jax.Array] = lambda x: x
+
+    def split(self, count: int) -> list[Training]:
+        return [self._replace(key=key) for key in split_keys(self.key, count)]
+
+
+PLAIN = Training()
+
+
+def run_layers(layers: Layer | nnx.List, x, body, how: Training):
+    """Run `x = body(layer, x, key)` over the layers, with a key for each if there is one."""
     if isinstance(layers, nnx.List):
-        for layer, layer_key in zip(layers, split_keys(key, len(layers)), strict=True):
-            x = _step(layer, body, remat)(x, (nnx.state(layer), layer_key))[0]
+        for layer, key in zip(layers, split_keys(how.key, len(layers)), strict=True):
+            x = _step(layer, body, how)(x, (nnx.state(layer), key))[0]
         return x
     params = nnx.state(layers)
-    keys = None if key is None else jax.random.split(key, len(jax.tree.leaves(params)[0]))
-    return jax.lax.scan(_step(layers, body, remat), x, (params, keys))[0]
+    keys = None if how.key is None else jax.random.split(how.key, len(jax.tree.leaves(params)[0]))
+    return jax.lax.scan(_step(layers, body, how), x, (params, keys))[0]
 
 
-def _step(layer: Layer, body, remat: str):
+def _step(layer: Layer, body, how: Training):
     graphdef = nnx.graphdef(layer)
 
     def step(x, one):
         params, key = one
-        return body(nnx.merge(graphdef, params), x, key), None
+        return how.between(body(nnx.merge(graphdef, params), how.between(x), key)), None
 
-    return step if remat == "none" else jax.checkpoint(step, policy=REMAT[remat], prevent_cse=False)
+    return step if how.remat == "none" else jax.checkpoint(step, policy=REMAT[how.remat], prevent_cse=False)
 
 
 def unstack_layers(layers: Layer | nnx.List, count: int) -> list[Layer]:
@@ -167,11 +185,11 @@ class Stack(nnx.Module):
         x = self.token_scale * self.embed_tokens(tokens)
         return self.layernorm_embedding(x if self.embed_positions is None else x + self.embed_positions(positions))
 
-    def run(self, tokens, body, key, remat: str):
+    def run(self, tokens, body, how: Training):
         """The whole stack on tokens [B, T], `x = body(layer, x, key)` being a layer; [B, T, D]."""
-        embed_key, layers_key = split_keys(key, 2)
-        x = dropout(self.embed(tokens, jnp.arange(tokens.shape[1])), self.dropout, embed_key)
-        return self.finish(run_layers(self.layers, x, body, layers_key, remat))
+        for_embeddings, for_layers = how.split(2)
+        x = dropout(self.embed(tokens, jnp.arange(tokens.shape[1])), self.dropout, for_embeddings.key)
+        return self.finish(run_layers(self.layers, x, body, for_layers))
 
     def finish(self, x):
         return optional(self.final_ln, x)
@@ -187,9 +205,9 @@ class Encoder(Stack):
             final_ln=config.use_final_ln_encoder,
         )
 
-    def __call__(self, input_ids, attention_mask, key=None, remat: str = "none"):
+    def __call__(self, input_ids, attention_mask, how: Training = PLAIN):
         mask = attention_mask[:, None, None, :].astype(bool)
-        return self.run(input_ids, lambda layer, x, key: layer(x, mask, key), key, remat)
+        return self.run(input_ids, lambda layer, x, key: layer(x, mask, key), how)
 
 
 class Decoder(Stack):
@@ -202,7 +220,7 @@ class Decoder(Stack):
             final_ln=config.use_final_ln_decoder,
         )
 
-    def __call__(self, tokens, states, attention_mask, key=None, remat: str = "none"):
+    def __call__(self, tokens, states, attention_mask, how: Training = PLAIN):
         """Teacher forcing: tokens [B, T], encoder states [B, S, D] -> [B, T, D]."""
         length = tokens.shape[1]
         cross_mask = attention_mask[:, None, None, :].astype(bool)
@@ -211,7 +229,7 @@ class Decoder(Stack):
         def body(layer, x, key):
             return layer(x, layer.cross_attn.keys_values(states), cross_mask, causal_mask, key)
 
-        return self.run(tokens, body, key, remat)
+        return self.run(tokens, body, how)
 
 
 class DalleBart(Pretrained, nnx.Module):
@@ -246,11 +264,11 @@ class DalleBart(Pretrained, nnx.Module):
         """
         return self.logits(self.hidden(input_ids, attention_mask, decoder_input_ids))
 
-    def hidden(self, input_ids, attention_mask, decoder_input_ids, *, key=None, remat: str = "none"):
-        """What `logits` reads, [B, T, D]. In training `key` draws dropout, and `remat`, of `REMAT`, saves memory."""
-        encoder_key, decoder_key = split_keys(key, 2)
-        states = self.encoder(input_ids, attention_mask, encoder_key, remat)
-        return self.decoder(decoder_input_ids, states, attention_mask, decoder_key, remat)
+    def hidden(self, input_ids, attention_mask, decoder_input_ids, how: Training = PLAIN):
+        """What `logits` reads, [B, T, D]."""
+        for_encoder, for_decoder = how.split(2)
+        states = self.encoder(input_ids, attention_mask, for_encoder)
+        return self.decoder(decoder_input_ids, states, attention_mask, for_decoder)
 
     def encode(self, input_ids, attention_mask):
         """input_ids, attention_mask int [B, S] -> encoder states [B, S, D]."""

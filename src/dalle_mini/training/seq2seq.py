@@ -23,10 +23,11 @@ from flax import nnx
 from dalle_mini.errors import UserError
 from dalle_mini.models import DalleBart
 from dalle_mini.models.config import DalleBartConfig
+from dalle_mini.models.dalle_bart import Training
 from dalle_mini.text import CaptionTokenizer
 from dalle_mini.training.config import REMAT, OptimizerConfig, check_choice
 from dalle_mini.training.cross_entropy import cross_entropy
-from dalle_mini.training.sharding import gathered
+from dalle_mini.training.sharding import gathered, keep_rows
 from dalle_mini.training.step import Loss, StepProgram, TrainState, initial_parameters, loaded_parameters
 
 TOKENS_RECORD = "tokens.json"  # beside the weights: the identity of the VQGAN whose tokens they were trained on
@@ -64,8 +65,8 @@ class Seq2SeqTraining:
 class Batches(Protocol):
     """Tokenised rows, as `data.loader.TokenBatches` gives them.
 
-    A batch has `input_ids`, `attention_mask` (int [B, S]) and `labels` (int [B, T]); where not every label counts, also
-    `label_mask`, [B] for whole rows or [B, T].
+    A batch has `input_ids`, `attention_mask` (int [b, S]) and `labels` (int [b, T]); where not every label counts, also
+    `mask`, [B] for whole rows or [B, T]: 0 for those that do not.
     """
 
     vqgan: str
@@ -120,8 +121,11 @@ class Seq2SeqTrainer:
 
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         text, image = self.config.model.text_length, self.config.model.image_length
-        lengths = {"input_ids": text, "attention_mask": text, "labels": image}
-        return {name: jax.ShapeDtypeStruct((batch_size, length), jnp.int32) for name, length in lengths.items()}
+        ids = jax.ShapeDtypeStruct((batch_size, text), jnp.int32)
+        labels = jax.ShapeDtypeStruct(
+            (batch_size, image), jnp.uint16 if self.train.codebook_size <= 2**16 else jnp.int32
+        )
+        return {"input_ids": ids, "attention_mask": ids, "labels": labels}
 
     def loss(self, params: Any, batch: Any, key: jax.Array | None) -> Loss:
         model: DalleBart = nnx.merge(self.graphdef, params)
@@ -130,12 +134,11 @@ class Seq2SeqTrainer:
         seen = self._with_noise(labels, noise_key)
         start = jnp.full((len(labels), 1), self.config.model.decoder_start_token_id, jnp.int32)
         shifted = jnp.concatenate([start, seen[:, :-1]], axis=1)
-        hidden = model.hidden(
-            batch["input_ids"], batch["attention_mask"], shifted, key=dropout_key, remat=self.config.remat
-        )
+        how = Training(dropout_key, self.config.remat, keep_rows)
+        hidden = model.hidden(batch["input_ids"], batch["attention_mask"], shifted, how)
         weights = jnp.ones(labels.shape, jnp.float32)
-        if "label_mask" in batch:
-            mask = batch["label_mask"].astype(jnp.float32)
+        if "mask" in batch:
+            mask = batch["mask"].astype(jnp.float32)
             weights = weights * (mask if mask.ndim == 2 else mask[:, None])
         head = model.lm_head
         bias = None if head.bias is None else head.bias[...]

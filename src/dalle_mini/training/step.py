@@ -146,7 +146,8 @@ def step_program(trainer: Trainer, loop: LoopConfig, mesh_config: MeshConfig, me
         return make(params, key)
 
     def evaluate(params, batch) -> Loss:
-        return trainer.loss(_compute_copy(params, jnp.dtype(trainer.dtype), mesh, shardings.params), batch, None)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for `sharding.keep_rows`
+            return trainer.loss(_compute_copy(params, jnp.dtype(trainer.dtype), mesh, shardings.params), batch, None)
 
     update = make_step(trainer, tx, loop, mesh, shardings.params)
     return StepProgram(
@@ -180,7 +181,19 @@ def make_step(
                 *(grads, part, places),
             )
 
-        loss, grads = _accumulated(trainer, compute, batch, loss_key, loop.accumulation, to_keep)
+        def piece(rows, key) -> tuple[Loss, Any]:
+            """The loss of a piece of the batch and the gradient of its total."""
+            rows = jax.lax.with_sharding_constraint(rows, sharding.batch_sharding(mesh))
+
+            def total(part):
+                loss = trainer.loss(with_trained_part(compute, part), rows, key)
+                return loss.total, loss
+
+            grads, loss = jax.grad(total, has_aux=True)(trained_part(compute, trainer.optimizer))
+            return loss, to_keep(grads)
+
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for `sharding.keep_rows`
+            loss, grads = accumulated(piece, batch, loss_key, loop.accumulation)
         weight = jnp.maximum(loss.weight, 1e-6)
         mean = loss.total / weight
         grads = jax.tree.map(lambda grad: grad / weight, grads)
@@ -214,20 +227,10 @@ def make_step(
     return step
 
 
-def _accumulated(
-    trainer: Trainer, params: Any, batch: Any, key: jax.Array, accumulation: int, to_keep: Callable[[Any], Any]
+def accumulated(
+    piece: Callable[[Any, jax.Array], tuple[Loss, Any]], batch: Any, key: jax.Array, accumulation: int
 ) -> tuple[Loss, Any]:
-    """The loss over a batch in `accumulation` pieces, and the gradient of its total, each piece's `to_keep`."""
-    part = trained_part(params, trainer.optimizer)
-
-    def piece(rows, key) -> tuple[Loss, Any]:
-        def total(part):
-            loss = trainer.loss(with_trained_part(params, part), rows, key)
-            return loss.total, loss
-
-        grads, loss = jax.grad(total, has_aux=True)(part)
-        return loss, to_keep(grads)
-
+    """What `piece(rows, key)` gives, (loss, gradients), summed over `accumulation` pieces of a batch."""
     if accumulation == 1:
         return piece(batch, jax.random.fold_in(key, 0))
 

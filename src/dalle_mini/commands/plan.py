@@ -1,0 +1,174 @@
+"""`dalle-mini plan`: what a training run needs, and how fast it could be, on hardware that is not here."""
+
+import argparse
+import contextlib
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from dalle_mini.commands.terminal import Help, starting
+
+GIB = 2**30
+
+
+def add_plan(verbs) -> None:
+    parser = verbs.add_parser(
+        "plan",
+        help="tell what a training run needs on a TPU or GPU: memory, exchange, time and cost, without one",
+        description="Compile the update of a training run for hardware that is not here, and print what a device\n"
+        "keeps in memory, what devices exchange, and the least time and cost. For TPUs their own compiler does it\n"
+        "(pip install 'dalle-mini[plan]') and takes minutes; GPUs are estimated with the CPU's.\n"
+        "That a run does not fit is an answer like another: the exit code is 0.",
+        epilog="example:\n  dalle-mini plan tools/train/configs/mini.yaml --topology v3-8 loop.batch_size=512\n"
+        "Names count as clouds do: cores of v2, v3, v4, v5p (v3-8 and v4-8 are 4 chips), chips of v5e, v6e and GPUs.",
+        formatter_class=Help,
+    )
+    add = parser.add_argument
+    add("config", metavar="CONFIG", help="a run's settings, as of `train`")
+    add("overrides", metavar="key=value", nargs="*", help="settings in place of the file's, such as mesh.model=2")
+    add(
+        "--topology",
+        metavar="NAME",
+        required=True,
+        help="v3-8, v4-8, v5e-8, v5p-8, v6e-8, h100x8 ... up to 256 chips of TPU (v3-512, v4-512, v5e-256)",
+    )
+    add("--max-batch", action="store_true", help="find the largest loop.batch_size that fits; compiles several times")
+    add("--json", action="store_true", help="end with one line of JSON")
+    parser.set_defaults(run=run_plan)
+
+
+def run_plan(args: argparse.Namespace) -> None:
+    from dalle_mini.training.topology import find_topology
+
+    topology = find_topology(args.topology)
+    with starting():  # compilers do not listen to Ctrl-C
+        from dalle_mini.training import plan
+
+        plan.prepare(topology)
+        from dalle_mini.training.runs import load_run
+
+        run = load_run(args.config, args.overrides)
+
+        def make(run: Any, topology: Any) -> plan.Plan:
+            with waiting(f"compiling {run.loop.batch_size} pictures an update for {topology.name}"):
+                return in_thread(lambda: plan.make_plan(run, topology))
+
+        found = plan.largest_plan(run, topology, make) if args.max_batch else make(run, topology)
+    print(args.config, "on", found.topology)
+    print("\n".join(describe(found, run)))
+    if args.max_batch:
+        print(largest_line(found))
+    if args.json:
+        print(json.dumps({"config": str(args.config), **found.to_dict()}))
+
+
+def describe(plan: Any, run: Any) -> Iterator[str]:
+    """The lines of a plan."""
+    data, model = plan.mesh
+    training = run.training
+    pieces = f" in each of {plan.accumulation} pieces" if plan.accumulation > 1 else ""
+    how = "parameters split over all" if run.mesh.fsdp else "parameters whole on each row" if data > 1 else "no split"
+    how_trained = f"{training.optimizer.name}, {training.dtype}, remat {training.remat}"
+    yield f"{plan.parameters / 1e6:,.1f} M parameters, {how_trained}"
+    yield f"mesh {data} x {model} (data x model), {how}"
+    yield f"{plan.batch_size:,} pictures an update, {plan.pictures_per_device:,} on each row of the mesh{pieces}"
+    if plan.estimated:
+        yield "an estimate: there is no GPU compiler here, the CPU's has laid out the memory and placed the exchanges"
+    yield from ("", f"{'memory of a device':<34}{'GiB':>8}")
+    rows = [("parameters", plan.parameter_bytes), ("optimizer", plan.optimizer_bytes)]
+    rows += [("mean of the parameters", plan.mean_bytes)] if plan.mean_bytes else []
+    rows += [("activations, gradients, gathered", plan.working_bytes), ("peak", plan.peak_bytes)]
+    for name, size in rows:
+        yield f"  {name:<32}{size / GIB:8.2f}"
+    verdict = "it fits" if plan.fits else "IT DOES NOT FIT"
+    yield f"  {'of':<32}{plan.topology.hbm_bytes / GIB:8.2f}  {verdict}"
+    yield f"  (optimizer state on all devices together: {plan.optimizer_state_bytes / 2**20:,.1f} MiB)"
+    yield from ("", "what a device exchanges with others in an update")
+    yield from _exchange(plan)
+    yield from ("", "least time of an update, each part at its peak and all overlapped")
+    yield from _times(plan)
+
+
+def _exchange(plan: Any) -> Iterator[str]:
+    if plan.collectives is None:
+        yield "  not known of a program that does not fit"
+    elif not plan.collectives:
+        yield "  nothing"
+    else:
+        yield f"  {'':<22}{'type':<6}{'devices':>8}{'times':>9}{'GiB whole':>11}{'received':>10}"
+        for one in plan.collectives:
+            whole, received = one.bytes / GIB, one.wire_bytes / GIB
+            yield f"  {one.op:<22}{one.dtype:<6}{one.group:>8}{one.count:>9,}{whole:>11.3f}{received:>10.3f}"
+
+
+def _times(plan: Any) -> Iterator[str]:
+    bound, topology = plan.bound, plan.topology
+    model, executed = plan.flops_per_picture / 1e12, plan.executed_flops_per_picture / 1e12
+    again = f", {executed:.3f} with what is computed again" if executed > model else ""
+    parts = (
+        ("arithmetic", bound.compute, f"{topology.flops / 1e12:.4g} TFLOP/s; {model:.3f} TFLOP a picture{again}"),
+        ("memory traffic", bound.hbm, f"{topology.hbm_bandwidth / 1e9:,.0f} GB/s"),
+        ("interconnect", bound.interconnect, f"{topology.interconnect / 1e9:,.0f} GB/s, {topology.links} links a chip"),
+    )
+    for name, seconds, rate in parts:
+        yield f"  {name:<16}{seconds:9.3f} s   at {rate}"
+    yield f"  {'the longest':<16}{bound.seconds:9.3f} s   is {bound.limit}: MFU is at most {bound.mfu:.0%}"
+    yield f"  at most {bound.pictures_a_day / 1e6:,.2f} M pictures a day{_cost(bound)}"
+    days, pictures = plan.steps * bound.seconds / 86_400, plan.steps * plan.batch_size / 1e6
+    yield f"  the run's {plan.steps:,} updates, {pictures:,.1f} M pictures: {days:,.2f} days or more"
+
+
+def _cost(bound: Any) -> str:
+    if bound.dollars is None:
+        return ""
+    spot = "" if bound.dollars_spot is None else f", {bound.dollars_spot:,.2f} preemptible"
+    return f"; a million cost {bound.dollars:,.2f} dollars{spot} (list prices, see training/hardware.py)"
+
+
+def largest_line(plan: Any) -> str:
+    if not plan.fits:
+        return (
+            "\nnot even one picture a device fits: split the model (mesh.model), or more loop.accumulation and devices"
+        )
+    return f"\nlargest batch that fits (to 3 %): loop.batch_size={plan.batch_size}"
+
+
+@contextlib.contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """Says on stderr what takes so long: with a running clock on a terminal, as two lines elsewhere."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console, started = Console(stderr=True, soft_wrap=True), time.monotonic()
+    if not console.is_terminal:
+        print(f"{text} ...", file=sys.stderr, flush=True)
+        yield
+        print(f"{text}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+        return
+    with Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True
+    ) as bar:
+        bar.add_task(text, total=None)
+        yield
+
+
+def in_thread(work: Callable[[], Any]) -> Any:
+    """The result of `work`, done in a thread, so that this one hears Ctrl-C."""
+    found: dict[str, Any] = {}
+
+    def run() -> None:
+        try:
+            found["result"] = work()
+        except BaseException as error:
+            found["error"] = error
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+    if "error" in found:
+        raise found["error"]
+    return found["result"]
