@@ -21,7 +21,7 @@ RESUME = ("auto", "never")
 MAY_CHANGE = {
     "mesh",
     "tracking",
-    "evaluation",
+    "samples",
     "loop.log_every",
     "loop.eval_every",
     "loop.sample_every",
