@@ -37,6 +37,7 @@ from dalle_mini.errors import UserError
 if TYPE_CHECKING:
     from dalle_mini.generation.ranking import ClipRanker
     from dalle_mini.models import VQGAN
+    from dalle_mini.models.config import VQGANConfig
 
 __all__ = ["EncodeOptions", "Outcome", "encode", "identity"]
 
@@ -153,6 +154,11 @@ def encode(
         return _finish_once(run, folder, progress)
 
 
+def default_batch_size(config: VQGANConfig) -> int:
+    """By the size of its pictures alone: on every machine of a run it must be the same."""
+    return min(max(PIXELS // config.resolution**2, BATCHES[0]), BATCHES[1])
+
+
 class Run:
     """A source, networks and options: what makes a folder's content this and no other."""
 
@@ -165,7 +171,7 @@ class Run:
         self.clip = None
         if ranker is not None:
             self.clip = {"identity": clip_identity(ranker.clip), "source": weights.clip_source}
-        self.batch_size = options.batch_size or min(max(PIXELS // config.resolution**2, BATCHES[0]), BATCHES[1])
+        self.batch_size = options.batch_size or default_batch_size(config)
         self.preparation = Preparation(config.resolution, options.filters, options.crops, options.seed)
         self.origin = source.origin()
         self.parts = source.parts()
