@@ -5,11 +5,13 @@ import io
 import json
 import pickle
 import tarfile
+from pathlib import Path
 
 import bad_pile
 import pytest
 
 from dalle_mini.data import reasons
+from dalle_mini.data.images import decode_picture
 from dalle_mini.data.sources import files, open_source
 
 PICTURE = bad_pile.packed(bad_pile.photo(0))
@@ -66,6 +68,16 @@ def test_what_img2dataset_writes(tmp_path, kind, suffix):
     assert [part.name for part in source.parts()] == [f"00000{suffix}"]
 
 
+def test_a_folder_that_img2dataset_wrote():
+    """By img2dataset 1.47 itself, of four addresses: one was gone, one led to no picture."""
+    source = open_source(str(Path(__file__).parents[2] / "golden" / "img2dataset"))
+    first, second = examples(source)
+    assert (first.key, first.captions) == ("00000/000000000", ("a first\ncaption",))
+    assert (second.key, second.captions) == ("00000/000000003", ("a last &amp; good one",))
+    assert [example.columns["similarity"] for example in (first, second)] == [0.3, 0.2]
+    assert decode_picture(first.picture).size == (first.columns["width"], first.columns["height"])
+
+
 def test_captions_of_the_json(tmp_path):
     told = json.dumps({"title": "A dog", "description": "It barks", "caption": None}).encode()
     (tmp_path / "x.tar").write_bytes(tar_of(["a.jpg", "a.json", "b.jpg"], content={"a.json": told}))
@@ -78,6 +90,12 @@ def test_a_picture_of_another_ending(tmp_path):
     (tmp_path / "x.tar").write_bytes(tar_of(["a.jpg", "a.left.png", "a.txt"], content={"a.left.png": b"left"}))
     assert [e.picture for e in examples(open_source(str(tmp_path)))] == [PICTURE]
     assert [e.picture for e in examples(open_source(str(tmp_path), image_column="left.png"))] == [b"left"]
+
+
+def test_of_several_pictures_the_first_is_taken(tmp_path):
+    (tmp_path / "x.tar").write_bytes(tar_of(["a.jpg", "a.png", "a.txt"], content={"a.png": b"second"}))
+    (example,) = examples(open_source(str(tmp_path)))
+    assert (example.picture, example.captions, example.problem) == (PICTURE, ("a.txt",), None)
 
 
 def test_names_and_neighbours(tmp_path):
