@@ -21,7 +21,7 @@ from dalle_mini.generation.ranking import ClipRanker
 
 CLIP = str(Path(__file__).parents[1] / "golden" / "clip")
 
-# Four devices of a CPU, in a process of their own.
+# Four devices of a CPU, in a process of their own. They may hold more batches than the one reader has memory for.
 FOUR = """
 import sys
 import jax
@@ -30,7 +30,7 @@ from noise_pile import NoisePile, options
 from dalle_mini.data.encode import encode
 from dalle_mini.data.networks import Weights
 if __name__ == "__main__":
-    encode(NoisePile(), Weights(sys.argv[1]), sys.argv[2], options(), workers=0)
+    encode(NoisePile(), Weights(sys.argv[1]), sys.argv[2], options(), workers=1)
 """
 
 
