@@ -77,12 +77,12 @@ def write_tars(folder: Path, kind: str, pictures: int, tars: int = 8) -> None:
 
 def vqgan_alone(args: argparse.Namespace) -> float:
     """Pictures a second, with as many batches under way as encoding has."""
-    from dalle_mini.data.encode import default_batch_size
+    from dalle_mini.data.encode import EncodeOptions
     from dalle_mini.data.encode_parts import WAITING
     from dalle_mini.data.networks import Networks, Weights
 
     vqgan, _ = Weights(args.vqgan).load(with_clip=False)
-    batch_size = default_batch_size(vqgan.config)
+    batch_size = EncodeOptions().batch_size
     networks = Networks(vqgan, None, batch_size)
     side = vqgan.config.resolution
     images = np.random.default_rng(0).integers(0, 256, (batch_size, side, side, 3), np.uint8)
