@@ -18,7 +18,7 @@ from dalle_mini.data.emoji_scenes import (
     EmojiScenes,
     Scene,
     Thing,
-    _arrange,
+    arrange,
     draw,
     family,
     paint,
@@ -144,7 +144,7 @@ def test_relations_are_drawn_as_they_are_said():
     for name, relation in RELATIONS.items():
         for sizes in ((None, None), *SIZES):
             for _ in range(40):
-                things = _arrange(rng, name, [(a, sizes[0])], [(b, sizes[1])])
+                things = arrange(rng, name, [(a, sizes[0])], [(b, sizes[1])])
                 ((first, stated, _),) = Scene("", things, Background(("white",)), "two").facts()
                 assert all(thing.box.inside() for thing in things)
                 assert stated == relation.fact
@@ -171,7 +171,7 @@ def test_boxes_lie_inside_on_whole_cells_in_few_sizes_and_what_is_behind_stays_v
                 max(0, min(a + behind.box.scale, b + front.box.scale) - max(a, b))
                 for a, b in ((behind.box.x, front.box.x), (behind.box.y, front.box.y))
             )
-            assert across * down <= 0.37 * behind.box.scale**2
+            assert across * down <= 0.41 * behind.box.scale**2
             if fact(behind.box, front.box)[0] != IN_FRONT_OF:
                 assert min(across, down) <= 1
 
@@ -305,7 +305,7 @@ def test_captions_read_like_english():
             assert not re.search(r"\ba (?!ewe|euro|unicorn|ufo|one-)[aeiou]", caption), caption
             assert not re.search(r"\ban [^aeiouhx]", caption), caption
             assert not re.search(r"\b(an?|the) (an?|the|two|three)\b(?!-)", caption), caption
-            assert not re.search(r"(two|three) \w+ (mouse|wolf|fishes|sheeps|mans)\b", caption), caption
+            assert not re.search(r"\b(mouses|wolfs|fishes|sheeps|\w*mans|tooths)\b", caption), caption
             for color in scene.background.colors if scene.background.direction is None else ():
                 assert color == "white" or f"{color} background" in caption
             many = Counter(thing.emoji for thing in scene.things)

@@ -211,6 +211,11 @@ def _glyph(path: Path, characters: str) -> Image.Image:
     return image
 
 
+@lru_cache(maxsize=16)  # for who wants one emoji in several widths
+def _premultiplied(path: Path, characters: str) -> Image.Image:
+    return _glyph(path, characters).convert("RGBa")
+
+
 @lru_cache(maxsize=8192)  # every scene emoji at each of the seven widths
 def sprite(path: Path, characters: str, width: int) -> tuple[np.ndarray, np.ndarray]:
     """An emoji `width` pixels wide: premultiplied colours [height, width, 3] and background share [height, width, 1].
@@ -219,8 +224,7 @@ def sprite(path: Path, characters: str, width: int) -> tuple[np.ndarray, np.ndar
     """
     height = round(width * BITMAP_SHAPE[1] / BITMAP_SHAPE[0])
     # Resized with premultiplied alpha, so that the colour of transparent pixels does not bleed into the edges.
-    premultiplied = _glyph(path, characters).convert("RGBa").resize((width, height), Image.Resampling.LANCZOS)
-    pixels = np.asarray(premultiplied)
+    pixels = np.asarray(_premultiplied(path, characters).resize((width, height), Image.Resampling.LANCZOS))
     colors, alpha = pixels[..., :3], pixels[..., 3:]
     colors = np.minimum(colors, alpha)  # LANCZOS overshoots
     colors.flags.writeable = False

@@ -301,7 +301,7 @@ class EmojiScenes:
         caption = pair_caption(
             rng, Mention(emoji[0].name, counts[0], sizes[0]), name, Mention(emoji[1].name, counts[1], sizes[1])
         )
-        return _arrange(rng, name, *sides), caption
+        return arrange(rng, name, *sides), caption
 
     def _three(self, rng: random.Random, sized: bool) -> tuple[tuple[Thing, ...], str]:
         one, first, second = self._pick(rng, 3)
@@ -318,7 +318,7 @@ class EmojiScenes:
         pair = [(first, None), (second, None)]
         if rng.random() < 0.5:
             pair.reverse()
-        return _arrange(rng, name, pair, [(one, None)]), caption
+        return arrange(rng, name, pair, [(one, None)]), caption
 
 
 # Size words of subject and object; two large ones do not fit side by side.
@@ -335,8 +335,8 @@ SIZES = (
 Group = Sequence[tuple[Emoji, str | None]]  # emoji side by side, each with the key of its size word
 
 
-def _arrange(rng: random.Random, name: str, subject: Group, object: Group) -> tuple[Thing, ...]:
-    """The things of a relation, placed, those behind first."""
+def arrange(rng: random.Random, name: str, subject: Group, object: Group) -> tuple[Thing, ...]:
+    """The things of a relation, a key of `RELATIONS`, in their places, those behind first."""
     relation = RELATIONS[name]
     forward = rng.random() < 0.5 if relation.forward is None else relation.forward
     first, second = (subject, object) if forward else (object, subject)

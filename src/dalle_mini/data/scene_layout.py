@@ -17,7 +17,9 @@ SCALE_OF = {"small": SCENE_SMALL, None: SCENE_MEDIUM, "large": SCENE_LARGE}
 
 GAP = 2  # cells, the most between neighbours
 TOUCH = 1  # cells by which a box on top of another overlaps it: emoji do not fill their boxes
-OVERLAP = (2, 3)  # cells along each side that the one in front covers of the one behind: a third of it at most
+# Columns of a box that one in front of it covers: so many that even a thin emoji in front is over it, while with the
+# rows three fifths of the box stay free.
+COVERED = {SCENE_SMALL: (3,), SCENE_MEDIUM: (4, 5), SCENE_LARGE: (5, 6)}
 
 # The facts that a picture states. The other relations are these, read from the other end: right of, below, behind.
 LEFT_OF, ABOVE, IN_FRONT_OF = FACTS = ("left of", "above", "in front of")
@@ -103,10 +105,12 @@ def stacked(
 
 
 def overlapping(rng: random.Random, front: int, back: int) -> tuple[Box, Box]:
-    """A box in front of another, over one of its lower corners."""
-    across, down = back - pick(rng, OVERLAP), back - pick(rng, OVERLAP)
+    """A box in front of another, over a lower corner of it and some of its side: corners alone are often empty."""
+    columns = min(pick(rng, COVERED[back]), front)
+    rows = min(front, back + 1) * 3 // 5
+    across, down = back - columns, back - rows
     if rng.random() < 0.5:
-        across = back - across - front  # over the left corner
+        across = columns - front  # over the left corner
     left, right = min(0, across), max(back, across + front)
     x = _upto(rng, GRID - (right - left)) - left
     y = _upto(rng, GRID - max(back, down + front))
