@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 
 from dalle_mini import __version__
+from dalle_mini.commands.data import add_data
+from dalle_mini.commands.encode import add_encode
 from dalle_mini.commands.generate import add_generate
 from dalle_mini.commands.plan import add_plan
 from dalle_mini.commands.terminal import Help, Parser
@@ -39,6 +41,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"dalle-mini {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True, title="verbs", description="VERB --help tells more")
     add_generate(verbs)
+    add_encode(verbs)
+    add_data(verbs)
     add_convert(verbs)
     add_info(verbs)
     add_plan(verbs)

@@ -1,280 +1,454 @@
-"""Pictures to shards of tokens, and shards to a data set."""
+"""Pictures to shards of tokens: what is written, runs that are killed, several at once, folders that are refused."""
 
+import dataclasses
+import errno
+import functools
 import json
+import os
 import shutil
-from types import SimpleNamespace
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import jax.numpy as jnp
+import noise_pile
 import numpy as np
+import psutil
+import pyarrow as pa
 import pytest
 from flax import nnx
+from noise_pile import DROPPED, FILTERS, PARTS, SEEN, NoisePile, content, make_vqgan, options
 
+from dalle_mini.data.decoding import ReadingFailed
 from dalle_mini.data.encode import encode, identity
-from dalle_mini.data.loader import TokenDataset
+from dalle_mini.data.filters import Filters
+from dalle_mini.data.images import decode_picture, resize_and_crop
+from dalle_mini.data.launchers import Share
+from dalle_mini.data.networks import Weights
+from dalle_mini.data.output_folder import LocalFolder
+from dalle_mini.data.shards import Manifest, read_table, schema
 from dalle_mini.errors import UserError
 from dalle_mini.models import VQGAN
-from dalle_mini.models.config import VQGANConfig
 
-ROWS, SHARD_ROWS, BATCH = 10, 4, 3  # shards of 4, 4 and 2; batches of 3 and 1, and of 2
-
-
-def make_vqgan() -> VQGAN:
-    config = VQGANConfig(
-        ch=4,
-        ch_mult=(1, 1),
-        num_res_blocks=1,
-        attn_resolutions=(),
-        resolution=8,
-        z_channels=4,
-        embed_dim=4,
-        n_embed=16,
-        norm_groups=2,
-    )
-    return VQGAN(config, rngs=nnx.Rngs(0))
-
-
-def changed(vqgan: VQGAN, part) -> VQGAN:
-    """A copy with one parameter, `part(copy)`, moved a little in one place."""
-    copy = nnx.clone(vqgan)
-    parameter = part(copy)
-    parameter[...] = parameter[...].at[0].add(1e-3)
-    return copy
-
-
-class Killed(BaseException):
-    """As final as a kill, but for this process."""
-
-
-class Noise:
-    """A picture of noise for every index, and a caption that names it; `die_at` kills when that row is asked for."""
-
-    def __init__(self, die_at: int | None = None):
-        self.die_at, self.asked = die_at, []
-
-    def batch(self, indices):
-        rows = list(indices)
-        self.asked += rows
-        if self.die_at in rows:
-            raise Killed
-        images = [np.random.default_rng(row).integers(0, 256, (8, 8, 3)) for row in rows]
-        return np.array(images, np.uint8), [f"picture {row}, ünïcode 🐌" for row in rows]
+SCRIPT = Path(noise_pile.__file__)
 
 
 @pytest.fixture(scope="module")
-def vqgan():
-    return make_vqgan()
+def vqgan(tmp_path_factory) -> str:
+    return make_vqgan(tmp_path_factory.mktemp("vqgan"))
 
 
 @pytest.fixture(scope="module")
-def other(vqgan):
-    return changed(vqgan, lambda copy: copy.encoder.conv_out.bias)
+def other(tmp_path_factory) -> str:
+    return make_vqgan(tmp_path_factory.mktemp("other"), seed=1)
 
 
-def run(vqgan, out, source=None, rows=ROWS, **options):
-    encode(source or Noise(), vqgan, out, rows, shard_rows=SHARD_ROWS, batch_size=BATCH, **options)
+@pytest.fixture(scope="module", autouse=True)
+def loaded_once():
+    """Reading a VQGAN takes longer than encoding with it here."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Weights, "load", functools.cache(Weights.load))
+        yield
+
+
+def run(vqgan, out, pile=None, changes=None, workers=0, **more):
+    """Without processes that read, which take a second to start, where the test is not of them."""
+    return encode(pile or NoisePile(), Weights(vqgan), str(out), options(**(changes or {})), workers=workers, **more)
 
 
 @pytest.fixture(scope="module")
-def whole(vqgan, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokens") / "new"
-    run(vqgan, folder)
+def whole(vqgan, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("encoded") / "new"
+    run(vqgan, folder, workers=2)
     return folder
 
 
 @pytest.fixture
 def folder(whole, tmp_path):
-    return shutil.copytree(whole, tmp_path / "tokens")
+    return shutil.copytree(whole, tmp_path / "copy")
 
 
-def content(folder):
-    """Everything in a folder of tokens, by file name."""
-    found = {path.name: dict(np.load(path)) for path in sorted(folder.glob("*.npz"))}
-    return found | {"manifest.json": json.loads((folder / "manifest.json").read_text())}
+def rows_of(folder: Path) -> list[dict]:
+    shards = [shard.file for split in Manifest.read(folder).splits.values() for shard in split.shards]
+    return [row for name in shards for row in read_table(folder / name).to_pylist()]
 
 
-def assert_same(folder, other):
-    ours, theirs = content(folder), content(other)
-    assert list(ours) == list(theirs)
-    for name, arrays in ours.items():
-        for key in arrays:
-            np.testing.assert_array_equal(arrays[key], theirs[name][key], err_msg=f"{name} {key}")
+def start(vqgan: str, out: Path, *arguments, **environ) -> subprocess.Popen:
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), vqgan, str(out), *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu", **environ},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def staged(out: Path) -> int:
+    return len(list((out / ".work" / "parts").glob("*.parquet")))
+
+
+def until(condition, process=None, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        assert process is None or process.poll() is None, process.communicate()
+        time.sleep(0.005)
 
 
 def test_what_is_written(vqgan, whole):
-    assert sorted(path.name for path in whole.iterdir()) == ["00000.npz", "00001.npz", "00002.npz", "manifest.json"]
-    data = TokenDataset(whole)
-    assert len(data) == len(data.captions) == ROWS
-    assert data.tokens.shape == (ROWS, 16)
-    assert data.tokens.dtype == np.uint16
-    assert data.vqgan == identity(vqgan)
-    assert data.codebook_size == 16
-    images, captions = Noise().batch(range(ROWS))
-    assert data.captions == captions
-    np.testing.assert_array_equal(data.tokens, vqgan.encode(jnp.asarray(images, jnp.float32) / 255))
-    assert len(np.unique(data.tokens)) > 1
+    manifest = Manifest.read(whole)
+    assert manifest.seen == SEEN and manifest.dropped == DROPPED
+    assert manifest.kept == manifest.rows == SEEN - sum(DROPPED.values())
+    assert [path.name for path in sorted(whole.iterdir())] == [
+        *("dropped.parquet", "manifest.json"),
+        *(f"train-0000{n}.parquet" for n in range(3)),
+        "validation-00000.parquet",
+    ]
+    rows = rows_of(whole)
+    keys = {row["key"] for row in rows}
+    assert keys == {f"noise-{n}" for n in range(SEEN)} - {"noise-3", "noise-9", "noise-16", "noise-20"}
+    model = VQGAN.from_pretrained(vqgan)
+    for row in rows:
+        n = int(row["key"].removeprefix("noise-"))
+        assert (row["caption"], row["other_captions"]) == (f"picture {n}, ünïcode 🐌", [f"caption two of {n}"])
+        assert (row["width"], row["height"]) == (12, 9 + n % 4)
+        assert row["crop"] == 0 and row["clip_score"] is None
+        image = resize_and_crop(decode_picture(noise_pile.picture(n)), 8)
+        assert row["tokens"] == model.encode(jnp.asarray(image[None], jnp.float32) / 255)[0].tolist()
+    use = np.bincount([token for row in rows for token in row["tokens"]], minlength=16)
+    assert list(manifest.codebook_use) == use.tolist() and np.count_nonzero(use) > 1
 
 
-def test_progress(vqgan, tmp_path, folder):
-    seen = []
-    run(vqgan, tmp_path / "new", progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(done, ROWS) for done in (3, 4, 7, 8, 10)]
-    seen.clear()
-    run(vqgan, folder, progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(done, ROWS) for done in (4, 8, 10)]
+def test_the_shards_are_as_documented(whole):
+    manifest = Manifest.read(whole)
+    for name, split in manifest.splits.items():
+        sizes = [shard.rows for shard in split.shards]
+        assert sum(sizes) == split.rows and all(size == 8 for size in sizes[:-1])
+        for shard in split.shards:
+            table = read_table(whole / shard.file)
+            assert table.schema == schema(16, 16) and len(table) == shard.rows
+            assert content(whole)[shard.file] == shard.sha256, name
+    assert 0 < manifest.splits["validation"].rows < manifest.splits["train"].rows
 
 
-@pytest.mark.parametrize("die_at", [0, 3, 4, 7, 9])
-def test_a_killed_run_continues(vqgan, whole, tmp_path, die_at):
-    with pytest.raises(Killed):
-        run(vqgan, tmp_path, Noise(die_at))
-    finished = die_at // SHARD_ROWS
-    assert len(list(tmp_path.glob("*.npz"))) == finished  # whole shards or none
-    if finished:
-        with pytest.raises(UserError, match=f"{finished * SHARD_ROWS} of {ROWS} rows are there: encode again"):
-            TokenDataset(tmp_path)
-    source = Noise()
-    run(vqgan, tmp_path, source)
-    assert source.asked == list(range(finished * SHARD_ROWS, ROWS))  # nothing is encoded twice
-    assert_same(tmp_path, whole)
+def test_nothing_is_lost_silently(whole):
+    dropped = read_table(whole / "dropped.parquet").to_pylist()
+    assert [(row["key"], row["reason"]) for row in dropped] == [
+        ("noise-3", "picture damaged"),
+        ("noise-1", "duplicate key"),
+        ("noise-16", "duplicate picture"),
+        ("noise-20", "caption too short"),
+    ]
+    assert dropped[1]["detail"] == "noise-1" and dropped[2]["detail"] == "noise-2"
+    assert Manifest.read(whole).dropped_rows.rows == len(dropped)
 
 
-def test_a_kill_while_a_shard_is_written(vqgan, whole, tmp_path, monkeypatch):
-    def half(file, **arrays):
-        file.write(b"PK half a shard")
-        raise Killed
-
-    with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(np, "savez_compressed", half)
-        run(vqgan, tmp_path)
-    assert not list(tmp_path.glob("*.npz"))
-    run(vqgan, tmp_path)
-    assert_same(tmp_path, whole)
-    assert not list(tmp_path.glob("*.tmp"))
+def test_filters_say_what_came_to_them_and_what_they_dropped(whole):
+    manifest, left = Manifest.read(whole), SEEN
+    for count in manifest.filters:
+        left -= count.dropped
+        assert count.kept == left
+        assert count.dropped == DROPPED.get(count.name, 0)
+    assert left == manifest.kept
 
 
-def test_a_disk_that_is_full(vqgan, tmp_path, monkeypatch):
-    def full(file, **arrays):
-        raise OSError(28, "No space left on device")
+def test_datasets_reads_the_folder(whole, tmp_path):
+    import datasets
 
-    monkeypatch.setattr(np, "savez_compressed", full)
-    with pytest.raises(UserError, match=r"00000.npz: cannot write it \(No space left on device\)"):
-        run(vqgan, tmp_path)
-
-
-def test_tokens_of_another_vqgan_are_refused(other, folder):
-    (folder / "00001.npz").unlink()
-    with pytest.raises(UserError, match=r"manifest.json: holds tokens of another run .*: use another folder"):
-        run(other, folder)
-    assert not (folder / "00001.npz").exists()
-
-
-def test_another_number_of_rows_is_refused(vqgan, folder):
-    with pytest.raises(UserError, match="holds tokens of another run"):
-        run(vqgan, folder, rows=ROWS + 1)
-
-
-TRAINING = {"split": "train", "seed": 0, "kinds": ("food", "plants")}
-
-
-@pytest.mark.parametrize(
-    ("origin", "differences"),
-    [
-        ({**TRAINING, "split": "heldout"}, r"\(split 'train', not 'heldout'\)"),
-        ({**TRAINING, "split": "heldout", "seed": 9}, r"\(seed 0, not 9; split 'train', not 'heldout'\)"),
-        (None, "split 'train', not None"),
-    ],
-)
-def test_tokens_of_other_pictures_are_refused(vqgan, tmp_path, origin, differences):
-    run(vqgan, tmp_path, origin=TRAINING)
-    before = content(tmp_path)
-    with pytest.raises(UserError, match=rf"manifest.json: holds tokens of another run .*{differences}") as caught:
-        run(vqgan, tmp_path, origin=origin)
-    assert "\n" not in str(caught.value)
-    assert content(tmp_path)["manifest.json"] == before["manifest.json"]
-    assert before["manifest.json"]["origin"] == {**TRAINING, "kinds": ["food", "plants"]}
-
-
-def test_the_same_pictures_are_continued_and_so_is_a_folder_of_unknown_ones(vqgan, tmp_path, folder):
-    run(vqgan, tmp_path / "new", origin=TRAINING)
-    again, older = Noise(), Noise()
-    run(vqgan, tmp_path / "new", again, origin=TRAINING)
-    run(vqgan, folder, older, origin=TRAINING)  # its manifest was written without an origin
-    assert again.asked == older.asked == []
-
-
-@pytest.mark.parametrize("rows", [0, -1])
-def test_no_rows(vqgan, tmp_path, rows):
-    with pytest.raises(UserError, match=f"rows {rows}: there must be at least 1"):
-        run(vqgan, tmp_path / "new", rows=rows)
-    assert not (tmp_path / "new").exists()
-
-
-def test_a_codebook_beyond_16_bits(tmp_path):
-    large = SimpleNamespace(config=VQGANConfig(n_embed=2**16 + 1))
-    with pytest.raises(UserError, match="n_embed 65537: tokens are stored in 16 bits"):
-        run(large, tmp_path)
-
-
-def test_a_folder_that_cannot_be_written(vqgan, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="tokens: cannot write there"):
-        run(vqgan, tmp_path / "file" / "tokens")
-
-
-def test_the_identity_is_of_what_decides_tokens(vqgan, other):
-    identities = {
-        identity(vqgan),
-        identity(other),
-        identity(changed(vqgan, lambda copy: copy.quant_conv.kernel)),
-        identity(changed(vqgan, lambda copy: copy.codebook.embedding)),
+    data = datasets.load_dataset(str(whole), cache_dir=str(tmp_path))
+    assert {name: len(split) for name, split in data.items()} == {
+        name: split.rows for name, split in Manifest.read(whole).splits.items()
     }
-    assert len(identities) == 4
-    assert identity(nnx.clone(vqgan)) == identity(vqgan)
-    assert identity(changed(vqgan, lambda copy: copy.decoder.conv_in.bias)) == identity(vqgan)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"vqgan": "x"}', '{"origin": 3}'])
+@pytest.mark.parametrize("workers", [0, 3])
+def test_the_number_of_workers_does_not_matter(vqgan, whole, tmp_path, workers):
+    run(vqgan, tmp_path / "out", workers=workers)
+    assert content(tmp_path / "out") == content(whole)
+
+
+def test_progress_counts_pictures_and_parts(vqgan, tmp_path):
+    seen = []
+    run(vqgan, tmp_path / "out", progress=lambda stage, progress: seen.append((stage, progress)))
+    encoding = [progress for stage, progress in seen if stage == "encode"]
+    assert dataclasses.astuple(encoding[0]) == (0, 0, 0, PARTS, SEEN)
+    assert dataclasses.astuple(encoding[-1]) == (SEEN, SEEN - 2, PARTS, PARTS, SEEN)  # duplicates come to light later
+    assert seen[-1][0] == "finish" and seen[-1][1].parts_done == seen[-1][1].parts
+
+
+def test_killed_three_times_and_the_same_in_the_end(vqgan, whole, tmp_path):
+    out = tmp_path / "out"
+    for wanted in (1, 2, 3):
+        process = start(vqgan, out, "--free", wanted)
+        until(lambda wanted=wanted: staged(out) == wanted, process)
+        helpers = psutil.Process(process.pid).children(recursive=True)
+        assert helpers
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        psutil.wait_procs(helpers, timeout=20)
+        assert not [helper for helper in helpers if helper.is_running()]  # they notice that they are alone
+        assert staged(out) == wanted and not (out / "manifest.json").exists()
+    before = {path: path.stat().st_mtime_ns for path in (out / ".work" / "parts").iterdir()}
+    run(vqgan, out, Watched(before))
+    assert content(out) == content(whole)
+
+
+class Watched(NoisePile):
+    """Parts that are staged must not be read again."""
+
+    def __init__(self, staged):
+        super().__init__()
+        object.__setattr__(self, "numbers", {int(path.stem) for path in staged})
+
+    def parts(self):
+        return [Unreadable(p.number) if p.number in self.numbers else p for p in super().parts()]
+
+
+class Unreadable(noise_pile.NoisePart):
+    def examples(self):
+        raise AssertionError("read again")
+
+
+def test_a_second_encoder_is_refused(vqgan, tmp_path):
+    out, go = tmp_path / "out", tmp_path / "go"
+    first = start(vqgan, out, "--hold", go)
+    until(lambda: (out / ".work" / "run.json").exists(), first)
+    with pytest.raises(UserError, match=r"out: another run is at work there: wait for its end, or name another folder"):
+        run(vqgan, out)
+    with pytest.raises(UserError, match=r"shard 1 of 2, or an unsharded run, is at work there"):
+        run(vqgan, out, share=Share(1, 2))
+    go.touch()
+    assert first.wait() == 0, first.communicate()
+    assert Manifest.read(out).seen == SEEN
+
+
+def test_shards_of_an_array_share_the_work(vqgan, whole, tmp_path):
+    out, go = tmp_path / "out", tmp_path / "go"
+    environ = {"SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "2"}
+    shards = [start(vqgan, out, "--hold", go, SLURM_ARRAY_TASK_ID=n, **environ) for n in ("1", "2")]
+    for number, shard in enumerate(shards):
+        until((out / ".work" / f"shard-{number}-of-2.lock").exists, shard)
+    with pytest.raises(UserError, match="another run is at work there"):
+        run(vqgan, out)
+    go.touch()
+    answers = [shard.communicate() for shard in shards]
+    assert [shard.returncode for shard in shards] == [0, 0], answers
+    assert "finished\n" in {answer for answer, _ in answers}
+    assert content(out) == content(whole)
+
+
+def test_the_last_shard_finishes_and_so_does_a_plain_run(vqgan, whole, tmp_path):
+    for last in (Share(2, 3), Share()):
+        out = tmp_path / str(last.count)
+        for index in (0, 1):
+            outcome = run(vqgan, out, share=Share(index, 3))
+            assert (
+                outcome.manifest is None
+                and outcome.parts_left == len(range(index + 1, PARTS, 3)) * 0 + {0: 3, 1: 1}[index]
+            )
+        assert run(vqgan, out, share=last).manifest == Manifest.read(whole)
+        assert content(out) == content(whole)
+
+
+def test_one_shard_twice_is_refused(vqgan, tmp_path):
+    folder = LocalFolder(tmp_path)
+    with folder.lock("run", shared=True), folder.lock("shard-0-of-2"):
+        with pytest.raises(UserError, match="shard 0 of 2, or an unsharded run, is at work there"):
+            run(vqgan, tmp_path, share=Share(0, 2))
+        assert run(vqgan, tmp_path, share=Share(1, 2)).parts_left == 3
+
+
+def test_only_one_makes_the_shards(vqgan, tmp_path):
+    with LocalFolder(tmp_path).lock("finish"):
+        outcome = run(vqgan, tmp_path)
+    assert outcome.manifest is None and outcome.parts_left == 0
+    assert not (tmp_path / "manifest.json").exists()
+    assert run(vqgan, tmp_path).manifest.seen == SEEN
+
+
+def test_a_finished_folder_is_left_alone(vqgan, whole, folder, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    outcome = run(vqgan, folder)
+    assert outcome.was_finished and outcome.manifest == Manifest.read(whole)
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("finished", [True, False], ids=["finished", "begun"])
+def test_what_is_of_another_run_is_refused_by_name(vqgan, other, whole, folder, tmp_path, finished):
+    if not finished:
+        folder = tmp_path / "begun"
+        run(vqgan, folder, share=Share(0, 2))
+    before = content(folder)
+    for pile, changes, model, named in (
+        (NoisePile(seed=1), {}, vqgan, "source.seed is 0 there and 1 now"),
+        (None, {"crops": "random:2"}, vqgan, 'options.crops is "center" there and "random:2" now'),
+        (None, {"validation": 0.3}, vqgan, "options.validation is 0.2 there and 0.3 now"),
+        (None, {"filters": Filters(min_side=9)}, vqgan, "options.filters.min_side is null there and 9 now"),
+        (None, {}, other, "vqgan is "),
+    ):
+        with pytest.raises(UserError) as refused:
+            run(model, folder, pile, changes)
+        assert f"{folder} is of another run (" in str(refused.value) and named in str(refused.value)
+        assert "\n" not in str(refused.value)
+        assert content(folder) == before
+
+
+def test_a_source_that_has_changed_is_refused(vqgan, tmp_path):
+    run(vqgan, tmp_path, share=Share(0, 2))
+    with pytest.raises(UserError, match="the source changed since the run began"):
+        run(vqgan, tmp_path, NoisePile(parts_count=PARTS + 1))
+
+
+def test_a_folder_with_strange_shards_is_refused(vqgan, tmp_path):
+    (tmp_path / "train-00000.parquet").write_text("mine")
+    with pytest.raises(UserError, match=r"holds train-00000.parquet, which no run there has made"):
+        run(vqgan, tmp_path)
+    assert content(tmp_path) == content(tmp_path) and [path.name for path in tmp_path.iterdir()] == [
+        "train-00000.parquet"
+    ]
+
+
+@pytest.mark.parametrize("when", ["000002.parquet", "train-00001.parquet", "manifest.json"])
+def test_a_disk_that_is_full(vqgan, whole, tmp_path, monkeypatch, when):
+    fsync = os.fsync
+
+    def full(descriptor):
+        if when in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match=rf"{when} cannot be written \(No space left on device\)") as refused:
+            run(vqgan, tmp_path)
+    assert "\n" not in str(refused.value)
+    assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".partial")]
+    assert not (tmp_path / "manifest.json").exists()
+    run(vqgan, tmp_path)
+    assert content(tmp_path) == content(whole)
+
+
+def test_a_folder_that_cannot_be_made(vqgan, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/out/.work cannot be written \(Not a directory\)"):
+        run(vqgan, tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"format": 1}', '{"format": 2}'])
 def test_a_damaged_manifest(vqgan, folder, text):
     (folder / "manifest.json").write_text(text)
     with pytest.raises(UserError, match=r"manifest.json: damaged"):
-        TokenDataset(folder)
-    with pytest.raises(UserError, match=r"manifest.json: (damaged|holds tokens of another run)"):
+        Manifest.read(folder)
+    with pytest.raises(UserError, match=r"manifest.json: damaged.*name another folder"):
         run(vqgan, folder)
 
 
-def test_no_manifest(tmp_path):
-    for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(UserError, match=r"no manifest\.json, so no encoded tokens: encode pictures first"):
-            TokenDataset(folder)
+def test_a_damaged_staged_part_is_named(vqgan, tmp_path):
+    run(vqgan, tmp_path, share=Share(0, 2))
+    part = tmp_path / ".work" / "parts" / "000002.parquet"
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"000002.parquet is damaged .*: delete it and run the same command again"):
+        run(vqgan, tmp_path)
+    part.unlink()
+    assert run(vqgan, tmp_path).manifest.seen == SEEN
 
 
-def flipped(data: bytes) -> bytes:
-    middle = len(data) // 3
-    return data[:middle] + bytes(byte ^ 0xFF for byte in data[middle : middle + 40]) + data[middle + 40 :]
+def test_a_picture_that_ends_its_process_is_dropped(vqgan, tmp_path):
+    manifest = run(vqgan, tmp_path, NoisePile(options={"deadly": (8,)}), workers=2).manifest
+    dropped = read_table(tmp_path / "dropped.parquet").to_pylist()
+    assert ("noise-8", "decoding it ended the process") in {(row["key"], row["detail"]) for row in dropped}
+    assert manifest.seen == SEEN and manifest.kept == SEEN - sum(DROPPED.values()) - 1
+
+
+def test_a_process_that_dies_once_costs_nothing(vqgan, whole, tmp_path):
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    run(vqgan, tmp_path / "out", NoisePile(options={"deadly": (8, 25), "marks": str(marks)}), workers=2)
+    assert len(list(marks.iterdir())) == 2
+    assert content(tmp_path / "out") == content(whole)
+
+
+def test_a_source_that_fails_ends_the_run_and_what_is_staged_stays(vqgan, whole, tmp_path):
+    with pytest.raises(ReadingFailed, match="AssertionError: read again"):
+        run(vqgan, tmp_path, Watched([Path("000003.parquet")]), workers=1)  # with one, the parts before are done
+    assert 0 < staged(tmp_path) < PARTS
+    run(vqgan, tmp_path)
+    assert content(tmp_path) == content(whole)
+
+
+def test_random_crops_are_rows_of_one_picture(vqgan, tmp_path):
+    manifest = run(vqgan, tmp_path / "a", changes={"crops": "random:3"}).manifest
+    assert manifest.kept == SEEN - sum(DROPPED.values()) and manifest.rows == 3 * manifest.kept
+    assert manifest.dropped == DROPPED
+    rows = rows_of(tmp_path / "a")
+    for split in ("train", "validation"):
+        tables = [read_table(tmp_path / "a" / shard.file) for shard in manifest.splits[split].shards]
+        table = pa.concat_tables(tables)
+        assert table["crop"].to_pylist() == [0, 1, 2] * (len(table) // 3)  # a picture is on one side
+    of_one = [row["tokens"] for row in rows if row["key"] == "noise-0"]
+    assert len(of_one) == 3 and any(tokens != of_one[0] for tokens in of_one)
+    run(vqgan, tmp_path / "b", changes={"crops": "random:3", "seed": 1})
+    others = {(row["key"], row["crop"]): row["tokens"] for row in rows_of(tmp_path / "b")}
+    assert any(others[row["key"], row["crop"]] != row["tokens"] for row in rows)
+
+
+def test_a_validation_split_of_nothing(vqgan, tmp_path):
+    manifest = run(vqgan, tmp_path, changes={"validation": 0.0}).manifest
+    assert manifest.splits["validation"].rows == 0 and manifest.splits["validation"].shards == ()
+    assert manifest.splits["train"].rows == manifest.rows
 
 
 @pytest.mark.parametrize(
-    "damage",
-    [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: b"no archive at all", flipped],
-    ids=["empty", "cut short", "text", "flipped"],
+    ("changes", "says"),
+    [
+        ({"crops": "random:0"}, "--crops is 'random:0': it must be center, or random:N with N from 1 to 1000"),
+        ({"crops": "middle"}, "--crops is 'middle'"),
+        ({"validation": 1.0}, "--validation is 1.0: it must be a share"),
+        ({"shard_rows": 0}, "--shard-rows is 0"),
+        ({"batch_size": 0}, "--batch-size is 0"),
+        ({"filters": Filters(min_clip_score=0.2)}, "--min-clip-score and --max-clip-score want --clip-scores"),
+    ],
 )
-def test_a_damaged_shard_is_named(vqgan, folder, whole, damage):
-    shard = folder / "00001.npz"
-    shard.write_bytes(damage(shard.read_bytes()))
-    with pytest.raises(UserError, match=r"00001.npz: damaged .*; delete it and encode again"):
-        TokenDataset(folder)
-    shard.unlink()
-    with pytest.raises(UserError, match="6 of 10 rows are there: encode again to finish it"):
-        TokenDataset(folder)
-    run(vqgan, folder)
-    assert_same(folder, whole)
+def test_options_that_make_no_sense(changes, says):
+    with pytest.raises(UserError, match=says):
+        options(**changes)
 
 
-def test_no_pickles_are_opened(folder):
-    class Trap:
-        def __reduce__(self):
-            return (pytest.fail, ("a shard was unpickled",))
+def test_an_engine_that_there_is_not(vqgan, tmp_path):
+    with pytest.raises(UserError, match="--engine is 'spark': it must be local or ray"):
+        run(vqgan, tmp_path, engine="spark")
+    with pytest.raises(UserError, match="--engine ray shares the work itself"):
+        run(vqgan, tmp_path, engine="ray", share=Share(0, 2))
 
-    np.savez(folder / "00001.npz", tokens=np.array([Trap()], object), captions=np.array(["x"]))
-    with pytest.raises(UserError, match=r"00001.npz: damaged"):
-        TokenDataset(folder)
+
+def test_the_identity_is_of_what_decides_tokens(vqgan):
+    model = VQGAN.from_pretrained(vqgan)
+
+    def changed(part) -> VQGAN:
+        copy = nnx.clone(model)
+        parameter = part(copy)
+        parameter[...] = parameter[...].at[0].add(1e-3)
+        return copy
+
+    identities = {
+        identity(model),
+        identity(changed(lambda copy: copy.encoder.conv_out.bias)),
+        identity(changed(lambda copy: copy.quant_conv.kernel)),
+        identity(changed(lambda copy: copy.codebook.embedding)),
+    }
+    assert len(identities) == 4
+    assert identity(nnx.clone(model)) == identity(model)
+    assert identity(changed(lambda copy: copy.decoder.conv_in.bias)) == identity(model)
+
+
+def test_the_shipped_vqgan_is_still_called_what_its_model_calls_it():
+    shipped = Path(noise_pile.__file__).parents[2] / "src/dalle_mini/assets/emoji"
+    told = [json.loads(path.read_text()) for path in shipped.rglob("tokens.json")]
+    assert all(identity(VQGAN.from_pretrained(shipped / "vqgan")) == one["vqgan"] for one in told)
+
+
+def test_defaults_of_the_filters_are_the_documented_ones():
+    assert FILTERS.duplicates == "near" and Filters().duplicates is None

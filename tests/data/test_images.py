@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dalle_mini.data.images import clip_pixels, load_picture, resize_and_crop, to_uint8, white_cells
+from dalle_mini.data import reasons
+from dalle_mini.data.images import (
+    BadPicture,
+    clip_pixels,
+    decode_picture,
+    load_picture,
+    resize_and_crop,
+    to_uint8,
+    white_cells,
+)
 from dalle_mini.errors import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -155,3 +164,41 @@ def test_load_picture_names_the_file_that_it_cannot_read(tmp_path):
         with pytest.raises(UserError, match=rf"{name}\.png") as caught:
             load_picture(tmp_path / f"{name}.png")
         assert "\n" not in str(caught.value)
+
+
+def encoded(image, kind, **options):
+    import io
+
+    image.save(file := io.BytesIO(), kind, **options)
+    return file.getvalue()
+
+
+def test_decode_picture_is_load_picture_of_bytes(tmp_path):
+    data = encoded(Image.fromarray(gradient(20, 30)), "PNG")
+    (tmp_path / "a.png").write_bytes(data)
+    np.testing.assert_array_equal(np.asarray(decode_picture(data)), np.asarray(load_picture(tmp_path / "a.png")))
+    np.testing.assert_array_equal(np.asarray(decode_picture(gradient(20, 30))), gradient(20, 30))
+
+
+def test_decode_picture_gives_a_reason_of_the_list():
+    whole = encoded(Image.fromarray(gradient(200, 300)), "JPEG")
+    for data, reason in (
+        (b"", reasons.EMPTY_FILE),
+        (b"<svg></svg>", reasons.NOT_A_PICTURE),
+        (whole[: len(whole) // 2], reasons.PICTURE_DAMAGED),
+        (whole[:20], reasons.NOT_A_PICTURE),
+    ):
+        with pytest.raises(BadPicture) as caught:
+            decode_picture(data)
+        assert caught.value.reason == reason
+    for picture in (whole, gradient(200, 300)):
+        with pytest.raises(BadPicture, match=reasons.TOO_MANY_PIXELS):
+            decode_picture(picture, max_pixels=59_999)
+        with pytest.raises(BadPicture, match="aspect"):
+            decode_picture(picture, problem=lambda width, height: "aspect" if (width, height) == (300, 200) else None)
+
+
+def test_decode_picture_scales_16_bits_of_every_format():
+    deep = Image.fromarray(np.full((4, 4), 0x8000, np.uint16))
+    for kind in ("PNG", "TIFF", "PPM"):
+        assert (np.asarray(decode_picture(encoded(deep, kind))) == 0x80).all()

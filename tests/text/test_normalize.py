@@ -1,11 +1,17 @@
+import html
 import json
+import random
 import time
 from pathlib import Path
 
+import emoji
+import ftfy
 import pytest
+from unidecode import unidecode
 
 from dalle_mini.errors import UserError
 from dalle_mini.text import CaptionNormalizer
+from dalle_mini.text.normalize import _to_plain_ascii
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "text_normalizer"
 WORDS = GOLDEN / "enwiki-words-frequency.txt"
@@ -35,6 +41,34 @@ def test_every_golden_hashtag(normalize):
 
 def test_without_a_word_list_a_hashtag_is_one_word():
     assert CaptionNormalizer()("#HappyFriday at the #big_lake") == " happyfriday at the big lake"
+
+
+def test_short_cuts_change_no_caption():
+    # What most captions are spared, done to all: each library's function on the whole caption, in the same order.
+    signs = (
+        "abc XYZ 019 ,.-/'#*_\\&%$\"`()[]{}|:;?!=+~<>@^éüß日本я–—“”’…©®™",
+        "\u00a0\u200b\u200d\ufe0f\ufe0e\u20e3\0\x1b\n\t\x7f\x85ﬁＬ",
+    )
+    pieces = [
+        "&amp;",
+        "&amp;lt;",
+        "â€™",
+        "Ã©",
+        "http://x.y",
+        "<person>",
+        "1,234",
+        "it's",
+        *signs[0],
+        *signs[1],
+        *emoji.EMOJI_DATA,
+    ]
+    weights = [3] * 8 + [20 if sign.isascii() else 2 for sign in signs[0]] + [1] * len(signs[1])
+    weights += [0.02] * len(emoji.EMOJI_DATA)
+    chance = random.Random(0)
+    for _ in range(3000):
+        caption = "".join(chance.choices(pieces, weights, k=chance.randint(0, 20)))
+        text = html.unescape(html.unescape(ftfy.fix_text(caption)))
+        assert _to_plain_ascii(caption) == unidecode(emoji.demojize(text)).lower()
 
 
 def test_lone_masked_name_is_a_person_every_time(normalize):

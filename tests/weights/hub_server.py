@@ -5,6 +5,7 @@ repos/create, preupload, LFS and commit. It counts requests and can misbehave.
 """
 
 import base64
+import contextlib
 import hashlib
 import json
 import re
@@ -80,6 +81,36 @@ class HubServer:
 
 def git_sha1(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+@contextlib.contextmanager
+def serving(monkeypatch, folder: Path):
+    """A `HubServer`; the client in this process talks to nothing else and keeps its files in `folder / "hf"`."""
+    from huggingface_hub import constants, file_download
+
+    server = HubServer()
+    home = folder / "hf"
+    settings = {
+        "ENDPOINT": server.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HOME": str(home),
+        "HF_HUB_CACHE": str(home / "hub"),
+        "HF_TOKEN_PATH": str(home / "token"),
+        "HF_STORED_TOKENS_PATH": str(home / "stored_tokens"),
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,  # the server speaks plain HTTP and LFS
+        "HF_HUB_DISABLE_TELEMETRY": True,
+    }
+    for name, value in settings.items():  # the client read the environment when it was imported
+        monkeypatch.setattr(constants, name, value)
+        if hasattr(file_download, name):  # older clients copied it
+            monkeypatch.setattr(file_download, name, value)
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    try:
+        yield server
+    finally:
+        server.close()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -252,11 +283,12 @@ def _entry(name: str, data: bytes) -> dict:
     return entry
 
 
+_KIND = r"(?:models|datasets)"
 _REPO = r"(?P<repo>[^/]+/[^/]+)"
 _ROUTES = (
-    (rf"GET /api/models/{_REPO}/revision/(?P<revision>.+)", _Handler._revision),
-    (rf"GET /api/models/{_REPO}/tree/(?P<revision>[^/]+)", _Handler._tree),
-    (rf"(?:GET|HEAD) /{_REPO}/resolve/(?P<revision>[^/]+)/(?P<name>.+)", _Handler._file),
+    (rf"GET /api/{_KIND}/{_REPO}/revision/(?P<revision>.+)", _Handler._revision),
+    (rf"GET /api/{_KIND}/{_REPO}/tree/(?P<revision>[^/]+)", _Handler._tree),
+    (rf"(?:GET|HEAD) /(?:datasets/)?{_REPO}/resolve/(?P<revision>[^/]+)/(?P<name>.+)", _Handler._file),
     (r"POST /api/repos/create", _Handler._create),
     (rf"POST /api/models/{_REPO}/branch/(?P<branch>.+)", _Handler._branch),
     (r"POST /api/validate-yaml", _Handler._validate),

@@ -10,8 +10,9 @@ import time
 from entry import Pictures, parser, user_errors
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dalle_mini.data.encode import encode
-from dalle_mini.models import VQGAN
+from dalle_mini.data.emoji_source import UNFILTERED, EmojiSource
+from dalle_mini.data.encode import EncodeOptions, encode
+from dalle_mini.data.networks import Weights
 
 if __name__ == "__main__":
     options = parser(__doc__)
@@ -24,14 +25,15 @@ if __name__ == "__main__":
     with user_errors():
         args = options.parse_args()
         pictures, started = Pictures(args.split, args.seed), time.monotonic()
+        source = EmojiSource(pictures.source(), args.rows, pictures.origin())
+        # Nothing is filtered, and no picture is for validation: the held-out split is a folder of its own.
+        everything = EncodeOptions(UNFILTERED, validation=0.0)
         with Progress(*columns) as progress:
             task = progress.add_task(f"encode {args.split}", total=args.rows)
-            encode(
-                pictures.source(),
-                VQGAN.from_pretrained(args.vqgan),
-                args.out,
-                args.rows,
-                origin=pictures.origin(),
-                progress=lambda done, total: progress.update(task, completed=done),
-            )
+
+            def show(stage: str, now) -> None:
+                if stage == "encode":
+                    progress.update(task, completed=now.pictures)
+
+            encode(source, Weights(args.vqgan), args.out, everything, progress=show)
         print(f"{args.out}: {args.rows} pictures in {time.monotonic() - started:.0f} s")

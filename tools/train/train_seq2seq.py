@@ -10,7 +10,8 @@ from pathlib import Path
 
 from entry import main
 
-from dalle_mini.data.loader import TokenBatches, TokenDataset
+from dalle_mini.data.batches import TokenBatches
+from dalle_mini.data.loader import TokenDataset
 from dalle_mini.models.config import DalleBartConfig
 from dalle_mini.text import CaptionNormalizer, CaptionTokenizer
 from dalle_mini.training.config import LoopConfig, OptimizerConfig

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Example:
         picture: a file's bytes, or uint8 [H, W, 3] from a source that draws; None where `problem` says why.
         captions: as they were found, neither cleaned nor filtered; none is a reason to drop it.
         columns: what else the source tells of it, for filters such as `clip_score > 0.28`.
-        problem: one of the reasons of `filters.py` where the source could not read it; it is counted, not lost.
+        problem: one of `reasons.py` where the source could not read it; it is counted, not lost.
     """
 
     key: str

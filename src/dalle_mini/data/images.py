@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from dalle_mini.data import reasons
 from dalle_mini.errors import UserError
 
 MAX_PIXELS = 2**26  # 67 megapixels: 200 MB once decoded
@@ -43,6 +45,53 @@ def load_picture(
     except Exception as error:  # on damaged data Pillow's decoders raise nearly every type there is
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UserError(f"{path}: cannot read the picture: {reason}") from error
+
+
+class BadPicture(Exception):
+    """A picture of a pile that is not used: `reason` is one of `reasons.py`."""
+
+    def __init__(self, reason: str):
+        super().__init__(reason)
+        self.reason = reason
+
+
+def decode_picture(
+    picture: bytes | np.ndarray,
+    max_pixels: int = MAX_PIXELS,
+    problem: Callable[[int, int], str | None] = lambda width, height: None,
+) -> Image.Image:
+    """Decode an example's picture, a file's bytes or uint8 [H, W, 3], into a PIL image of mode RGB, as `load_picture`.
+
+    `problem` is asked with the sides in pixels before anything is decoded (the camera's rotation may swap them still)
+    and gives a reason not to go on. Raises BadPicture for that reason, for more than `max_pixels` pixels, and for
+    bytes that are no picture or a damaged one; never anything else.
+    """
+    if isinstance(picture, np.ndarray):
+        height, width = picture.shape[:2]
+        if reason := _too_many(width, height, max_pixels) or problem(width, height):
+            raise BadPicture(reason)
+        return _as_image(picture)
+    if not picture:
+        raise BadPicture(reasons.EMPTY_FILE)
+    try:
+        with warnings.catch_warnings():  # of odd metadata Pillow warns, once a picture
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(picture), formats=FORMATS) as image:
+                if reason := _too_many(*image.size, max_pixels) or problem(*image.size):
+                    raise BadPicture(reason)
+                return _to_rgb(ImageOps.exif_transpose(image))
+    except BadPicture:
+        raise
+    except Image.DecompressionBombError:
+        raise BadPicture(reasons.TOO_MANY_PIXELS) from None
+    except Image.UnidentifiedImageError:
+        raise BadPicture(reasons.NOT_A_PICTURE) from None
+    except Exception as error:  # on damaged data Pillow's decoders raise nearly every type there is
+        raise BadPicture(reasons.PICTURE_DAMAGED) from error
+
+
+def _too_many(width: int, height: int, max_pixels: int) -> str | None:
+    return reasons.TOO_MANY_PIXELS if width * height > max_pixels else None
 
 
 def _opened(path: str | os.PathLike[str]) -> Image.Image:
@@ -147,8 +196,8 @@ def _as_image(image: Image.Image | np.ndarray) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
-    if image.mode.startswith("I;16"):  # Pillow's own conversion saturates instead of scaling
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode.startswith("I"):  # 16 bits, under either name: Pillow's own conversion saturates instead of scaling
+        image = Image.fromarray((np.clip(np.asarray(image), 0, 2**16 - 1) >> 8).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)

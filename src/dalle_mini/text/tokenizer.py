@@ -5,6 +5,7 @@ transformers with its seconds of import time stays out of the way to a picture. 
 `vocab.json` and `merges.txt`, are enough: all else is the same for every CLIP.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -141,6 +142,11 @@ class CaptionTokenizer:
             )
         self._rows = rows
 
+    @property
+    def digest(self) -> str:
+        """A short hash of what tells this tokenizer from another: its `tokenizer.json`, and how it pads."""
+        return hashlib.sha256(f"{self._backend.to_str()} {self.pad_id}".encode()).hexdigest()[:16]
+
     def save(self, folder: str | Path) -> None:
         """Writes tokenizer.json and the settings files into `folder`, which is made if needed.
 
@@ -161,7 +167,7 @@ class CaptionTokenizer:
             raise UserError(f"{folder}: cannot write the tokenizer ({error.strerror})") from None
 
     def _encode(self, captions: Sequence[str]) -> list[list[int]]:
-        encodings = self._backend.encode_batch([_as_unicode(caption) for caption in captions])
+        encodings = self._backend.encode_batch_fast([_as_unicode(caption) for caption in captions])  # no offsets
         if self._rows is None or self._rows >= self.vocab_size:
             return [encoding.ids for encoding in encodings]
         return [[id for id in encoding.ids if id < self._rows] for encoding in encodings]

@@ -63,7 +63,7 @@ class Seq2SeqTraining:
 
 
 class Batches(Protocol):
-    """Tokenised rows, as `data.loader.TokenBatches` gives them.
+    """Tokenised rows, as `data.batches.TokenBatches` gives them.
 
     A batch has `input_ids`, `attention_mask` (int [b, S]) and `labels` (int [b, T]); where not every label counts, also
     `mask`, [B] for whole rows or [B, T]: 0 for those that do not.

@@ -1,0 +1,49 @@
+"""`dalle-mini data`: looking at encoded pictures."""
+
+import argparse
+from pathlib import Path
+
+from dalle_mini.commands.sources import add_hub_options, hub_options
+from dalle_mini.commands.terminal import Help, notices, progress_bars, starting
+
+
+def add_data(verbs) -> None:
+    parser = verbs.add_parser(
+        "data",
+        help="look at encoded pictures",
+        description="Look at what `dalle-mini encode` made.",
+        epilog="example:\n  dalle-mini data report encoded",
+        formatter_class=Help,
+    )
+    _add_report(parser.add_subparsers(metavar="VERB", required=True, title="verbs"))
+
+
+def _add_report(verbs) -> None:
+    parser = verbs.add_parser(
+        "report",
+        help="one page about an encoded folder: counts, plots, pictures with their captions",
+        description="Write one HTML page about an encoded folder, with everything in it: what was dropped and why,\n"
+        "caption lengths, aspect ratios, codebook use, and random and worst rows, with the pictures that their\n"
+        "tokens stand for.",
+        epilog="example:\n  dalle-mini data report encoded --output encoded.html",
+        formatter_class=Help,
+    )
+    add = parser.add_argument
+    add("folder", metavar="OUT", type=Path, help="the folder that encode made")
+    add("--output", metavar="FILE", type=Path, help="the page (default: report.html in OUT)")
+    add("--vqgan", metavar="SOURCE", help="the VQGAN's folder or repository (default: the one that OUT names)")
+    add("--rows", metavar="N", type=int, default=24, help="random rows to show")
+    add("--seed", metavar="N", type=int, default=0, help="of which rows are looked at and shown")
+    add_hub_options(add, "VQGAN")
+    parser.set_defaults(run=run_report)
+
+
+def run_report(args: argparse.Namespace) -> None:
+    with notices():
+        with starting():
+            from dalle_mini.data.report import write_report
+
+        with progress_bars() as progress:
+            options = {"vqgan": args.vqgan, "rows": args.rows, "seed": args.seed, **hub_options(args)}
+            path = write_report(args.folder, args.output, progress=progress, **options)
+    print(path)

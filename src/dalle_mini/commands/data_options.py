@@ -1,0 +1,107 @@
+"""Options of verbs that read a pile of captioned pictures: which it is, and what of it is kept."""
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from dalle_mini.data.filters import DUPLICATES, Filters
+
+OFF = "off"
+SOURCES = (
+    "a folder of pictures (a .txt beside each, a caption a line, or a metadata.csv or .jsonl), WebDataset tars as "
+    "img2dataset writes them, Parquet, or a Hugging Face data set (owner/name, hf://owner/name@revision, or a folder "
+    "that save_to_disk wrote); local, gs://, s3:// or any fsspec url"
+)
+
+
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """The options that `source_options` reads; the pile itself is the verb's own argument, see `SOURCES`."""
+    add = parser.add_argument_group("the pile").add_argument
+    add("--image-column", metavar="NAME", help="column of pictures; of tars, their suffix (default: the usual names)")
+    add(
+        "--caption-column",
+        metavar="NAME",
+        help="column of captions; NAME,NAME for several, NAME+NAME to join a title and a description (default: the "
+        "usual names)",
+    )
+    add("--split", metavar="NAME", help="of a data set, or of files that are named by it (default: train, or all)")
+    add("--subset", metavar="NAME", help="of a Hugging Face data set that has several")
+    add("--no-streaming", action="store_true", help="download a data set from the Hub before it is read")
+    add(
+        "--image-root",
+        metavar="FOLDER",
+        help="paths in tables are within this folder, and read from nowhere else (default: the pile's own)",
+    )
+
+
+def source_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What the user said, as keywords of `dalle_mini.data.sources.open_source`."""
+    names = ("image_column", "caption_column", "split", "subset", "image_root")
+    return {name: getattr(args, name) for name in names} | {"streaming": not args.no_streaming}
+
+
+def add_filter_options(parser: argparse.ArgumentParser) -> None:
+    """The options that `filter_options` reads."""
+    defaults = Filters()
+    group = parser.add_argument_group(
+        "what is kept", f"Each drop is counted with its reason. '{OFF}' turns a limit off."
+    )
+
+    def add(option: str, kind: Callable[[str], Any], metavar: str, text: str) -> None:
+        value = getattr(defaults, _field(option))
+        default = OFF if value is None else f"{value:g}" if isinstance(value, float) else value
+        group.add_argument(option, type=_or_off(kind), metavar=metavar, help=f"{text} (default: {default})")
+
+    add("--min-caption", int, "N", "characters of a caption, at least")
+    add("--max-caption", int, "N", "characters of a caption, at most")
+    group.add_argument(
+        "--english", action="store_true", help="drop captions that are surely not English (default: keep all languages)"
+    )
+    add("--max-aspect", float, "X", "longer side over shorter side, at most")
+    add("--min-side", int, "N", "pixels of the shorter side, at least")
+    group.add_argument(
+        "--max-pixels",
+        type=int,
+        metavar="N",
+        help=f"width times height, at most; larger pictures are not decoded (default: {defaults.max_pixels})",
+    )
+    group.add_argument(
+        "--duplicates",
+        choices=DUPLICATES,
+        help="drop pictures with an earlier one's pixels (exact), or also those that look like one (near) (default: "
+        "keep all)",
+    )
+    group.add_argument(
+        "--near-distance",
+        type=int,
+        metavar="BITS",
+        help="of the 64 of their perceptual hashes, in which pictures that look alike may differ (default: "
+        f"{defaults.near_distance})",
+    )
+    add("--min-clip-score", float, "X", "CLIP's cosine of picture and caption, at least")
+    add("--max-clip-score", float, "X", "CLIP's cosine of picture and caption, at most")
+    group.add_argument(
+        "--where",
+        metavar="CONDITION",
+        help='on the source\'s columns, such as "clip_score > 0.28 and watermark < 0.5"; rows without a value are '
+        "dropped (default: keep all)",
+    )
+
+
+def filter_options(args: argparse.Namespace) -> Filters:
+    """What the user said of filters; raises UserError where it makes no sense."""
+    given = {field.name: getattr(args, field.name) for field in dataclasses.fields(Filters)}
+    return Filters(**{name: None if value == OFF else value for name, value in given.items() if value is not None})
+
+
+def _field(option: str) -> str:
+    return option.removeprefix("--").replace("-", "_")
+
+
+def _or_off(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        return OFF if text == OFF else kind(text)
+
+    read.__name__ = f"{kind.__name__}, or '{OFF}'"  # argparse names it in its message
+    return read

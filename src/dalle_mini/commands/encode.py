@@ -1,0 +1,182 @@
+"""`dalle-mini encode`: a pile of captioned pictures into shards of tokens."""
+
+import argparse
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from dalle_mini.commands.data_options import (
+    SOURCES,
+    add_filter_options,
+    add_source_options,
+    filter_options,
+    source_options,
+)
+from dalle_mini.commands.sources import add_hub_options, hub_options
+from dalle_mini.commands.terminal import Help, notices, starting
+
+EVERY = 30  # seconds from one line to the next where no bar can be shown
+
+
+def add_encode(verbs) -> None:
+    parser = verbs.add_parser(
+        "encode",
+        help="turn captioned pictures into tokens to train on",
+        description="Read a pile of captioned pictures, filter it, and write what the VQGAN makes of it as Parquet\n"
+        "shards with a manifest.json. A picture that cannot be used is counted and listed in dropped.parquet.\n"
+        "After an interruption, run the same command again: it goes on, and ends with the same files.",
+        epilog="examples:\n"
+        "  dalle-mini encode photos encoded\n"
+        "  dalle-mini encode 'gs://bucket/laion/*.tar' gs://bucket/encoded --english --duplicates near \\\n"
+        "      --vqgan dalle-mini/vqgan_imagenet_f16_16384 --clip openai/clip-vit-base-patch32 --clip-scores\n"
+        "on many machines, as an array of 64 (SLURM, Kubernetes and jax.distributed tell it themselves):\n"
+        "  dalle-mini encode SOURCE OUT --shard-index 7 --shard-count 64",
+        formatter_class=Help,
+    )
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help=SOURCES)
+    add("out", metavar="OUT", help="the folder to make, local or gs:// or s3://")
+    add_source_options(parser)
+    add_filter_options(parser)
+
+    add = parser.add_argument_group("encoding").add_argument
+    add("--crops", metavar="HOW", default="center", help="center, or random:N for N random crops of each picture")
+    add("--seed", metavar="N", type=int, default=0, help="of random crops")
+    add("--clip-scores", action="store_true", help="let CLIP judge each picture with its caption")
+    add("--validation", metavar="SHARE", type=float, default=0.01, help="of the pictures, chosen by their keys")
+    add("--shard-rows", metavar="N", type=int, default=2**16, help="rows of a shard")
+    add("--batch-size", metavar="N", type=int, help="pictures of one VQGAN call (default: 16, more of small ones)")
+
+    add = parser.add_argument_group("networks").add_argument
+    add("--vqgan", metavar="SOURCE", help="VQGAN's folder or Hugging Face repository (default: the shipped model's)")
+    add("--clip", metavar="SOURCE", help="CLIP's, for --clip-scores (default: the shipped model's)")
+    add_hub_options(add, "VQGAN")
+
+    add = parser.add_argument_group("work").add_argument
+    add("--workers", metavar="N", type=int, help="processes that read and decode (default: one a core); Ray's actors")
+    add("--engine", choices=("local", "ray"), default="local", help="this machine, or a Ray cluster (RAY_ADDRESS)")
+    add("--shard-index", metavar="I", type=int, help="do part I, from 0, of the work ...")
+    add("--shard-count", metavar="N", type=int, help="... of N (default: as an array launcher's environment says)")
+    parser.set_defaults(run=run_encode)
+
+
+def run_encode(args: argparse.Namespace) -> int:
+    from dalle_mini.data.launchers import find_share
+    from dalle_mini.errors import UserError
+
+    share = find_share(args.shard_index, args.shard_count, os.environ)
+    if args.workers is not None and args.workers < 0:
+        raise UserError(f"--workers is {args.workers}: it must be at least 0")
+    if args.clip is not None and not args.clip_scores:
+        raise UserError("--clip would do nothing without --clip-scores")
+    filters = filter_options(args)
+    with notices():
+        with starting():
+            encode, EncodeOptions, Weights = _imported()
+            from dalle_mini.compilation import keep_compiled
+            from dalle_mini.data.filters import check_where
+            from dalle_mini.data.sources import open_source
+        names = ("crops", "seed", "clip_scores", "validation", "shard_rows", "batch_size")
+        options = EncodeOptions(filters, **{name: getattr(args, name) for name in names})
+        source = open_source(args.source, **source_options(args))
+        check_where(filters, source)
+        keep_compiled()
+        weights = Weights(args.vqgan, args.clip, tuple(hub_options(args).items()))
+        share = _of_jax(share)
+        if share.count > 1:
+            print(f"shard {share.index} of {share.count}, as {share.said_by} say", file=sys.stderr)
+        with _shown() as progress:
+            outcome = encode(
+                source, weights, args.out, options, engine=args.engine, workers=args.workers, share=share,
+                progress=progress,
+            )  # fmt: skip
+    _tell(args.out, outcome)
+    return 0
+
+
+def _imported():
+    try:
+        from dalle_mini.data.encode import EncodeOptions, encode
+        from dalle_mini.data.networks import Weights
+    except ImportError as error:
+        if error.name not in ("pyarrow", "fsspec"):
+            raise
+        from dalle_mini.errors import UserError
+
+        raise UserError(f"encode needs {error.name}: pip install 'dalle-mini[data]'") from None
+    return encode, EncodeOptions, Weights
+
+
+def _of_jax(share):
+    """On a TPU pod JAX itself knows that there are others."""
+    if share.count > 1:
+        return share
+    import jax
+
+    from dalle_mini.data.launchers import Share
+
+    return Share(jax.process_index(), jax.process_count(), "jax.distributed or the TPU pod")
+
+
+@contextlib.contextmanager
+def _shown() -> Iterator[Callable]:
+    """A bar on stderr where that is a terminal, else a line now and then."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    console = Console(stderr=True, soft_wrap=True)
+    bar = Progress(TextColumn("{task.description:<8}"), BarColumn(), TextColumn("{task.fields[text]}"),
+                   console=console, disable=not console.is_terminal, transient=True)  # fmt: skip
+    begun, told = {}, time.monotonic()
+    with bar:
+        task = bar.add_task("reading", total=None, text="")
+
+        def show(stage: str, now) -> None:
+            nonlocal told
+            seconds = time.monotonic() - begun.setdefault(stage, time.monotonic())
+            text = describe(stage, now, seconds)
+            if stage == "encode" and now.total:
+                done, total = now.pictures, now.total
+            else:
+                done, total = now.parts_done, now.parts
+            bar.update(task, description=stage, completed=done, total=total, text=text)
+            if not console.is_terminal and time.monotonic() - told > EVERY:
+                told = time.monotonic()
+                print(f"{stage}: {text}", file=sys.stderr, flush=True)
+
+        yield show
+
+
+def describe(stage: str, now, seconds: float) -> str:
+    """How far a run is, how fast it goes and when it will be done: "1,200 pictures, 310 a second, 0:01:20 left"."""
+    if stage == "finish":
+        return f"shards {now.parts_done / max(1, now.parts):.0%}"
+    rate = now.pictures / seconds if seconds > 0 else 0.0
+    text = (
+        f"{now.pictures:,} pictures, {rate:,.{0 if rate >= 10 else 1}f} a second, part {now.parts_done} of {now.parts}"
+    )
+    if not now.total or not rate:
+        return text
+    left = max(0, round((now.total - now.pictures) / rate))
+    return f"{text}, {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
+
+
+def _tell(out: str, outcome) -> None:
+    manifest = outcome.manifest
+    if manifest is None:
+        others = f"{outcome.parts_left:,} parts are left to other shards; the one that does the last makes the shards"
+        print(f"{out}: {others if outcome.parts_left else 'another shard is making the shards'}")
+        print("if none is at work any more, run the same command again")
+        return
+    if outcome.was_finished:
+        print(f"{out} is finished already: nothing to do")
+    sizes = ", ".join(f"{split.rows:,} {name}" for name, split in manifest.splits.items())
+    print(f"{out}: {manifest.rows:,} rows ({sizes}) of {manifest.kept:,} of {manifest.seen:,} pictures")
+    for reason, count in sorted(manifest.dropped.items(), key=lambda item: -item[1]):
+        print(f"  {count:>12,} dropped: {reason}")
+    if manifest.crops_dropped:
+        print(f"  {manifest.crops_dropped:>12,} crops dropped by their CLIP score, of pictures that have others")
+    used = sum(count > 0 for count in manifest.codebook_use)
+    print(f"  {used:,} of {len(manifest.codebook_use):,} codes are used")

@@ -1,0 +1,163 @@
+"""Parquet files -> record batches that are mapped into memory, by way of the Arrow files in the cache of `datasets`."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import mmap
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dalle_mini.errors import UserError
+
+CHUNK = 10_000  # rows of a record batch of the mapped files: few enough objects for a billion rows
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A Parquet file: its rows, and the SHA-256 of all its bytes, or of its footer alone where `columns` came of it."""
+
+    path: Path
+    rows: int
+    sha256: str
+    columns: tuple[str, ...] = ()
+
+    def list_length(self, column: str) -> int:
+        """The length of the list in the first row of a column. Raises UserError where there is none."""
+        with _damaged(self.path):
+            for batch in pq.ParquetFile(self.path).iter_batches(1, columns=[column]):
+                value = batch.column(0)[0].as_py()
+                if isinstance(value, list) and value:
+                    return len(value)
+                raise UserError(f"{self.path}: the first row of {column} is no list of tokens")
+        raise UserError(f"{self.path}: no rows")
+
+
+def footer(path: Path) -> Piece:
+    """What the end of a Parquet file tells. Raises UserError where it is damaged."""
+    with _damaged(path):
+        found = pq.read_metadata(path)
+        with path.open("rb") as file:
+            file.seek(-8, os.SEEK_END)
+            length = int.from_bytes(file.read(4), "little")
+            file.seek(-8 - length, os.SEEK_END)
+            digest = hashlib.sha256(file.read()).hexdigest()
+        return Piece(path, found.num_rows, digest, tuple(found.schema.to_arrow_schema().names))
+
+
+def map_shards(folder: Path, pieces: list[Piece], columns: pa.Schema) -> list[pa.RecordBatch]:
+    """The rows of all pieces, in their order.
+
+    The first time they are checked and written to the cache (`HF_DATASETS_CACHE`), which takes as much room as they
+    do; files that change since are noticed by size and time, and checked and written again.
+
+    Raises UserError where a file is missing, damaged, or has other columns.
+    """
+    import datasets
+
+    for piece in pieces:
+        if not piece.path.is_file():
+            raise UserError(f"{piece.path} is missing: fetch it again, or encode again into another folder")
+    with _explained(folder, pieces, columns), _quiet():
+        builder = datasets.load_dataset_builder(
+            "parquet",
+            data_files={"rows": [str(piece.path) for piece in pieces]},
+            columns=columns.names,
+            features=datasets.Features.from_arrow_schema(columns),
+            writer_batch_size=CHUNK,
+        )
+        if not os.path.isdir(builder.cache_dir):
+            for piece in pieces:
+                _check(piece)
+        builder.download_and_prepare()
+    try:
+        files = [Path(file["filename"]) for file in builder.as_dataset("rows").cache_files]
+        batches = [batch for file in files for batch in _mapped(file)]
+    except (pa.ArrowException, ValueError, OSError) as error:
+        batches, reason = [], _first_line(error)
+    else:
+        reason = "rows are missing"
+    if sum(batch.num_rows for batch in batches) != sum(piece.rows for piece in pieces):
+        raise UserError(
+            f"{builder.cache_dir}: the cached copy of {folder} is damaged ({reason}): delete it and run again"
+        )
+    return batches
+
+
+def _mapped(file: Path) -> list[pa.RecordBatch]:
+    """The batches of an Arrow stream, where they lie: only what is looked at is read."""
+    with file.open("rb") as opened:
+        pages = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    if hasattr(pages, "madvise"):
+        pages.madvise(mmap.MADV_RANDOM)  # rows are shuffled: the 128 kB ahead of each would be read in vain
+    return pa.ipc.open_stream(pa.py_buffer(pages)).read_all().to_batches()
+
+
+def _check(piece: Piece) -> None:
+    """Compare a file with the SHA-256 that its manifest has for it."""
+    if piece.columns:
+        return  # of the original's notebook: no such thing
+    with piece.path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() == piece.sha256:
+            return
+    raise UserError(f"{piece.path}: damaged (wrong SHA-256): fetch it again, or encode again into another folder")
+
+
+@contextlib.contextmanager
+def _explained(folder: Path, pieces: list[Piece], columns: pa.Schema) -> Iterator[None]:
+    """What `datasets` raises, as one line about the file that it raised it for."""
+    from datasets.exceptions import DatasetGenerationError
+
+    try:
+        yield
+    except UserError:
+        raise
+    except (DatasetGenerationError, pa.ArrowException, ValueError, TypeError) as error:
+        for piece in pieces:  # which of them is it?
+            with _damaged(piece.path):
+                for batch in pq.ParquetFile(piece.path).iter_batches(columns=columns.names):
+                    if missing := set(columns.names) - set(batch.schema.names):
+                        raise UserError(f"{piece.path}: no column {', '.join(sorted(missing))}") from None
+                    pa.Table.from_batches([batch]).cast(columns)
+        raise UserError(f"{folder}: cannot be mapped ({_first_line(error.__cause__ or error)})") from None
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be mapped ({error.strerror or _first_line(error)}): as much room as its shards take is "
+            "needed in the cache, which HF_DATASETS_CACHE may put elsewhere"
+        ) from None
+
+
+@contextlib.contextmanager
+def _damaged(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: fetch it again, or encode again into another folder") from None
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path}: damaged, or not such a shard ({_first_line(error)})") from None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The bar of `datasets` only where somebody may watch it."""
+    import datasets
+
+    was_off = datasets.are_progress_bars_disabled()
+    if was_off or sys.stderr.isatty():
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()

@@ -1,0 +1,117 @@
+"""An encoded folder as one page to look at: `dalle-mini data report`."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from dalle_mini.data.report_page import page
+from dalle_mini.data.shards import Manifest, TokensOf
+from dalle_mini.data.survey import Row, Survey, survey
+from dalle_mini.errors import UserError
+
+QUALITY = 90  # of JPEG, its colours at full size: artefacts should be the VQGAN's
+
+
+def write_report(
+    folder: str | Path,
+    output: str | Path | None = None,
+    *,
+    vqgan: str | Path | None = None,
+    rows: int = 24,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    **hub,
+) -> Path:
+    """Write the page about an encoded folder.
+
+    Args:
+        folder: what `dalle-mini encode` wrote.
+        output: the page's file; `report.html` in the folder by default.
+        vqgan: a folder or repository of the VQGAN of the tokens; by default where the manifest says it was.
+        rows: drawn evenly, to be shown.
+        seed: of the sample and of those.
+        progress: called with (stage, done, total).
+        hub: `revision`, `token`, `cache_dir`, `local_files_only` of the VQGAN, as of `weights.hub.resolve`.
+    Returns:
+        the page's path.
+    Raises:
+        UserError: the folder is not encoded or damaged, the VQGAN is not found or another, the page cannot be written.
+    """
+    from dalle_mini.output import write_whole
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"no such folder: {folder}")
+    if rows < 1:
+        raise UserError(f"rows {rows}: at least 1")
+    of = Manifest.read(folder).vqgan
+    decoder = _decoder(folder, of, vqgan, hub)  # what is missing shows before the work
+    found = survey(folder, rows=rows, seed=seed, progress=lambda done, total: progress("reading", done, total))
+    pictures = _pictures(found, decoder, lambda done, total: progress("pictures", done, total))
+    output = folder / "report.html" if output is None else Path(output)
+    write_whole(output, page(folder.resolve().name, found, pictures).encode("utf-8", "replace"))
+    return output
+
+
+def _decoder(folder: Path, of: TokensOf, named: str | Path | None, hub: dict):
+    """The VQGAN whose tokens they are, ready to draw."""
+    import jax
+
+    from dalle_mini.data.encode import identity
+    from dalle_mini.generation.pixels import PixelDecoder
+    from dalle_mini.models import VQGAN
+    from dalle_mini.weights.bundle import SHIPPED
+
+    if named is None:
+        try:
+            vqgan = VQGAN.from_pretrained(of.source, **hub)
+        except UserError as error:
+            vqgan = VQGAN.from_pretrained(SHIPPED / "vqgan")
+            if identity(vqgan) != of.identity:  # encoded elsewhere, with what ships with the package
+                raise UserError(
+                    f"{folder}: the VQGAN that encoded it is not found ({error}): name it: --vqgan"
+                ) from None
+    else:
+        vqgan = VQGAN.from_pretrained(named, **hub)
+    if (other := identity(vqgan)) != of.identity:
+        raise UserError(
+            f"{named or of.source}: another VQGAN ({other}) than the one that encoded {folder} ({of.identity}, "
+            f"{of.source}): name that one: --vqgan"
+        )
+    return PixelDecoder(vqgan, jax.local_devices()[:1])
+
+
+def _pictures(found: Survey, decoder, progress: Callable[[int, int], None]) -> dict[tuple[str, str, int], str]:
+    """JPEG data URIs of all rows that are shown, by (split, key, crop)."""
+    shown = {name_of(row): row for rows in (found.random, *found.worst.values()) for row in rows}
+    tokens = np.stack([row.tokens for row in shown.values()]).astype(np.int32)
+    if tokens.max() >= decoder.config.n_embed:
+        raise UserError(
+            f"tokens up to {tokens.max()} of a codebook of {decoder.config.n_embed}: the shards are damaged"
+        )
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        progress(done, len(shown))
+
+    images = decoder(tokens, count)
+    return {name: _data_uri(image) for name, image in zip(shown, images, strict=True)}
+
+
+def name_of(row: Row) -> tuple[str, str, int]:
+    return row.split, row.key, row.crop
+
+
+def _data_uri(image: np.ndarray) -> str:
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "JPEG", quality=QUALITY, subsampling=0)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()

@@ -1,0 +1,221 @@
+"""Files of any file system (local, `gs://`, `s3://`, any fsspec url): listing and reading them, with limits.
+
+A path is one of its file system, without the protocol. What cannot be read is a reason, never an exception of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+import stat
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from dalle_mini.data import reasons
+from dalle_mini.errors import UserError
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+MAX_FILE = 64 << 20  # bytes of a picture's file
+MAX_TEXT = 1 << 20  # bytes of a caption file, or of one row of text
+PICTURE_SUFFIXES = frozenset(  # more than are read: a picture that is not is counted
+    [
+        *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm"),
+        *("svg", "avif", "heic", "heif", "jp2", "jxl"),
+    ]
+)
+THREADS = 8  # files that are asked for at once where each takes a request
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
+MOST_NAMES = 1_000_000  # of one pattern
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
+
+
+class Unreadable(Exception):
+    """A file that is not read: `reason` is one of `reasons.py`."""
+
+    def __init__(self, reason: str):
+        super().__init__(reason)
+        self.reason = reason
+
+
+def locate(spec: str) -> tuple[AbstractFileSystem, str]:
+    """The file system and the path of a local path or url. Raises UserError where there is no way to reach it."""
+    try:
+        from fsspec.core import url_to_fs
+    except ImportError:
+        raise UserError("reading a data set needs fsspec: pip install 'dalle-mini[data]'") from None
+    try:
+        fs, path = url_to_fs(spec if is_url(spec) else os.path.abspath(os.path.expanduser(spec)))
+    except ImportError as error:  # fsspec names the package
+        raise UserError(f"{spec}: {str(error).splitlines()[0]}") from None
+    except Exception as error:
+        raise UserError(f"{spec}: cannot be reached ({_first_line(error)})") from None
+    return fs, path.rstrip("/") or "/"
+
+
+def is_url(text: str) -> bool:
+    return bool(_URL.match(text))
+
+
+def is_local(fs: AbstractFileSystem) -> bool:
+    from fsspec.implementations.local import LocalFileSystem
+
+    return isinstance(fs, LocalFileSystem)
+
+
+def kind(fs: AbstractFileSystem, path: str) -> str | None:
+    """ "file", "directory" or None. Raises UserError where that cannot be found out."""
+    try:
+        if path.endswith((".tar", ".gz", ".tgz", ".parquet")) and fs.isfile(path):
+            return "file"  # a web server would be asked for its content, to see whether it is a folder's
+        return "directory" if fs.isdir(path) else "file" if fs.exists(path) else None
+    except Exception as error:  # every store has exceptions of its own: no permission, no such bucket, no network
+        raise UserError(f"{path}: cannot be reached ({_first_line(error)})") from None
+
+
+def walk(fs: AbstractFileSystem, root: str) -> Iterator[tuple[str, list[str]]]:
+    """(folder relative to `root`, its files' names, sorted), folder by folder in an order that depends on names alone.
+
+    Hidden files and folders are passed over. Local links to folders are followed, except in a circle.
+    Raises UserError where a folder cannot be listed: what is in it would be missing without a word.
+    """
+    pending = [("", frozenset())]
+    while pending:
+        folder, ancestors = pending.pop()
+        path = posixpath.join(root, folder) if folder else root
+        if is_local(fs):
+            real = os.path.realpath(path)
+            if real in ancestors:
+                continue
+            ancestors = ancestors | {real}
+        try:
+            entries = sorted(_entries(fs, path))
+        except Exception as error:
+            raise UserError(f"{path}: cannot be listed ({_first_line(error)})") from None
+        yield folder, [name for name, is_folder in entries if not is_folder]
+        folders = [name for name, is_folder in entries if is_folder]
+        pending += [(posixpath.join(folder, name), ancestors) for name in reversed(folders)]
+
+
+def _entries(fs: AbstractFileSystem, path: str) -> Iterator[tuple[str, bool]]:
+    if is_local(fs):  # several times as fast as asking fsspec
+        with os.scandir(path) as found:
+            for entry in found:
+                if not entry.name.startswith("."):
+                    yield entry.name, entry.is_dir()
+        return
+    for entry in fs.ls(path, detail=True):
+        name = posixpath.basename(entry["name"].rstrip("/"))
+        is_itself = entry["name"].rstrip("/") == path.rstrip("/")  # as stores list an empty file in a folder's place
+        if name and not name.startswith(".") and not is_itself:
+            yield name, entry["type"] == "directory"
+
+
+def read(fs: AbstractFileSystem, path: str, limit: int = MAX_FILE) -> bytes:
+    """A file's bytes. Raises Unreadable where it is larger than `limit`, no regular file, or cannot be read."""
+    try:
+        if is_local(fs):
+            found = os.stat(path)
+            if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for ever
+                raise Unreadable(reasons.NO_FILE)
+            if found.st_size > limit:
+                raise Unreadable(reasons.FILE_TOO_LARGE)
+            with open(path, "rb") as file:
+                data = file.read(limit + 1)
+        else:
+            with fs.open(path, "rb") as file:
+                data = file.read(limit + 1)
+    except Unreadable:
+        raise
+    except Exception:  # every store has exceptions of its own
+        raise Unreadable(reasons.CANNOT_READ) from None
+    if len(data) > limit:
+        raise Unreadable(reasons.FILE_TOO_LARGE)
+    return data
+
+
+def inside(fs: AbstractFileSystem, root: str, folder: str, path: str) -> str:
+    """Where a path that a stranger wrote into a file of `folder` leads to. Raises Unreadable where it leaves `root`."""
+    if "\0" in path:
+        raise Unreadable(reasons.CANNOT_READ)
+    if is_url(path):
+        if type(fs)._strip_protocol(path) == path or not path.startswith(_protocols(fs)):
+            raise Unreadable(reasons.LEAVES_FOLDER)
+        path = fs._strip_protocol(path)
+    target = posixpath.normpath(posixpath.join(folder, path))
+    if not target.startswith(root.rstrip("/") + "/"):
+        raise Unreadable(reasons.LEAVES_FOLDER)
+    return target
+
+
+def _protocols(fs: AbstractFileSystem) -> tuple[str, ...]:
+    names = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
+    return tuple(f"{name}://" for name in names)
+
+
+def relative(root: str, path: str) -> str:
+    """A path within `root` as it is called there; another one's last name."""
+    root = root.rstrip("/") + "/"
+    return path.removeprefix(root) if path.startswith(root) else posixpath.basename(path)
+
+
+def without_suffix(name: str) -> str:
+    return posixpath.splitext(name)[0]
+
+
+def suffix(name: str) -> str:
+    return posixpath.splitext(name)[1].lstrip(".").lower()
+
+
+def text_key(key: str) -> str:
+    """A key that can be written as UTF-8: file names may hold bytes that are no text."""
+    return key.encode("utf-8", "backslashreplace").decode()
+
+
+def expand(pattern: str) -> list[str]:
+    """The names that the braces of a pattern stand for, in order: `{00000..00012}` and `{train,test}`."""
+    found, pending = [], [pattern]
+    while pending:
+        name = pending.pop()
+        match = _BRACES.search(name)
+        if match is None:
+            found.append(name)
+            continue
+        first, last, listed = match.groups()
+        if listed is None:
+            numbers = range(int(first), int(last) + 1)
+            if len(numbers) > MOST_NAMES:
+                raise UserError(f"{pattern}: stands for more than {MOST_NAMES} names")
+            choices = [f"{number:0{len(first)}d}" for number in numbers]
+        else:
+            choices = listed.split(",")
+        pending += [name[: match.start()] + choice + name[match.end() :] for choice in reversed(choices)]
+        if len(pending) + len(found) > MOST_NAMES:
+            raise UserError(f"{pattern}: stands for more than {MOST_NAMES} names")
+    return found
+
+
+def in_order(function: Callable[[Item], Result], items: Iterable[Item], fs: AbstractFileSystem) -> Iterator[Result]:
+    """`map`, a few ahead in threads where files come by network."""
+    if is_local(fs):
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(THREADS) as pool:
+        ahead: deque[Any] = deque()
+        for item in items:
+            ahead.append(pool.submit(function, item))
+            if len(ahead) >= THREADS:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def _first_line(error: Exception) -> str:
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0][:300]

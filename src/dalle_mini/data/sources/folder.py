@@ -1,0 +1,124 @@
+"""Folders of pictures, each with its captions beside it: `a/b.jpg` and `a/b.txt`, a caption a line.
+
+A `b.json` beside it, as img2dataset writes for `--output_format files`, gives columns, and captions where there is no
+text file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import posixpath
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+from dalle_mini.data import captions, reasons
+from dalle_mini.data.example import Example
+from dalle_mini.data.sources import files
+from dalle_mini.data.sources.rows import Layout, Options, find_captions, first_of_each_key
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+PART = 4096  # pictures
+TEXTS = ("txt", "json")
+
+Entry = tuple[str, str | None, list[str]]  # name without suffix, the picture's suffix, those of the texts beside it
+
+
+class PictureFolder:
+    """A folder of pictures, and all folders in it. A part is some thousand of them."""
+
+    def __init__(self, spec: str, fs: AbstractFileSystem, root: str, options: Options):
+        self.spec, self.fs, self.root, self.caption_column = spec, fs, root, options.caption_column
+
+    def origin(self) -> dict[str, Any]:
+        listing = hashlib.sha256(b"".join(part.listing for part in self._parts)).hexdigest()[:16]
+        told = {"kind": "folder", "source": self.spec, "caption_column": self.caption_column}
+        return told | {"files": sum(part.size for part in self._parts), "listing": listing}
+
+    def parts(self) -> Sequence[Pictures]:
+        return self._parts
+
+    @cached_property
+    def _parts(self) -> list[Pictures]:
+        parts, waiting = [], []
+        for entry in self._entries():
+            waiting.append(entry)
+            if len(waiting) == PART:
+                parts.append(self._part(len(parts), waiting))
+                waiting = []
+        return [*parts, self._part(len(parts), waiting)] if waiting else parts
+
+    def _part(self, number: int, entries: list[Entry]) -> Pictures:
+        # Compressed, for all parts of a pile of millions are in memory at once.
+        listing = zlib.compress(json.dumps(entries).encode(), 1)
+        return Pictures(self.fs, self.root, f"{number:06d}", len(entries), listing, self.caption_column)
+
+    def _entries(self) -> Iterator[Entry]:
+        for folder, names in files.walk(self.fs, self.root):
+            beside: dict[str, tuple[list[str], list[str]]] = {}
+            for name in names:
+                kind = files.suffix(name)
+                if kind in files.PICTURE_SUFFIXES or kind in TEXTS:
+                    stem, ending = posixpath.splitext(name)
+                    beside.setdefault(stem, ([], []))[kind in TEXTS].append(ending)
+            for stem in sorted(beside):
+                pictures, texts = beside[stem]
+                if pictures or any(files.suffix(f"x{ending}") == "txt" for ending in texts):
+                    for picture in pictures or [None]:
+                        yield posixpath.join(folder, stem), picture, texts
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Some pictures of a folder, whose names it holds. A key is a picture's path in the folder, without suffix."""
+
+    fs: AbstractFileSystem
+    root: str
+    name: str
+    size: int
+    listing: bytes
+    caption_column: str | None = None
+
+    def examples(self) -> Iterator[Example]:
+        entries = json.loads(zlib.decompress(self.listing))
+        return first_of_each_key(files.in_order(self._example, entries, self.fs))
+
+    def _example(self, entry: Entry) -> Example:
+        stem, picture, endings = entry
+        read = partial(self._read, stem)
+        problem, texts, told, data = None, (), {}, None
+        try:
+            kinds = {files.suffix(f"x{ending}"): ending for ending in endings}
+            if "json" in kinds:
+                told = fields(read(kinds["json"], files.MAX_TEXT))
+            layout = Layout(None, *find_captions(told, self.caption_column))
+            if "txt" in kinds and self.caption_column in (None, "txt"):
+                texts = captions.read_lines(read(kinds["txt"], files.MAX_TEXT))
+            else:
+                texts = layout.captions_of(told)
+            told = layout.rest_of(told)
+            if picture is None:
+                raise files.Unreadable(reasons.NO_PICTURE)
+            data = read(picture, files.MAX_FILE)
+            if not data:
+                raise files.Unreadable(reasons.EMPTY_FILE)
+        except files.Unreadable as error:
+            problem = error.reason
+        return Example(files.text_key(stem), None if problem else data, texts, told, problem)
+
+    def _read(self, stem: str, ending: str, limit: int) -> bytes:
+        return files.read(self.fs, posixpath.join(self.root, stem + ending), limit)
+
+
+def fields(data: bytes) -> dict[str, Any]:
+    """The fields of a JSON file, or none where it is no JSON object."""
+    try:
+        told = json.loads(captions.read_text(data))
+    except (ValueError, RecursionError):
+        return {}
+    return told if isinstance(told, dict) else {}

@@ -1,0 +1,233 @@
+"""Hugging Face data sets: on the Hub, streamed or downloaded first, and those that `save_to_disk` wrote.
+
+Pictures are taken as they are stored, and decoded later with limits. No code of a data set is run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any
+
+from dalle_mini.data import reasons
+from dalle_mini.data.example import Example
+from dalle_mini.data.sources import files
+from dalle_mini.data.sources.rows import Layout, Options, example_of, find_layout, first_of_each_key
+from dalle_mini.errors import UserError, listed
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+PART = 4096  # rows of a data set that is on this machine
+
+
+@dataclass(frozen=True)
+class Address:
+    """What tells a data set's split, so that another process can open it too.
+
+    Attributes:
+        name: `owner/name` on the Hub, or a local folder.
+        saved: whether `save_to_disk` wrote the folder.
+        revision: the commit on the Hub; None for a local folder.
+    """
+
+    name: str
+    saved: bool
+    subset: str | None
+    split: str | None
+    revision: str | None
+    streaming: bool
+
+
+class HuggingFace:
+    """One split of a data set. A part is a shard of one that is streamed, or some thousand rows of one that is here."""
+
+    def __init__(
+        self,
+        spec: str,
+        address: Address,
+        options: Options,
+    ):
+        self.spec, self.image_root = spec, options.image_root
+        self.address, dataset = _resolved(address)
+        names, images = _columns(dataset, self.address)
+        self.layout = find_layout(spec, names, options, images)
+
+    def origin(self) -> dict[str, Any]:
+        address = self.address
+        told = {"kind": "huggingface", "source": self.spec} | self.layout.origin()
+        told |= {"subset": address.subset, "split": address.split, "revision": address.revision}
+        told |= {"streaming": address.streaming, "parts": len(self._parts)}
+        return told | ({} if address.streaming else {"rows": len(_dataset(address))})
+
+    def parts(self) -> Sequence[Shard]:
+        return self._parts
+
+    @cached_property
+    def _parts(self) -> list[Shard]:
+        dataset = _dataset(self.address)
+        if self.address.streaming:
+            count = dataset.num_shards
+            return [Shard(self.address, self.layout, self.image_root, i, count) for i in range(count)]
+        starts = range(0, len(dataset), PART)
+        return [
+            Shard(self.address, self.layout, self.image_root, start, size=min(PART, len(dataset) - start))
+            for start in starts
+        ]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Shard `index` of `count`, or `size` rows from `index` on. A key is the column `key` or `id`, or else a place."""
+
+    address: Address
+    layout: Layout
+    image_root: str | None
+    index: int
+    count: int | None = None
+    size: int | None = None
+
+    @property
+    def name(self) -> str:
+        place = f"{self.index:09d}" if self.count is None else f"{self.index:05d}-of-{self.count:05d}"
+        return f"{self.address.split or 'all'}/{place}"
+
+    def examples(self) -> Iterator[Example]:
+        """Its rows in order. Where the data set fails in the middle one example says so, with what is left lost."""
+        return first_of_each_key(self._examples())
+
+    def _examples(self) -> Iterator[Example]:
+        number = 0
+        try:
+            for row in self._rows():
+                yield self._example(number, row)
+                number += 1
+        except Exception:  # whatever the network, a damaged file or the library raises: the other parts go on
+            yield Example(f"{self.name}/{number}/{reasons.CANNOT_READ}", None, (), {}, reasons.CANNOT_READ)
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        dataset = _undecoded(_dataset(self.address), self.layout)
+        if self.count is None:
+            for number in range(self.index, self.index + self.size):
+                yield dataset[number]
+        else:
+            yield from dataset.shard(self.count, self.index)
+
+    def _example(self, number: int, row: dict[str, Any]) -> Example:
+        key = row.get(self.layout.key) if self.layout.key else None
+        if not isinstance(key, (str, int)) or key == "":
+            split = self.address.split or "all"
+            key = f"{split}/{self.index + number}" if self.count is None else f"{split}/{self.index:05d}/{number}"
+        return example_of(str(key), row, self.layout, self._read)
+
+    def _read(self, path: str) -> bytes:
+        """A picture that the data set tells by its path: on the Hub, in its cache, or in the data set's folder."""
+        import datasets
+        from fsspec.core import url_to_fs
+
+        local, _ = files.locate(".")
+        if "://" not in path:
+            folder = self.address.name if os.path.isdir(self.address.name) else "/"
+            roots = [self.image_root or folder, datasets.config.HF_CACHE_HOME, str(datasets.config.HF_DATASETS_CACHE)]
+            for root in roots:
+                root = os.path.abspath(os.path.expanduser(root))
+                target = os.path.normpath(os.path.join(root, path))
+                if root != "/" and target.startswith(root + os.sep):
+                    return files.read(local, target)
+            raise files.Unreadable(reasons.LEAVES_FOLDER)
+        if not path.rpartition("::")[2].startswith("hf://"):
+            raise files.Unreadable(reasons.LEAVES_FOLDER)
+        try:
+            fs, path = url_to_fs(path)
+        except Exception:
+            raise files.Unreadable(reasons.CANNOT_READ) from None
+        return files.read(fs, path)
+
+
+def _resolved(address: Address) -> tuple[Address, Dataset | IterableDataset]:
+    """The address with its split and commit filled in, and the data set. Raises UserError where it cannot be opened."""
+    try:
+        import datasets
+    except ImportError:
+        raise UserError("reading a Hugging Face data set needs datasets: pip install 'dalle-mini[data]'") from None
+    try:
+        revision = address.revision
+        is_here = os.path.isdir(address.name)
+        if not is_here:
+            from huggingface_hub import HfApi, constants
+
+            if not constants.HF_HUB_OFFLINE:  # else what was downloaded is taken, as `datasets` does
+                revision = HfApi().dataset_info(address.name, revision=revision).sha
+        if address.saved:
+            found = datasets.load_from_disk(address.name)
+            splits = list(found) if isinstance(found, datasets.DatasetDict) else []
+        else:
+            splits = datasets.get_dataset_split_names(address.name, address.subset, revision=revision)
+        split = _split(address, splits)
+        address = Address(address.name, address.saved, address.subset, split, revision, address.streaming)
+        return address, _dataset(address)
+    except UserError:
+        raise
+    except Exception as error:  # the library and the network raise nearly every type there is
+        lines = str(error).splitlines() or [type(error).__name__]
+        where = address.name if os.path.isdir(address.name) else f"{address.name}: there is no such folder, and it"
+        raise UserError(f"{where} cannot be opened as a Hugging Face data set ({lines[0][:300]})") from None
+
+
+def _split(address: Address, splits: Sequence[str]) -> str | None:
+    if address.split is not None:
+        if address.split.partition("[")[0] not in splits:
+            raise UserError(f"{address.name}: --split is {address.split!r}; there are {listed(splits) or 'none'}")
+        return address.split
+    if len(splits) < 2:
+        return splits[0] if splits else None
+    if "train" in splits:
+        return "train"
+    raise UserError(f"{address.name}: which split? Name it with --split: {listed(splits)}")
+
+
+@lru_cache(maxsize=4)
+def _dataset(address: Address) -> Dataset | IterableDataset:
+    """A process opens a data set once, however many of its parts it reads."""
+    import datasets
+
+    if address.saved:
+        found = datasets.load_from_disk(address.name)
+        return found[address.split] if isinstance(found, datasets.DatasetDict) else found
+    return datasets.load_dataset(
+        address.name, address.subset, split=address.split, revision=address.revision, streaming=address.streaming
+    )
+
+
+def _columns(dataset: Dataset | IterableDataset, address: Address) -> tuple[list[str], list[str]]:
+    """(names of all columns, names of those that hold pictures by their type)."""
+    from datasets import Image
+
+    if dataset.features is not None:
+        images = [
+            name
+            for name, kind in dataset.features.items()
+            if isinstance(kind, Image) or getattr(kind, "dtype", None) in ("binary", "large_binary")
+        ]
+        return list(dataset.features), images
+    row = next(iter(dataset), None)  # a stream may not know its columns ahead
+    if row is None:
+        raise UserError(f"{address.name}: there is no row in it")
+    return list(row), [name for name, value in row.items() if isinstance(value, (bytes, dict))]
+
+
+def _undecoded(dataset: Dataset | IterableDataset, layout: Layout) -> Dataset | IterableDataset:
+    """The data set with the columns worth reading, pictures as they are stored."""
+    from datasets import Image, Value
+
+    features = dataset.features
+    if features is None:
+        return dataset
+    named = {layout.image, layout.key, *layout.captions, *(layout.joined or ())}
+    single = {name for name, kind in features.items() if isinstance(kind, Value) and kind.dtype != "binary"}
+    dataset = dataset.select_columns([name for name in features if name in named or name in single])
+    if isinstance(features[layout.image], Image):
+        dataset = dataset.cast_column(layout.image, Image(decode=False))
+    return dataset

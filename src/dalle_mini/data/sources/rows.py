@@ -1,0 +1,204 @@
+"""Rows of tables (metadata files, Parquet, Hugging Face data sets) -> examples: which column is what, what it holds."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dalle_mini.data import captions, reasons
+from dalle_mini.data.example import Example
+from dalle_mini.data.sources.files import MAX_FILE, Unreadable, text_key
+from dalle_mini.errors import UserError, listed
+
+# In the order in which they are taken; capitals do not matter
+IMAGE_NAMES = (
+    *("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "image_bytes", "image_data", "bytes", "pixels"),
+    *("file_name", "image_path", "image_file", "filepath", "file_path", "filename", "path", "file"),
+)
+CAPTION_NAMES = (
+    *("caption", "captions", "text", "texts", "txt", "alt_text", "alt", "prompt"),
+    *("sentence", "sentences", "sentences_raw", "label_text"),
+)
+TITLE_NAMES, DESCRIPTION_NAMES = ("title_clean", "title"), ("description_clean", "description")
+KEY_NAMES = ("key", "__key__", "id", "uid")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user says of a pile; see `open_source`."""
+
+    image_column: str | None = None
+    caption_column: str | None = None
+    split: str | None = None
+    subset: str | None = None
+    streaming: bool = True
+    image_root: str | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which columns of a table are what.
+
+    Attributes:
+        image: the column of pictures; None where they are found another way.
+        captions: columns of captions, each of one or several.
+        joined: (title, description), one caption of two columns, or None.
+        key: a column of names that are unique, or None.
+    """
+
+    image: str | None
+    captions: tuple[str, ...] = ()
+    joined: tuple[str, str | None] | None = None
+    key: str | None = None
+
+    def captions_of(self, row: Mapping[str, Any]) -> tuple[str, ...]:
+        """A row's captions, as they are."""
+        if self.joined:
+            title, description = (next(_texts(row.get(name)), "") if name else "" for name in self.joined)
+            both = captions.join(title, description)
+            return (both,) if both else ()
+        return tuple(text for name in self.captions for text in _texts(row.get(name)))
+
+    def rest_of(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """A row's other columns, as far as they are single values."""
+        used = {self.image, *self.captions}
+        return {name: plain for name, value in row.items() if name not in used and (plain := _plain(value)) is not _NOT}
+
+    def origin(self) -> dict[str, Any]:
+        """Which columns are read, for `Source.origin`."""
+        names = self.captions or tuple(name for name in self.joined or () if name)
+        return {"image_column": self.image, "caption_column": ("+" if self.joined else ",").join(names)}
+
+
+def find_layout(where: str, names: Iterable[str], options: Options, images: Iterable[str] = ()) -> Layout:
+    """The layout of a table with these column names, of which those in `images` hold pictures by their type.
+
+    `where` is the table, for messages. Raises UserError, naming the columns there are, where one that is asked for or
+    needed is not among them.
+    """
+    names, images = list(names), list(images)
+    if options.image_column is None:
+        image = next(iter([*_known(images, IMAGE_NAMES), *images, *_known(names, IMAGE_NAMES)]), None)
+    else:
+        image = _named(where, options.image_column, names, "--image-column")
+    if image is None:
+        raise UserError(f"{where}: which column holds the pictures? Name it with --image-column: {listed(names, 30)}")
+    found, joined = find_captions(names, options.caption_column, where)
+    if not found and joined is None:
+        raise UserError(f"{where}: which column holds the captions? Name it with --caption-column: {listed(names, 30)}")
+    return Layout(image, found, joined, next(iter(_known(names, KEY_NAMES)), None))
+
+
+def find_captions(
+    names: Iterable[str], caption_column: str | None, where: str | None = None
+) -> tuple[tuple[str, ...], tuple[str, str | None] | None]:
+    """(columns of captions, (title, description) or None), as `caption_column` says or as columns are usually called.
+
+    With `where` (the table, for messages) a column that is asked for and not there is a UserError.
+    """
+    names = list(names)
+    if caption_column is not None:
+        if caption_column in names:
+            return (caption_column,), None
+        if caption_column.count("+") == 1:
+            title, description = caption_column.split("+")
+            if where is not None:
+                _named(where, title, names, "--caption-column")
+                _named(where, description, names, "--caption-column")
+            return (), (title, description)
+        wanted = tuple(caption_column.split(","))
+        if where is not None:
+            for name in wanted:
+                _named(where, name, names, "--caption-column")
+        return wanted, None
+    usual = _known(names, CAPTION_NAMES)
+    if usual:
+        return (usual[0],), None
+    titles, descriptions = _known(names, TITLE_NAMES), _known(names, DESCRIPTION_NAMES)
+    if titles and descriptions:
+        return (), (titles[0], descriptions[0])
+    return tuple((titles or descriptions)[:1]), None
+
+
+def example_of(key: str, row: Mapping[str, Any], layout: Layout, read_path: Callable[[str], bytes]) -> Example:
+    """A row's example. `read_path` reads a picture that is told by its path, and raises Unreadable."""
+    texts, rest = layout.captions_of(row), layout.rest_of(row)
+    try:
+        picture = _picture(row.get(layout.image), read_path)
+    except Unreadable as error:
+        return Example(text_key(key), None, texts, rest, error.reason)
+    return Example(text_key(key), picture, texts, rest)
+
+
+def first_of_each_key(examples: Iterable[Example]) -> Iterator[Example]:
+    """The examples of a part; one whose key an earlier one had is a problem, counted and without its picture."""
+    seen = set()
+    for example in examples:
+        if example.key in seen and example.problem is None:
+            example = Example(example.key, None, example.captions, example.columns, reasons.DUPLICATE_KEY)
+        seen.add(example.key)
+        yield example
+
+
+def _known(names: Iterable[str], usual: Iterable[str]) -> list[str]:
+    lower: dict[str, str] = {}
+    for name in names:
+        lower.setdefault(name.lower(), name)
+    return [lower[name] for name in usual if name in lower]
+
+
+def _named(where: str, name: str, names: Iterable[str], option: str) -> str:
+    if name not in names:
+        raise UserError(f"{where}: {option} is {name!r}; the columns are {listed(names, 30)}")
+    return name
+
+
+def _picture(value: Any, read_path: Callable[[str], bytes]) -> bytes | np.ndarray:
+    if isinstance(value, Mapping):  # as Hugging Face stores pictures
+        inner = value.get("bytes")
+        value = inner if inner is not None else value.get("path")
+    if isinstance(value, (bytearray, memoryview)):
+        value = bytes(value)
+    if isinstance(value, str) and value:
+        value = read_path(value)
+    if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 3 and value.shape[2] == 3:
+        return value
+    if value is None or not isinstance(value, bytes):
+        raise Unreadable(reasons.NO_PICTURE)
+    if not value:
+        raise Unreadable(reasons.EMPTY_FILE)
+    if len(value) > MAX_FILE:
+        raise Unreadable(reasons.FILE_TOO_LARGE)
+    return value
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The captions that a value holds: text, or a list of them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (bytes, bytearray, memoryview)):
+        yield captions.read_text(bytes(value))
+    elif isinstance(value, (list, tuple, np.ndarray)):
+        for one in value:
+            if isinstance(one, (str, bytes)):
+                yield from _texts(one)
+
+
+_NOT = object()
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, np.generic) and value.ndim == 0:
+        return _plain(value.item())
+    if isinstance(value, (datetime.date, datetime.datetime)):
+        return value.isoformat()
+    if isinstance(value, decimal.Decimal):
+        return float(value)
+    return _NOT

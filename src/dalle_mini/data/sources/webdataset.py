@@ -1,0 +1,243 @@
+"""WebDataset tars, as img2dataset writes them: `000000.jpg`, `000000.txt` and `000000.json` one after the other.
+
+https://github.com/webdataset/webdataset: neighbours whose names agree up to the first dot of the last name are one
+example. The text file is one caption; without one, the captions are looked for in the JSON, whose other single values
+become columns. Nothing is unpacked, so a name that leads out of the tar leads nowhere: it is counted.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import posixpath
+import tarfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import IO, TYPE_CHECKING, Any
+
+from dalle_mini.data import captions, reasons
+from dalle_mini.data.example import Example
+from dalle_mini.data.sources import files
+from dalle_mini.data.sources.folder import fields
+from dalle_mini.data.sources.rows import Layout, Options, find_captions, first_of_each_key
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+SUFFIXES = (".tar", ".tar.gz", ".tgz")
+BLOCK = tarfile.BLOCKSIZE
+MOST_STRETCHES = 1000  # that are damaged, in one tar; then the rest is not looked at
+_CUT = ("unexpected end of data", "empty file", "truncated header")  # what tarfile says of an early end
+
+
+class WebDataset:
+    """Tars of captioned pictures. A part is a tar."""
+
+    def __init__(
+        self,
+        spec: str,
+        fs: AbstractFileSystem,
+        root: str,
+        paths: Sequence[str],
+        options: Options,
+    ):
+        self.spec = spec
+        self.columns = {"image_column": options.image_column, "caption_column": options.caption_column}
+        self._parts = [Tar(fs, path, files.relative(root, path), **self.columns) for path in paths]
+
+    def origin(self) -> dict[str, Any]:
+        names = hashlib.sha256("\n".join(part.name for part in self._parts).encode("utf-8", "surrogateescape"))
+        return {"kind": "webdataset", "source": self.spec, "files": len(self._parts), **self.columns} | {
+            "listing": names.hexdigest()[:16]
+        }
+
+    def parts(self) -> Sequence[Tar]:
+        return self._parts
+
+
+@dataclass
+class Group:
+    """The files of one example, as far as they have been met."""
+
+    key: str
+    members: dict[str, bytes] = field(default_factory=dict)  # by what follows the first dot, in small letters
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Tar:
+    """One tar. A key is the tar's name and its example's, both without suffixes."""
+
+    fs: AbstractFileSystem
+    path: str
+    name: str
+    image_column: str | None = None
+    caption_column: str | None = None
+    size: int | None = None
+
+    def examples(self) -> Iterator[Example]:
+        """Its examples in order, and one with a problem for each place where it makes no sense or ends too early."""
+        return first_of_each_key(self._examples())
+
+    def _examples(self) -> Iterator[Example]:
+        group, usual = None, {"txt"}
+        for item in self._members():
+            if isinstance(item, str):  # a break: what comes after it is not of the same example
+                if group is not None and group.members.keys() >= usual:
+                    yield from self._example(group)
+                    group = None
+                # else it lacks what the last one had, and is what broke
+                key = files.text_key(f"{self._stem}/{group.key if group else item}")
+                yield Example(key, None, (), {}, item)
+                group = None
+                continue
+            key, ending, content = item
+            if group is None or group.key != key or ending in group.members:
+                if group is not None:
+                    usual = set(group.members)
+                yield from self._example(group)
+                group = Group(key)
+            if isinstance(content, files.Unreadable):
+                group.problem = group.problem or content.reason
+            group.members[ending] = b"" if isinstance(content, files.Unreadable) else content
+        yield from self._example(group)
+
+    @property
+    def _stem(self) -> str:
+        return next(self.name.removesuffix(ending) for ending in reversed(SUFFIXES) if self.name.endswith(ending))
+
+    def _example(self, group: Group | None) -> Iterator[Example]:
+        if group is None:
+            return
+        key, members = files.text_key(f"{self._stem}/{group.key}"), group.members
+        pictures = [ending for ending in members if ending in files.PICTURE_SUFFIXES]
+        if self.image_column is not None:
+            pictures = [ending for ending in members if ending == self.image_column.lower()]
+        told = fields(members.get("json", b""))
+        layout = Layout(None, *find_captions(told, self.caption_column))
+        if "txt" in members and self.caption_column in (None, "txt"):
+            texts: tuple[str, ...] = (captions.read_text(members["txt"]),)
+        else:
+            texts = layout.captions_of(told)
+        problem = group.problem
+        if problem is None and not pictures:
+            problem = reasons.NO_PICTURE
+        elif problem is None and not members[pictures[0]]:
+            problem = reasons.EMPTY_FILE
+        yield Example(key, None if problem else members[pictures[0]], texts, layout.rest_of(told), problem)
+
+    def _members(self) -> Iterator[tuple[str, str, bytes | files.Unreadable] | str]:
+        """(key, ending, content) of each file that matters, and a reason at each break, behind which it goes on."""
+        try:
+            file: IO[bytes] = self.fs.open(self.path, "rb")
+            file.seek(1)  # a web server that gives no parts of files cannot
+        except Exception:  # every store has exceptions of its own
+            yield reasons.CANNOT_READ
+            return
+        with file:
+            file.seek(0)
+            if not self.name.endswith(".tar"):
+                file = gzip.GzipFile(fileobj=file)
+            place: int | None = 0
+            for _ in range(MOST_STRETCHES):
+                place = yield from self._stretch(_Guarded(file), place)
+                if place is None:
+                    return
+
+    def _stretch(self, file: _Guarded, place: int) -> Iterator[tuple[str, str, bytes | files.Unreadable] | str]:
+        """The files from `place` on. Returns where to go on, or None."""
+        offset = place
+        try:
+            file.seek(place)
+            # With ignore_zeros tarfile looks for the next header where one makes no sense; what it passed over shows
+            # as a gap.
+            tar = tarfile.TarFile(fileobj=file, ignore_zeros=True)
+            while True:
+                member = tar.next()
+                tar.members = []  # else it keeps every header it has met
+                stop = tar.offset if member is None else member.offset
+                if not _all_zero(file, offset, stop):
+                    yield reasons.DAMAGED
+                if member is None:
+                    # A whole tar ends with blocks of zeros.
+                    if stop <= offset:
+                        yield reasons.CUT_SHORT
+                    return None
+                offset = tar.offset
+                wanted = self._wanted(member)
+                if wanted is not None:
+                    key, ending, limit = wanted
+                    yield (
+                        key,
+                        ending,
+                        limit if isinstance(limit, files.Unreadable) else self._content(tar, member, limit),
+                    )
+        except EOFError:
+            yield reasons.CUT_SHORT
+        except tarfile.ReadError as error:
+            if not str(error).startswith(_CUT):
+                yield reasons.DAMAGED
+                return offset + BLOCK
+            yield reasons.CUT_SHORT
+        except OSError as error:
+            yield reasons.DAMAGED if isinstance(error, gzip.BadGzipFile) else reasons.CANNOT_READ
+        except zlib.error:
+            yield reasons.DAMAGED
+        except Exception:  # of a damaged header tarfile raises nearly every type there is
+            yield reasons.DAMAGED
+            return offset + BLOCK
+        return None
+
+    def _wanted(self, member: tarfile.TarInfo) -> tuple[str, str, int | files.Unreadable] | None:
+        """(key, ending, bytes that may be read of it or why none) of a file that an example may be made of."""
+        folder, base = posixpath.split(member.name)
+        stem, _, ending = base.partition(".")
+        ending = ending.lower()
+        if member.isdir() or not stem:
+            return None
+        is_picture = ending.rpartition(".")[2] in files.PICTURE_SUFFIXES or ending == (self.image_column or "").lower()
+        if not is_picture and ending not in ("txt", "json"):
+            return None
+        key = posixpath.join(folder, stem)
+        if member.name.startswith("/") or ".." in member.name.split("/"):
+            return key, ending, files.Unreadable(reasons.LEAVES_FOLDER)
+        if not member.isreg():
+            return key, ending, files.Unreadable(reasons.NO_FILE)
+        limit = files.MAX_FILE if is_picture else files.MAX_TEXT
+        if member.size > limit:
+            return key, ending, files.Unreadable(reasons.FILE_TOO_LARGE)
+        return key, ending, limit
+
+    def _content(self, tar: tarfile.TarFile, member: tarfile.TarInfo, limit: int) -> bytes:
+        content = tar.extractfile(member).read(limit)
+        if len(content) < member.size:
+            raise tarfile.ReadError("unexpected end of data")
+        return content
+
+
+class _Guarded:
+    """A file that is not read in larger pieces than a picture may have: headers may claim any size."""
+
+    def __init__(self, file: IO[bytes]):
+        self._file, self.seek, self.tell = file, file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if size > files.MAX_FILE:
+            raise tarfile.ReadError("a header of this size")
+        return self._file.read(size)
+
+
+def _all_zero(file: _Guarded, start: int, stop: int) -> bool:
+    """Whether there is nothing but zeros between two places of a file; it stays where it is."""
+    if start >= stop:
+        return True  # without a step back, for which gzip would begin anew
+    here = file.tell()
+    file.seek(start)
+    while start < stop:
+        piece = file.read(min(stop - start, 1 << 20))
+        if piece.strip(b"\0"):
+            break
+        start += len(piece) or stop
+    file.seek(here)
+    return start >= stop

@@ -1,0 +1,117 @@
+"""Folders of pictures with texts beside them: several captions, columns, keys, parts, links, any file system."""
+
+import os
+import pickle
+
+import bad_pile
+import pytest
+
+from dalle_mini.data import reasons
+from dalle_mini.data.sources import files, folder, open_source
+from dalle_mini.errors import UserError
+
+PICTURE = bad_pile.packed(bad_pile.photo(0))
+
+
+def examples(source):
+    return [example for part in source.parts() for example in pickle.loads(pickle.dumps(part)).examples()]
+
+
+def fill(root, names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(PICTURE if files.suffix(name) in files.PICTURE_SUFFIXES else name.encode())
+
+
+def test_captions_columns_and_keys(tmp_path):
+    fill(tmp_path, ["b/2.JPG", "b/2.txt", "a.png", "a-b.png", "a.txt", "notes.md", "c.d.jpg", "c.d.txt", "e.jpg"])
+    (tmp_path / "a.json").write_text('{"clip_score": 0.3, "exif": {"x": 1}, "caption": "not this one"}')
+    (tmp_path / "e.json").write_text('{"caption": "of the JSON"}')
+    (tmp_path / "a.txt").write_text("one\n two \n")
+    found = {example.key: example for example in examples(open_source(str(tmp_path)))}
+    assert list(found) == ["a", "a-b", "c.d", "e", "b/2"]
+    assert found["a"].captions == ("one", " two ")
+    assert found["a"].columns == {"clip_score": 0.3}
+    assert found["a-b"].captions == ()
+    assert found["e"].captions == ("of the JSON",)
+    assert found["b/2"].captions == ("b/2.txt",)
+    assert all(example.picture == PICTURE and example.problem is None for example in found.values())
+    told = {example.key: example for example in examples(open_source(str(tmp_path), caption_column="caption"))}
+    assert told["a"].captions == ("not this one",)
+
+
+def test_parts_are_the_same_however_often_they_are_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder, "PART", 3)
+    fill(tmp_path, [f"{i % 2}/{i}.{end}" for i in range(10) for end in ("jpg", "txt")])
+    source, again = open_source(str(tmp_path)), open_source(str(tmp_path))
+    assert [part.size for part in source.parts()] == [3, 3, 3, 1]
+    assert [part.name for part in source.parts()] == ["000000", "000001", "000002", "000003"]
+    assert source.parts() == again.parts()
+    assert source.origin() == again.origin()
+    keys = [example.key for example in examples(source)]
+    assert keys == [f"0/{i}" for i in (0, 2, 4, 6, 8)] + [f"1/{i}" for i in (1, 3, 5, 7, 9)]
+    assert [e.key for e in source.parts()[1].examples()] == [e.key for e in source.parts()[1].examples()] == keys[3:6]
+    fill(tmp_path, ["another.jpg"])
+    assert open_source(str(tmp_path)).origin() != source.origin()
+
+
+def test_large_files_are_not_read(tmp_path, monkeypatch):
+    fill(tmp_path, ["a.jpg", "a.txt", "b.jpg", "b.txt"])
+    with open(tmp_path / "a.jpg", "wb") as file:
+        file.truncate(files.MAX_FILE + 1)
+    with open(tmp_path / "b.txt", "wb") as file:
+        file.truncate(files.MAX_TEXT + 1)
+    first, second = examples(open_source(str(tmp_path)))
+    assert (first.problem, first.picture, first.captions) == (reasons.FILE_TOO_LARGE, None, ("a.txt",))
+    assert (second.problem, second.picture) == (reasons.FILE_TOO_LARGE, None)
+
+
+def test_links_to_folders_are_followed_but_not_in_a_circle(tmp_path):
+    fill(tmp_path / "disk", ["x.jpg", "x.txt"])
+    (tmp_path / "pile").mkdir()
+    (tmp_path / "pile" / "data").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "round").symlink_to(tmp_path / "pile")
+    keys = [example.key for example in examples(open_source(str(tmp_path / "pile")))]
+    assert keys == ["data/x"]
+
+
+def test_a_pipe_is_no_picture(tmp_path):
+    fill(tmp_path, ["a.jpg", "b.txt"])
+    os.mkfifo(tmp_path / "b.jpg")
+    assert [example.problem for example in examples(open_source(str(tmp_path)))] == [None, reasons.NO_FILE]
+
+
+def test_names_that_are_no_text(tmp_path):
+    fill(tmp_path, ["a.jpg"])
+    name = os.fsencode(tmp_path) + b"/caf\xe9.jpg"
+    with open(name, "wb") as file:
+        file.write(PICTURE)
+    keys = [example.key for example in examples(open_source(str(tmp_path)))]
+    assert keys == ["a", "caf\\udce9"]
+    "".join(keys).encode()
+
+
+@pytest.mark.parametrize("scheme", ["memory", "file"])
+def test_any_file_system(tmp_path, scheme):
+    import fsspec
+
+    if scheme == "memory":
+        fs, root = fsspec.filesystem("memory"), f"/{tmp_path.name}"
+        for name, data in (("a.jpg", PICTURE), ("a.txt", b"one\ntwo"), ("b/c.jpg", b""), ("b/c.txt", b"three")):
+            fs.pipe(f"{root}/{name}", data)
+        url = f"memory:/{root}"
+    else:
+        fill(tmp_path, ["a.jpg", "b/c.txt"])
+        (tmp_path / "a.txt").write_bytes(b"one\ntwo")
+        (tmp_path / "b/c.jpg").write_bytes(b"")
+        url = tmp_path.as_uri()
+    first, second = (example for part in open_source(url).parts() for example in part.examples())
+    assert (first.key, first.captions, first.picture) == ("a", ("one", "two"), PICTURE)
+    assert (second.key, second.problem) == ("b/c", reasons.EMPTY_FILE)
+
+
+def test_a_split_is_a_folder(tmp_path):
+    fill(tmp_path, ["train/a.jpg", "test/b.jpg"])
+    assert [example.key for example in examples(open_source(str(tmp_path), split="train"))] == ["a"]
+    with pytest.raises(UserError, match="--split is 'all', and there is no such folder"):
+        open_source(str(tmp_path), split="all")

@@ -1,0 +1,147 @@
+"""Folders that a metadata.csv, .tsv or .jsonl lists: columns, several captions, what is wrong with rows."""
+
+import json
+
+import bad_pile
+import pytest
+
+from dalle_mini.data import reasons
+from dalle_mini.data.sources import files, metadata, open_source
+from dalle_mini.errors import UserError
+
+PICTURE = bad_pile.packed(bad_pile.photo(0))
+
+
+def examples(source):
+    return [example for part in source.parts() for example in part.examples()]
+
+
+@pytest.fixture
+def pile(tmp_path):
+    for name in ("a.jpg", "b.jpg", "sub/c.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(PICTURE)
+    return tmp_path
+
+
+def test_csv(pile):
+    (pile / "metadata.csv").write_text(
+        "\ufefffile_name,text,clip_score,nsfw,license,note\n"
+        'a.jpg,"a dog,\nand a cat",0.25,false,by,\n'
+        "sub/c.jpg,2009,3,True,,1_000\n"
+    )
+    first, second = examples(open_source(str(pile)))
+    assert (first.key, first.captions, first.picture) == ("a", ("a dog,\nand a cat",), PICTURE)
+    assert first.columns == {"clip_score": 0.25, "nsfw": False, "license": "by", "note": None}
+    assert (second.key, second.captions) == ("sub/c", ("2009",))
+    assert second.columns == {"clip_score": 3, "nsfw": True, "license": None, "note": "1_000"}
+
+
+def test_jsonl_and_tsv_of_several_folders(pile):
+    (pile / "metadata.tsv").write_text('file_name\tcaption\na.jpg\ta dog, "of course"\nb.jpg\ta cat\n')
+    rows = [{"file_name": "c.jpg", "caption": ["a bird", "a wing"], "width": 3}, {"file_name": "d.jpg"}]
+    (pile / "sub" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = examples(open_source(str(pile)))
+    assert [(e.key, e.captions, e.problem) for e in found] == [
+        ("a", ('a dog, "of course"',), None),
+        ("b", ("a cat",), None),
+        ("sub/c", ("a bird", "a wing"), None),
+        ("sub/d", (), reasons.CANNOT_READ),
+    ]
+    assert found[2].columns == {"width": 3}
+
+
+def test_rows_of_one_picture_are_its_captions(pile, monkeypatch):
+    monkeypatch.setattr(metadata, "PART", 3)
+    rows = ["a.jpg,one", "a.jpg,two", "b.jpg,three", "b.jpg,four", "b.jpg,five", "sub/c.jpg,six", "a.jpg,late"]
+    (pile / "metadata.csv").write_text("file_name,caption\n" + "\n".join(rows))
+    source = open_source(str(pile))
+    found = examples(source)
+    assert [(e.key, e.captions, e.problem) for e in found] == [
+        ("a", ("one", "two"), None),
+        ("b", ("three", "four", "five"), None),
+        ("sub/c", ("six",), None),
+        ("a", ("late",), None),  # in another part; over the pile encoding sees that the key is not new
+    ]
+    assert [part.size for part in source.parts()] == [2, 2]
+    assert source.origin() == open_source(str(pile)).origin()
+
+
+def test_parts_begin_where_rows_do(pile, monkeypatch):
+    monkeypatch.setattr(metadata, "PART", 2)
+    captions = ['"two\nlines"', "caf\u00e9", '"a ""quote"""', "plain", '"a\n\nb"', "x"]
+    rows = "\r\n".join(f"{i}.jpg,{caption}" for i, caption in enumerate(captions))
+    (pile / "metadata.csv").write_text("file_name,caption\r\n" + rows, newline="")
+    source = open_source(str(pile))
+    assert len(source.parts()) == 3
+    told = ["two\nlines", "café", 'a "quote"', "plain", "a\n\nb", "x"]
+    assert [example.captions for example in examples(source)] == [(caption,) for caption in told]
+    assert [e.key for e in source.parts()[1].examples()] == ["2", "3"]
+
+
+def test_rows_that_are_wrong_are_counted_and_the_others_kept(pile, tmp_path):
+    (pile / "metadata.csv").write_bytes(
+        b"file_name,caption,score\n"
+        b'a.jpg,"never closed,1\n'
+        b"b.jpg,caf\xe9 \x00au lait,2\n"
+        b"sub/c.jpg,one,3,too many,values\n"
+        b"../outside.jpg,leaves,4\n"
+        b"/etc/passwd,absolute,5\n"
+        b",no name,6\n"
+        b"a.jpg," + b"x" * (files.MAX_TEXT + 5) + b",7\n"
+        b"sub/c.jpg," + b"so long " * 50_000 + b",8\n"
+        b"sub/c.jpg,the last,9\n"
+    )
+    found = examples(open_source(str(pile)))
+    assert [(e.problem, e.captions[:1]) for e in found] == [
+        (None, ("never closed,1\n",)),
+        (None, ("café \x00au lait",)),
+        (reasons.DAMAGED, ()),
+        (reasons.LEAVES_FOLDER, ("leaves",)),
+        (reasons.LEAVES_FOLDER, ("absolute",)),
+        (reasons.NO_PICTURE, ("no name",)),
+        (reasons.FILE_TOO_LARGE, ()),
+        (reasons.FILE_TOO_LARGE, ()),
+        (None, ("the last",)),
+    ]
+    assert [found[i].key for i in (0, 1, 8)] == ["a", "b", "sub/c"]
+    assert len({e.key for e in found}) == len(found)
+
+
+def test_json_lines_that_are_wrong(pile):
+    lines = ['{"file_name": "a.jpg", "caption": "\\ud83d half"}', "{", "[1]", "", '{"file_name": "b.jpg"}']
+    (pile / "metadata.jsonl").write_text("\n".join(lines))
+    assert [(e.problem, e.captions) for e in examples(open_source(str(pile)))] == [
+        (None, ("\ud83d half",)),
+        (reasons.DAMAGED, ()),
+        (reasons.DAMAGED, ()),
+        (None, ()),
+    ]
+
+
+def test_image_root_is_where_paths_lead(pile, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    lines = [{"path": str(pile / "a.jpg"), "title": "A dog", "description": "It barks"}, {"path": "../etc/passwd"}]
+    (elsewhere / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    first, second = examples(open_source(str(elsewhere), image_root=str(pile)))
+    assert (first.picture, first.captions) == (PICTURE, ("A dog. It barks",))
+    assert second.problem == reasons.LEAVES_FOLDER
+    closed = examples(open_source(str(elsewhere)))
+    assert [example.problem for example in closed] == [reasons.LEAVES_FOLDER] * 2
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        (b"file_name,label\na.jpg,1\n", {}, r"--caption-column: file_name, label"),
+        (b"file_name,caption\na.jpg,x\n", {"caption_column": "text"}, "--caption-column is 'text'; the columns are"),
+        (b"file_name,caption\na.jpg,x\n", {"image_column": "x"}, "--image-column is 'x'; the columns are"),
+        (b"name,caption\na.jpg,x\n", {}, "--image-column: name, caption"),
+        ("file_name,caption\n".encode("utf-16"), {}, "UTF-16; save it as UTF-8"),
+        (b"", {}, "--image-column"),
+    ],
+)
+def test_columns_that_are_not_clear(pile, content, options, message):
+    (pile / "metadata.csv").write_bytes(content)
+    with pytest.raises(UserError, match=rf"metadata\.csv.*{message}"):
+        open_source(str(pile), **options)

@@ -1,0 +1,133 @@
+"""Everything that is ever wrong with a pile: counted by reason, nothing lost of the rest, no crash, bounded memory."""
+
+import io
+import subprocess
+import sys
+import tarfile
+from collections import Counter
+
+import bad_pile
+import numpy as np
+import pytest
+
+from dalle_mini.data.filters import Filters, keep_captions, picture_problem
+from dalle_mini.data.images import BadPicture, decode_picture
+from dalle_mini.data.sources import open_source
+
+MAKERS = {"folder": bad_pile.make_folder, "tars": bad_pile.make_tars, "parquet": bad_pile.make_parquet}
+
+
+def become(source, filters):
+    """(captions of each key that is kept, how many are dropped for each reason): the stages as encoding runs them."""
+    kept, dropped = {}, Counter()
+    for part in source.parts():
+        for example in part.examples():
+            captions, reason = keep_captions(example, filters)
+            if reason is None:
+                try:
+                    image = decode_picture(
+                        example.picture, filters.max_pixels, lambda w, h: picture_problem(w, h, filters)
+                    )
+                    assert image.mode == "RGB"
+                except BadPicture as error:
+                    reason = error.reason
+            if reason is None:
+                assert example.key not in kept
+                kept[example.key] = captions
+            else:
+                dropped[reason] += 1
+    return kept, dropped
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_everything_is_kept_or_counted(tmp_path, kind):
+    pile = MAKERS[kind](tmp_path / "pile")
+    kept, dropped = become(open_source(pile.source), Filters())
+    assert dropped == pile.dropped
+    assert kept == pile.kept
+    assert kept == become(open_source(pile.source), Filters())[0]
+
+
+PEAK = """
+import resource, sys
+from dalle_mini.data.images import BadPicture, decode_picture
+from dalle_mini.data.sources import open_source
+
+def read(spec):
+    seen = bytes_ = 0
+    for part in open_source(spec).parts():
+        for example in part.examples():
+            seen += 1
+            bytes_ += len(example.picture or b"")
+            try:
+                decode_picture(example.picture or b"")
+            except BadPicture:
+                pass
+    return seen, bytes_
+
+read(sys.argv[1])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(*read(sys.argv[2]), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+def peak(small, large):
+    """(examples, bytes of their pictures, by how many bytes memory grew) of reading a pile after a small one."""
+    done = subprocess.run([sys.executable, "-c", PEAK, str(small), str(large)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return tuple(map(int, done.stdout.split()))
+
+
+BLOB = 8 << 20  # bytes of a large picture
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "parquet"])
+def test_memory_does_not_grow_with_the_pile(tmp_path, kind):
+    """Two hundred MB of large files, and one that is said to have 4 GB."""
+    (small, large), count = (tmp_path / "small", tmp_path / "large"), 24
+    noise = np.random.default_rng(0).bytes(BLOB)
+    if kind == "folder":
+        for folder in (small, large):
+            folder.mkdir()
+        (small / "a.png").write_bytes(bad_pile.bomb())
+        for number in range(count):
+            (large / f"{number:02d}.jpg").write_bytes(noise)
+        with open(large / "hole.jpg", "wb") as file:
+            file.truncate(4 << 30)
+    elif kind == "tar":
+        small, large = (tmp_path / f"{name}.tar" for name in ("small", "large"))
+        with tarfile.open(small, "w") as tar:
+            bad_pile.put(tar, "a.png", bad_pile.bomb())
+        with tarfile.open(large, "w") as tar:
+            for number in range(count):
+                bad_pile.put(tar, f"{number:02d}.jpg", noise)
+            hole = tarfile.TarInfo("hole.jpg")
+            hole.size = 4 << 30
+            place = tar.offset
+        with open(large, "r+b") as file:
+            file.seek(place)
+            file.write(hole.tobuf())
+            file.truncate(place + 512 + hole.size + 1024)
+    else:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        small, large = (tmp_path / f"{name}.parquet" for name in ("small", "large"))
+        pq.write_table(pa.table({"image": [bad_pile.bomb()], "text": ["x"]}), small)
+        schema = pa.schema([("image", pa.binary()), ("text", pa.string())])
+        rows = pa.table({"image": [noise] * count, "text": ["x"] * count}, schema)  # one row group
+        pq.write_table(rows, large, use_dictionary=False, compression="none", data_page_size=1 << 20)
+    seen, read, grown = peak(small, large)
+    assert (seen, read) == (count + (kind != "parquet"), count * BLOB)
+    assert grown < 8 * BLOB
+
+
+def test_a_picture_at_the_limit_fits_in_memory():
+    """67 million pixels of one colour, in a file of some kB: decoded, and no more than that."""
+    from PIL import Image
+
+    Image.new("L", (8192, 8192)).save(file := io.BytesIO(), "PNG", compress_level=1)
+    assert decode_picture(file.getvalue()).size == (8192, 8192)
+    Image.new("1", (8192, 8193)).save(file := io.BytesIO(), "PNG")
+    with pytest.raises(BadPicture, match="too many pixels"):
+        decode_picture(file.getvalue())
