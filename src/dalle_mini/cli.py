@@ -1,7 +1,8 @@
 """The `dalle-mini` command. Every verb is a parser and a function that calls the library; no logic lives here.
 
-Exit codes: 0 done, 2 the user's input is wrong (one line on stderr that starts with `error:`), 130 interrupted, 1
-anything else. Nothing heavy is imported before a verb runs, so that `--help` answers at once.
+Exit codes: 0 done, 2 the user's input is wrong (one line on stderr that starts with `error:`), 130 interrupted, 75
+asked to stop (a training run can be continued), 1 anything else. Nothing heavy is imported before a verb runs, so that
+`--help` answers at once.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from dalle_mini.commands.encode import add_encode
 from dalle_mini.commands.generate import add_generate
 from dalle_mini.commands.plan import add_plan
 from dalle_mini.commands.terminal import Help, Parser
+from dalle_mini.commands.train import add_train
 from dalle_mini.commands.weights import add_convert, add_info
 from dalle_mini.errors import UserError
 
@@ -43,9 +45,10 @@ def build_parser() -> argparse.ArgumentParser:
     add_generate(verbs)
     add_encode(verbs)
     add_data(verbs)
+    add_train(verbs)
+    add_plan(verbs)
     add_convert(verbs)
     add_info(verbs)
-    add_plan(verbs)
     return parser
 
 

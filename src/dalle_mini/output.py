@@ -92,7 +92,7 @@ def write_result(
     try:
         output.mkdir(parents=True, exist_ok=True)
         target = _target(output, slug(result.prompt), overwrite, taken)
-        with _written_beside(target) as folder:
+        with written_beside(target) as folder:
             _save(result, folder, provenance)
             picture_grid(result.prompt, result.images, result.scores).save(folder / "grid.png")
             if looks:
@@ -110,7 +110,7 @@ def write_folder(result: "Result", target: Path, provenance: dict, **more) -> No
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _written_beside(target) as folder:
+        with written_beside(target) as folder:
             _save(result, folder, provenance, **more)
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error}") from None
@@ -261,7 +261,7 @@ def _target(output: Path, name: str, overwrite: bool, taken: set[Path]) -> Path:
 
 
 @contextlib.contextmanager
-def _written_beside(target: Path) -> Iterator[Path]:
+def written_beside(target: Path) -> Iterator[Path]:
     """A new folder that takes `target`'s place when the block ends well, and is removed when it does not."""
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     replaced = target.with_name(f".{target.name}.{os.getpid()}.replaced")

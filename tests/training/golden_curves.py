@@ -63,7 +63,7 @@ class GoldenBatches:
         spare = np.resize(np.arange(ROWS), self.rows)
         batch = {name: self.table[name][step][spare] for name in ("input_ids", "attention_mask", "labels")}
         batch["labels"][ROWS:] = 3
-        return {**batch, "mask": (np.arange(self.rows) < ROWS).astype(np.float32)}
+        return {**batch, "label_mask": (np.arange(self.rows) < ROWS).astype(np.float32)}
 
     def evaluation(self, batch_size):
         yield self.at(0)

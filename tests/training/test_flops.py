@@ -11,7 +11,7 @@ from flax import nnx
 
 from dalle_mini.models import DalleBart
 from dalle_mini.models.config import DalleBartConfig
-from dalle_mini.models.dalle_bart import unstack_layers
+from dalle_mini.models.dalle_bart import Training, unstack_layers
 from dalle_mini.training.flops import forward_flops, training_flops
 from dalle_mini.training.hardware import CHIPS, chip_of, peak_flops
 
@@ -54,7 +54,7 @@ def loss(graphdef, config, batch, unrolled=False, remat="none"):
     def run(params):
         model = nnx.merge(graphdef, params)
         if not unrolled:
-            return model.logits(model.hidden(ids, jnp.ones_like(ids), tokens, remat=remat)).sum()
+            return model.logits(model.hidden(ids, jnp.ones_like(ids), tokens, Training(remat=remat))).sum()
         mask = jnp.ones((batch, 1, 1, config.text_length), bool)
         x = model.encoder.embed(ids, jnp.arange(config.text_length))
         for layer in unstack_layers(model.encoder.layers, config.encoder_layers):

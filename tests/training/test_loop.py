@@ -2,25 +2,32 @@
 
 import dataclasses
 import json
+import os
+import signal
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from dalle_mini.errors import UserError
 from dalle_mini.training.config import LoopConfig, OptimizerConfig
 from dalle_mini.training.loop import run
-from dalle_mini.training.step import Loss
+from dalle_mini.training.preemption import Preempted
+from dalle_mini.training.resume import started_with
+from dalle_mini.training.step import Loss, loaded_parameters
 
 
 class Line:
-    """Fits w to the mean of its batches; the loss is NaN from step `broken_at` on."""
+    """Fits w to the mean of its batches, which are times `wrong` from step `broken_at` on until `mended_at`."""
 
     name = "line"
     dtype = "float32"
 
-    def __init__(self, rate: float = 0.25, width: int = 2, broken_at: int | None = None):
+    def __init__(self, rate: float = 0.25, width: int = 2, broken_at: int | None = None, mended_at=99, wrong=np.nan):
+        self.mended_at, self.wrong = mended_at, wrong
         self.rate, self.width, self.broken_at = rate, width, broken_at
         self.optimizer = OptimizerConfig("adamw", rate, warmup_steps=0, decay="constant")
         self.evaluated = []
@@ -39,9 +46,12 @@ class Line:
 
     def batch(self, step):
         x = np.full((4, 1), 3.0, np.float32)
-        return {"x": x * np.nan if self.broken_at is not None and step >= self.broken_at else x}
+        return {"x": x * self.wrong if self.broken_at is not None and self.broken_at <= step < self.mended_at else x}
 
-    def loss(self, params, batch, key):
+    def rows(self, step):
+        return [f"{step}.{i}" for i in range(7)]
+
+    def loss(self, params, batch, key, fetch=None):
         count = jnp.float32(len(batch["x"]))
         total = jnp.sum((params["w"] - batch["x"]) ** 2) / self.width
         return Loss(total, count, {"noise": jax.random.normal(key) * count})
@@ -54,7 +64,6 @@ class Line:
         return {"distance": float(jnp.abs(state.params["w"] - 3).max())}
 
     def export(self, state, folder):
-        folder.mkdir(exist_ok=True)
         np.save(folder / "w.npy", state.params["w"])
 
 
@@ -70,7 +79,13 @@ def test_what_a_run_leaves(tmp_path):
     trainer = Line()
     state = run(trainer, LOOP, tmp_path / "new" / "run")
     folder = tmp_path / "new" / "run"
-    assert sorted(entry.name for entry in folder.iterdir()) == ["checkpoints", "config.json", "final", "log.jsonl"]
+    assert sorted(entry.name for entry in folder.iterdir()) == [
+        "checkpoints",
+        "config.json",
+        "final",
+        "log.jsonl",
+        "report.html",
+    ]
     assert int(state.step) == 10
     assert list(logged(folder, "loss")) == [3, 6, 9, 10]
     assert list(logged(folder, "eval_distance")) == trainer.evaluated == [4, 8, 10]
@@ -114,7 +129,7 @@ def test_another_configuration_is_refused_by_name(finished, trainer, loop, names
         run(Line(**trainer), dataclasses.replace(LOOP, **loop), finished)
     assert str(caught.value) == (
         f"{finished / 'config.json'}: the run there was started with other values of {names}: "
-        "continue it with those, or choose another folder"
+        "continue it with those, or with --allow-changes, or choose another folder"
     )
     assert (finished / "log.jsonl").read_bytes() == before
 
@@ -177,15 +192,161 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 def test_not_a_number(tmp_path, log_every):
     """Whether it is logged or not, a broken state stops the run before it is the newest checkpoint."""
     loop = dataclasses.replace(LOOP, log_every=log_every, checkpoint_minutes=0)
-    with pytest.raises(FloatingPointError) as caught:
+    with pytest.raises(UserError) as caught:
         run(Line(broken_at=4), loop, tmp_path)
     message = str(caught.value)
     assert "line: the loss is nan at step 5" in message
     assert str(tmp_path) in message
-    assert "lower training.optimizer.learning_rate" in message
+    assert "on 4.0, 4.1, 4.2, 4.3, 4.4 and 2 more" in message
+    assert "lower optimizer.learning_rate" in message
     assert "\n" not in message
     assert sorted(entry.name for entry in (tmp_path / "checkpoints").iterdir()) == ["3", "4"]
     assert not (tmp_path / "final").exists()
+    (bad,) = bad_batches(tmp_path)
+    assert bad == {"step": 5, "loss": "nan", "grad_norm": "nan", "rows": [f"4.{i}" for i in range(7)]}
+
+
+def bad_batches(folder):
+    return [json.loads(line) for line in (folder / "bad_batches.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "spike", "at", "said"),
+    [
+        (np.nan, 0.0, 4, "the loss is nan at step {}"),
+        (np.inf, 0.0, 4, "the loss is inf at step {}"),
+        (100.0, 30.0, 24, "is more than 30 times the mean of those before at step {}"),
+    ],
+)
+def test_bad_updates_are_left_out(tmp_path, capsys, wrong, spike, at, said):
+    """What is left is a run that has not seen those batches, but for the count of its steps."""
+    loop = dataclasses.replace(LOOP, steps=at + 4, on_bad_loss="skip", spike=spike, checkpoint_minutes=0.1 / 60)
+    trainer = Line(broken_at=at, mended_at=at + 2, wrong=wrong)
+    state = run(trainer, loop, tmp_path / "bad")
+    assert [bad["step"] for bad in bad_batches(tmp_path / "bad")] == [at + 1, at + 2]
+    told = capsys.readouterr().err
+    for step in (at + 1, at + 2):
+        assert said.format(step) in told
+    assert "its update is left out" in told
+    good = run(Line(), dataclasses.replace(loop, steps=at + 2), tmp_path / "good")
+    np.testing.assert_array_equal(state.params["w"], good.params["w"])
+    assert int(state.step) == at + 4
+
+    # Continued from within, it comes by the same batches, and to the same bits.
+    asked = Asked(signal.SIGTERM, at + 1, broken_at=at, mended_at=at + 2, wrong=wrong)
+    with pytest.raises(Preempted) as stopped:
+        run(asked, loop, tmp_path / "again")
+    assert at - 1 <= stopped.value.step <= at + 2
+    again = run(trainer, loop, tmp_path / "again")
+    jax.tree.map(np.testing.assert_array_equal, again, state)
+    assert bad_batches(tmp_path / "again") == bad_batches(tmp_path / "bad")
+
+
+def test_it_does_not_leave_out_updates_for_ever(tmp_path):
+    loop = dataclasses.replace(LOOP, steps=60, on_bad_loss="skip")
+    with pytest.raises(
+        UserError, match="line: 20 updates in a row had to be left out, the last: the loss is nan at step 24"
+    ):
+        run(Line(broken_at=4), loop, tmp_path)
+
+
+class Asked(Line):
+    """A line whose process gets a signal when the batch of a step is made."""
+
+    def __init__(self, number, at, **line):
+        super().__init__(**line)
+        self.number, self.at = number, at
+
+    def batch(self, step):
+        if step == self.at:
+            os.kill(os.getpid(), self.number)
+            time.sleep(0.05)
+        return super().batch(step)
+
+
+@pytest.mark.parametrize(("number", "stop"), [(signal.SIGTERM, Preempted), (signal.SIGINT, KeyboardInterrupt)])
+def test_asked_to_stop_it_saves_and_goes_on_later(number, stop, tmp_path, capsys):
+    trainer = Asked(number, 5)
+    with pytest.raises(stop) as caught:
+        run(trainer, LOOP, tmp_path)
+    (step,) = (int(entry.name) for entry in (tmp_path / "checkpoints").iterdir())
+    assert 3 <= step <= 6
+    assert f"step {step} is saved: run the same command again to continue" in capsys.readouterr().err
+    if stop is Preempted:
+        assert (caught.value.code, caught.value.step) == (75, step)
+    assert not (tmp_path / "final").exists()
+    trainer.at = None
+    state = run(trainer, LOOP, tmp_path)
+    whole = run(Line(), LOOP, tmp_path / "whole")
+    jax.tree.map(np.testing.assert_array_equal, state, whole)
+    assert logged(tmp_path, "loss") == logged(tmp_path / "whole", "loss")
+    assert logged(tmp_path, "eval_distance") == logged(tmp_path / "whole", "eval_distance")
+
+
+class Judged(Line):
+    """A line whose evaluation gives these losses."""
+
+    def __init__(self, losses):
+        super().__init__()
+        self.losses = losses
+
+    def evaluate(self, program, state, batch_size):
+        return {"loss": self.losses[int(state.step)]}
+
+
+def test_the_best_checkpoint_is_kept(tmp_path):
+    loop = dataclasses.replace(LOOP, steps=5, eval_every=1, keep=1)
+    run(Judged({1: 5.0, 2: 3.0, 3: 4.0, 4: float("nan"), 5: 6.0}), loop, tmp_path)
+    assert sorted(entry.name for entry in (tmp_path / "checkpoints").iterdir()) == ["2", "5"]
+
+
+def test_never_and_auto(finished):
+    with pytest.raises(UserError, match="there is a run in it already; continue it with resume=auto"):
+        run(Line(), LOOP, finished, resume="never")
+    with pytest.raises(UserError, match="resume: 'always' is none of auto, never"):
+        run(Line(), LOOP, finished, resume="always")
+
+
+def test_changes_that_are_allowed_are_written_down(tmp_path):
+    run(Line(), LOOP, tmp_path)
+    longer = dataclasses.replace(LOOP, steps=12)
+    assert int(run(Line(rate=0.5), longer, tmp_path, allow_changes=True).step) == 12
+    config = started_with(tmp_path)
+    (change,) = config["changes"]
+    assert change["from"] == {"loop.steps": 10, "training.rate": 0.25}
+    assert change["to"] == {"loop.steps": 12, "training.rate": 0.5}
+    assert (config["loop"]["steps"], config["training"]["rate"]) == (12, 0.5)
+    assert int(run(Line(rate=0.5), longer, tmp_path).step) == 12  # from now on it is that
+    with pytest.raises(UserError, match=r"other values of loop.steps, training.rate:"):
+        run(Line(), LOOP, tmp_path)
+    assert int(run(Line(), LOOP, tmp_path, allow_changes=True).step) == 12  # never backwards
+    assert len(started_with(tmp_path)["changes"]) == 2
+
+
+def test_checkpoints_elsewhere_know_what_the_run_was(tmp_path, capsys):
+    """A machine that vanishes takes the run's folder with it; the bucket stays."""
+    loop = dataclasses.replace(LOOP, checkpoints=str(tmp_path / "bucket"))
+    run(Line(), loop, tmp_path / "first")
+    assert started_with(tmp_path / "second", tmp_path / "bucket")["loop"]["steps"] == 10
+    with pytest.raises(UserError, match=r"other values of training.rate:"):
+        run(Line(rate=0.5), loop, tmp_path / "second")
+    capsys.readouterr()
+    run(Line(), loop, tmp_path / "second")
+    assert "continuing from step 10" in capsys.readouterr().err
+    assert started_with(tmp_path / "second") == started_with(tmp_path / "first")
+    assert not (tmp_path / "first" / "checkpoints").exists()
+
+
+def test_parameters_to_start_from(finished):
+    """`training.init_from` may name a run: its newest checkpoint has the parameters."""
+
+    class Network:
+        shapes = staticmethod(lambda config: (None, nnx.State({"w": jax.ShapeDtypeStruct((config,), jnp.float32)})))
+
+    found = loaded_parameters(Network, 2, str(finished))
+    np.testing.assert_array_equal(found["w"], np.load(finished / "final" / "w.npy"))
+    with pytest.raises(UserError, match=r"params/w \(float32 \[2\] there, float32 \[3\] here\); start from a run of"):
+        loaded_parameters(Network, 3, str(finished))
 
 
 @pytest.mark.parametrize("name", ["steps", "batch_size", "log_every", "eval_every", "keep"])

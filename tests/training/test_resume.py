@@ -1,34 +1,32 @@
-"""A run that was killed, and a run on two devices, against one that ran through on one."""
+"""Runs that were killed or asked to stop, against one that ran through."""
 
 import json
 import os
+import random
+import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import stopped_runs
 import tiny_runs
+from etils import epath
+from stopped_runs import STEPS, loop, trainer
 from tiny_runs import NAMES, Bare, make, short_loop
 
+from dalle_mini.training.checkpoint import read_record
 from dalle_mini.training.loop import run
-
-SCRIPT = Path(tiny_runs.__file__)
-STOP_AT = 5
-
-
-class Stop(Exception):
-    pass
+from dalle_mini.training.preemption import INTERRUPTED, PREEMPTED
+from dalle_mini.training.tracking import MEASURED
 
 
-def stop():
-    raise Stop
-
-
-def child(*arguments, devices: int = 1):
-    """Run `tiny_runs.py` in a process of its own, on so many CPU devices."""
+def start(*arguments, devices: int = 1, script=stopped_runs.__file__) -> subprocess.Popen:
+    """The script in a process of its own, on so many CPU devices."""
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
@@ -36,87 +34,173 @@ def child(*arguments, devices: int = 1):
         "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, script, *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def ended(process: subprocess.Popen) -> tuple[int, str]:
+    _, error = process.communicate(timeout=300)
+    return process.returncode, error
 
 
 def records(folder):
-    """What the log says, but for the clock's part."""
+    """What the log says, but for what depends on the machine and the hour."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("time", "pictures_per_second")} for line in lines]
+    return [{name: value for name, value in line.items() if name not in MEASURED} for line in lines]
 
 
-class Whole:
-    """A trainer and its run from beginning to end, made when first asked for."""
+def arrays(folder, step: int = STEPS):
+    """The checksum, shape and type of every array of a run's state: parameters, optimizer and the rest."""
+    return read_record(epath.Path(folder) / "checkpoints" / str(step))["leaves"]
 
-    def __init__(self, name, folder):
-        self.trainer, self.folder = make(name, folder, short_loop()), folder
-        self.state = run(Bare(self.trainer), short_loop(), folder)
 
-    def assert_same(self, state, folder):
-        jax.tree.map(np.testing.assert_array_equal, self.state, state)
-        assert records(folder) == records(self.folder)
-        for file in ("model.safetensors", "config.json"):
-            assert (folder / "final" / file).read_bytes() == (self.folder / "final" / file).read_bytes()
+def assert_same(folder, whole):
+    assert arrays(folder) == arrays(whole)
+    assert records(folder) == records(whole)
+    for file in ("model.safetensors", "config.json"):
+        assert (folder / "final" / file).read_bytes() == (whole / "final" / file).read_bytes()
 
 
 @pytest.fixture(scope="module")
-def wholes(tmp_path_factory):
-    made = {}
-
-    def whole(name):
-        if name not in made:
-            made[name] = Whole(name, tmp_path_factory.mktemp(name))
-        return made[name]
-
-    return whole
+def whole(tmp_path_factory):
+    """The folder of an undisturbed run, and its trainer."""
+    folder = tmp_path_factory.mktemp("whole")
+    made = trainer(folder)
+    run(made, loop(), folder)
+    assert [record["step"] for record in records(folder) if "eval_loss" in record] == [4, 8, 9]
+    return folder, made
 
 
-@pytest.mark.parametrize(
-    "name", [name if name == "seq2seq" else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
-)
-def test_a_stopped_run_continues_bit_for_bit(name, wholes, tmp_path, capsys):
-    whole = wholes(name)
-    steps = [record["step"] for record in records(whole.folder) if "loss" in record]
-    assert steps == list(range(1, 9))
-    with pytest.raises(Stop):
-        run(Bare(whole.trainer, STOP_AT, stop), short_loop(), tmp_path)
-    assert not (tmp_path / "final").exists()
-    capsys.readouterr()
-    state = run(Bare(whole.trainer), short_loop(), tmp_path)
-    assert f"{name}: continuing from step {STOP_AT}" in capsys.readouterr().err
-    whole.assert_same(state, tmp_path)
+def disturb(folder, kinds, seed):
+    """Run into `folder` again and again, each time with a signal at a random point; (exit code, its stderr) of each."""
+    rng, told, at = random.Random(seed), [], 0
+    for number, kind in enumerate(kinds):
+        at = rng.randrange(at + 1, STEPS - len(kinds) + number + 1)
+        delay = rng.uniform(0, 0.1)
+        print(f"seed {seed}: SIG{kind} {delay:.3f} s after batch {at}")
+        told.append(ended(start(folder, "--signal", kind, "--step", at, "--delay", delay)))
+    return told
 
 
-def test_a_killed_process_continues_bit_for_bit(wholes, tmp_path, capsys):
-    whole = wholes("seq2seq")
-    killed = child(tmp_path, "seq2seq", "--die-at", STOP_AT)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    folder = tmp_path / "seq2seq"
-    with (folder / "log.jsonl").open("a") as file:
-        file.write('{"step": 5, "los')  # where such a kill may leave the log
-    state = run(Bare(whole.trainer), short_loop(), folder)
-    continued = capsys.readouterr().err
-    assert any(f"continuing from step {step}" in continued for step in (STOP_AT - 2, STOP_AT - 1, STOP_AT))
-    whole.assert_same(state, folder)
+def check_disturbed(folder, kinds, whole, seed, capsys):
+    codes = {"KILL": -signal.SIGKILL, "TERM": PREEMPTED}
+    for kind, (code, said) in zip(kinds, disturb(folder, kinds, seed), strict=True):
+        assert code == codes[kind], said
+        assert "Traceback" not in said
+        if kind == "TERM":
+            step = int(re.search(r"stopped by SIGTERM; step (\d+) is saved: run the same command again", said)[1])
+            assert str(step) in os.listdir(folder / "checkpoints")
+    assert not (folder / "final").exists()
+    run(whole[1], loop(), folder)
+    assert "continuing from step" in capsys.readouterr().err
+    assert_same(folder, whole[0])
 
 
-def test_a_finished_run_is_left_as_it_is(wholes, capsys):
-    whole = wholes("seq2seq")
-    log = (whole.folder / "log.jsonl").read_bytes()
-    state = run(Bare(whole.trainer), short_loop(), whole.folder)
-    assert "continuing from step 8" in capsys.readouterr().err
-    jax.tree.map(np.testing.assert_array_equal, whole.state, state)
-    assert (whole.folder / "log.jsonl").read_bytes() == log
+def test_killed_and_asked_to_stop_it_ends_the_same_to_the_bit(whole, tmp_path, capsys):
+    check_disturbed(tmp_path, ["KILL", "TERM", "KILL"], whole, 1, capsys)
 
 
 @pytest.mark.slow
-def test_two_devices_learn_the_same(wholes, tmp_path):
+@pytest.mark.parametrize("kind", ["KILL", "TERM"])
+@pytest.mark.parametrize("seed", [2, 3])
+def test_five_times(kind, seed, whole, tmp_path, capsys):
+    check_disturbed(tmp_path, [kind] * 5, whole, seed, capsys)
+
+
+def test_a_kill_in_the_middle_of_a_line_and_of_a_checkpoint(whole, tmp_path, capsys):
+    class Stop(Exception):
+        pass
+
+    def stop():
+        raise Stop
+
+    with pytest.raises(Stop):
+        run(trainer(tmp_path, 7, stop), loop(), tmp_path)
+    saved = sorted(int(entry.name) for entry in (tmp_path / "checkpoints").iterdir())
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"step": 7, "los')
+    newest = tmp_path / "checkpoints" / str(saved[-1])
+    newest.rename(newest.with_name(newest.name + ".orbax-checkpoint-tmp"))
+    capsys.readouterr()
+    run(whole[1], loop(), tmp_path)
+    said = capsys.readouterr().err
+    assert f"{newest}.orbax-checkpoint-tmp: half-written, removed" in said
+    assert f"continuing from step {saved[-2]}" in said
+    assert_same(tmp_path, whole[0])
+
+
+def test_a_finished_run_is_left_as_it_is(whole, capsys):
+    folder, made = whole
+    before = (folder / "log.jsonl").read_bytes(), arrays(folder)
+    state = run(made, loop(), folder)
+    assert f"continuing from step {STEPS}" in capsys.readouterr().err
+    assert int(state.step) == STEPS
+    assert before == ((folder / "log.jsonl").read_bytes(), arrays(folder))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "seq2seq"])
+def test_the_other_trainers(name, tmp_path):
+    made = make(name, tmp_path, short_loop())
+    one = run(Bare(made), short_loop(), tmp_path / "one")
+
+    def stop():
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        run(Bare(made, 5, stop), short_loop(), tmp_path / "two")
+    two = run(Bare(made), short_loop(), tmp_path / "two")
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+@pytest.mark.slow
+def test_two_devices_learn_the_same(whole, tmp_path):
     assert jax.local_device_count() == 1, "these tests compare with one device"
-    done = child(tmp_path, *NAMES, devices=2)
-    assert done.returncode == 0, done.stderr
     for name in NAMES:
-        one, two = (
-            [r["loss"] for r in records(folder) if "loss" in r] for folder in (wholes(name).folder, tmp_path / name)
-        )
+        run(Bare(make(name, tmp_path / name, short_loop())), short_loop(), tmp_path / name)
+    done = start(tmp_path / "two", *NAMES, devices=2, script=tiny_runs.__file__)
+    code, said = ended(done)
+    assert code == 0, said
+    for name in NAMES:
+        one, two = ([r["loss"] for r in records(folder / name)] for folder in (tmp_path, tmp_path / "two"))
         np.testing.assert_allclose(two, one, rtol=0, atol=1e-5, err_msg=name)
+
+
+def both(folder, *arguments):
+    """Two processes of four devices each; the second one gets the signal. (exit code, stderr) of each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    common = (folder, "--address", address, "--process")
+    first, second = start(*common, 0, devices=4), start(*common, 1, *arguments, devices=4)
+    return ended(first), ended(second)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "code"), [("TERM", PREEMPTED), ("INT", INTERRUPTED)])
+def test_of_two_processes_one_is_asked_to_stop(kind, code, tmp_path):
+    through = tmp_path / "through"
+    for done, said in both(through):
+        assert done == 0, said
+        assert "2 processes, 8 devices" in said
+    stopped = tmp_path / "stopped"
+    for done, said in both(stopped, "--signal", kind, "--step", 5, "--delay", 0.02):
+        assert done == code, said
+        assert "Traceback" not in said
+    saved = max(int(entry.name) for entry in (stopped / "checkpoints").iterdir())
+    assert 4 <= saved < STEPS
+    record = read_record(epath.Path(stopped) / "checkpoints" / str(saved))
+    assert (record["processes"], record["step"]) == (2, saved)
+
+    # As one process with eight devices: the same losses, but for how the devices' sums are ordered.
+    alone = shutil.copytree(stopped, tmp_path / "alone")
+    done, said = ended(start(alone, devices=8))
+    assert done == 0, said
+    assert f"continuing from step {saved}" in said
+    for ours, theirs in zip(records(alone), records(through), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-4)
+
+    # As two again: to the bit.
+    for done, said in both(stopped):
+        assert done == 0, said
+    assert_same(stopped, through)

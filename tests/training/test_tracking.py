@@ -1,50 +1,184 @@
-"""The JSON-lines log of a run."""
+"""A run's log and its line on the terminal."""
 
 import json
+import sys
+from types import SimpleNamespace
 
-from dalle_mini.training.tracking import Tracker
+import jax
+import pytest
+from tiny_runs import SEQ2SEQ
+
+from dalle_mini.errors import UserError
+from dalle_mini.training import tracking
+from dalle_mini.training.flops import training_flops
+from dalle_mini.training.tracking import LiveLine, Tracker, Work, duration, read_log
 
 
-def steps(path):
-    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+def steps(out):
+    return [record["step"] for record in read_log(out / "log.jsonl")]
 
 
 def test_records(tmp_path, capsys):
-    path = tmp_path / "new" / "log.jsonl"
-    tracker = Tracker(path, 10, 0, "toy")
+    out = tmp_path / "new"
+    tracker = Tracker(out, {}, 10, 0, "toy")
     tracker.log(5, {"loss": 0.25}, 12.345)
     tracker.log(5, {"eval_loss": 0.5})
-    first, second = (json.loads(line) for line in path.read_text().splitlines())
+    first, second = (json.loads(line) for line in (out / "log.jsonl").read_text().splitlines())
     assert first.pop("time") <= second.pop("time")
+    assert 0.05 < first.pop("host_memory_gib") < 100
     assert first == {"step": 5, "loss": 0.25, "pictures_per_second": 12.35}
     assert second == {"step": 5, "eval_loss": 0.5}
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert "toy 5/10  loss 0.25  12.3 pictures/s" in shown.err
-    assert "\x1b" not in shown.err  # not a terminal: no control codes
+    assert shown.err.splitlines() == ["toy 5/10  loss 0.25  12.3 pictures/s", "toy 5/10  eval_loss 0.5"]
+
+
+def test_speed_and_what_is_used_of_the_device(tmp_path):
+    work = Work(tokens_per_picture=320, flops_per_picture=2e9, peak_flops=1e12)
+    Tracker(tmp_path, {}, 10, work=work).log(1, {}, 50.0)
+    Tracker(tmp_path, {}, 10, 1, work=Work(320, 2e9)).log(2, {}, 50.0)  # a CPU: no table knows its peak
+    known, unknown = read_log(tmp_path / "log.jsonl")
+    assert known["tokens_per_second"] == unknown["tokens_per_second"] == 16000
+    assert known["mfu"] == pytest.approx(0.1)
+    assert unknown["mfu"] is None
+
+
+def test_the_peak_is_of_all_devices(monkeypatch):
+    cores = [SimpleNamespace(device_kind="TPU v3")] * 8
+    monkeypatch.setattr(jax, "devices", lambda: cores)
+    assert tracking._peak_flops() == pytest.approx(4 * 123e12)
+    monkeypatch.setattr(jax, "devices", lambda: [*cores, SimpleNamespace(device_kind="cpu")])
+    assert tracking._peak_flops() is None
+
+
+def test_work_of_a_model():
+    work = Work.of(SEQ2SEQ.model)
+    assert work.tokens_per_picture == 8 + 16
+    assert work.flops_per_picture == training_flops(SEQ2SEQ.model)
+    assert work.peak_flops is None
+
+
+def test_device_memory(tmp_path, monkeypatch):
+    class Device:
+        def __init__(self, stats):
+            self.memory_stats = lambda: stats
+
+    devices = [
+        Device({"bytes_in_use": 2**30, "peak_bytes_in_use": 3 * 2**30}),
+        Device({"bytes_in_use": 2**31}),
+        Device(None),
+    ]
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    found = tracking.memory()
+    assert (found["device_memory_gib"], found["device_memory_peak_gib"]) == (2.0, 3.0)
 
 
 def test_a_resumed_run_drops_what_it_will_make_again(tmp_path):
-    path = tmp_path / "log.jsonl"
-    tracker = Tracker(path, 10)
+    tracker = Tracker(tmp_path, {}, 10)
     for step in (2, 4, 6, 8):
         tracker.log(step, {"loss": 1.0})
-    with path.open("a") as file:
+        (tmp_path / "samples" / f"{step:08d}").mkdir(parents=True)
+    with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"step": 9, "lo')  # a kill in the middle of a line
-    resumed = Tracker(path, 10, 6)
-    assert steps(path) == [2, 4, 6]
+    resumed = Tracker(tmp_path, {}, 10, 6)
+    assert steps(tmp_path) == [2, 4, 6]
     resumed.log(8, {"loss": 1.0})
-    assert steps(path) == [2, 4, 6, 8]
-    assert [entry.name for entry in tmp_path.iterdir()] == ["log.jsonl"]
+    assert steps(tmp_path) == [2, 4, 6, 8]
+    assert sorted(folder.name for folder in (tmp_path / "samples").iterdir()) == ["00000002", "00000004", "00000006"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["log.jsonl", "samples"]
 
 
 def test_lines_that_are_no_records_are_dropped(tmp_path):
-    path = tmp_path / "log.jsonl"
-    path.write_text('nonsense\n[1]\n{"loss": 1}\n{"step": 1}\n')
-    Tracker(path, 10, 5)
-    assert steps(path) == [1]
+    (tmp_path / "log.jsonl").write_bytes(b'nonsense\n[1]\n{"loss": 1}\n\xff\n{"step": "1"}\n{"step": 1}\n')
+    Tracker(tmp_path, {}, 10, 5)
+    assert steps(tmp_path) == [1]
+
+
+def test_what_is_no_number_is_null(tmp_path):
+    Tracker(tmp_path, {}, 10).log(1, {"loss": float("nan"), "grad_norm": float("inf"), "param_norm": 2})
+    (line,) = (tmp_path / "log.jsonl").read_text().splitlines()
+    record = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert (record["loss"], record["grad_norm"], record["param_norm"]) == (None, None, 2.0)
+
+
+def test_only_process_0_speaks(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    tracker = Tracker(tmp_path / "run", {}, 10)
+    tracker.log(1, {"loss": 1.0}, 3.0)
+    tracker.say("hello")
+    tracker.report()
+    tracker.close()
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file: cannot write there \(File exists\)"):
+        Tracker(tmp_path / "file", {}, 10)
+
+
+def test_a_full_disk_is_said_once_and_training_goes_on(tmp_path, monkeypatch, capsys):
+    tracker = Tracker(tmp_path, {}, 10, label="toy")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tracking, "_append", full)
+    tracker.log(1, {"loss": 1.0})
+    tracker.log(2, {"loss": 0.5})
+    err = capsys.readouterr().err
+    assert err.count("toy: not logged: [Errno 28] No space left on device") == 1
+    assert "2/10  loss 0.5" in err
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_time_left_is_of_the_last_records_without_compiling():
+    clock = Clock()
+    line = LiveLine(1000, clock=clock)
+    clock.now = 300.0  # compiling
+    line.show(10, {}, 1.0)
+    assert line.seconds_left() is None
+    clock.now += 20
+    line.show(20, {}, 1.0)
+    assert line.seconds_left() == pytest.approx(980 * 2)
+    for step in range(30, 330, 10):  # four times as quick from here on: the slow ones are forgotten
+        clock.now += 5
+        line.show(step, {}, 1.0)
+    line.show(320, {"eval_loss": 1.0}, None)  # an evaluation is no mark
+    assert line.seconds_left() == pytest.approx(680 * 0.5)
+
+
+def test_the_line_on_a_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "50")
+    line = LiveLine(100, "toy")
+    line.show(1, {"loss": 2.0, "grad_norm": 1.0, "param_norm": 3.0, "accuracy": 0.5}, 8.0)
+    first = capsys.readouterr().err
+    assert first.startswith("\r\x1b[K") and not first.endswith("\n")
+    assert first.startswith("\r\x1b[Ktoy 1/100  loss 2  8.0 pictures/s  ")
+    assert len(first.removeprefix("\r\x1b[K")) < 50  # one that wraps cannot be overwritten
+    line.say("continuing")
+    assert capsys.readouterr().err == "\r\x1b[Ktoy: continuing\n"
+    line.show(2, {"loss": 2.0}, 8.0)
+    line.close()
+    assert capsys.readouterr().err.endswith("8.0 pictures/s  0 s left\n")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (59.4, "59 s"), (59.6, "1 min"), (3570, "1 h 00 min"), (7500, "2 h 05 min"), (273_600, "3 d 04 h")],
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
 
 
 def test_say(tmp_path, capsys):
-    Tracker(tmp_path / "log.jsonl", 10, label="toy").say("done")
+    Tracker(tmp_path, {}, 10, label="toy").say("done")
     assert capsys.readouterr().err == "toy: done\n"

@@ -135,7 +135,7 @@ class Tokens:
         for start in range(0, count, batch_size):
             rows = np.arange(start, start + batch_size)
             batch = {name: array[np.minimum(rows, count - 1)] for name, array in self.table.items()}
-            yield {**batch, "mask": (rows < count).astype(np.float32)}
+            yield {**batch, "label_mask": (rows < count).astype(np.float32)}
 
     def origin(self):
         return {"rows": len(self.table["labels"])}

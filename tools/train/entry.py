@@ -13,8 +13,8 @@ from typing import Any
 from dalle_mini.commands.terminal import Parser
 from dalle_mini.data.emoji import EmojiPictures, everyday_emoji, find_font
 from dalle_mini.errors import UserError
+from dalle_mini.training.config_file import override
 from dalle_mini.training.loop import run
-from dalle_mini.training.overrides import override
 
 SIZE = 64  # pixels
 EXAMPLES = 10_000_000  # enough never to come round again

@@ -78,12 +78,13 @@ def run_encode(args: argparse.Namespace) -> int:
             from dalle_mini.compilation import keep_compiled
             from dalle_mini.data.filters import check_where
             from dalle_mini.data.sources import open_source
+            from dalle_mini.weights.bundle import SHIPPED_NAME
         names = ("crops", "seed", "clip_scores", "validation", "shard_rows", "batch_size")
         options = EncodeOptions(filters, **{name: getattr(args, name) for name in names})
         source = open_source(args.source, **source_options(args))
         check_where(filters, source)
         keep_compiled()
-        weights = Weights(args.vqgan, args.clip, tuple(hub_options(args).items()))
+        weights = Weights(args.vqgan or SHIPPED_NAME, args.clip or SHIPPED_NAME, tuple(hub_options(args).items()))
         share = _of_jax(share)
         if share.count > 1:
             print(f"shard {share.index} of {share.count}, as {share.said_by} say", file=sys.stderr)

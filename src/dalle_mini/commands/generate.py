@@ -1,10 +1,9 @@
 """`dalle-mini generate`: pictures for a few prompts, for a file of prompts, or one picture again."""
 
 import argparse
-import functools
-import os
 from pathlib import Path
 
+from dalle_mini.commands.distributed import add_distributed_option, join
 from dalle_mini.commands.sources import add_hub_options, hub_options
 from dalle_mini.commands.terminal import Help, notices, progress_bars, starting
 from dalle_mini.errors import UserError
@@ -82,12 +81,7 @@ def add_generate(verbs) -> None:
         help=f"of the computation; int8: the decoder's weights in 8 bits (default: {DTYPES[0]})",
     )
     add("--batch-size", metavar="N", type=int, help="pictures drawn together (default: what fits in memory)")
-    add(
-        "--distributed",
-        action="store_true",
-        help="share the work with the other processes of a TPU pod, or of JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES "
-        "and JAX_PROCESS_ID; one of them writes",
-    )
+    add_distributed_option(add)
 
     add = parser.add_argument_group("files").add_argument
     add("--output", metavar="FOLDER", default="pictures", help="where the prompts' folders go")
@@ -128,7 +122,7 @@ def _run_prompts(args: argparse.Namespace) -> int:
         from dalle_mini.output import Looks, check_writable, write_result
 
     output, parts = check_writable(args.output), _find_parts(args)
-    writes = _join(args)
+    writes = join(args.distributed)
     with progress_bars(writes) as progress, Looks(output) as looks:
         pipe = _load(args, parts, prompts, settings)
         written = set()
@@ -167,7 +161,7 @@ def _run_file(args: argparse.Namespace) -> int:
     entries = read_prompts(args.prompts)
     batch = Batch(entries, check_writable(args.output), _settings(args))
     parts = _find_parts(args)
-    writes = _join(args)
+    writes = join(args.distributed)
     with progress_bars(writes) as progress:
         pipe = _load(args, parts)
         done = batch.run(pipe, _canvas(pipe, args), batch_size=args.batch_size, progress=progress)
@@ -237,27 +231,3 @@ def _canvas(pipe, args: argparse.Namespace):
     if args.picture is None:
         return None
     return pipe.canvas(args.picture, top=args.keep_top, mask=args.mask, vary=_or(args.vary, 0.0))
-
-
-def _join(args: argparse.Namespace) -> bool:
-    """Join the other processes, where there are some. True in the one that writes and prints."""
-    if not args.distributed:
-        return True
-    with starting():
-        import jax
-
-    whole = functools.partial(_whole, os.environ)
-    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
-    try:
-        jax.distributed.initialize(address, whole("JAX_NUM_PROCESSES"), whole("JAX_PROCESS_ID"))
-    except (ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--distributed: the other processes were not found ({reason}): see --help") from None
-    return jax.process_index() == 0
-
-
-def _whole(environment, name: str) -> int | None:
-    value = environment.get(name)
-    if value is not None and not value.isdecimal():
-        raise UserError(f"{name} is {value!r} in the environment: it must be a whole number")
-    return None if value is None else int(value)

@@ -26,6 +26,7 @@ def add_plan(verbs) -> None:
         "Names count as clouds do: cores of v2, v3, v4, v5p (v3-8 and v4-8 are 4 chips), chips of v5e, v6e and GPUs.",
         formatter_class=Help,
     )
+    parser.intermixed = True
     add = parser.add_argument
     add("config", metavar="CONFIG", help="a run's settings, as of `train`")
     add("overrides", metavar="key=value", nargs="*", help="settings in place of the file's, such as mesh.model=2")

@@ -90,7 +90,21 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line, like every other mistake's."""
+    """A parser whose complaints are one line, like every other mistake's.
+
+    With `intermixed`, words may stand between options and behind them: `CONFIG --json key=value`.
+    """
+
+    intermixed = False
+
+    def parse_known_args(self, args=None, namespace=None):
+        if not self.intermixed:
+            return super().parse_known_args(args, namespace)
+        self.intermixed = False  # it calls this method itself
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self.intermixed = True
 
     def error(self, message: str):
         raise UserError(f"{message} (see {self.prog} --help)")

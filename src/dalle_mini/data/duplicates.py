@@ -55,7 +55,7 @@ def near_duplicates(hashes: np.ndarray, distance: int) -> np.ndarray:
     `distance` bits; the earliest such is named. So the result depends on the order alone, and two that are kept are
     always farther apart. Exact: of hashes cut into some more blocks than there may be differing bits, several blocks
     must agree, and only those that agree in some such choice of blocks are compared (Manku et al. 2007, "Detecting
-    near-duplicates for web crawling"). Memory is some 60 bytes a hash; time grows a little faster than n where hashes
+    near-duplicates for web crawling"). Memory is some 100 bytes a hash; time grows a little faster than n where hashes
     are spread out, and with the square of the number of those that are much alike but not equal.
     """
     hashes = np.asarray(hashes, np.uint64)

@@ -161,10 +161,10 @@ class Run:
         vqgan, ranker = self._models = weights.load(with_clip=options.clip_scores)
         self._networks = None
         config = vqgan.config
-        self.vqgan = TokensOf(identity(vqgan), config.n_embed, config.grid**2, config.resolution, weights.vqgan_source)
+        self.vqgan = TokensOf(identity(vqgan), config.n_embed, config.grid**2, config.resolution, weights.vqgan)
         self.clip = None
         if ranker is not None:
-            self.clip = {"identity": clip_identity(ranker.clip), "source": weights.clip_source}
+            self.clip = {"identity": clip_identity(ranker.clip), "source": weights.clip}
         self.batch_size = options.batch_size or min(max(PIXELS // config.resolution**2, BATCHES[0]), BATCHES[1])
         self.preparation = Preparation(config.resolution, options.filters, options.crops, options.seed)
         self.origin = source.origin()
@@ -195,7 +195,7 @@ class Run:
         vqgan, ranker = self._models or self.weights.load(with_clip=self.options.clip_scores)
         found = [identity(vqgan), ranker and clip_identity(ranker.clip)]
         if found != [self.vqgan.identity, self.clip and self.clip["identity"]]:
-            raise UserError(f"{self.weights.vqgan_source} or CLIP is not the same here as where the run was started")
+            raise UserError(f"{self.weights.vqgan} or CLIP is not the same here as where the run was started")
         return vqgan, ranker
 
     def plan(self) -> Plan:

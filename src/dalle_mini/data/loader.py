@@ -179,8 +179,9 @@ def known_vqgan(vqgan: str | Path | VQGAN) -> tuple[str, int]:
         return vqgan, ORIGINAL_CODES
     from dalle_mini.data.encode import identity
     from dalle_mini.models import VQGAN
+    from dalle_mini.weights.bundle import find_part
 
-    model = vqgan if isinstance(vqgan, VQGAN) else VQGAN.from_pretrained(vqgan)
+    model = vqgan if isinstance(vqgan, VQGAN) else VQGAN.from_pretrained(find_part("vqgan", vqgan))
     return identity(model), model.config.n_embed
 
 

@@ -98,6 +98,8 @@ class LoopConfig:
     checkpoint_minutes: float = 3.0
     keep: int = 2
     keep_hours: float = 0.0  # 0 keeps none beside the last ones
+    checkpoints: str | None = None  # where: a folder or gs://...; None is within the run's folder
+    grace_seconds: float = 120.0  # what a run that is asked to stop has for saving, before it is ended
     on_bad_loss: str = "stop"
     spike: float = 0.0
 

@@ -1,133 +1,291 @@
 """The loop that every trainer shares, read top to bottom.
 
 The batch of a step and the key of a step are functions of (seed, step) alone. So a checkpoint needs no iterator state,
-and a run that was killed continues as if it had not been.
+and a run that was killed continues as if it had not been, to the bit, on the same devices.
+
+    OUT/config.json      what the run was started with (`resume.py`)
+        log.jsonl ...    what it says of itself (`tracking.py`)
+        checkpoints/     `checkpoint.py`
+        final/           the weights, at the end
+
+In several processes of `jax.distributed` each runs this loop; the first one writes, all take part in checkpoints.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import os
+import math
+import shutil
 import time
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
-from dalle_mini.errors import UserError
+from dalle_mini.errors import UserError, listed
+from dalle_mini.training.agreement import Votes, first_process_does, from_first_process
 from dalle_mini.training.checkpoint import Checkpoints
-from dalle_mini.training.config import LoopConfig, MeshConfig
+from dalle_mini.training.config import LoopConfig, MeshConfig, TrackingConfig
+from dalle_mini.training.preemption import INTERRUPTED, Preempted, Preemption
+from dalle_mini.training.resume import as_json, open_run
 from dalle_mini.training.sharding import make_mesh
-from dalle_mini.training.step import TrainState, step_program
-from dalle_mini.training.tracking import Tracker
+from dalle_mini.training.step import StepProgram, TrainState, step_program
+from dalle_mini.training.step import Trainer as StepTrainer
+from dalle_mini.training.tracking import LOG, Tracker, Work, read_log
+
+AHEAD = 2  # batches made and sent to the devices before their step
+MOST_LEFT_OUT = 20  # updates in a row, under on_bad_loss=skip: it will not get better by itself
+BAD_BATCHES = "bad_batches.jsonl"
 
 
-def run(trainer: Any, loop: LoopConfig, out: str | Path, mesh: MeshConfig | None = None) -> TrainState:
+class Trainer(StepTrainer, Protocol):
+    """One thing to train: what `step_program` makes an update of, and what stays on the host."""
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the outcome beside the loop, in sections, as JSON: it is kept with the run."""
+        ...
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """The whole batch of a step, the same in every process. Called from another thread."""
+        ...
+
+    def rows(self, step: int) -> list[str]:
+        """The names of the examples in a step's batch, for complaints about it. May be missing."""
+        ...
+
+    def evaluate(self, program: StepProgram, state: TrainState, batch_size: int) -> dict[str, float]:
+        """Numbers over the held-out set, the same in every process; the best checkpoint is that of the least `loss`."""
+        ...
+
+    def export(self, state: TrainState, folder: Path) -> None:
+        """Gather `state.weights` in all processes, and write them into the new `folder` in the first one."""
+        ...
+
+
+def run(
+    trainer: Trainer,
+    loop: LoopConfig,
+    out: str | Path,
+    mesh: MeshConfig | None = None,
+    *,
+    resume: str = "auto",
+    allow_changes: bool = False,
+    tracking: TrackingConfig | None = None,
+    work: Work | None = None,
+    sampler: Any = None,
+    settings: dict[str, Any] | None = None,
+) -> TrainState:
     """Train into the folder `out`, continuing what is there; at the end the weights are in `out/final`.
 
-    `out` holds `config.json` (everything the run was started with), `log.jsonl`, `checkpoints/` and `final/`.
+    Args:
+        trainer: what to train, and on what.
+        loop, mesh: how long, how often what, and over which devices.
+        resume: "auto" continues a run that is there, "never" refuses to.
+        allow_changes: continue it even with settings that change what is learned; they are written down.
+        tracking, work: see `tracking.Tracker`.
+        sampler: `samples.Sampler` or None, to draw pictures along the way.
+        settings: further sections for `config.json`.
+    Raises UserError where something the user gave is wrong, or the loss is (`loop.on_bad_loss`); `Preempted` (exit code
+    75) after SIGTERM or a cloud's notice, and KeyboardInterrupt after Ctrl-C, with everything saved.
     """
     out = Path(out)
-    _keep_config(out, trainer, loop)
-    checkpoints = Checkpoints(out / "checkpoints", keep=loop.keep)
+    place = loop.checkpoints or out / "checkpoints"
     mesh = mesh or MeshConfig()
     program = step_program(trainer, loop, mesh, make_mesh(mesh))
-    key = jax.random.key(loop.seed)
-    state = program.init(jax.random.fold_in(key, 0xD0))
-    restored = checkpoints.restore(state)
-    state = state if restored is None else restored
-    start = int(state.step)
-    tracker = Tracker(out / "log.jsonl", loop.steps, start, trainer.name)
-    if start:
-        tracker.say(f"continuing from step {start}")
+    config = {
+        "trainer": trainer.name,
+        "loop": dataclasses.asdict(loop),
+        "mesh": dataclasses.asdict(mesh),
+        **(settings or {}),
+        **trainer.settings(),
+    }
+    config = as_json(config)
+    open_run(out, config, place, resume=resume, allow_changes=allow_changes)
+    with contextlib.ExitStack() as until_the_end:
+        notice = until_the_end.enter_context(Preemption(loop.grace_seconds))
+        checkpoints = until_the_end.enter_context(Checkpoints(place, loop.keep, loop.keep_hours))
+        found = checkpoints.restore(program.state)
+        if found is None:
+            state, record = program.init(jax.random.fold_in(jax.random.key(loop.seed), 0xD0)), {}
+        else:
+            state, record = found
+        start = record.get("step", 0)
+        tracker = Tracker(out, config, loop.steps, start, trainer.name, tracking, work)
+        until_the_end.push(lambda kind, *_: tracker.close(failed=kind is not None))
+        if start:
+            tracker.say(f"continuing from step {start}")
+        look = _Overseer(trainer, loop, out, tracker)
+        key_of = jax.jit(
+            lambda step: jax.random.fold_in(jax.random.key(loop.seed), step), out_shardings=program.key.sharding
+        )
 
-    rows = loop.batch_size // loop.accumulation  # of an evaluation's batch
-    window_start, window_step, saved_at = time.monotonic(), start, time.monotonic()
-    try:
-        for step, batch in _prefetched(trainer, start, loop.steps):
-            state, metrics = program.step(state, program.place(batch), jax.random.fold_in(key, step))
+        def evaluate(done: int) -> float:
+            """Evaluate and sample what is due after `done` steps, log it and return the loss."""
+            loss = math.nan
+            if _due(done, loop.eval_every, loop.steps):
+                numbers = trainer.evaluate(program, state, loop.batch_size // loop.accumulation)
+                tracker.log(done, {f"eval_{name}": value for name, value in numbers.items()})
+                loss = from_first_process(numbers.get("loss", math.nan))
+            if sampler is not None and _due(done, loop.sample_every or loop.eval_every, loop.steps):
+                tracker.pictures(done, sampler.draw(state.weights))
+            tracker.report()
+            return loss
+
+        if not record.get("evaluated", True) and not _logged_evaluation(out, start):
+            evaluate(start)  # as there was no time for when the run was asked to stop
+        votes, unseen = Votes(), deque()  # unseen: (step, metrics) that may still be under way
+        window_at, window_step, saved_at = time.monotonic(), start, time.monotonic()
+        stop = written = 0  # the exit code that is due; the step of the last save
+        for step, batch in _prefetched(trainer, program, start, loop.steps):
+            with jax.transfer_guard("disallow"):  # what should be on the devices is
+                state, metrics = program.step(state, batch, key_of(state.step))
             done = step + 1
-            if done % loop.log_every == 0 or done == loop.steps:
-                metrics = {name: float(value) for name, value in metrics.items()}  # waits for the device
-                rate = (done - window_step) * loop.batch_size / (time.monotonic() - window_start)
-                tracker.log(done, metrics, rate)
-                _check_finite(metrics["loss"], done, trainer, out)
-                window_start, window_step = time.monotonic(), done
-            if done % loop.eval_every == 0 or done == loop.steps:
-                tracker.log(
-                    done, {f"eval_{name}": value for name, value in trainer.evaluate(program, state, rows).items()}
-                )
-                window_start, window_step = time.monotonic(), done
-            if time.monotonic() - saved_at > 60 * loop.checkpoint_minutes or done == loop.steps:
-                _check_finite(metrics["loss"], done, trainer, out)  # a broken state must not become the newest
-                checkpoints.save(done, state)
-                saved_at = time.monotonic()
-    finally:
-        checkpoints.close()
-    trainer.export(state, out / "final")
-    tracker.say(f"done: {out / 'final'}")
+            unseen.append((done, metrics))
+
+            # Only process 0 has a clock, and every process the same ears.
+            time_to_save = jax.process_index() == 0 and time.monotonic() - saved_at > 60 * loop.checkpoint_minutes
+            saved_at = time.monotonic() if time_to_save else saved_at
+            stop, save = votes(notice.code, int(time_to_save))
+            log = _due(done, loop.log_every, loop.steps)
+            pause = _due(done, loop.eval_every, loop.steps) or _due(done, loop.sample_every, loop.steps)
+
+            # The step before is waited for while this one runs; before its state is used, this one too.
+            while len(unseen) > (0 if log or pause or stop or save else 1):
+                look(*unseen.popleft())
+            if log:
+                numbers = {name: float(value) for name, value in metrics.items() if name != "bad"}
+                tracker.log(done, numbers, (done - window_step) * loop.batch_size / (time.monotonic() - window_at))
+                window_at, window_step = time.monotonic(), done
+                checkpoints.check()
+            loss = math.nan
+            if pause and not stop:
+                loss = evaluate(done)
+                window_at, window_step = time.monotonic(), done
+            if save or stop or done == loop.steps or loss < min(checkpoints.eval_losses.values(), default=math.inf):
+                record = {
+                    "seed": loop.seed,
+                    "batch_size": loop.batch_size,
+                    "evaluated": not (pause and stop),
+                    "processes": jax.process_count(),
+                    "mesh": dict(program.mesh.shape),
+                    "config": config,
+                }
+                checkpoints.save(done, state, record, None if math.isnan(loss) else loss)
+                if written:  # Orbax has waited for it
+                    tracker.checkpoint(written, checkpoints.folder / str(written))
+                written = done
+            if stop:
+                break
+        checkpoints.wait()
+        if written:
+            tracker.checkpoint(written, checkpoints.folder / str(written))
+        if stop:
+            reason = notice.reason or "a notice to another process"
+            tracker.say(f"stopped by {reason}; step {done} is saved: run the same command again to continue")
+            if stop == INTERRUPTED:
+                raise KeyboardInterrupt
+            raise Preempted(reason, done)
+        _export(trainer, state, out / "final")
+        tracker.checkpoint(loop.steps, out / "final", "model")
+        tracker.say(f"done: {out / 'final'}")
     return state
 
 
-def _prefetched(trainer: Any, start: int, stop: int) -> Iterator[tuple[int, Any]]:
-    """(step, batch) with the next batch made in a thread while the device works on this one."""
+def _logged_evaluation(out: Path, step: int) -> bool:
+    """Whether the first process's log has one of that step."""
+    names = (name for record in read_log(out / LOG) if record["step"] == step for name in record)
+    return bool(from_first_process(float(any(name.startswith("eval_") for name in names))))
+
+
+def _due(done: int, every: int, steps: int) -> bool:
+    return bool(every) and (done % every == 0 or done == steps)
+
+
+def _prefetched(trainer: Trainer, program: StepProgram, start: int, stop: int) -> Iterator[tuple[int, Any]]:
+    """(step, its batch on the devices), made in a thread while the devices work on the ones before."""
     with ThreadPoolExecutor(max_workers=1) as pool:
-        ahead = pool.submit(trainer.batch, start) if start < stop else None
-        for step in range(start, stop):
-            batch = ahead.result()
-            if step + 1 < stop:
-                ahead = pool.submit(trainer.batch, step + 1)
-            yield step, batch
-
-
-def _check_finite(loss: Any, step: int, trainer: Any, out: Path) -> None:
-    if not np.isfinite(float(loss)):
-        raise FloatingPointError(
-            f"{trainer.name}: the loss is {float(loss)} at step {step}, and continuing {out} would come to it again: "
-            "start anew in another folder, with a lower training.optimizer.learning_rate or more warmup_steps"
-        )
-
-
-def _keep_config(out: Path, trainer: Any, loop: LoopConfig) -> None:
-    """Write the run's configuration, or refuse to continue a run with another one."""
-    config = {"trainer": trainer.name, "loop": dataclasses.asdict(loop), **getattr(trainer, "settings", dict)()}
-    config = json.loads(json.dumps(config, default=str))
-    path = out / "config.json"
-    if path.exists():
+        ahead: deque = deque()
         try:
-            found = json.loads(path.read_text())
-            if found.get("data") is None:  # a run from before the data was recorded
-                config.pop("data", None)
-            changed = sorted(_differences(found, config))
-        except (ValueError, AttributeError, TypeError) as error:
-            raise UserError(f"{path}: damaged, so the run cannot be continued ({error}); use another folder") from error
-        if changed:
+            for step in range(start, stop):
+                while len(ahead) <= AHEAD and step + len(ahead) < stop:
+                    ahead.append(pool.submit(lambda at: program.place(trainer.batch(at)), step + len(ahead)))
+                yield step, ahead.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _Overseer:
+    """Looks at a step's loss when it is there, and ends the run or says what was left out of it."""
+
+    def __init__(self, trainer: Trainer, loop: LoopConfig, out: Path, tracker: Tracker):
+        self.trainer, self.loop, self.out, self.tracker = trainer, loop, out, tracker
+        self.in_a_row = 0
+
+    def __call__(self, done: int, metrics: dict[str, jax.Array]) -> None:
+        if not float(metrics["bad"]):  # waits for the device
+            self.in_a_row = 0
+            return
+        self.in_a_row += 1
+        rows = list(map(str, self.trainer.rows(done - 1))) if hasattr(self.trainer, "rows") else []
+        first_process_does(lambda: self._note(done, metrics, rows))
+        what = f"{self._complaint(metrics)} at step {done}" + (f", on {listed(rows)}" if rows else "")
+        where = f"{self.out / BAD_BATCHES} has the batch's keys" if rows else f"see {self.out / BAD_BATCHES}"
+        if self.loop.on_bad_loss == "stop":
             raise UserError(
-                f"{path}: the run there was started with other values of {', '.join(changed)}: "
-                "continue it with those, or choose another folder"
+                f"{self.trainer.name}: {what} ({where}), and continuing {self.out} would come to it again: start anew "
+                "in another folder, with a lower optimizer.learning_rate or more warmup_steps, or leave such updates "
+                "out with loop.on_bad_loss=skip"
             )
-        return
-    try:
-        out.mkdir(parents=True, exist_ok=True)
+        self.tracker.say(f"{what}: its update is left out ({where})")
+        if self.in_a_row >= MOST_LEFT_OUT:
+            raise UserError(
+                f"{self.trainer.name}: {self.in_a_row} updates in a row had to be left out, the last: {what}"
+            )
+
+    def _complaint(self, metrics: dict[str, jax.Array]) -> str:
+        loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
+        if not math.isfinite(loss):
+            return f"the loss is {loss}"
+        if not math.isfinite(norm):
+            return f"the gradient's norm is {norm}"
+        return f"the loss of {loss:.4g} is more than {self.loop.spike:g} times the mean of those before"
+
+    def _note(self, done: int, metrics: dict[str, jax.Array], rows: list[str]) -> None:
+        """One line a step, however often a resumed run comes by."""
+        path = self.out / BAD_BATCHES
+        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        loss, norm = (repr(float(metrics[name])) for name in ("loss", "grad_norm"))
+        lines = [line for line in lines if line["step"] < done] + [
+            {"step": done, "loss": loss, "grad_norm": norm, "rows": rows}
+        ]
         beside = path.with_suffix(".tmp")
-        beside.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        os.replace(beside, path)
+        beside.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        beside.replace(path)
+
+
+def _export(trainer: Trainer, state: TrainState, folder: Path) -> None:
+    """Whole or not at all, even where an older one is replaced."""
+    beside = folder.with_name(f".{folder.name}.partial")
+
+    def make_room():
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir()
+
+    def rename():
+        shutil.rmtree(folder, ignore_errors=True)
+        beside.rename(folder)
+
+    try:
+        first_process_does(make_room)
+        trainer.export(state, beside)
+        first_process_does(rename)
     except OSError as error:
-        raise UserError(f"{out}: cannot write there ({error.strerror})") from error
-
-
-MAY_CHANGE = {"loop.log_every", "loop.eval_every", "loop.checkpoint_minutes", "loop.keep"}
-
-
-def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
-    for name in sorted({*old, *new}):
-        a, b = old.get(name), new.get(name)
-        path = f"{prefix}{name}"
-        if isinstance(a, dict) and isinstance(b, dict):
-            yield from _differences(a, b, path + ".")
-        elif a != b and path not in MAY_CHANGE:
-            yield path
+        raise UserError(
+            f"{folder}: cannot be written ({error.strerror or error}); run the same command again to write it"
+        ) from error

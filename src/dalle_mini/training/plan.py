@@ -164,7 +164,7 @@ def make_plan(run: Any, topology: Topology) -> Plan:
         needed = plan_hlo.out_of_memory(str(error))
         if needed is None:
             raise
-        collectives, working, peak = None, needed, needed + sum(kept)
+        collectives, working, peak = None, max(needed - sum(kept), 0), needed
     else:
         memory = plan_hlo.memory_of(compiled)
         collectives = plan_hlo.collectives(compiled.as_text(), topology.devices)

@@ -61,19 +61,17 @@ def memory_of(compiled: Any) -> Memory:
     )
 
 
-def out_of_memory(message: str) -> tuple[float, float] | None:
-    """(bytes needed, bytes there are) from the TPU compiler's complaint; None where it is about something else.
+def out_of_memory(message: str) -> float | None:
+    """Bytes that a program needs, arguments and all, by the TPU compiler's complaint that there are less of them.
 
-    "... the total memory required for HLO temporaries (400.00G) exceeds available HBM (15.48G)", or
-    "... Used 18.21G of 15.48G hbm. Exceeded hbm capacity by 2.73G."
+    "... the total memory required for HLO temporaries (20.06G) exceeds available HBM (15.48G)", or
+    "... Used 18.21G of 15.48G hbm. Exceeded hbm capacity by 2.73G." None where it is about something else.
     """
-    for pattern in (
-        r"required for [\w ]*\(([\d.]+[KMGT]?)\) exceeds available HBM \(([\d.]+[KMGT]?)\)",
-        r"Used ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) hbm",
-    ):
+    required = r"required for [\w ]*\(([\d.]+[KMGT]?)\) exceeds available HBM"  # arguments are counted with temporaries
+    for pattern in (required, r"Used ([\d.]+[KMGT]?) of [\d.]+[KMGT]? hbm"):
         found = re.search(pattern, message)
         if found:
-            return _size(found[1]), _size(found[2])
+            return _size(found[1])
     return None
 
 

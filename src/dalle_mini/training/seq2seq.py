@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from dalle_mini.training.config import REMAT, OptimizerConfig, check_choice
 from dalle_mini.training.cross_entropy import cross_entropy
 from dalle_mini.training.sharding import gathered, keep_rows
 from dalle_mini.training.step import Loss, StepProgram, TrainState, initial_parameters, loaded_parameters
+from dalle_mini.weights.bundle import find_part
 
 TOKENS_RECORD = "tokens.json"  # beside the weights: the identity of the VQGAN whose tokens they were trained on
 DTYPES = ("bfloat16", "float32")
@@ -43,7 +45,7 @@ class Seq2SeqTraining:
         token_noise: each picture's share of wrong tokens in the decoder's input is drawn from [0, this).
         dtype: what is computed in; parameters, softmax, logits and loss are float32 in any case.
         remat: what is kept for the gradient: all ("none"), products with weights ("dots") or layers' inputs ("full").
-        init_from: weights to start from instead of random ones: a folder or a repository.
+        init_from: weights to start from instead of random ones: a model's folder or repository, a bundle, or "shipped".
     """
 
     model: DalleBartConfig = field(default_factory=DalleBartConfig)
@@ -65,8 +67,8 @@ class Seq2SeqTraining:
 class Batches(Protocol):
     """Tokenised rows, as `data.batches.TokenBatches` gives them.
 
-    A batch has `input_ids`, `attention_mask` (int [b, S]) and `labels` (int [b, T]); where not every label counts, also
-    `mask`, [B] for whole rows or [B, T]: 0 for those that do not.
+    A batch has `input_ids`, `attention_mask` (int [B, S]) and `labels` (int [B, T]); where not every label counts, also
+    `label_mask`, [B] for whole rows or [B, T]. It may be this process's part of one (`sharding.data_share`).
     """
 
     vqgan: str
@@ -74,6 +76,7 @@ class Batches(Protocol):
     image_length: int
 
     def at(self, step: int) -> dict[str, np.ndarray]: ...
+    def rows(self, step: int) -> list[str]: ...
     def evaluation(self, batch_size: int) -> Iterator[dict[str, np.ndarray]]: ...
     def origin(self) -> dict[str, Any]: ...
 
@@ -81,12 +84,21 @@ class Batches(Protocol):
 class Seq2SeqTrainer:
     """`train` gives the batches of the steps, `held_out` those of the evaluation: every row once.
 
+    `words` is the normalizer's list of words, which goes where the tokenizer goes.
+
     Raises UserError where the tokens or the tokenizer do not fit the model, or the two sets are of different VQGANs.
     """
 
     name = "seq2seq"
 
-    def __init__(self, config: Seq2SeqTraining, train: Batches, held_out: Batches, tokenizer: CaptionTokenizer):
+    def __init__(
+        self,
+        config: Seq2SeqTraining,
+        train: Batches,
+        held_out: Batches,
+        tokenizer: CaptionTokenizer,
+        words: Path | None = None,
+    ):
         model = config.model
         for which, data in (("train", train), ("validation", held_out)):
             if data.image_length != model.image_length:
@@ -103,7 +115,8 @@ class Seq2SeqTrainer:
         model.check_start_token()
         tokenizer.check_vocab_size(model.encoder_vocab_size)
         self.config, self.optimizer, self.dtype = config, config.optimizer, config.dtype
-        self.train, self.held_out, self.tokenizer = train, held_out, tokenizer
+        self.train, self.held_out = train, held_out
+        self.tokenizer, self.words = tokenizer, words
         self.graphdef, _ = DalleBart.shapes(model, jnp.dtype(config.dtype))
 
     def settings(self) -> dict[str, Any]:
@@ -114,10 +127,14 @@ class Seq2SeqTrainer:
         return initial_parameters(DalleBart, self.config.model, key), ()
 
     def loaded(self) -> Any | None:
-        return loaded_parameters(DalleBart, self.config.model, self.config.init_from)
+        start = self.config.init_from
+        return None if start is None else loaded_parameters(DalleBart, self.config.model, find_part("dalle", start))
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         return self.train.at(step)
+
+    def rows(self, step: int) -> list[str]:
+        return self.train.rows(step)
 
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         text, image = self.config.model.text_length, self.config.model.image_length
@@ -137,8 +154,8 @@ class Seq2SeqTrainer:
         how = Training(dropout_key, self.config.remat, keep_rows)
         hidden = model.hidden(batch["input_ids"], batch["attention_mask"], shifted, how)
         weights = jnp.ones(labels.shape, jnp.float32)
-        if "mask" in batch:
-            mask = batch["mask"].astype(jnp.float32)
+        if "label_mask" in batch:
+            mask = batch["label_mask"].astype(jnp.float32)
             weights = weights * (mask if mask.ndim == 2 else mask[:, None])
         head = model.lm_head
         bias = None if head.bias is None else head.bias[...]
@@ -157,7 +174,7 @@ class Seq2SeqTrainer:
         """
         total = weight = right = 0.0
         for batch in self.held_out.evaluation(batch_size):
-            found = jax.device_get(program.evaluate(state.weights, program.place(batch)))
+            found = jax.device_get(program.evaluate(state.weights, program.place(batch, batch_size)))
             total += float(found.total)
             weight += float(found.weight)
             right += float(found.metrics["accuracy"])
@@ -169,6 +186,8 @@ class Seq2SeqTrainer:
         if jax.process_index() == 0:
             nnx.merge(self.graphdef, params).save_pretrained(folder)
             self.tokenizer.save(folder)
+            if self.words is not None:
+                shutil.copyfile(self.words, folder / self.words.name)
             (folder / TOKENS_RECORD).write_text(json.dumps({"vqgan": self.train.vqgan}) + "\n")
 
     def _with_noise(self, labels: jax.Array, key: jax.Array | None) -> jax.Array:

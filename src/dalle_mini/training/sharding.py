@@ -72,6 +72,20 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(DATA))
 
 
+def data_share(mesh: Mesh) -> tuple[int, int]:
+    """(index, count): which part of a batch's rows this process must have, of how many equal ones.
+
+    The whole batch is one part where the mesh gives processes rows that do not lie together.
+    """
+    mine = [
+        row for row, devices in enumerate(mesh.devices) if any(d.process_index == jax.process_index() for d in devices)
+    ]
+    index, share = mine[0] // len(mine), len(mine)
+    if mine == list(range(index * share, (index + 1) * share)) and not mesh.shape[DATA] % share:
+        return index, mesh.shape[DATA] // share
+    return 0, 1
+
+
 def keep_rows(x: jax.Array) -> jax.Array:
     """Activations [B, ...] with their rows where the batch's are, in a program that is traced for a mesh.
 

@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from dalle_mini.errors import UserError
 from dalle_mini.training import sharding
+from dalle_mini.training.checkpoint import holds_checkpoints, restore_parameters
 from dalle_mini.training.config import LoopConfig, MeshConfig, OptimizerConfig
 from dalle_mini.training.optimizer import make_optimizer, schedule, trained_part, with_trained_part
 from dalle_mini.weights.pretrained import flatten, unflatten
@@ -113,10 +114,20 @@ class StepProgram:
     def state_shardings(self) -> TrainState:
         return jax.tree.map(lambda leaf: leaf.sharding, self.state)
 
-    def place(self, batch: dict[str, Any]) -> dict[str, jax.Array]:
-        """This process's rows of a batch, numpy arrays, on the mesh; its part is as large as every other's."""
+    def place(self, batch: dict[str, Any], batch_size: int | None = None) -> dict[str, jax.Array]:
+        """A batch of numpy arrays on the mesh: all of its rows, or this process's part of them (`data_share`).
+
+        Args:
+            batch_size: rows over all processes; those of an update by default.
+        """
+        batch_size = batch_size or next(iter(self.batch.values())).shape[0]
         rows = sharding.batch_sharding(self.mesh)
-        return {name: jax.make_array_from_process_local_data(rows, array) for name, array in batch.items()}
+        if all(len(array) == batch_size for array in batch.values()):
+            return sharding.place(batch, dict.fromkeys(batch, rows))
+        return {
+            name: jax.make_array_from_process_local_data(rows, array, (batch_size, *array.shape[1:]))
+            for name, array in batch.items()
+        }
 
 
 def step_program(trainer: Trainer, loop: LoopConfig, mesh_config: MeshConfig, mesh: Mesh) -> StepProgram:
@@ -288,8 +299,10 @@ def loaded_parameters(network: type, config: Any, source: str | None) -> dict[st
     """
     if source is None:
         return None
-    loaded = nnx.to_pure_dict(nnx.state(network.from_pretrained(source)))
     wanted = nnx.to_pure_dict(network.shapes(config)[1])
+    if holds_checkpoints(source):
+        return restore_parameters(source, wanted)
+    loaded = nnx.to_pure_dict(nnx.state(network.from_pretrained(source)))
     if jax.tree.map(jnp.shape, loaded) != jax.tree.map(lambda leaf: leaf.shape, wanted):
         raise UserError(f"training.init_from={source}: its config.json is of another model")
     return loaded

@@ -1,54 +1,336 @@
-"""What a run says of itself: JSON lines in a file, and one live line on the terminal."""
+"""What a run says of itself: JSON lines, a page with curves and pictures, wandb, and one live line on the terminal.
+
+    OUT/log.jsonl              a record a line; null is a number that was none, or is not known
+        report.html            the same drawn (`page.py`), written anew with every evaluation
+        samples/<step>/        pictures of the fixed prompts (`samples.py`)
+        wandb.json, wandb/     the run's identity at wandb, where it is tracked there (`wandb_run.py`)
+
+Process 0 writes; in the others a `Tracker` does nothing.
+"""
 
 from __future__ import annotations
 
 import json
+import math
+import os
+import shutil
 import sys
 import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dalle_mini.errors import UserError
+from dalle_mini.training.config import TrackingConfig
+
+if TYPE_CHECKING:
+    from dalle_mini.models.config import DalleBartConfig
+    from dalle_mini.training.samples import Sample
+
+LOG, REPORT, SAMPLES = "log.jsonl", "report.html", "samples"
+# What depends on the machine and the hour; all else in a record is the same whenever the run is repeated.
+MEASURED = (
+    "time",
+    "pictures_per_second",
+    "tokens_per_second",
+    "mfu",
+    "device_memory_gib",
+    "device_memory_peak_gib",
+    "host_memory_gib",
+)
+WINDOW = 20  # records that the rate is taken from, which says how much time is left
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a picture costs in training, for tokens/s and MFU.
+
+    Attributes:
+        tokens_per_picture: of the caption and of the image.
+        flops_per_picture: forward and backward, by formula, without what remat computes again.
+        peak_flops: of all devices together, in the type of the computation; None is looked up where it is known.
+    """
+
+    tokens_per_picture: int | None = None
+    flops_per_picture: float | None = None
+    peak_flops: float | None = None
+
+    @classmethod
+    def of(cls, model: DalleBartConfig) -> Work:
+        """A seq2seq model's."""
+        from dalle_mini.training.flops import training_flops
+
+        return cls(model.text_length + model.image_length, training_flops(model))
 
 
 class Tracker:
-    """Append every record to `path` as a JSON line; show the newest on one terminal line.
+    """A run's log, page, wandb run and terminal line.
 
-    A resumed run goes on in the same file: records from `step` on are dropped first, since they will be made again.
+    A resumed run goes on in the same files: what they hold from beyond `start_step` is dropped first, since it will be
+    made again.
+
+    Args:
+        out: the run's folder.
+        config: what the run was started with, shown on the page and sent to wandb.
+        steps: of the whole run.
+        start_step: where this process begins.
+        label: what the lines on the terminal begin with.
+        tracking: wandb or not.
+        work: for tokens/s and MFU.
+    Raises UserError where the folder cannot be written, or wandb is asked for and cannot start.
     """
 
-    def __init__(self, path: Path, steps: int, step: int = 0, label: str = ""):
-        self.path, self.steps, self.label = path, steps, label
-        self._started, self._start_step = time.monotonic(), step
-        self._live = sys.stderr.isatty()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-            beside = path.with_suffix(".tmp")
-            beside.write_text("".join(line + "\n" for line in kept))
-            beside.replace(path)
+    def __init__(
+        self,
+        out: str | Path,
+        config: Mapping[str, Any] | None,
+        steps: int,
+        start_step: int = 0,
+        label: str = "",
+        tracking: TrackingConfig | None = None,
+        work: Work | None = None,
+    ):
+        import jax
 
-    def log(self, step: int, metrics: dict[str, float], examples_per_second: float | None = None) -> None:
-        record = {"step": step, "time": round(time.time(), 1), **{k: float(v) for k, v in metrics.items()}}
-        if examples_per_second is not None:
-            record["pictures_per_second"] = round(examples_per_second, 2)
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-        self._show(step, metrics, examples_per_second)
+        self.out, self.config, self.steps, self.label = Path(out), dict(config or {}), steps, label
+        self._work, self._wandb, self._line = work or Work(), None, None
+        self._on, self._warned = jax.process_index() == 0, set()
+        problem = None
+        if self._on:
+            try:
+                self._open(start_step, tracking)
+            except UserError as error:
+                problem = error
+        end_together(problem)
+
+    def _open(self, start_step: int, tracking: TrackingConfig | None) -> None:
+        if self._work.peak_flops is None:
+            self._work = Work(self._work.tokens_per_picture, self._work.flops_per_picture, _peak_flops())
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            _drop_what_comes_after(self.out, start_step)
+        except OSError as error:
+            raise UserError(f"{self.out}: cannot write there ({error.strerror or error})") from error
+        self._line = LiveLine(self.steps, self.label)
+        if tracking is not None and tracking.wandb is not None:
+            from dalle_mini.training.wandb_run import WandbRun
+
+            self._wandb = WandbRun(self.out, tracking, self.config, self.label, resumed=start_step > 0, say=self.say)
+
+    def log(self, step: int, metrics: Mapping[str, float], pictures_per_second: float | None = None) -> None:
+        """Write a record of `step` updates done; with a rate it is training's, and tells of speed and memory too.
+
+        Names are drawn together on the page as `loss` and `eval_loss`, `learning_rate`, `grad_norm`, `param_norm`.
+        """
+        if not self._on:
+            return
+        values = {name: float(value) for name, value in metrics.items()}
+        if pictures_per_second is not None:
+            values |= self._speed(pictures_per_second) | memory()
+        record = {"step": step, "time": round(time.time(), 1)}
+        record |= {
+            name: value if value is not None and math.isfinite(value) else None for name, value in values.items()
+        }
+        self._write(lambda: _append(self.out / LOG, record))
+        if self._wandb is not None:
+            self._wandb.log(record)
+        self._line.show(step, metrics, pictures_per_second)
+
+    def pictures(self, step: int, samples: Sequence[Sample]) -> None:
+        """Write the pictures that `samples.Sampler` drew to `samples/<step>/`, and log them."""
+        if not (self._on and samples):
+            return
+        from dalle_mini.training.samples import mean_score, write_samples
+
+        folder = self.out / SAMPLES / f"{step:08d}"
+        self._write(lambda: write_samples(folder, step, samples))
+        if self._wandb is not None:
+            self._wandb.pictures(step, samples)
+        score = mean_score(samples)
+        if score is not None:
+            self.log(step, {"sample_score": score})
+
+    def checkpoint(self, step: int, folder: str | Path, kind: str = "checkpoint") -> None:
+        """Send a checkpoint that is whole on disk, or the final weights (`kind` is "model"), to wandb, if asked for."""
+        if self._wandb is not None:
+            self._wandb.artifact(step, folder, kind)
+
+    def report(self) -> None:
+        """Write `report.html` anew."""
+        if not self._on:
+            return
+        from dalle_mini.training.page import write_report
+
+        self._write(lambda: write_report(self.out, self.config, self.steps, self.label))
 
     def say(self, text: str) -> None:
-        """A line that stays."""
-        print(("\r\x1b[K" if self._live else "") + f"{self.label}: {text}", file=sys.stderr, flush=True)
+        """A line that stays on the terminal."""
+        if self._on:
+            self._line.say(text)
 
-    def _show(self, step: int, metrics: dict[str, float], rate: float | None) -> None:
-        done = step - self._start_step
-        elapsed = time.monotonic() - self._started
-        left = elapsed / done * (self.steps - step) if done > 0 else 0.0
-        values = "  ".join(f"{name} {float(value):.4g}" for name, value in metrics.items())
-        speed = f"  {rate:.1f} pictures/s" if rate is not None else ""
-        line = f"{self.label} {step}/{self.steps}  {values}{speed}  {left / 60:.0f} min left"
-        print(f"\r\x1b[K{line}" if self._live else line, end="" if self._live else "\n", file=sys.stderr, flush=True)
+    def close(self, failed: bool = False) -> None:
+        """Write the page, end the wandb run and leave the terminal on a line of its own."""
+        self.report()
+        if self._wandb is not None:
+            self._wandb.close(failed)
+        if self._line is not None:
+            self._line.close()
+
+    def _speed(self, pictures_per_second: float) -> dict[str, float | None]:
+        speed = {"pictures_per_second": round(pictures_per_second, 2)}
+        if self._work.tokens_per_picture is not None:
+            speed["tokens_per_second"] = round(pictures_per_second * self._work.tokens_per_picture, 1)
+        if self._work.flops_per_picture is not None:
+            peak = self._work.peak_flops
+            speed["mfu"] = None if peak is None else pictures_per_second * self._work.flops_per_picture / peak
+        return speed
+
+    def _write(self, action) -> None:
+        """A full disk is said once, and does not end a run: its checkpoints do, if it comes to that."""
+        try:
+            action()
+        except (OSError, UserError) as error:
+            if str(error) not in self._warned:
+                self._warned.add(str(error))
+                self.say(f"not logged: {error}")
 
 
-def _step_of(line: str) -> float:
+class LiveLine:
+    """Step, loss, pictures a second and time left: one line on a terminal, a line each time elsewhere."""
+
+    def __init__(self, steps: int, label: str = "", clock=time.monotonic):
+        self.steps, self.label, self._clock = steps, label, clock
+        self._live, self._open = sys.stderr.isatty(), False
+        self._marks: deque[tuple[int, float]] = deque(maxlen=WINDOW)
+
+    def show(self, step: int, metrics: Mapping[str, float], rate: float | None) -> None:
+        if rate is not None:
+            self._marks.append((step, self._clock()))
+        shown = [f"{name} {float(value):.4g}" for name, value in metrics.items()]
+        parts = [f"{self.label} {step}/{self.steps}".strip(), *shown[:1]]
+        if rate is not None:
+            parts.append(f"{rate:.1f} pictures/s")
+            left = self.seconds_left()
+            if left is not None:
+                parts.append(f"{duration(left)} left")
+        parts += shown[1:]  # behind what must not be cut off; the loss is the first of a trainer's metrics
+        line = "  ".join(parts)
+        if self._live:
+            width = shutil.get_terminal_size().columns
+            line = line if len(line) < width else line[: width - 2] + "…"  # one that wraps cannot be overwritten
+            print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+            self._open = True
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def seconds_left(self) -> float | None:
+        """From the last records' rate, evaluations and checkpoints between them included; None before there are two.
+
+        The first record of a process ends the time that went into compiling, which therefore does not count.
+        """
+        if len(self._marks) < 2:
+            return None
+        (first, began), (last, ended) = self._marks[0], self._marks[-1]
+        return (ended - began) / (last - first) * (self.steps - last) if last > first else None
+
+    def say(self, text: str) -> None:
+        text = f"{self.label}: {text}" if self.label else text
+        print(("\r\x1b[K" if self._live else "") + text, file=sys.stderr, flush=True)
+        self._open = False
+
+    def close(self) -> None:
+        if self._open:
+            print(file=sys.stderr, flush=True)
+            self._open = False
+
+
+def end_together(problem: UserError | None) -> None:
+    """Raise what process 0 has met, in all processes: one that ends alone leaves the others waiting for it."""
+    import jax
+
+    failed = problem is not None
+    if jax.process_count() > 1:
+        import numpy as np
+        from jax.experimental import multihost_utils
+
+        failed = bool(multihost_utils.broadcast_one_to_all(np.int32(failed)))
+    if failed:
+        raise problem or UserError("process 0 cannot begin: see what it says")
+
+
+def duration(seconds: float) -> str:
+    """12 s, 3 min, 2 h 05 min, 3 d 04 h."""
+    minutes = round(seconds / 60)
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    hours = round(seconds / 3600)
+    return f"{hours // 24} d {hours % 24:02d} h"
+
+
+def memory() -> dict[str, float]:
+    """GiB in use: on the fullest device of this process, where it says so, and by this process on the host."""
+    import jax
+    import psutil
+
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    found = {}
+    for name, field in (("device_memory_gib", "bytes_in_use"), ("device_memory_peak_gib", "peak_bytes_in_use")):
+        known = [one[field] for one in stats if field in one]
+        if known:
+            found[name] = round(max(known) / 2**30, 3)
+    found["host_memory_gib"] = round(psutil.Process().memory_info().rss / 2**30, 3)
+    return found
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The records of a `log.jsonl`; a line that a kill cut off is left out. None there is an empty list."""
     try:
-        return json.loads(line)["step"]
+        lines = path.read_text("utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    return [record for record in map(_record, lines) if record is not None]
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+        return record if isinstance(record["step"], int) else None
     except (ValueError, KeyError, TypeError):
-        return float("inf")  # a line cut off by a kill
+        return None
+
+
+def _append(path: Path, record: Mapping[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def _drop_what_comes_after(out: Path, step: int) -> None:
+    path = out / LOG
+    if path.exists():
+        kept = [record for record in read_log(path) if record["step"] <= step]
+        beside = path.with_suffix(".tmp")
+        beside.write_text("".join(json.dumps(record) + "\n" for record in kept), "utf-8")
+        os.replace(beside, path)
+    for folder in (out / SAMPLES).glob("*"):
+        if folder.name.isdigit() and int(folder.name) > step:
+            shutil.rmtree(folder)
+
+
+def _peak_flops() -> float | None:
+    """Of all devices of all processes together; None where `hardware.py` does not know one, a CPU for example."""
+    import jax
+
+    from dalle_mini.training.hardware import peak_flops
+
+    peaks = [peak_flops(device.device_kind) for device in jax.devices()]
+    return None if None in peaks else sum(peaks)

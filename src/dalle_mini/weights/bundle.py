@@ -18,6 +18,7 @@ from dalle_mini.weights.folder import CONFIG, load_config
 from dalle_mini.weights.hub import Folder, Needs, Repository, blaming_cache, open_source
 
 SHIPPED = Path(__file__).parents[1] / "assets" / "emoji"
+SHIPPED_NAME = "shipped"  # what it is called where a source is named
 PARTS = ("dalle", "vqgan", "clip")
 WORD_LISTS = ("words.txt", "enwiki-words-frequency.txt")  # ours, and the published name
 PREPROCESSOR = "preprocessor_config.json"
@@ -47,17 +48,15 @@ def find_parts(
 
     Args:
         source: a bundle, or DalleBart alone: a folder, a repository of the Hub or a wandb artifact, as in `hub`. None
-            is the model that ships with the package.
-        vqgan, clip: those networks' own sources; None takes the bundle's.
+            (or "shipped") is the model that ships with the package.
+        vqgan, clip: those networks' own sources, or bundles that hold them; None takes those of `source`.
         revision: of `source`; that of another repository is written `owner/name@revision`.
         token, cache_dir, local_files_only: as in `hub.resolve`.
     Raises:
         UserError: a part is missing, or cannot be fetched.
     """
     options = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-    if source is None and not SHIPPED.is_dir():
-        raise UserError(f"{SHIPPED}: the model that ships with the package is missing: name one with --model")
-    place = Folder(SHIPPED) if source is None else open_source(source, revision=revision, **options)
+    place = _open(SHIPPED_NAME if source is None else source, revision=revision, **options)
     config = place.first(f"dalle/{CONFIG}", CONFIG)
     if config is None:
         raise UserError(f"{place} holds no model: neither a bundle (dalle/, vqgan/, clip/) nor DalleBart's {CONFIG}")
@@ -67,18 +66,50 @@ def find_parts(
             f"{place} is DalleBart alone: name the other networks with --vqgan and --clip (vqgan= and clip= in Python)"
             f"; the published ones are {' and '.join(COMPANIONS)}"
         )
-    vqgan_place = place if vqgan is None else open_source(vqgan, **options)
-    clip_place = place if clip is None else open_source(clip, **options)
+    vqgan_place = place if vqgan is None else _open(vqgan, **options)
+    clip_place = place if clip is None else _open(clip, **options)
     described = place.take(inside, Needs(weights=False, names=(CONFIG,)))
     with blaming_cache(described):
         is_normalising = load_config(described).get("normalize_text")
     parts = {
         "dalle": place.take(inside, Needs(tokenizer=True, optional=WORD_LISTS if is_normalising else ())),
-        "vqgan": vqgan_place.take("vqgan" if vqgan is None else ""),
-        "clip": clip_place.take("clip" if clip is None else "", RANKER),
+        "vqgan": vqgan_place.take("vqgan" if vqgan is None else _inside(vqgan_place, "vqgan")),
+        "clip": clip_place.take("clip" if clip is None else _inside(clip_place, "clip"), RANKER),
     }
-    words = _word_list(parts["dalle"], options) if is_normalising else None
+    words = word_list(parts["dalle"], **options) if is_normalising else None
     return parts | ({"words": words} if words else {})
+
+
+def find_part(part: str, source: str | os.PathLike, *, weights: bool = True, **options) -> Path:
+    """The folder of one of `PARTS`, of a bundle or alone, with its tokenizer; `options` are those of `find_parts`.
+
+    Without `weights` only what is beside them is fetched, the config too.
+
+    Raises UserError where it is missing, or cannot be fetched.
+    """
+    place = _open(source, **options)
+    beside = () if weights else (CONFIG,)
+    text = Needs(weights, tokenizer=True, optional=(*beside, *WORD_LISTS))
+    needs = {"dalle": text, "vqgan": Needs(weights, optional=beside), "clip": RANKER}[part]
+    return place.take(_inside(place, part), needs)
+
+
+def has_part(part: str, source: str | os.PathLike, **options) -> bool:
+    """Whether `source` is a bundle with that one of `PARTS`. Raises UserError where it cannot be looked at."""
+    return bool(_inside(_open(source, **options), part))
+
+
+def _open(source: str | os.PathLike, **options) -> Folder | Repository:
+    if source != SHIPPED_NAME or os.path.exists(source):
+        return open_source(source, **options)
+    if not SHIPPED.is_dir():
+        raise UserError(f"{SHIPPED}: the model that ships with the package is missing: name one with --model")
+    return Folder(SHIPPED)
+
+
+def _inside(place: Folder | Repository, part: str) -> str:
+    """Where the part lies in `place`: in a folder of its own, as in a bundle, or right there."""
+    return part if place.first(f"{part}/{CONFIG}", CONFIG) == f"{part}/{CONFIG}" else ""
 
 
 def check_fit(config, vqgan_config, folders: Mapping[str, Path]) -> None:
@@ -119,13 +150,17 @@ def save_companions(parts: Mapping[str, Path], target: Path) -> None:
         raise UserError(f"cannot save into {target}: {error}") from None
 
 
-def _word_list(folder: Path, options: dict) -> Path | None:
+def word_list(folder: Path, **options) -> Path | None:
+    """The list of words beside a tokenizer, or else the published one; None, and a notice, where that is not to be had.
+
+    `options` are `token`, `cache_dir` and `local_files_only` of `find_parts`.
+    """
     name = Folder(folder).first(*WORD_LISTS)
     if name:
         return folder / name
     published = WORD_LISTS[-1]
     # First without a request: a cached list will do, of whatever commit.
-    for local_files_only in (True, options["local_files_only"]):
+    for local_files_only in (True, options.get("local_files_only", False)):
         repository = Repository(WORDS_REPOSITORY, **options | {"local_files_only": local_files_only})
         try:
             return repository.take(needs=Needs(weights=False, names=(published,))) / published

@@ -40,6 +40,13 @@ def test_captions_columns_and_keys(tmp_path):
     assert told["a"].captions == ("not this one",)
 
 
+def test_one_caption_of_two_lines_as_img2dataset_writes_files(tmp_path):
+    fill(tmp_path, ["0.jpg"])
+    (tmp_path / "0.txt").write_text("a dog\nand a cat")
+    (tmp_path / "0.json").write_text('{"caption": "a dog\\nand a cat", "key": "0"}')
+    assert examples(open_source(str(tmp_path)))[0].captions == ("a dog\nand a cat",)
+
+
 def test_parts_are_the_same_however_often_they_are_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(folder, "PART", 3)
     fill(tmp_path, [f"{i % 2}/{i}.{end}" for i in range(10) for end in ("jpg", "txt")])

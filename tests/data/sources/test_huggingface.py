@@ -140,6 +140,7 @@ def test_the_hub_streamed_and_downloaded(tmp_path):
         ("hf://them/pictures@old", {}),
         ("them/nothing", {}),
         ("them/pictures", {"split": "test"}),
+        ("hf://datasets/them/pictures/data/*.parquet", {}),
     ]
     env = {key: value for key, value in os.environ.items() if key != "HF_TOKEN"} | hub_settings | {"PYTHONPATH": path}
     try:
@@ -149,7 +150,7 @@ def test_the_hub_streamed_and_downloaded(tmp_path):
     finally:
         hub.close()
     assert done.returncode == 0, done.stderr
-    streamed, downloaded, earlier, missing, split = json.loads(done.stdout)
+    streamed, downloaded, earlier, missing, split, files = json.loads(done.stdout)
     captions = [[f"caption {i}"] for i in [*range(6), *range(4)]]
     assert [caption for _, caption, _ in streamed["rows"]] == captions
     assert [caption for _, caption, _ in downloaded["rows"]] == captions
@@ -161,3 +162,5 @@ def test_the_hub_streamed_and_downloaded(tmp_path):
     assert len(earlier["rows"]) == 4
     assert "them/nothing: there is no such folder, and it cannot be opened as a Hugging Face data set" in missing
     assert "--split is 'test'; there are train" in split
+    assert [caption for _, caption, _ in files["rows"]] == captions
+    assert files["origin"]["kind"] == "parquet"

@@ -5,11 +5,13 @@ import io
 import json
 import pickle
 import tarfile
+from pathlib import Path
 
 import bad_pile
 import pytest
 
 from dalle_mini.data import reasons
+from dalle_mini.data.images import decode_picture
 from dalle_mini.data.sources import files, open_source
 
 PICTURE = bad_pile.packed(bad_pile.photo(0))
@@ -64,6 +66,16 @@ def test_what_img2dataset_writes(tmp_path, kind, suffix):
     assert (second.key, second.captions) == (f"00000/{long}", (f"{long}.txt",))
     assert source.origin() == open_source(str(tmp_path)).origin()
     assert [part.name for part in source.parts()] == [f"00000{suffix}"]
+
+
+def test_a_folder_that_img2dataset_wrote():
+    """By img2dataset 1.47 itself, of four addresses: one was gone, one led to no picture."""
+    source = open_source(str(Path(__file__).parents[2] / "golden" / "img2dataset"))
+    first, second = examples(source)
+    assert (first.key, first.captions) == ("00000/000000000", ("a first\ncaption",))
+    assert (second.key, second.captions) == ("00000/000000003", ("a last &amp; good one",))
+    assert [example.columns["similarity"] for example in (first, second)] == [0.3, 0.2]
+    assert decode_picture(first.picture).size == (first.columns["width"], first.columns["height"])
 
 
 def test_captions_of_the_json(tmp_path):

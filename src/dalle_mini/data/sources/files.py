@@ -148,7 +148,7 @@ def inside(fs: AbstractFileSystem, root: str, folder: str, path: str) -> str:
     if is_url(path):
         if type(fs)._strip_protocol(path) == path or not path.startswith(_protocols(fs)):
             raise Unreadable(reasons.LEAVES_FOLDER)
-        path = fs._strip_protocol(path)
+        path, folder = fs._strip_protocol(path), ""
     target = posixpath.normpath(posixpath.join(folder, path))
     if not target.startswith(root.rstrip("/") + "/"):
         raise Unreadable(reasons.LEAVES_FOLDER)

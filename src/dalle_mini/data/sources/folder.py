@@ -98,7 +98,10 @@ class Pictures:
                 told = fields(read(kinds["json"], files.MAX_TEXT))
             layout = Layout(None, *find_captions(told, self.caption_column))
             if "txt" in kinds and self.caption_column in (None, "txt"):
-                texts = captions.read_lines(read(kinds["txt"], files.MAX_TEXT))
+                text = read(kinds["txt"], files.MAX_TEXT)
+                # img2dataset writes one caption, whatever lines it has, and says it again in the JSON
+                is_one = told.get("caption") == captions.read_text(text)
+                texts = (told["caption"],) if is_one else captions.read_lines(text)
             else:
                 texts = layout.captions_of(told)
             told = layout.rest_of(told)

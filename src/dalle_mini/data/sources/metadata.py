@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import posixpath
 import re
@@ -139,17 +140,24 @@ class Rows:
 
     def _records(self) -> Iterator[Record]:
         try:
-            with self.fs.open(self.table, "rb") as file:
+            with _open(self.fs, self.table) as file:
                 file.seek(self.start)
                 for number, record in enumerate(_records(file, self.table, self.names, self.start)):
                     if number == self.rows:
                         return
                     yield record
-        except Exception:  # every store has exceptions of its own
+        except Exception:  # the table is gone, or the connection failed
             yield Record(None, reasons.CANNOT_READ, self.start)
 
     def _file(self, record: Record) -> str:
         return str(record.row.get(self.layout.image) or "")
+
+    @property
+    def _root(self) -> str:
+        return self.image_root or self.root
+
+    def _place(self, path: str) -> str:
+        return files.inside(self.fs, self._root, self.image_root or posixpath.dirname(self.table), path)
 
     def _example(self, group: list[Record]) -> Example:
         first = group[0]
@@ -157,13 +165,13 @@ class Rows:
             return Example(files.text_key(f"{self.table_name}/{first.stop}"), None, (), {}, first.problem)
         texts = {*self.layout.captions, *(self.layout.joined or ()), self.layout.image}
         rows = [{name: _typed(value, name in texts) for name, value in record.row.items()} for record in group]
-        name, folder = self._file(first), posixpath.dirname(self.table)
-        key = f"{self.table_name}/{first.stop}"
-        if name:
-            key = files.without_suffix(files.relative(self.root, posixpath.normpath(posixpath.join(folder, name))))
+        try:
+            key = files.without_suffix(files.relative(self._root, self._place(self._file(first))))
+        except files.Unreadable:
+            key = f"{self.table_name}/{first.stop}"
 
         def read(path: str) -> bytes:
-            return files.read(self.fs, files.inside(self.fs, self.image_root or self.root, folder, path))
+            return files.read(self.fs, self._place(path))
 
         example = example_of(key, rows[0], self.layout, read)
         if len(rows) > 1:
@@ -185,7 +193,7 @@ class _Digesting:
 
 def _open(fs: AbstractFileSystem, path: str) -> IO[bytes]:
     try:
-        return fs.open(path, "rb")
+        return io.BufferedReader(fs.open(path, "rb"), 1 << 20)  # a store's file cannot read a line up to a limit
     except Exception as error:  # every store has exceptions of its own
         raise UserError(f"{path}: cannot be read ({str(error) or type(error).__name__})") from None
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 HUB = "hf://"
+_HUB_FILES = re.compile(r"hf://datasets/[^/]+/[^/]+/.")  # which fsspec reads like any other store's
 SAVED = ("dataset_info.json", "state.json", "dataset_dict.json")
 LISTS = (".csv", ".tsv", ".json", ".jsonl", ".txt")
 
@@ -38,7 +39,8 @@ def open_source(
 
     Args:
         spec: a folder, a file, a pattern such as `tars/{00000..00099}.tar` or `s3://bucket/*.parquet`, `hf://owner/name`
-            (also `hf://owner/name@revision`, or `hf://` and a local folder that `datasets.load_dataset` can read).
+            (also `hf://owner/name@revision`, or `hf://` and a local folder that `datasets.load_dataset` can read);
+            `hf://datasets/owner/name/...` are files on the Hub.
         image_column: of tables, the column of pictures; of tars, their suffix. Default: the usual names.
         caption_column: one column, several with commas between them, or `title+description`, which are joined; of tars
             and folders without text files, fields of their JSON. Default: the usual names.
@@ -53,7 +55,7 @@ def open_source(
     single examples or files is a problem of theirs (`Example.problem`).
     """
     options = Options(image_column, caption_column, split, subset, streaming, image_root)
-    if spec.startswith(HUB):
+    if spec.startswith(HUB) and not _HUB_FILES.match(spec):
         return _hugging_face(spec, spec.removeprefix(HUB), options)
     fs, root = files.locate(spec)
     if image_root is not None:

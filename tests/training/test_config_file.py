@@ -1,11 +1,11 @@
-"""key=value overrides of dataclass configs."""
+"""Settings from YAML files and key=value overrides, into dataclasses."""
 
 from dataclasses import dataclass, field
 
 import pytest
 
 from dalle_mini.errors import UserError
-from dalle_mini.training.overrides import override
+from dalle_mini.training.config_file import build, override, read, write
 
 
 @dataclass(frozen=True)
@@ -100,3 +100,55 @@ def test_the_start_token_follows_the_vocabulary():
 
     changed = override(DalleBartConfig(), ["image_vocab_size=64", "decoder_start_token_id=null"])
     assert changed.decoder_start_token_id == 64
+
+
+def test_a_file_and_overrides(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("folder: 2024-11\nsteps: 3\ninner:\n  rate: 1e-3  # which YAML takes for a string\n  sizes: [7]\n")
+    assert build(Outer, read(path)) == Outer("2024-11", False, 3, Inner(4, 1e-3, (7,), None))
+    changed = build(Outer, read(path), ["inner.width=8", "steps=4"])
+    assert changed == Outer("2024-11", False, 4, Inner(8, 1e-3, (7,), None))
+    on_a_base = build(Outer, {"inner": {"width": 1}}, base=changed)
+    assert on_a_base == Outer("2024-11", False, 4, Inner(1, 1e-3, (7,), None))
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    config = Outer("a: b", True, 7, Inner(1, 2e-5, (), None))
+    write(config, tmp_path / "run.yaml", network="seq2seq")
+    values = read(tmp_path / "run.yaml")
+    assert values.pop("network") == "seq2seq"
+    assert build(Outer, values) == config
+    assert list(tmp_path.iterdir()) == [tmp_path / "run.yaml"]
+
+
+@dataclass(frozen=True)
+class Lists:
+    names: tuple[str, ...] = ()
+    weights: tuple[float, ...] | None = None
+    folder: str | None = None
+
+
+def test_lists_of_texts_and_numbers():
+    assert override(Lists(), ["names=runs/a"]) == Lists(("runs/a",))
+    assert override(Lists(), ['names=["a", "b"]', "weights=[1, 0.5]"]) == Lists(("a", "b"), (1.0, 0.5))
+    assert override(Lists(folder="x"), ["folder=null"]) == Lists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps: [", "not YAML"),
+        ("- 1\n- 2\n", "it must hold names and values"),
+        ("1: 2\n", "it must hold names and values"),
+    ],
+)
+def test_files_that_are_no_settings(tmp_path, text, message):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=f"{path}: .*{message}"):
+        read(path)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="cannot read it"):
+        read(tmp_path / "none.yaml")

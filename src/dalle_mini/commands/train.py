@@ -1,0 +1,54 @@
+"""`dalle-mini train`: a run from a config, started or continued."""
+
+import argparse
+from pathlib import Path
+
+from dalle_mini.commands.distributed import add_distributed_option, join
+from dalle_mini.commands.terminal import Help, notices, starting
+
+RESUME = ("auto", "never")
+
+
+def add_train(verbs) -> None:
+    parser = verbs.add_parser(
+        "train",
+        help="train or fine-tune the model that draws",
+        description="Train DalleBart on encoded pictures, as a config says, into the folder OUTPUT. A run that is\n"
+        "there is continued from its last good checkpoint, to the bit; without CONFIG, with the one it was\n"
+        "started with. On SIGTERM or a cloud's notice the step is finished and saved, and the exit code is 75.",
+        epilog="example:\n"
+        "  dalle-mini train tools/train/configs/mini.yaml --output runs/mini data.train=data/tokens\n"
+        "again, after a kill:\n"
+        "  dalle-mini train --output runs/mini\n"
+        "the shipped model, on pictures of one's own (FOLDER: pictures, each with a .txt beside it):\n"
+        "  dalle-mini train tools/train/configs/finetune-emoji.yaml --output runs/mine data.train=FOLDER",
+        formatter_class=Help,
+    )
+    parser.intermixed = True
+    add = parser.add_argument
+    add("config", nargs="?", metavar="CONFIG", help="a YAML file, as those in tools/train/configs")
+    add("settings", nargs="*", metavar="key=value", help="settings in place of the file's, e.g. loop.steps=100")
+    add("--output", metavar="FOLDER", required=True, help="the run's folder")
+    add("--resume", choices=RESUME, default="auto", help="auto continues a run that is there, never refuses to")
+    add("--allow-changes", action="store_true", help="continue even with settings that change what is learned")
+    add_distributed_option(add)
+    parser.set_defaults(run=run_train)
+
+
+def run_train(args: argparse.Namespace) -> int:
+    assignments = list(args.settings)
+    if args.config is not None and "=" in args.config and not Path(args.config).exists():
+        assignments, args.config = [args.config, *assignments], None
+    with notices():
+        with starting():
+            from dalle_mini.compilation import keep_compiled
+            from dalle_mini.training.runs import load_run, recorded_run, train
+
+        out = Path(args.output)
+        run = load_run(args.config, assignments) if args.config else recorded_run(out, assignments)
+        writes = join(args.distributed)
+        keep_compiled()
+        final = train(run, out, resume=args.resume, allow_changes=args.allow_changes)  # or it leaves with exit code 75
+    if writes:
+        print(f"the weights are in {final.resolve()}")
+    return 0

@@ -1,0 +1,131 @@
+"""Settings as people write them: a YAML file, and `key=value` overrides, into nested dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+import yaml
+
+from dalle_mini.errors import UserError
+
+T = TypeVar("T")
+
+
+def build(kind: type[T], values: Mapping[str, Any], assignments: Sequence[str] = (), base: T | None = None) -> T:
+    """The dataclass `kind` from a file's values and `a.b=value` overrides; what neither says is as in `base`.
+
+    Raises UserError, naming the key, where it is not there (naming the nearest) or its value has the wrong type.
+    """
+    return _build(kind, _merged(values, _nested(assignments)), base)
+
+
+def read(path: str | os.PathLike) -> dict[str, Any]:
+    """The mapping that a YAML file holds. Raises UserError where it is missing or holds none."""
+    try:
+        values = yaml.safe_load(Path(path).read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot read it ({getattr(error, 'strerror', None) or error})") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise UserError(f"{path}: it must hold names and values, such as `loop: {{steps: 1000}}`")
+    return values
+
+
+def write(config: Any, path: Path, **more: Any) -> None:
+    """A dataclass as a YAML file that `load` reads, with the keys `more` in front; written beside and renamed."""
+    values = json.loads(json.dumps({**more, **dataclasses.asdict(config)}))  # tuples are lists there
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), "utf-8")
+    os.replace(beside, path)
+
+
+def override(config: T, assignments: Sequence[str]) -> T:
+    """`config` with each `a.b=value` applied; values are JSON (1e-3, true, null, [1, 2]) or else strings.
+
+    Raises UserError for a key that is not there (naming the nearest) or a value of the wrong type.
+    """
+    return _build(type(config), _nested(assignments), config)
+
+
+def _nested(assignments: Sequence[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        path, separator, text = assignment.partition("=")
+        if not separator:
+            raise UserError(f"{assignment!r}: overrides are written key=value")
+        inner: Any = text
+        for key in reversed(path.split(".")):
+            inner = {key: inner}
+        values = _merged(values, inner)
+    return values
+
+
+def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    both = {
+        key: _merged(old[key], new[key])
+        for key in old.keys() & new.keys()
+        if isinstance(old[key], Mapping) and isinstance(new[key], Mapping)
+    }
+    return {**old, **new, **both}
+
+
+def _build(kind: type[T], values: Mapping[str, Any], base: T | None = None, prefix: str = "") -> T:
+    """A `kind` with these values, and otherwise those of `base` or its defaults."""
+    types = {field.name: get_type_hints(kind)[field.name] for field in dataclasses.fields(kind)}
+    given = {}
+    for name, value in values.items():
+        path = prefix + name
+        if name not in types:
+            near = difflib.get_close_matches(name, types, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(types)}"
+            raise UserError(f"{path}: no such setting; {hint}")
+        inner = next((wanted for wanted in _kinds(types[name]) if dataclasses.is_dataclass(wanted)), None)
+        if inner is not None and isinstance(value, Mapping):
+            given[name] = _build(inner, value, getattr(base, name, None), path + ".")
+        elif isinstance(value, Mapping):
+            raise UserError(f"{path}.{next(iter(value), '')}: {name} has no settings of its own")
+        else:
+            given[name] = _value(value, types[name], path)
+    return kind(**given) if base is None else dataclasses.replace(base, **given)
+
+
+def _value(value: Any, wanted: Any, path: str) -> Any:
+    """`value`, of a file or of an override's text, as one of the wanted types."""
+    kinds = _kinds(wanted)
+    if isinstance(value, str) and str in kinds and not (value == "null" and NoneType in kinds):
+        return value  # a folder may be called 2024
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            many = next((kind for kind in kinds if get_origin(kind) is tuple), None)
+            value = (value,) if many == tuple[str, ...] else value
+    if float in kinds and type(value) is int:
+        value = float(value)
+    for kind in kinds:
+        if get_origin(kind) is tuple and isinstance(value, list | tuple):
+            item = get_args(kind)[0]
+            items = tuple(float(one) if item is float and type(one) is int else one for one in value)
+            if all(type(one) is item for one in items):
+                return items
+        elif type(value) is kind:
+            return value
+    raise UserError(f"{path}: {value!r} is not of type {' or '.join(map(_type_name, kinds))}")
+
+
+def _kinds(wanted: Any) -> tuple[Any, ...]:
+    return get_args(wanted) if isinstance(wanted, UnionType) else (wanted,)
+
+
+def _type_name(kind: Any) -> str:
+    if get_origin(kind) is tuple:
+        return f"list of {get_args(kind)[0].__name__}"
+    return "null" if kind is NoneType else kind.__name__

@@ -1,0 +1,125 @@
+"""A run's folder, and what may be done with it: `config.json` holds everything that the run was started with."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dalle_mini.errors import UserError
+from dalle_mini.training.agreement import first_process_does
+from dalle_mini.training.checkpoint import recorded_config
+from dalle_mini.training.config import check_choice
+
+CONFIG = "config.json"
+RESUME = ("auto", "never")
+
+# What changes when things are done, or where, but not what is learned. Whole sections, or single settings.
+MAY_CHANGE = {
+    "mesh",
+    "tracking",
+    "samples",
+    "sources",  # where the data lie; "data" tells whether they are the same
+    "loop.log_every",
+    "loop.eval_every",
+    "loop.sample_every",
+    "loop.checkpoint_minutes",
+    "loop.keep",
+    "loop.keep_hours",
+    "loop.grace_seconds",
+}
+
+
+def started_with(out: str | Path, checkpoints: str | Path | None = None) -> dict[str, Any] | None:
+    """The settings that the run in `out` was started with, or last changed to; None where there is no run.
+
+    Where `config.json` is gone but there are checkpoints (a new machine, and they are in a bucket), their record says.
+    Raises UserError where the settings cannot be read.
+    """
+    path = Path(out) / CONFIG
+    try:
+        found = json.loads(path.read_text())
+        if not isinstance(found, dict):
+            raise ValueError("it is no object")
+        return found
+    except (FileNotFoundError, NotADirectoryError):
+        return recorded_config(checkpoints or Path(out) / "checkpoints")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: damaged, so the run cannot be continued ({error}); use another folder") from error
+
+
+def open_run(
+    out: str | Path,
+    config: dict[str, Any],
+    checkpoints: str | Path | None = None,
+    *,
+    resume: str = "auto",
+    allow_changes: bool = False,
+) -> None:
+    """Begin a run with `config` in `out`, or check that the run there may be continued with it.
+
+    A difference that would alter what is learned is refused by name; with `allow_changes` it is written down instead,
+    under `changes` of `config.json`. In several processes, the first one looks and writes.
+
+    Args:
+        config: plain JSON, in sections.
+        checkpoints: where they are, if not in `out`.
+        resume: "auto" continues what is there, "never" refuses a folder that holds a run.
+    Raises UserError where the run must not be continued, or the folder cannot be written.
+    """
+    check_choice("resume", resume, RESUME)
+    config = as_json(config)
+    first_process_does(lambda: _open(Path(out), config, started_with(out, checkpoints), resume, allow_changes))
+
+
+def as_json(config: dict[str, Any]) -> dict[str, Any]:
+    """As it comes back from a file: tuples are lists."""
+    return json.loads(json.dumps(config, default=str))
+
+
+def _open(out: Path, config: dict[str, Any], found: dict[str, Any] | None, resume: str, allow_changes: bool) -> None:
+    path = out / CONFIG
+    if found is None:
+        return _write(path, config)
+    if resume == "never":
+        raise UserError(f"{out}: there is a run in it already; continue it with resume=auto, or choose another folder")
+    history = found.pop("changes", [])
+    if found.get("data") is None:  # a run from before the data was recorded
+        config.pop("data", None)
+    changed = dict(differences(found, config))
+    if not changed:
+        return None if path.exists() else _write(path, config)
+    if not allow_changes:
+        raise UserError(
+            f"{path}: the run there was started with other values of {', '.join(changed)}: "
+            "continue it with those, or with --allow-changes, or choose another folder"
+        )
+    entry = {"time": round(time.time(), 1), "from": {}, "to": {}}
+    for name, (old, new) in changed.items():
+        entry["from"][name], entry["to"][name] = old, new
+    return _write(path, {**config, "changes": [*history, entry]})
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """(name, (old value, new value)) of each setting that is another one and may not change on the way."""
+    for name in sorted({*old, *new}):
+        a, b, path = old.get(name), new.get(name), f"{prefix}{name}"
+        if path in MAY_CHANGE or a == b:
+            continue
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from differences(a, b, path + ".")
+        else:
+            yield path, (a, b)
+
+
+def _write(path: Path, config: dict[str, Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_suffix(".tmp")
+        beside.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        os.replace(beside, path)
+    except OSError as error:
+        raise UserError(f"{path.parent}: cannot write there ({error.strerror})") from error

@@ -1,0 +1,234 @@
+"""A seq2seq run as a whole: its settings from a YAML file, its data found or encoded, and the trainer they make."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dalle_mini.data.batches import TokenBatches
+from dalle_mini.data.loader import TokenDataset
+from dalle_mini.data.shards import MANIFEST, Manifest
+from dalle_mini.errors import UserError
+from dalle_mini.models import DalleBart
+from dalle_mini.models.config import DalleBartConfig
+from dalle_mini.text import CaptionNormalizer, CaptionTokenizer
+from dalle_mini.training import config_file, loop
+from dalle_mini.training.agreement import first_process_does
+from dalle_mini.training.config import LoopConfig, MeshConfig, SampleConfig, TrackingConfig
+from dalle_mini.training.resume import started_with
+from dalle_mini.training.samples import Sampler
+from dalle_mini.training.seq2seq import Seq2SeqTrainer, Seq2SeqTraining
+from dalle_mini.training.sharding import data_share, make_mesh
+from dalle_mini.training.tracking import Work
+from dalle_mini.weights.bundle import find_part, has_part, word_list
+from dalle_mini.weights.folder import load_config
+from dalle_mini.weights.pretrained import flatten, mismatch
+
+NETWORK = "seq2seq"  # what the verb trains; VQGAN and CLIP learn from pictures and have scripts of their own
+HELD_OUT = 0.1  # of a pile's pictures, for the evaluation
+SOURCES = "sources"  # the section of a run's record that holds `TokenData`; its "data" tells the rows themselves
+
+
+logger = logging.getLogger("dalle_mini")
+
+
+@dataclass(frozen=True)
+class TokenData:
+    """What a run learns from: folders or Hub repositories of encoded pictures.
+
+    Attributes:
+        train, weights: the sets, and in which proportions they are mixed; by their sizes if None. A pile of captioned
+            pictures that is not encoded yet is encoded first, into the run's folder.
+        validation: sets for evaluation; None is those of `train`, of which encoding has put some rows aside.
+        tokenizer: a folder or repository, with the word list of the normalizer beside it; None is that of `init_from`.
+        vqgan: the VQGAN of the tokens: of shards that do not tell it, which the original's notebook made, and for what
+            is encoded and drawn here. None is that of the bundle in `init_from`, or `samples.vqgan`.
+    """
+
+    train: tuple[str, ...] = ()
+    weights: tuple[float, ...] | None = None
+    validation: tuple[str, ...] | None = None
+    tokenizer: str | None = None
+    vqgan: str | None = None
+
+
+@dataclass(frozen=True)
+class Seq2SeqRun:
+    """All settings of a run, as its YAML file has them."""
+
+    data: TokenData = field(default_factory=TokenData)
+    training: Seq2SeqTraining = field(default_factory=Seq2SeqTraining)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    samples: SampleConfig = field(default_factory=SampleConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that can start: what to train, and who draws pictures on the way."""
+
+    trainer: Seq2SeqTrainer
+    sampler: Sampler
+
+
+def load_run(path: str | Path, assignments: Sequence[str] = ()) -> Seq2SeqRun:
+    """A run's settings from a YAML file and `key=value` overrides.
+
+    A file without `training.model` that names weights to start from takes those weights' config.
+
+    Raises UserError where the file cannot be read, is of another network, or holds a key or value that cannot be.
+    """
+    values = config_file.read(path)
+    network = values.pop("network", NETWORK)
+    try:
+        if network != NETWORK:
+            raise UserError(f"network: {network!r} is not {NETWORK}; VQGAN and CLIP are trained by tools/train/")
+        config_file.build(Seq2SeqRun, values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    run = config_file.build(Seq2SeqRun, values, assignments)
+    start = run.training.init_from
+    if start is not None and "model" not in (values.get("training") or {}):
+        model = DalleBartConfig.from_dict(load_config(find_part("dalle", start, weights=False)))
+        base = dataclasses.replace(run, training=dataclasses.replace(run.training, model=model))
+        run = config_file.build(Seq2SeqRun, values, assignments, base)
+    return run
+
+
+def recorded_run(out: Path, assignments: Sequence[str] = ()) -> Seq2SeqRun:
+    """The settings that the run in `out` was started with, or last changed to, with overrides.
+
+    Raises UserError where there is no run, or its record cannot be read.
+    """
+    found = started_with(out)
+    if found is None:
+        raise UserError(f"{out} holds no run to continue: name a CONFIG to start one")
+    names = {field.name for field in dataclasses.fields(Seq2SeqRun)}
+    values = {name: found[name] for name in names & found.keys()} | {"data": found.get(SOURCES, {})}
+    try:
+        config_file.build(Seq2SeqRun, values)
+    except UserError as error:
+        raise UserError(f"{out}: its record is of another kind of run ({error}); name a CONFIG") from None
+    return config_file.build(Seq2SeqRun, values, assignments)
+
+
+def train(run: Seq2SeqRun, out: Path, *, resume: str = "auto", allow_changes: bool = False) -> Path:
+    """Train into the folder `out`, or continue what is there; the weights are then in the folder that is returned.
+
+    Raises UserError where something in the settings or the data is wrong; otherwise as `loop.run`.
+    """
+    prepared = prepare_run(run, out)
+    settings = {name: dataclasses.asdict(getattr(run, name)) for name in ("samples", "tracking")}
+    loop.run(
+        prepared.trainer,
+        run.loop,
+        out,
+        run.mesh,
+        resume=resume,
+        allow_changes=allow_changes,
+        tracking=run.tracking,
+        work=Work.of(run.training.model),
+        sampler=prepared.sampler,
+        settings={**settings, SOURCES: dataclasses.asdict(run.data)},
+    )
+    return out / "final"
+
+
+def prepare_run(run: Seq2SeqRun, out: Path) -> Prepared:
+    """Open a run's data, encoding what is not encoded yet into `out/tokens`, and make its trainer.
+
+    Raises UserError where data, tokenizer or models are missing, damaged, or do not go together.
+    """
+    data, training = run.data, run.training
+    if not data.train:
+        raise UserError("data.train: name the encoded pictures to learn from (dalle-mini encode makes them)")
+    index, count = data_share(make_mesh(run.mesh))  # what is wrong shows before the wait for the encoding
+    _check_start(training)
+    tokenizer, normalizer, words = _text(data.tokenizer or training.init_from, training.model)
+    sources = [_encoded(run, source, out / "tokens" / f"{number:02d}") for number, source in enumerate(data.train)]
+    vqgan = data.vqgan
+    train = [TokenDataset(source, vqgan=vqgan) for source in sources]
+    held_out = [
+        TokenDataset(source, _split_to_hold_out(source, data.validation is not None), vqgan=vqgan)
+        for source in data.validation or sources
+    ]
+    common = {
+        "batch_size": run.loop.batch_size,
+        "seed": run.loop.seed,
+        "text_length": training.model.text_length,
+        "process_index": index,
+        "process_count": count,
+    }
+    batches = TokenBatches(
+        train, tokenizer, normalizer, caption_dropout=training.caption_dropout, weights=data.weights, **common
+    )
+    trainer = Seq2SeqTrainer(
+        training, batches, TokenBatches(held_out, tokenizer, normalizer, **common), tokenizer, words
+    )
+    sampler = Sampler(
+        run.samples, training.model, tokenizer, normalizer, vqgan=_vqgan_source(run), trained_on=batches.vqgan
+    )
+    return Prepared(trainer, sampler)
+
+
+def _check_start(training: Seq2SeqTraining) -> None:
+    """Raises UserError where the weights to start from are of another model than the one to train."""
+    if training.init_from is None:
+        return
+    start = DalleBartConfig.from_dict(load_config(find_part("dalle", training.init_from, weights=False)))
+    found, wanted = (flatten(DalleBart.shapes(config)[1]) for config in (start, training.model))
+    if problem := mismatch(wanted, found):
+        raise UserError(f"training.init_from={training.init_from} is of another model than training.model: {problem}")
+
+
+def _encoded(run: Seq2SeqRun, source: str, folder: Path) -> str:
+    """`source`, or where its pictures are once they are encoded: what holds neither shards nor a manifest is a pile."""
+    pile = Path(source)
+    if not pile.exists() or (pile / MANIFEST).exists() or pile.suffix == ".parquet" or any(pile.glob("**/*.parquet")):
+        return source
+    from dalle_mini.data.encode import EncodeOptions, Weights, encode
+    from dalle_mini.data.sources import open_source
+
+    vqgan = _vqgan_source(run)
+    if vqgan is None:
+        raise UserError(f"data.vqgan: name the VQGAN that shall encode {source}, or run dalle-mini encode first")
+
+    def encode_here() -> None:
+        outcome = encode(open_source(source), Weights(vqgan), str(folder), EncodeOptions(validation=HELD_OUT))
+        if outcome.was_finished:
+            return
+        kept = outcome.manifest
+        dropped = "".join(f"; {count} dropped: {reason}" for reason, count in kept.dropped.items())
+        logger.warning("%s: %d of %d pictures are encoded%s", source, kept.kept, kept.seen, dropped)
+
+    first_process_does(encode_here)
+    return str(folder)
+
+
+def _text(source: str | None, model: DalleBartConfig) -> tuple[CaptionTokenizer, CaptionNormalizer | None, Path | None]:
+    """Tokenizer, normalizer if the model wants one, and its list of words if there is one."""
+    if source is None:
+        raise UserError("data.tokenizer: name a folder or repository with a tokenizer, such as dalle-mini/dalle-mini")
+    folder = find_part("dalle", source, weights=False)
+    words = word_list(folder) if model.normalize_text else None
+    normalizer = CaptionNormalizer(words) if model.normalize_text else None
+    return CaptionTokenizer.from_pretrained(folder), normalizer, words
+
+
+def _split_to_hold_out(source: str, for_that: bool) -> str:
+    """Of a data set the rows that encoding put aside, or else all of them; `for_that` is one named for validation."""
+    manifest = Path(source) / MANIFEST
+    if not manifest.is_file() or Manifest.read(Path(source)).splits["validation"].rows:
+        return "validation"
+    if not for_that:
+        logger.warning("%s: no rows are put aside for validation: eval_loss is of those that are learned", source)
+    return "train"
+
+
+def _vqgan_source(run: Seq2SeqRun) -> str | None:
+    named, start = run.samples.vqgan or run.data.vqgan, run.training.init_from
+    return start if named is None and start is not None and has_part("vqgan", start) else named

@@ -1,0 +1,212 @@
+"""Pictures drawn while training: the same prompts with the same keys each time, from the parameters as they are.
+
+samples/00002000/01-a-red-apple.png   a prompt's pictures, best first, with their scores
+                 thumbs/01.webp       its first one, small, for the run's page
+                 results.json         prompts, scores, settings
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+from PIL import Image
+
+from dalle_mini.data.encode import identity
+from dalle_mini.errors import UserError
+from dalle_mini.generation.ranking import ClipRanker
+from dalle_mini.models import VQGAN, DalleBart
+from dalle_mini.models.config import DalleBartConfig, VQGANConfig
+from dalle_mini.output import REPORT, picture_grid, slug, written_beside
+from dalle_mini.settings import GenerationSettings, check_prompts
+from dalle_mini.text import CaptionNormalizer, CaptionTokenizer
+from dalle_mini.training.config import SampleConfig
+from dalle_mini.training.tracking import end_together
+from dalle_mini.weights.bundle import check_fit, find_part
+from dalle_mini.weights.folder import load_config
+
+if TYPE_CHECKING:
+    from dalle_mini.pipeline import DalleMini
+
+THUMB = 192  # pixels, the longer side
+THIS_RUN = "this run's model"
+
+logger = logging.getLogger("dalle_mini")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The pictures of one prompt, best first where CLIP judged them, else in the order of their keys.
+
+    `scores` are CLIP's, None without it; `candidates` are the pictures' numbers among those drawn; `settings` are as
+    they were resolved.
+    """
+
+    prompt: str
+    images: list[Image.Image]
+    scores: list[float] | None
+    candidates: list[int]
+    settings: GenerationSettings
+
+
+class Sampler:
+    """Draws a run's prompts. What is wrong with its models and prompts shows at once, in every process.
+
+    Args:
+        config: prompts, how many candidates, seed, VQGAN and CLIP.
+        model: of the network that is trained.
+        tokenizer, normalizer: its own.
+        vqgan: of the data, used where `config` names none; a folder or a source of `weights.hub`.
+        trained_on: the identity of the VQGAN whose tokens are trained on (`data.encode.identity`), where it is known.
+    Raises UserError where there is no VQGAN, a model is missing or damaged, or does not fit the one that is trained.
+    """
+
+    def __init__(
+        self,
+        config: SampleConfig,
+        model: DalleBartConfig,
+        tokenizer: CaptionTokenizer,
+        normalizer: CaptionNormalizer | None,
+        *,
+        vqgan: str | None = None,
+        trained_on: str | None = None,
+    ):
+        self.config, self.model = config, model
+        self.prompts = check_prompts(config.prompts) if config.prompts else []
+        self._pipe: DalleMini | None = None
+        self._parts = (tokenizer, normalizer)
+        if not self.prompts:
+            return
+        self.settings = GenerationSettings(config.candidates, keep=config.candidates, seed=config.seed)
+        source = config.vqgan or vqgan
+        if source is None:
+            raise UserError("samples.vqgan: name the VQGAN that draws samples.prompts, or leave those out")
+        folder = find_part("vqgan", source)
+        check_fit(model, VQGANConfig.from_dict(load_config(folder)), {"vqgan": folder, "dalle": Path(THIS_RUN)})
+        clip = None if config.clip is None else find_part("clip", config.clip)
+        # Elsewhere they would only take memory. On a CPU float32 is quicker than bfloat16 for few rows.
+        self.dtype = jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
+        problem = None
+        if jax.process_index() == 0:
+            try:
+                self._vqgan = VQGAN.from_pretrained(folder)
+                if trained_on is not None and identity(self._vqgan) != trained_on:
+                    raise UserError(f"{folder}: not the VQGAN whose tokens this run is trained on ({trained_on})")
+                self._ranker = Unranked() if clip is None else ClipRanker.from_pretrained(clip)
+            except UserError as error:
+                problem = error
+        end_together(problem)
+
+    def draw(self, params: Any) -> list[Sample]:
+        """The prompts' pictures of a pure dict of DalleBart's parameters, sharded or not; padding at ends is cut off.
+
+        All processes must call it: they gather the parameters together. Process 0 draws, on its first device, and has
+        the samples; the others have none. Trouble is logged, and does not end a run.
+        """
+        if not self.prompts:
+            return []
+        graphdef, shapes = DalleBart.shapes(self.model, self.dtype)
+        whole = jax.tree.map(
+            lambda leaf, wanted: _on_host(leaf, wanted.shape, self.dtype), params, nnx.to_pure_dict(shapes)
+        )
+        if jax.process_index() != 0:
+            return []
+        try:
+            return self._draw(nnx.merge(graphdef, jax.tree.map(jnp.asarray, whole)))
+        except Exception as error:  # out of memory, say: pictures are not worth a run
+            logger.warning("no pictures this time: %s", (str(error).splitlines() or [type(error).__name__])[0])
+            return []
+        finally:
+            if self._pipe is not None:
+                self._pipe.model = self._pipe.engine.model = None  # the memory is training's again
+
+    def _draw(self, model: DalleBart) -> list[Sample]:
+        from dalle_mini.generation.prepare import prepare
+        from dalle_mini.pipeline import DalleMini
+
+        if self._pipe is None:
+            folders = {"vqgan": Path(), "dalle": Path()}
+            devices = jax.local_devices()[:1]
+            self._pipe = DalleMini(model, self._vqgan, self._ranker, *self._parts, folders, devices=devices)
+        else:
+            # The same programs, with other numbers.
+            self._pipe.model = self._pipe.engine.model = prepare(model)
+        results = self._pipe.generate_each(self.prompts, self.settings, alone=True)
+        ranked = self.config.clip is not None
+        return [
+            Sample(one.prompt, one.images, one.scores if ranked else None, one.indices, one.settings) for one in results
+        ]
+
+
+class Unranked:
+    """In CLIP's place: all pictures are as good."""
+
+    def scores(self, images: np.ndarray, prompt: str) -> np.ndarray:
+        return np.zeros(len(images), np.float32)
+
+
+def mean_score(samples: Sequence[Sample]) -> float | None:
+    """Over all pictures; None where they have no scores."""
+    scores = [score for sample in samples for score in sample.scores or ()]
+    return float(np.mean(scores)) if scores else None
+
+
+def write_samples(folder: Path, step: int, samples: Sequence[Sample]) -> None:
+    """Write a step's folder whole; one that is there is replaced. Raises OSError where that fails."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with written_beside(folder) as beside:
+        (beside / "thumbs").mkdir()
+        rows = []
+        for number, sample in enumerate(samples, 1):
+            name, thumb = f"{number:02d}-{slug(sample.prompt)}.png", f"thumbs/{number:02d}.webp"
+            picture_grid(sample.prompt, sample.images, sample.scores).save(beside / name)
+            small = sample.images[0].convert("RGB")
+            small.thumbnail((THUMB, THUMB))
+            small.save(beside / thumb, quality=85)
+            scores = sample.scores or [None] * len(sample.images)
+            pictures = [
+                {"candidate": candidate, "score": score}
+                for candidate, score in zip(sample.candidates, scores, strict=True)
+            ]
+            settings = dataclasses.asdict(sample.settings)
+            rows.append(
+                {"prompt": sample.prompt, "grid": name, "thumb": thumb, "settings": settings, "pictures": pictures}
+            )
+        report = {"step": step, "prompts": rows}
+        (beside / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def read_samples(folder: Path) -> dict[str, Any] | None:
+    """The `results.json` of a step's folder, or None where there is none that can be read."""
+    try:
+        report = json.loads((folder / REPORT).read_text("utf-8"))
+        return report if isinstance(report["step"], int) and isinstance(report["prompts"], list) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+@functools.cache
+def _gather(dtype: np.dtype, sharding: NamedSharding):
+    """Casts first, so that half the bytes travel."""
+    return jax.jit(lambda leaf: leaf.astype(dtype), out_shardings=sharding)
+
+
+def _on_host(leaf: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray | None:
+    """One leaf whole, in process 0; one at a time, so that no device holds all of them."""
+    if isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding):
+        leaf = _gather(dtype, NamedSharding(leaf.sharding.mesh, PartitionSpec()))(leaf)
+        if jax.process_index() != 0:
+            return None
+        leaf = leaf.addressable_data(0)
+    return np.asarray(leaf, dtype)[tuple(map(slice, shape))]

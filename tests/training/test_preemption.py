@@ -1,0 +1,152 @@
+"""Requests to stop, as a process hears them."""
+
+import http.server
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from dalle_mini.training import preemption
+from dalle_mini.training.preemption import INTERRUPTED, NOTICE_VARIABLE, PREEMPTED, Preempted, Preemption
+
+
+def heard(notice, seconds=5.0):
+    until = time.monotonic() + seconds
+    while not notice.code and time.monotonic() < until:
+        time.sleep(0.01)
+    return notice.code, notice.reason
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [(signal.SIGTERM, (PREEMPTED, "SIGTERM")), (signal.SIGINT, (INTERRUPTED, "Ctrl-C"))],
+)
+def test_signals_are_noted_and_handlers_put_back(number, expected, capsys):
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    with Preemption() as notice:
+        assert notice.code == 0
+        os.kill(os.getpid(), number)
+        assert heard(notice) == expected
+        os.kill(os.getpid(), signal.SIGTERM)  # what comes after changes nothing
+        time.sleep(0.05)
+        assert (notice.code, notice.reason) == expected
+    assert {each: signal.getsignal(each) for each in before} == before
+    assert signal.set_wakeup_fd(-1) == -1
+    assert ("Ctrl-C again ends it at once" in capsys.readouterr().err) == (number == signal.SIGINT)
+
+
+def test_what_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Preemption() as notice:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert heard(notice, 0.1) == (0, "")
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_exit_codes():
+    assert (PREEMPTED, INTERRUPTED) == (75, 130)
+    stop = Preempted("SIGTERM", 7)
+    assert (stop.code, str(stop)) == (75, "stopped by SIGTERM after step 7")
+    assert isinstance(stop, SystemExit)
+
+
+class Metadata(http.server.BaseHTTPRequestHandler):
+    """A metadata server: `answers` are given one after the other, the last one again and again."""
+
+    def do_GET(self):
+        answers, asked = self.server.answers, self.server.asked
+        asked.append((self.path, self.headers["Metadata-Flavor"]))
+        code, body = answers[min(len(asked), len(answers)) - 1]
+        self.send_response(code)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    serving = http.server.ThreadingHTTPServer(("localhost", 0), Metadata)
+    serving.asked = []
+    threading.Thread(target=serving.serve_forever, daemon=True).start()
+    monkeypatch.setenv(NOTICE_VARIABLE, f"http://localhost:{serving.server_port}/instance/preempted")
+    yield serving
+    serving.shutdown()
+    serving.server_close()
+
+
+def test_the_clouds_notice(server):
+    server.answers = [(200, b"FALSE"), (503, b"TRUE"), (200, b"nonsense"), (200, b"TRUE\n")]
+    with Preemption(poll_every=0.01) as notice:
+        assert heard(notice) == (PREEMPTED, "the cloud's notice")
+    assert server.asked == [("/instance/preempted", "Google")] * 4
+
+
+def test_a_server_that_is_not_there_is_no_notice_and_no_delay(monkeypatch):
+    monkeypatch.setenv(NOTICE_VARIABLE, "http://localhost:9/")
+    began = time.monotonic()
+    with Preemption(poll_every=0.01) as notice:
+        assert time.monotonic() - began < 1
+        assert heard(notice, 0.1) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("product", "url"), [("Google Compute Engine\n", preemption.GOOGLE_NOTICE), ("Laptop", None), (None, None)]
+)
+def test_only_googles_machines_are_asked(product, url, tmp_path, monkeypatch):
+    monkeypatch.delenv(NOTICE_VARIABLE, raising=False)
+    monkeypatch.setattr(preemption, "PRODUCT_NAME", tmp_path / "product_name")
+    if product is not None:
+        (tmp_path / "product_name").write_text(product)
+    assert preemption._notice_url() == url
+    monkeypatch.setenv(NOTICE_VARIABLE, "")  # says: ask nobody
+    assert preemption._notice_url() is None
+
+
+# A main thread that hears nothing, as in a long compilation: it never gets to run a Python signal handler.
+DEAF = """
+import ctypes, sys
+from dalle_mini.training.preemption import Preemption
+with Preemption(grace=float(sys.argv[1])):
+    print("ready", flush=True)
+    for _ in range(100):  # a signal ends a sleep, and only that
+        ctypes.CDLL(None).sleep(30)
+"""
+
+
+def deaf(grace):
+    environment = {**os.environ, "PYTHONPATH": str(Path(preemption.__file__).parents[2]), NOTICE_VARIABLE: ""}
+    process = subprocess.Popen(
+        [sys.executable, "-c", DEAF, str(grace)], env=environment, stdout=-1, stderr=-1, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_a_second_interruption_kills_at_once_whatever_the_main_thread_does():
+    process = deaf(60)
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.readline() == "\n"
+    assert "Ctrl-C again ends it at once" in process.stderr.readline()
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == INTERRUPTED
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, PREEMPTED), (signal.SIGINT, INTERRUPTED)])
+def test_time_is_bounded(number, code):
+    process = deaf(0.3)
+    began = time.monotonic()
+    process.send_signal(number)
+    assert process.wait(10) == code
+    assert 0.3 <= time.monotonic() - began < 5
+    assert "not saved within 0.3 s of" in process.stderr.read()

@@ -1,0 +1,64 @@
+r"""Train with several settings, one run after the other, and compare them on a page. Run it again to continue.
+
+    python tools/train/sweep.py tools/train/configs/micro.yaml --output runs/sweep \
+        training.optimizer.learning_rate=0.001,0.003,0.01 loop.steps=2000
+    python tools/train/sweep.py runs/my.yaml --output runs/random --random 12 --seed 0 \
+        training.optimizer.learning_rate=0.0003..0.03 training.optimizer.warmup_steps=100,500,2000
+
+OUTPUT/report.html has the table and the curves. Exit codes: 0 all runs are done, 1 some failed (the others are done
+nevertheless), 2 the user's input is wrong, 75 or 130 stopped.
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from dalle_mini.commands.terminal import Parser
+from dalle_mini.errors import UserError
+from dalle_mini.training.sweep import TRAIN, Outcome, Stopped, Sweep
+from dalle_mini.training.sweep_points import grid, parse_axes, sampled
+
+
+def main() -> int:
+    parser = Parser(prog="sweep.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="what `dalle-mini train` takes")
+    parser.add_argument("settings", nargs="+", metavar="KEY=VALUE,...", help="values to try, or one for all runs")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the sweep")
+    parser.add_argument("--random", type=int, metavar="N", help="so many combinations by chance, not all of them")
+    parser.add_argument("--seed", type=int, default=0, help="of --random (default: 0)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the devices (default: 1)")
+    parser.add_argument("--command", default=shlex.join(TRAIN), help="what trains (default: dalle-mini train)")
+    try:
+        args = parser.parse_intermixed_args()
+        for name in ("random", "jobs"):
+            if getattr(args, name) is not None and getattr(args, name) < 1:
+                raise UserError(f"--{name} {getattr(args, name)}: it must be at least 1")
+        axes, fixed = parse_axes(args.settings)
+        points = grid(axes) if args.random is None else sampled(axes, args.random, args.seed)
+        sweep = Sweep(args.config, args.output, fixed, args.jobs, tuple(shlex.split(args.command)))
+        outcomes = sweep.run(points, lambda text: print(text, file=sys.stderr, flush=True))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Stopped as stop:
+        print("stopped: run the same command again to continue", file=sys.stderr)
+        return stop.exit_code
+    show(sweep, outcomes)
+    return 0 if all(one.is_done for one in outcomes) else 1
+
+
+def show(sweep: Sweep, outcomes: list[Outcome]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    header, rows = sweep.table(outcomes)
+    table = Table("run", *header)
+    for name, cells, wrong in rows:
+        table.add_row(name, *(cells if wrong is None else [wrong]))
+    Console(soft_wrap=True).print(table)
+    print(sweep.output / "report.html")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
