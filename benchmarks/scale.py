@@ -94,8 +94,8 @@ def write_tables(rows: dict[str, list[dict]]) -> None:
 
 def table_of(rows: list[dict]) -> list[str]:
     heads = (
-        *("hardware", "chips", "pictures on a device", "peak GiB", "exchanged GiB", "arithmetic s"),
-        *("memory s", "interconnect s", "limit", "MFU at most", "M pictures a day", "dollars a million, preemptible"),
+        *("hardware", "chips", "pictures on a device", "peak GiB", "exchanged GiB", "arithmetic s", "memory s"),
+        *("interconnect s", "limit", "even at", "MFU at most", "M pictures a day", "dollars a million, preemptible"),
     )
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for row in rows:
@@ -111,6 +111,7 @@ def table_of(rows: list[dict]) -> list[str]:
             f"{exchanged:.1f}" if row["fits"] else "",
             *(f"{row[f'{part}_seconds']:.3f}" for part in ("compute", "hbm", "interconnect")),
             row["limit"],
+            f"{row['pictures_per_device'] * row['interconnect_seconds'] / row['compute_seconds']:.1f}",
             f"{row['mfu_bound']:.0%}",
             f"{row['pictures_a_day'] / 1e6:.1f}",
             dollars,

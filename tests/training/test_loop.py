@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -335,6 +336,14 @@ def test_checkpoints_elsewhere_know_what_the_run_was(tmp_path, capsys):
     assert "continuing from step 10" in capsys.readouterr().err
     assert started_with(tmp_path / "second") == started_with(tmp_path / "first")
     assert not (tmp_path / "first" / "checkpoints").exists()
+
+
+def test_beginning_again_is_not_silent(tmp_path, capsys):
+    run(Line(), LOOP, tmp_path)
+    assert "beginning again" not in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "checkpoints")
+    run(Line(), LOOP, tmp_path)
+    assert f"no checkpoint in {tmp_path / 'checkpoints'}: beginning again at step 0" in capsys.readouterr().err
 
 
 def test_parameters_to_start_from(finished):

@@ -47,7 +47,7 @@ def add_encode(verbs) -> None:
     add("--clip-scores", action="store_true", help="let CLIP judge each picture with its caption")
     add("--validation", metavar="SHARE", type=float, default=0.01, help="of the pictures, chosen by their keys")
     add("--shard-rows", metavar="N", type=int, default=2**16, help="rows of a shard")
-    add("--batch-size", metavar="N", type=int, help="pictures of one VQGAN call (default: 16, more of small ones)")
+    add("--batch-size", metavar="N", type=int, default=16, help="pictures of one VQGAN call on one device")
 
     add = parser.add_argument_group("networks").add_argument
     add("--vqgan", metavar="SOURCE", help="VQGAN's folder or Hugging Face repository (default: the shipped model's)")
