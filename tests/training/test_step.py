@@ -66,28 +66,27 @@ def test_masks_of_rows_and_of_positions_are_one(plain):
     made, program, state = plain
     batch = made.train.at(0)
     rows = float(program.evaluate(state.params, program.place(batch)).total)
-    everywhere = {**batch, "mask": np.repeat(batch["mask"][:, None], 16, axis=1)}
+    everywhere = {**batch, "label_mask": np.repeat(batch["label_mask"][:, None], 16, axis=1)}
     assert float(program.evaluate(state.params, program.place(everywhere)).total) == pytest.approx(rows, rel=1e-6)
     some = np.random.default_rng(0).random((12, 16)) < 0.3
     single = [
-        program.evaluate(state.params, program.place({**batch, "mask": np.eye(12)[[row]].T * some})).total
+        program.evaluate(state.params, program.place({**batch, "label_mask": np.eye(12)[[row]].T * some})).total
         for row in range(12)
     ]
-    for pieces in (1, 3):
-        wanted, start = begin(made, accumulation=pieces)
-        _, (found,) = after(wanted, start, [{**batch, "mask": some.astype(np.float32)}])
+    for wanted in (program, begin(made, accumulation=3)[0]):
+        _, (found,) = after(wanted, state, [{**batch, "label_mask": some.astype(np.float32)}])
         assert float(found["loss"]) == pytest.approx(float(sum(single)) / some.sum(), rel=1e-5)
 
 
 def test_nothing_counts(plain):
     """A batch that is masked all over moves nothing but the step: no division by zero."""
     made, program, state = plain
-    _, (found,) = after(program, state, [{**made.train.at(0), "mask": np.zeros(12, np.float32)}])
+    _, (found,) = after(program, state, [{**made.train.at(0), "label_mask": np.zeros(12, np.float32)}])
     assert float(found["loss"]) == float(found["grad_norm"]) == 0
     assert np.isfinite(float(found["param_norm"]))
 
 
-@pytest.mark.parametrize("pieces", [1, 2])
+@pytest.mark.parametrize("pieces", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_loss_that_is_no_number_leaves_the_state_as_it_was(pieces):
     made = tiny_runs.make("vqgan", None, tiny_runs.short_loop())
     loop = tiny_runs.short_loop(accumulation=pieces)
@@ -172,7 +171,7 @@ def test_bfloat16_is_close_and_keeps_float32():
     assert {leaf.dtype.name for leaf in jax.tree.leaves(state.params)} == {"float32"}
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("remat", [pytest.param("dots", marks=pytest.mark.slow), "full"])
 def test_what_is_kept_for_the_gradient_changes_nothing(remat):
     made = trainer(TINY)
     program, state = begin(made)
