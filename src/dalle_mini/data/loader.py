@@ -76,7 +76,7 @@ class TokenDataset:
         self.digest = hashlib.sha256("\n".join([self.vqgan, *sums]).encode()).hexdigest()[:16]
         if not sum(piece.rows for piece in pieces):
             raise UserError(f"{self.folder}: no {split} rows: there is nothing to read")
-        batches = map_shards(self.folder, pieces, columns)
+        batches, self._pages = map_shards(self.folder, pieces, columns)
         self._starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
         self._columns: dict[str, list] = {}
         for name in columns.names:
@@ -113,6 +113,7 @@ class TokenDataset:
                 found[name] = self._tokens(indices, places)
             else:
                 found[name] = [column[chunk][row].as_py() for chunk, row in places]
+        self._pages.looked_at(len(indices))
         return found
 
     def name(self, index: int) -> str:
