@@ -72,14 +72,13 @@ def whole(tmp_path_factory):
 
 
 def disturb(folder, kinds, seed):
-    """Run into `folder` again and again, each time with a signal at a random point; (exit code, its stderr) of each."""
-    rng, told, at = random.Random(seed), [], 0
+    """Run into `folder` again and again, each time with a signal at a random point; (exit code, stderr) after each."""
+    rng, at = random.Random(seed), 0
     for number, kind in enumerate(kinds):
         at = rng.randrange(at + 1, STEPS - len(kinds) + number + 1)
         delay = rng.uniform(0, 0.1)
         print(f"seed {seed}: SIG{kind} {delay:.3f} s after batch {at}")
-        told.append(ended(start(folder, "--signal", kind, "--step", at, "--delay", delay)))
-    return told
+        yield ended(start(folder, "--signal", kind, "--step", at, "--delay", delay))
 
 
 def check_disturbed(folder, kinds, whole, seed, capsys):
