@@ -66,7 +66,9 @@ def run_encode(args: argparse.Namespace) -> int:
     from dalle_mini.data.launchers import find_share
     from dalle_mini.errors import UserError
 
-    share = find_share(args.shard_index, args.shard_count, os.environ)
+    # Under Ray this process does not encode: that it is task 0 of some SLURM job means nothing.
+    with_ray = args.engine == "ray"
+    share = find_share(args.shard_index, args.shard_count, {} if with_ray else os.environ)
     if args.workers is not None and args.workers < 0:
         raise UserError(f"--workers is {args.workers}: it must be at least 0")
     if args.clip is not None and not args.clip_scores:
@@ -85,7 +87,12 @@ def run_encode(args: argparse.Namespace) -> int:
         check_where(filters, source)
         keep_compiled()
         weights = Weights(args.vqgan or SHIPPED_NAME, args.clip or SHIPPED_NAME, tuple(hub_options(args).items()))
-        share = _of_jax(share)
+        if with_ray:
+            import jax
+
+            jax.config.update("jax_platforms", "cpu")  # the accelerator here, if there is one, is an actor's
+        else:
+            share = _of_jax(share)
         if share.count > 1:
             print(f"shard {share.index} of {share.count}, as {share.said_by} say", file=sys.stderr)
         with _shown() as progress:
