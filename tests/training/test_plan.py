@@ -141,6 +141,17 @@ def test_the_tpu_compiler_is_missing(monkeypatch):
         plan.prepare(find_topology("v3-8"))
 
 
+def test_a_tpu_compiler_that_cannot_be_used_is_one_line(monkeypatch):
+    from jax.experimental import topologies
+
+    def fail(**_):
+        raise RuntimeError("JAX TPU support not installed\nsee elsewhere")
+
+    monkeypatch.setattr(topologies, "get_topology_desc", fail)
+    with pytest.raises(UserError, match=r"cannot be used \(JAX TPU support not installed\); pip install"):
+        plan._devices(find_topology("v3-8"))
+
+
 def test_gpus_are_estimated(config):
     done = command(config, "--topology", "h100x8", "mesh.model=2", "--json")
     assert done.returncode == 0, done.stderr[-2000:]

@@ -21,6 +21,7 @@ from dalle_mini.training import flops, plan_hlo, roofline
 from dalle_mini.training.topology import Topology
 
 GIB = 2**30
+INSTALL = "pip install 'dalle-mini[plan]'"
 # For libtpu: it must not look for a TPU, nor for the machine that it might be in, and say nothing of either.
 TPU_ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
@@ -128,8 +129,7 @@ def prepare(topology: Topology) -> None:
     if topology.is_tpu:
         if importlib.util.find_spec("libtpu") is None:
             raise UserError(
-                f"--topology {topology.name}: the TPU compiler is not installed (no TPU is needed for it): "
-                "pip install 'dalle-mini[plan]'"
+                f"--topology {topology.name}: the TPU compiler is not installed (no TPU is needed for it): {INSTALL}"
             )
         os.environ.update(TPU_ENVIRONMENT)
         os.environ["TPU_ACCELERATOR_TYPE"] = topology.name
@@ -260,7 +260,14 @@ def _devices(topology: Topology) -> list[Any]:
     from jax.experimental import topologies
 
     name, options = topology.compiler_options
-    return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices)
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices)
+    except RuntimeError as error:  # damaged, or of another version than jax
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"--topology {topology.name}: the TPU compiler cannot be used ({reason:.200}); "
+            f"{INSTALL} brings one that goes with jax"
+        ) from None
 
 
 def _trainer(training: Any) -> Any:
