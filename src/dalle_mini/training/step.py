@@ -223,7 +223,7 @@ def make_step(
             params=params,
             opt_state=opt_state,
             ema=_ema(state, params, trainer.optimizer),
-            loss_mean=jnp.where(state.step == 0, mean, LOSS_MEMORY * state.loss_mean + (1 - LOSS_MEMORY) * mean),
+            loss_mean=jnp.where(state.loss_mean == 0, mean, LOSS_MEMORY * state.loss_mean + (1 - LOSS_MEMORY) * mean),
             extra=extra,
         )
         new = jax.tree.map(lambda old, new: jnp.where(bad, old, new), state, new)._replace(step=state.step + 1)
