@@ -4,37 +4,38 @@
     python benchmarks/emoji_quality.py --model runs/emoji/bundle --prompts 20 --json
 
 Asks for pairs of emoji and background colour that training never showed together ("a snail on a yellow background"),
-draws some candidates each, ranks them with CLIP, and judges them by the nearest of all the emoji that the font draws.
-Prints the shares that were right and what was mistaken for what, and writes `contact_sheet.png` and `quality.json`,
-with every judgement, into the output folder. Also measured: what the VQGAN loses on held-out pictures.
+and for scenes of two emoji that it never showed together ("a snail to the left of a red apple"), draws some candidates
+each, ranks them with CLIP, and judges them by the nearest of all the emoji that the font draws. Prints the shares that
+were right and what was mistaken for what, and writes `contact_sheet.png`, `scenes.png` and `quality.json`, with every
+judgement, into the output folder. Also measured: what the VQGAN loses on held-out pictures, and the same figures of
+another model, such as the first edition, with `--baseline`.
 """
 
 import argparse
 import dataclasses
 import json
-import math
 import os
 import sys
-import textwrap
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from dalle_mini.commands.terminal import Parser
 from dalle_mini.data.emoji import Emoji, EmojiPictures, all_emoji, everyday_emoji, find_font, render
 from dalle_mini.errors import UserError
+from dalle_mini.evaluation.contact_sheet import PARTLY, RIGHT, WRONG, Entry, contact_sheet
 from dalle_mini.evaluation.emoji import EmojiJudge, EmojiPrompt, Judgement, held_out_prompts, mistakes, pick_gain, score
+from dalle_mini.evaluation.scene_judge import SceneJudge, SceneJudgement
+from dalle_mini.evaluation.scenes import ScenePrompt, held_out_scenes, is_right, right_picture, score_scenes
 from dalle_mini.output import check_writable
 from dalle_mini.settings import GenerationSettings
 
 EMOJI_LIST = "emoji.json"  # in a bundle: the names of the emoji that the model was trained on
 MISTAKES_SHOWN = 40
-
-SIDE, FRAME, GAP, COLUMNS = 128, 6, 10, 10  # of the contact sheet; SIDE is the least side of a picture, pixels
-FONT_SIZE, LINE, LINES, CHARACTERS = 13, 16, 3, 21
-RIGHT, ONLY_EMOJI, WRONG = "#1a9641", "#f0a000", "#d7191c"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -57,6 +58,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--vqgan", metavar="FOLDER", help="VQGAN's folder (default: the bundle's)")
     add("--clip", metavar="FOLDER", help="CLIP's folder (default: the bundle's)")
     add("--prompts", metavar="N", type=int, default=100, help="held-out pairs (default: 100)")
+    add("--scene-prompts", metavar="N", type=int, default=100, help="held-out scenes of two; 0: none (default: 100)")
+    add("--baseline", metavar="FOLDER", help="another bundle, asked for the same pictures")
     add("--candidates", metavar="N", type=int, default=16, help="pictures drawn for each prompt (default: 16)")
     add("--seed", metavar="N", type=int, default=0, help="of the choice of prompts and of the pictures (default: 0)")
     add("--guidance", metavar="X", type=float, help="(default: the model's)")
@@ -83,6 +86,8 @@ def measure(args: argparse.Namespace) -> None:
     )
     if args.reconstructions < 1:
         raise UserError(f"reconstructions {args.reconstructions}: at least 1 picture is needed")
+    if args.scene_prompts < 0:
+        raise UserError(f"scene prompts {args.scene_prompts}: at least 0")
     output = check_writable(args.output)
     font = find_font(args.font)
 
@@ -90,30 +95,68 @@ def measure(args: argparse.Namespace) -> None:
 
     say("loading the model")
     pipe = DalleMini.from_pretrained(args.model, vqgan=args.vqgan, clip=args.clip)
+    baseline = DalleMini.from_pretrained(args.baseline) if args.baseline else None
     known = known_emoji(pipe.folders["dalle"], font)
     prompts = held_out_prompts(args.prompts, known, args.seed)
+    scenes = held_out_scenes(args.scene_prompts, known, args.seed) if args.scene_prompts else []
     size = pipe.vqgan.config.resolution
-    judge = EmojiJudge(size, font=font, progress=every(1000, "emoji drawn to judge by"))
+    judges = draw_judges(size, font, bool(scenes))
 
-    vqgan = measure_vqgan(pipe.vqgan, judge, prompts, known, size, args.reconstructions, font)
-    judged, picks = draw_and_judge(pipe, judge, prompts, settings)
-    scores = score(prompts, judged)
+    vqgan = measure_vqgan(pipe.vqgan, judges, prompts, scenes, known, size, args.reconstructions, font)
+    drawn = draw_and_judge(pipe, judges, prompts, scenes, settings)
     gain, error = pick_gain(
-        [[one.is_emoji(prompt) for one in row] for prompt, row in zip(prompts, judged, strict=True)]
+        [[one.is_emoji(prompt) for one in row] for prompt, row in zip(prompts, drawn.judged, strict=True)]
     )
 
-    figures = {**dataclasses.asdict(scores), "pick_gain": gain, "pick_gain_error": error, **vqgan}
-    figures |= {"prompts": args.prompts, "candidates": args.candidates}
+    figures = {**drawn.shares(), "pick_gain": gain, "pick_gain_error": error, **vqgan}
+    figures |= {"prompts": args.prompts, "scene_prompts": args.scene_prompts, "candidates": args.candidates}
     figures |= {"emoji_known": len(known), "reconstructions": args.reconstructions}
     figures |= {name: getattr(settings, name) for name in ("seed", "top_p")}
-    figures |= {name: getattr(picks[0].settings, name) for name in ("guidance", "temperature", "top_k")}
+    figures |= {name: getattr(drawn.results[0].settings, name) for name in ("guidance", "temperature", "top_k")}
     figures |= pipe.provenance()
+    if baseline is not None:
+        say(f"the same of {args.baseline}")
+        other_size = baseline.vqgan.config.resolution
+        judges = judges if other_size == size else draw_judges(other_size, font, bool(scenes))
+        shares = draw_and_judge(baseline, judges, prompts, scenes, settings).shares()
+        figures |= {f"baseline_{name}": share for name, share in shares.items()}
+        figures["baseline"] = baseline.provenance()
     figures["seconds"] = round(time.perf_counter() - started, 1)
-    write(output, figures, prompts, judged, contact_sheet(prompts, judged, [result.images[0] for result in picks]))
-    print_report(figures, prompts, judged)
+    write(output, figures, drawn)
+    print_report(figures, drawn)
     print(f"\n{output / 'contact_sheet.png'}\n{output / 'quality.json'}\n{figures['seconds']:.0f} seconds")
     if args.json:
         print(json.dumps(figures))
+
+
+@dataclasses.dataclass(frozen=True)
+class Judges:
+    """For one size of pictures; `pairs` is None where no scenes are asked for."""
+
+    single: EmojiJudge
+    pairs: SceneJudge | None
+
+
+def draw_judges(size: int, font: Path, scenes: bool) -> Judges:
+    single = EmojiJudge(size, font=font, progress=every(1000, "emoji drawn to judge by"))
+    pairs = SceneJudge(size, font=font, progress=every(1000, "emoji drawn to judge scenes by")) if scenes else None
+    return Judges(single, pairs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """What a model drew: the judgements of each prompt's candidates, best first, and the pipeline's results."""
+
+    prompts: list[EmojiPrompt]
+    judged: list[list[Judgement]]
+    results: list[Any]
+    scenes: list[ScenePrompt]
+    scenes_judged: list[list[SceneJudgement]]
+    scene_results: list[Any]
+
+    def shares(self) -> dict[str, float]:
+        shares = dataclasses.asdict(score(self.prompts, self.judged))
+        return shares | (dataclasses.asdict(score_scenes(self.scenes, self.scenes_judged)) if self.scenes else {})
 
 
 def known_emoji(dalle: Path, font: Path) -> list[Emoji]:
@@ -133,7 +176,7 @@ def known_emoji(dalle: Path, font: Path) -> list[Emoji]:
     return [by_name[name] for name in dict.fromkeys(names)]
 
 
-def measure_vqgan(vqgan, judge: EmojiJudge, prompts, known, size: int, count: int, font: Path) -> dict[str, float]:
+def measure_vqgan(vqgan, judges: Judges, prompts, scenes, known, size: int, count: int, font: Path) -> dict[str, float]:
     """Losses on held-out pictures, and how the judge does on the prompts' own pictures after the VQGAN: the ceiling."""
     from dalle_mini.data.images import to_uint8
     from dalle_mini.evaluation.reconstruction import codebook_use, psnr, reconstruct
@@ -142,45 +185,88 @@ def measure_vqgan(vqgan, judge: EmojiJudge, prompts, known, size: int, count: in
     images, _ = source.batch(range(count))
     pictures, tokens = reconstruct(vqgan, images, every(256, "pictures through the VQGAN"))
     asked = np.stack([render(prompt.emoji, prompt.color, size, font=font) for prompt in prompts])
-    seen = judge(to_uint8(reconstruct(vqgan, asked)[0]))
-    ceiling = score(prompts, [[one] for one in seen])
-    return {
+    ceiling = score(prompts, [[one] for one in judges.single(to_uint8(reconstruct(vqgan, asked)[0]))])
+    figures = {
         "vqgan_psnr": psnr(images, pictures),
         "codebook_use": codebook_use(tokens, vqgan.config.n_embed),
         "reconstructed_single_accuracy": ceiling.single_accuracy,
         "reconstructed_background_accuracy": ceiling.background_accuracy,
     }
+    if scenes:
+        asked = np.stack([right_picture(prompt, size, font) for prompt in scenes])
+        seen = judges.pairs(to_uint8(reconstruct(vqgan, asked)[0]), [(one.first, one.second) for one in scenes])
+        best = score_scenes(scenes, [[one] for one in seen])
+        figures["reconstructed_pair_accuracy"] = best.pair_accuracy
+        figures["reconstructed_relation_accuracy"] = best.relation_accuracy
+    return figures
 
 
-def draw_and_judge(pipe, judge: EmojiJudge, prompts: list[EmojiPrompt], settings: GenerationSettings):
+def draw_and_judge(
+    pipe, judges: Judges, prompts: list[EmojiPrompt], scenes: list[ScenePrompt], settings: GenerationSettings
+) -> Drawn:
+    """Both kinds of prompts, drawn and judged one after the other, with a line for each on stderr."""
+
+    def is_wanted(prompt: EmojiPrompt, judgement: Judgement) -> bool:
+        return judgement.is_emoji(prompt)
+
+    def both(prompt: ScenePrompt, judgement: SceneJudgement) -> bool:
+        return judgement.both_present
+
+    def look_for_two(images: np.ndarray, prompt: ScenePrompt) -> list[SceneJudgement]:
+        return judges.pairs(images, [(prompt.first, prompt.second)] * len(images))
+
+    singles = draw_each(pipe, prompts, settings, lambda images, _: judges.single(images), is_wanted, single_verdict)
+    pairs = draw_each(pipe, scenes, settings, look_for_two, both, scene_verdict) if scenes else ([], [])
+    return Drawn(prompts, *singles, scenes, *pairs)
+
+
+def draw_each(
+    pipe, prompts: Sequence[Any], settings: GenerationSettings, judge: Callable, is_hit: Callable, verdict: Callable
+) -> tuple[list[list[Any]], list[Any]]:
     """Judgements of each prompt's candidates, best first, and the pipeline's results."""
     judged, results = [], []
     started = time.perf_counter()
     right = 0
     stream = pipe.generate_each([prompt.caption for prompt in prompts], settings)
     for number, (prompt, result) in enumerate(zip(prompts, stream, strict=True), 1):
-        row = judge(np.stack([np.asarray(image) for image in result.images]))
+        row = judge(np.stack([np.asarray(image) for image in result.images]), prompt)
         judged.append(row)
         results.append(result)
-        right += row[0].is_emoji(prompt)
-        hits = sum(one.is_emoji(prompt) for one in row)
+        right += is_hit(prompt, row[0])
+        hits = sum(is_hit(prompt, one) for one in row)
         left = (time.perf_counter() - started) / number * (len(prompts) - number)
-        verdict = "right" if row[0].is_emoji(prompt) else f"judged {row[0].name}"
-        verdict += "" if row[0].is_color(prompt) else f" on {row[0].color}"
         say(
-            f"[{number}/{len(prompts)}] {prompt.caption}: {verdict}; {hits} of {len(row)} candidates right, "
-            f"{right} of {number} picks so far, {left / 60:.1f} min left"
+            f"[{number}/{len(prompts)}] {prompt.caption}: {verdict(prompt, row[0])[1] or 'right'}; "
+            f"{hits} of {len(row)} candidates right, {right} of {number} picks so far, {left / 60:.1f} min left"
         )
     return judged, results
 
 
-def print_report(figures: dict, prompts: list[EmojiPrompt], judged: list[list[Judgement]]) -> None:
+def single_verdict(prompt: EmojiPrompt, seen: Judgement) -> tuple[str, str]:
+    """The frame's colour, and what was seen instead."""
+    color = WRONG if not seen.is_emoji(prompt) else RIGHT if seen.is_color(prompt) else PARTLY
+    return color, "" if color == RIGHT else f"judged: {seen.name} on {seen.color}"
+
+
+def scene_verdict(prompt: ScenePrompt, seen: SceneJudgement) -> tuple[str, str]:
+    if is_right(seen, prompt):
+        return RIGHT, ""
+    if seen.both_present:
+        return PARTLY, f"not {prompt.relation}"
+    missing = [one for one in (seen.first, seen.second) if not one.present]
+    instead = [one.names[0] if one.names else "nothing" for one in missing]
+    return WRONG, "; ".join(f"{one.emoji.name}: judged {other}" for one, other in zip(missing, instead, strict=True))
+
+
+def print_report(figures: dict, drawn: Drawn) -> None:
     rows = {
         f"CLIP's pick of {figures['candidates']}": "",
         "a random candidate (the mean over all)": "random_",
         "any candidate (a perfect ranking)": "any_",
         "the VQGAN's copy of the right picture": "reconstructed_",
     }
+    if "baseline" in figures:
+        rows |= {"the baseline's pick": "baseline_", "a random candidate of the baseline": "baseline_random_"}
     print(f"\n{figures['prompts']} held-out prompts{'':22}right emoji   right background")
     for label, kind in rows.items():
         emoji, color = figures[f"{kind}single_accuracy"], figures[f"{kind}background_accuracy"]
@@ -188,12 +274,17 @@ def print_report(figures: dict, prompts: list[EmojiPrompt], judged: list[list[Ju
     error = figures["pick_gain_error"]
     spread = "" if error is None else f" ± {error:.1%} (standard error over prompts)"
     print(f"{'the pick minus a random candidate':<40} {figures['pick_gain']:>+11.1%}{spread}")
+    if drawn.scenes:
+        print(f"\n{figures['scene_prompts']} scenes of two never seen together{'':6}both emoji   and their relation")
+        for label, kind in rows.items():
+            pair, relation = figures[f"{kind}pair_accuracy"], figures[f"{kind}relation_accuracy"]
+            print(f"{label:<40} {pair:>11.1%} {relation:>20.1%}")
     print(f"\nVQGAN on {figures['reconstructions']} held-out pictures: ", end="")
     print(f"PSNR {figures['vqgan_psnr']:.2f} dB, codebook use {figures['codebook_use']:.1%}")
     for what, background in (("emoji", False), ("background", True)):
-        found = mistakes(prompts, judged, background)
+        found = mistakes(drawn.prompts, drawn.judged, background)
         total = sum(one.count for one in found)
-        print(f"\nwrong {what}: {total} of {sum(map(len, judged))} candidates (* CLIP's pick)")
+        print(f"\nwrong {what}: {total} of {sum(map(len, drawn.judged))} candidates (* CLIP's pick)")
         width = max((len(one.caption) for one in found[:MISTAKES_SHOWN]), default=0)
         for one in found[:MISTAKES_SHOWN]:
             print(f"{one.count:>5} {'*' if one.picked else ' '} {one.caption:<{width}}  judged {one.judged}")
@@ -202,58 +293,50 @@ def print_report(figures: dict, prompts: list[EmojiPrompt], judged: list[list[Ju
             print(f"{sum(one.count for one in rest):>5}   in {len(rest)} more rows: see quality.json")
 
 
-def contact_sheet(
-    prompts: list[EmojiPrompt], judged: list[list[Judgement]], pictures: list[Image.Image]
-) -> Image.Image:
-    """CLIP's pick for each prompt, framed by the verdict, with the caption and what the judge saw where it is wrong."""
-    factor = math.ceil(SIDE / pictures[0].width)
-    side = pictures[0].width * factor
-    columns = min(COLUMNS, len(pictures))
-    rows = math.ceil(len(pictures) / columns)
-    width, height = side + 2 * FRAME + GAP, side + 2 * FRAME + 2 * LINES * LINE + GAP
-    font = ImageFont.load_default(FONT_SIZE)
-    characters = CHARACTERS * side // SIDE
-    sheet = Image.new("RGB", (max(columns * width + GAP, 3 * SIDE), rows * height + 2 * LINE + GAP), "white")
-    draw = ImageDraw.Draw(sheet)
-    x = GAP
-    for text, color in (("right", RIGHT), ("wrong background", ONLY_EMOJI), ("wrong emoji", WRONG)):
-        draw.rectangle((x, GAP, x + FONT_SIZE, GAP + FONT_SIZE), fill=color)
-        draw.text((x + LINE + 3, GAP - 1), text, fill="black", font=font)
-        x += int(font.getlength(text)) + 3 * LINE
-    for index, (prompt, row, picture) in enumerate(zip(prompts, judged, pictures, strict=True)):
-        left, top = GAP + index % columns * width, 2 * LINE + GAP + index // columns * height
-        pick = row[0]
-        color = WRONG if not pick.is_emoji(prompt) else RIGHT if pick.is_color(prompt) else ONLY_EMOJI
-        # The white line within the frame tells a red frame from a red background.
-        for inset, fill in ((0, color), (FRAME - 2, "white")):
-            far = side + 2 * FRAME - 1 - inset
-            draw.rectangle((left + inset, top + inset, left + far, top + far), fill=fill)
-        enlarged = picture.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
-        sheet.paste(enlarged, (left + FRAME, top + FRAME))
-        lines = [(line, "black") for line in wrap(prompt.caption, characters)]
-        if color != RIGHT:
-            lines += [(line, WRONG) for line in wrap(f"judged: {pick.name} on {pick.color}", characters)]
-        for number, (line, ink) in enumerate(lines):
-            draw.text((left, top + side + 2 * FRAME + 2 + number * LINE), line, fill=ink, font=font)
-    return sheet
+def sheets(drawn: Drawn) -> dict[str, Image.Image]:
+    """CLIP's pick for each prompt, framed by the verdict, with what the judge saw where it is wrong."""
+    pages = {
+        "contact_sheet.png": (
+            {"right": RIGHT, "wrong background": PARTLY, "wrong emoji": WRONG},
+            [drawn.prompts, drawn.judged, drawn.results],
+            single_verdict,
+        ),
+        "scenes.png": (
+            {"right": RIGHT, "wrong relation": PARTLY, "an emoji is missing": WRONG},
+            [drawn.scenes, drawn.scenes_judged, drawn.scene_results],
+            scene_verdict,
+        ),
+    }
+    return {
+        name: contact_sheet(
+            [
+                Entry(result.images[0], prompt.caption, *verdict(prompt, row[0]))
+                for prompt, row, result in zip(*rows, strict=True)
+            ],
+            legend,
+        )
+        for name, (legend, rows, verdict) in pages.items()
+        if rows[0]
+    }
 
 
-def wrap(text: str, characters: int) -> list[str]:
-    return textwrap.wrap(text, characters, max_lines=LINES, placeholder=" ...")
-
-
-def write(output: Path, figures: dict, prompts, judged: list[list[Judgement]], sheet: Image.Image) -> None:
-    """The contact sheet, and the figures with every judgement; each file whole or not at all."""
-    details = [
-        {**dataclasses.asdict(prompt), "judged": [dataclasses.asdict(one) for one in row]}
-        for prompt, row in zip(prompts, judged, strict=True)
-    ]
+def write(output: Path, figures: dict, drawn: Drawn) -> None:
+    """The contact sheets, and the figures with every judgement; each file whole or not at all."""
+    details, scenes = (
+        [
+            {**dataclasses.asdict(prompt), "judged": [dataclasses.asdict(one) for one in row]}
+            for prompt, row in zip(prompts, judged, strict=True)
+        ]
+        for prompts, judged in ((drawn.prompts, drawn.judged), (drawn.scenes, drawn.scenes_judged))
+    )
+    text = json.dumps({**figures, "details": details, "scenes": scenes}, indent=1, ensure_ascii=False)
     partial = output / f".partial.{os.getpid()}"
     try:
         output.mkdir(parents=True, exist_ok=True)
-        sheet.save(partial, format="PNG")
-        partial.rename(output / "contact_sheet.png")
-        partial.write_text(json.dumps({**figures, "details": details}, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        for name, sheet in sheets(drawn).items():
+            sheet.save(partial, format="PNG")
+            partial.rename(output / name)
+        partial.write_text(text + "\n", "utf-8")
         partial.rename(output / "quality.json")
     except OSError as error:
         raise UserError(f"--output {output} cannot be written: {error}") from None

@@ -87,14 +87,15 @@ class Deadly(bytes):
 class NoisePile:
     parts_count: int = PARTS
     options: dict = field(default_factory=dict)  # of every part
-    free: int = PARTS  # parts from this one on are held, by a file that never comes
+    free: int = PARTS  # parts from this one on are held until the file `gate` is there
+    gate: str = "/nowhere"
     seed: int = 0
 
     def origin(self):
         return {"kind": "noise", "seed": self.seed}
 
     def parts(self):
-        held = {"hold": "/nowhere"}
+        held = {"hold": self.gate}
         return [
             NoisePart(number, **(self.options if number < self.free else self.options | held))
             for number in range(self.parts_count)

@@ -242,7 +242,7 @@ def test_moving_by_cells_moves_the_same_pixels():
 
 @needs_font
 def test_pictures_are_deterministic_also_from_threads():
-    emoji_module._sprite.cache_clear()
+    emoji_module.sprite.cache_clear()
     with ThreadPoolExecutor(8) as pool:
         batches = list(pool.map(lambda _: EmojiPictures(seed=3).batch(range(100))[0], range(8)))
     for batch in batches:

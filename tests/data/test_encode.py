@@ -90,7 +90,7 @@ def staged(out: Path) -> int:
     return len(list((out / ".work" / "parts").glob("*.parquet")))
 
 
-def until(condition, process=None, seconds=60):
+def until(condition, process=None, seconds=300):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"

@@ -1,5 +1,6 @@
 import dataclasses
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from token_folders import VQGAN, caption, write_notebook, write_tokens
 
+from dalle_mini.data import mapping
 from dalle_mini.data.loader import TokenDataset
 from dalle_mini.data.shards import Manifest
 from dalle_mini.errors import UserError
@@ -43,6 +45,24 @@ def test_rows_of_any_order_over_shards(arrow_cache, tmp_path):
     for wrong in (250, -1):
         with pytest.raises(IndexError):
             data.rows([wrong])
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of memory")
+def test_mapped_pages_are_handed_back(arrow_cache, tmp_path, monkeypatch):
+    def mapped() -> int:
+        (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssFile")]
+        return int(line.split()[1]) * 1024
+
+    tokens = np.arange(10_000)[:, None] * np.ones(1024, int) % 64
+    data = TokenDataset(write_tokens(tmp_path / "out", 10_000, shard_rows=10_000, image_length=1024, tokens=tokens))
+    before = mapped()
+    np.testing.assert_array_equal(data.rows(range(10_000), ("tokens",))["tokens"], tokens)
+    assert mapped() - before > 0.9 * 2 * tokens.size  # far from the limit: they stay
+    monkeypatch.setattr(mapping, "MAPPED", 2**23)
+    for some in np.random.default_rng(0).permutation(10_000)[:250].reshape(50, 5):
+        np.testing.assert_array_equal(data.rows(some, ("tokens",))["tokens"], tokens[some])
+    data.rows([0, 1, 2, 3, 4])  # the fifth row since, or later: handed back
+    assert mapped() - before < 2**23
 
 
 def test_wide_codebooks(arrow_cache, tmp_path):
@@ -119,6 +139,17 @@ def test_damage_after_the_first_time_is_noticed_too(arrow_cache, tmp_path):
     shard = folder / "train-00000.parquet"
     shard.write_bytes(shard.read_bytes()[:-100])
     assert "damaged" in refusal(folder)
+
+
+@pytest.mark.parametrize("kept", [0, 0.3, 0.97])
+def test_a_damaged_cache_is_named(arrow_cache, tmp_path, kept):
+    folder = write_tokens(tmp_path / "out", 500)
+    TokenDataset(folder)
+    (cached,) = arrow_cache.rglob("*.arrow")
+    cached.write_bytes(cached.read_bytes()[: int(cached.stat().st_size * kept)])
+    assert re.search(f"{cached.parent}: the cached copy of {folder} is damaged .*: delete it", refusal(folder))
+    shutil.rmtree(cached.parent)
+    assert len(TokenDataset(folder)) == 500
 
 
 @pytest.mark.parametrize("damage", ["footer", "page", "columns", "length", "negative"])

@@ -1,4 +1,5 @@
 import importlib.util
+import itertools
 import json
 from pathlib import Path
 
@@ -166,7 +167,9 @@ def test_mistakes():
 def test_benchmark_end_to_end(quality, golden_bundle, tmp_path, capsys, monkeypatch):
     few = everyday_emoji()[:40]
     monkeypatch.setattr("dalle_mini.evaluation.emoji.all_emoji", lambda font=None: few)
+    monkeypatch.setattr("dalle_mini.evaluation.scene_judge.all_emoji", lambda font=None: everyday_emoji())
     options = ["--prompts", "3", "--candidates", "2", "--reconstructions", "5", "--output", str(tmp_path / "out")]
+    options += ["--scene-prompts", "4"]
     assert quality.main(["--model", str(golden_bundle), *options, "--json"]) == 0
     out, err = capsys.readouterr()
     figures = json.loads(out.splitlines()[-1])
@@ -177,11 +180,39 @@ def test_benchmark_end_to_end(quality, golden_bundle, tmp_path, capsys, monkeypa
     assert figures["pick_gain"] == pytest.approx(figures["single_accuracy"] - figures["random_single_accuracy"])
     assert figures["pick_gain_error"] >= 0
     assert "the pick minus a random candidate" in out
+    for kind, what in itertools.product(("", "random_", "any_"), ("pair", "relation")):
+        assert 0 <= figures[f"{kind}{what}_accuracy"] <= 1
+    assert figures["relation_accuracy"] <= figures["pair_accuracy"] and figures["scene_prompts"] == 4
+    assert 0 <= figures["reconstructed_relation_accuracy"] <= figures["reconstructed_pair_accuracy"] <= 1
+    assert "never seen together" in out and "[4/4]" in err
     assert "wrong emoji" in out and "[3/3]" in err
     assert Image.open(tmp_path / "out" / "contact_sheet.png").width > 300
-    details = json.loads((tmp_path / "out" / "quality.json").read_text())["details"]
-    assert [len(row["judged"]) for row in details] == [2, 2, 2]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["contact_sheet.png", "quality.json"]
+    written = json.loads((tmp_path / "out" / "quality.json").read_text())
+    assert [len(row["judged"]) for row in written["details"]] == [2, 2, 2]
+    assert [len(row["judged"]) for row in written["scenes"]] == [2, 2, 2, 2]
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["contact_sheet.png", "quality.json", "scenes.png"]
+
+
+@needs_font
+@pytest.mark.slow
+def test_benchmark_with_a_baseline_and_without_scenes(quality, golden_bundle, tmp_path, capsys, monkeypatch):
+    for module in ("emoji", "scene_judge"):
+        monkeypatch.setattr(f"dalle_mini.evaluation.{module}.all_emoji", lambda font=None: everyday_emoji())
+
+    def figures(*options: str) -> dict:
+        common = ["--prompts", "2", "--candidates", "2", "--reconstructions", "1", "--output", str(tmp_path), "--json"]
+        assert quality.main(["--model", str(golden_bundle), *common, *options]) == 0
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    plain = figures("--scene-prompts", "0")
+    assert "single_accuracy" in plain and "pair_accuracy" not in plain and not (tmp_path / "scenes.png").exists()
+    both = figures("--scene-prompts", "2", "--baseline", str(golden_bundle))
+    assert both["baseline"]["models"]["dalle"] == both["models"]["dalle"]
+    # The baseline is the same model here, asked for the same.
+    for kind, what in itertools.product(("", "random_", "any_"), ("single", "background", "pair", "relation")):
+        assert both[f"baseline_{kind}{what}_accuracy"] == both[f"{kind}{what}_accuracy"]
+    assert both["single_accuracy"] == plain["single_accuracy"]
 
 
 @needs_font
@@ -205,6 +236,7 @@ def test_emoji_list_of_a_bundle(quality, tmp_path, monkeypatch):
         (["--font", "nowhere.ttf"], "fonts-noto-color-emoji"),
         (["--prompts", "many"], "invalid int"),
         (["--candidates", "0"], "candidates"),
+        (["--scene-prompts", "-1"], "scene prompts"),
         (["--reconstructions", "0"], "reconstructions"),
         (["--font", str(BENCHMARK), "--model", "nowhere"], "no such folder"),
     ],

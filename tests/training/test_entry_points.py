@@ -44,7 +44,6 @@ print(json.dumps(answers))
 MISTAKES = {
     "train_vqgan.py OUT loop.stepz=3": "error: loop.stepz: no such setting; did you mean steps?",
     "train_vqgan.py OUT loop.steps=0": "error: loop.steps: 0 is too small; it must be at least 1",
-    "train_seq2seq.py OUT tokens=NOWHERE": "error: NOWHERE: no manifest.json, so no encoded tokens",
     "train_clip.py OUT training.noise=loud": "error: training.noise: 'loud' is not of type float",
     "train_clip.py": "error: the following arguments are required: out",
     "encode_emoji.py": "error: the following arguments are required: vqgan, out",
@@ -74,7 +73,7 @@ def answers(tmp_path_factory):
 
 
 def test_there_are_scripts():
-    assert {"train_vqgan.py", "train_seq2seq.py", "train_clip.py", "encode_emoji.py", "make_bundle.py"} <= {*SCRIPTS}
+    assert {"train_vqgan.py", "train_clip.py", "encode_emoji.py", "make_bundle.py"} <= {*SCRIPTS}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -82,7 +81,7 @@ def test_help(answers, name):
     code, out, err = answers[f"{name} --help"]
     assert (code, err) == (0, "")
     assert f"usage: {name}" in out
-    assert f"python tools/train/{name} runs/" in out  # an example
+    assert f"python tools/train/{name} " in out  # an example
 
 
 @pytest.mark.parametrize("line", MISTAKES)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -129,7 +130,7 @@ def test_another_configuration_is_refused_by_name(finished, trainer, loop, names
         run(Line(**trainer), dataclasses.replace(LOOP, **loop), finished)
     assert str(caught.value) == (
         f"{finished / 'config.json'}: the run there was started with other values of {names}: "
-        "continue it with those, allow changes, or choose another folder"
+        "continue it with those, or with --allow-changes, or choose another folder"
     )
     assert (finished / "log.jsonl").read_bytes() == before
 
@@ -335,6 +336,14 @@ def test_checkpoints_elsewhere_know_what_the_run_was(tmp_path, capsys):
     assert "continuing from step 10" in capsys.readouterr().err
     assert started_with(tmp_path / "second") == started_with(tmp_path / "first")
     assert not (tmp_path / "first" / "checkpoints").exists()
+
+
+def test_beginning_again_is_not_silent(tmp_path, capsys):
+    run(Line(), LOOP, tmp_path)
+    assert "beginning again" not in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "checkpoints")
+    run(Line(), LOOP, tmp_path)
+    assert f"no checkpoint in {tmp_path / 'checkpoints'}: beginning again at step 0" in capsys.readouterr().err
 
 
 def test_parameters_to_start_from(finished):

@@ -39,7 +39,7 @@ def start(*arguments, devices: int = 1, script=stopped_runs.__file__) -> subproc
 
 
 def ended(process: subprocess.Popen) -> tuple[int, str]:
-    _, error = process.communicate(timeout=300)
+    _, error = process.communicate(timeout=500)
     return process.returncode, error
 
 
@@ -72,14 +72,13 @@ def whole(tmp_path_factory):
 
 
 def disturb(folder, kinds, seed):
-    """Run into `folder` again and again, each time with a signal at a random point; (exit code, its stderr) of each."""
-    rng, told, at = random.Random(seed), [], 0
+    """Run into `folder` again and again, each time with a signal at a random point; (exit code, stderr) after each."""
+    rng, at = random.Random(seed), 0
     for number, kind in enumerate(kinds):
         at = rng.randrange(at + 1, STEPS - len(kinds) + number + 1)
         delay = rng.uniform(0, 0.1)
         print(f"seed {seed}: SIG{kind} {delay:.3f} s after batch {at}")
-        told.append(ended(start(folder, "--signal", kind, "--step", at, "--delay", delay)))
-    return told
+        yield ended(start(folder, "--signal", kind, "--step", at, "--delay", delay))
 
 
 def check_disturbed(folder, kinds, whole, seed, capsys):
@@ -177,30 +176,40 @@ def both(folder, *arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "code"), [("TERM", PREEMPTED), ("INT", INTERRUPTED)])
-def test_of_two_processes_one_is_asked_to_stop(kind, code, tmp_path):
+def test_of_two_processes_one_is_asked_to_stop(tmp_path):
     through = tmp_path / "through"
-    for done, said in both(through):
-        assert done == 0, said
+    for code, said in both(through):
+        assert code == 0, said
         assert "2 processes, 8 devices" in said
     stopped = tmp_path / "stopped"
-    for done, said in both(stopped, "--signal", kind, "--step", 5, "--delay", 0.02):
-        assert done == code, said
-        assert "Traceback" not in said
-    saved = max(int(entry.name) for entry in (stopped / "checkpoints").iterdir())
-    assert 4 <= saved < STEPS
-    record = read_record(epath.Path(stopped) / "checkpoints" / str(saved))
-    assert (record["processes"], record["step"]) == (2, saved)
+    saved = stop_one(stopped, "TERM", PREEMPTED)
 
     # As one process with eight devices: the same losses, but for how the devices' sums are ordered.
     alone = shutil.copytree(stopped, tmp_path / "alone")
-    done, said = ended(start(alone, devices=8))
-    assert done == 0, said
+    code, said = ended(start(alone, devices=8))
+    assert code == 0, said
     assert f"continuing from step {saved}" in said
     for ours, theirs in zip(records(alone), records(through), strict=True):
         assert ours == pytest.approx(theirs, abs=1e-4)
 
     # As two again: to the bit.
-    for done, said in both(stopped):
-        assert done == 0, said
+    for code, said in both(stopped):
+        assert code == 0, said
     assert_same(stopped, through)
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_is_interrupted(tmp_path):
+    stop_one(tmp_path, "INT", INTERRUPTED)
+
+
+def stop_one(folder, kind, expected):
+    """Both processes end with that code, and have saved the same step, which is returned."""
+    for code, said in both(folder, "--signal", kind, "--step", 5, "--delay", 0.02):
+        assert code == expected, said
+        assert "Traceback" not in said
+    saved = max(int(entry.name) for entry in (folder / "checkpoints").iterdir())
+    assert 4 <= saved < STEPS
+    record = read_record(epath.Path(folder) / "checkpoints" / str(saved))
+    assert (record["processes"], record["step"]) == (2, saved)
+    return saved

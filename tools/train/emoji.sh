@@ -23,8 +23,11 @@ run() { # SCRIPT [ARGUMENT ...]
 [ -d "$runs/vqgan/final" ] || run train_vqgan.py "$runs/vqgan"
 run encode_emoji.py "$runs/vqgan/final" "$runs/tokens" --split train --rows 40000
 run encode_emoji.py "$runs/vqgan/final" "$runs/tokens-heldout" --split heldout --rows 512
-[ -d "$runs/seq2seq/final" ] || run train_seq2seq.py "$runs/seq2seq" "tokens=$runs/tokens" \
-  "held_out_tokens=$runs/tokens-heldout" "tokenizer=$runs/tokenizers/dalle"
+[ -d "$runs/seq2seq/final" ] || {
+  echo "== dalle-mini train tools/train/configs/emoji.yaml --output $runs/seq2seq" >&2
+  "$python" -m dalle_mini.cli train tools/train/configs/emoji.yaml --output "$runs/seq2seq" \
+    "data.train=$runs/tokens" "data.validation=$runs/tokens-heldout" "data.tokenizer=$runs/tokenizers/dalle"
+}
 [ -d "$runs/clip-first/final" ] || run train_clip.py "$runs/clip-first" "tokenizer=$runs/tokenizers/clip"
 # Once it knows what is what, it learns to tell whole pictures from damaged ones.
 [ -d "$runs/clip/final" ] || run train_clip.py "$runs/clip" "tokenizer=$runs/tokenizers/clip" \

@@ -47,7 +47,7 @@ def add_encode(verbs) -> None:
     add("--clip-scores", action="store_true", help="let CLIP judge each picture with its caption")
     add("--validation", metavar="SHARE", type=float, default=0.01, help="of the pictures, chosen by their keys")
     add("--shard-rows", metavar="N", type=int, default=2**16, help="rows of a shard")
-    add("--batch-size", metavar="N", type=int, help="pictures of one VQGAN call (default: 16, more of small ones)")
+    add("--batch-size", metavar="N", type=int, default=16, help="pictures of one VQGAN call on one device")
 
     add = parser.add_argument_group("networks").add_argument
     add("--vqgan", metavar="SOURCE", help="VQGAN's folder or Hugging Face repository (default: the shipped model's)")
@@ -66,7 +66,9 @@ def run_encode(args: argparse.Namespace) -> int:
     from dalle_mini.data.launchers import find_share
     from dalle_mini.errors import UserError
 
-    share = find_share(args.shard_index, args.shard_count, os.environ)
+    # Under Ray this process does not encode: that it is task 0 of some SLURM job means nothing.
+    with_ray = args.engine == "ray"
+    share = find_share(args.shard_index, args.shard_count, {} if with_ray else os.environ)
     if args.workers is not None and args.workers < 0:
         raise UserError(f"--workers is {args.workers}: it must be at least 0")
     if args.clip is not None and not args.clip_scores:
@@ -78,13 +80,19 @@ def run_encode(args: argparse.Namespace) -> int:
             from dalle_mini.compilation import keep_compiled
             from dalle_mini.data.filters import check_where
             from dalle_mini.data.sources import open_source
+            from dalle_mini.weights.bundle import SHIPPED_NAME
         names = ("crops", "seed", "clip_scores", "validation", "shard_rows", "batch_size")
         options = EncodeOptions(filters, **{name: getattr(args, name) for name in names})
         source = open_source(args.source, **source_options(args))
         check_where(filters, source)
         keep_compiled()
-        weights = Weights(args.vqgan, args.clip, tuple(hub_options(args).items()))
-        share = _of_jax(share)
+        weights = Weights(args.vqgan or SHIPPED_NAME, args.clip or SHIPPED_NAME, tuple(hub_options(args).items()))
+        if with_ray:
+            import jax
+
+            jax.config.update("jax_platforms", "cpu")  # the accelerator here, if there is one, is an actor's
+        else:
+            share = _of_jax(share)
         if share.count > 1:
             print(f"shard {share.index} of {share.count}, as {share.said_by} say", file=sys.stderr)
         with _shown() as progress:

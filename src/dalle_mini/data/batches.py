@@ -137,7 +137,7 @@ class TokenBatches:
 
     def _chance(self, stream: int, start: int) -> np.ndarray:
         """A number in [0, 1) for each of this process's positions: draw p of a stream is the same whoever asks."""
-        generator = np.random.PCG64(np.random.SeedSequence((self.seed, stream + 1)))
+        generator = np.random.PCG64(np.random.SeedSequence(self.seed, spawn_key=(stream,)))
         return np.random.Generator(generator.advance(start)).random(self._share)
 
     def _where(self, rows: np.ndarray) -> list[tuple[int, int]]:

@@ -27,6 +27,7 @@ from dalle_mini.data.prepare import Block, Preparation, blocks
 from dalle_mini.errors import UserError
 
 BATCHES = 3  # of shared memory for a process: one is filled, the others are with the VQGAN or on their way
+PATIENCE = 0.02  # seconds
 AHEAD = 2  # parts that a process is told of: it begins the next one without asking
 MOST_DEATHS = 3  # of a process at one place: the next time its picture is skipped, then the run ends
 
@@ -72,7 +73,10 @@ class Restart(NamedTuple):
 
 
 class Readers:
-    """The processes. Iterate to get what they read; of one part in order, of different parts in any."""
+    """The processes. Iterate to get what they read; of one part in order, of different parts in any.
+
+    None comes where there is nothing yet: they may be waiting for memory that the one who iterates holds.
+    """
 
     def __init__(
         self, parts: Sequence[tuple[int, Part]], preparation: Preparation, batch_size: int, processes: int
@@ -100,9 +104,12 @@ class Readers:
                 reader.process.join()
                 reader.connection.close()
 
-    def __iter__(self) -> Iterator[Read | Restart]:
+    def __iter__(self) -> Iterator[Read | Restart | None]:
         while any(reader.parts for reader in self._readers):
-            for connection in wait([reader.connection for reader in self._readers if reader.parts]):
+            ready = wait([reader.connection for reader in self._readers if reader.parts], PATIENCE)
+            if not ready:
+                yield None
+            for connection in ready:
                 index = next(i for i, reader in enumerate(self._readers) if reader.connection is connection)
                 try:
                     message = connection.recv()

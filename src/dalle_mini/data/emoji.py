@@ -211,16 +211,20 @@ def _glyph(path: Path, characters: str) -> Image.Image:
     return image
 
 
-@lru_cache(maxsize=4096)
-def _sprite(path: Path, characters: str, width: int) -> tuple[np.ndarray, np.ndarray]:
+@lru_cache(maxsize=16)  # for who wants one emoji in several widths
+def _premultiplied(path: Path, characters: str) -> Image.Image:
+    return _glyph(path, characters).convert("RGBa")
+
+
+@lru_cache(maxsize=8192)  # every scene emoji at each of the seven widths
+def sprite(path: Path, characters: str, width: int) -> tuple[np.ndarray, np.ndarray]:
     """An emoji `width` pixels wide: premultiplied colours [height, width, 3] and background share [height, width, 1].
 
-    Both uint16 in 0..255; the background's share is 255 - alpha.
+    Both uint8; the background's share is 255 - alpha.
     """
     height = round(width * BITMAP_SHAPE[1] / BITMAP_SHAPE[0])
     # Resized with premultiplied alpha, so that the colour of transparent pixels does not bleed into the edges.
-    premultiplied = _glyph(path, characters).convert("RGBa").resize((width, height), Image.Resampling.LANCZOS)
-    pixels = np.asarray(premultiplied).astype(np.uint16)
+    pixels = np.asarray(_premultiplied(path, characters).resize((width, height), Image.Resampling.LANCZOS))
     colors, alpha = pixels[..., :3], pixels[..., 3:]
     colors = np.minimum(colors, alpha)  # LANCZOS overshoots
     colors.flags.writeable = False
@@ -253,20 +257,25 @@ def render(
 def _draw(
     font: Path, emoji: Emoji, color: str, size: int, scale: int, position: tuple[float, float] | None
 ) -> np.ndarray:
-    cell = size // GRID
-    x, y = position if position is not None else ((GRID - scale) / 2,) * 2
+    picture = np.empty((size, size, 3), np.uint8)
+    picture[:] = PALETTE[color]
+    paste(picture, font, emoji, scale, position if position is not None else ((GRID - scale) / 2,) * 2)
+    return picture
+
+
+def paste(picture: np.ndarray, font: Path, emoji: Emoji, scale: int, position: tuple[float, float]) -> None:
+    """Draw an emoji into `picture`, uint8 [size, size, 3], over what is there; scale and position as in `render`."""
+    x, y = position
     if not (0 < scale <= GRID and 0 <= x <= GRID - scale and 0 <= y <= GRID - scale):
         raise UserError(f"an emoji {scale} cells wide at cell ({x}, {y}) does not fit into a picture of {GRID} cells")
+    cell = picture.shape[0] // GRID
     box = scale * cell
-    colors, background = _sprite(font, emoji.characters, box)
+    colors, background = sprite(font, emoji.characters, box)
     height = colors.shape[0]
     left, top = round(x * cell), round(y * cell) + (box - height) // 2
-
-    rgb = np.array(PALETTE[color], np.uint16)
-    picture = np.empty((size, size, 3), np.uint8)
-    picture[:] = rgb
-    picture[top : top + height, left : left + box] = colors + (background * rgb + 127) // 255
-    return picture
+    under = picture[top : top + height, left : left + box]
+    shaded = under * background.astype(np.uint16) + np.uint16(128)
+    under[:] = colors + (shaded + (shaded >> 8) >> 8)  # the shift is a division by 255, rounded, in a third of the time
 
 
 class EmojiPictures:
@@ -354,27 +363,37 @@ class EmojiPictures:
         emoji, colors = pick(rng, self._choices)
         said = pick(rng, colors) if self.split == "heldout" or rng.random() < COLOR_SAID_SHARE else None
 
-        kind = rng.random()
-        if kind < PLAIN_SHARE:
-            scale, size_word, place = MEDIUM, None, None
-        elif kind < PLAIN_SHARE + SIZED_SHARE:
-            scale, size_word = pick(rng, [(SMALL, "small"), (LARGE, "large")])
-            place = None
-        else:
-            scale, size_word = pick(rng, [(SMALL, "small"), (MEDIUM_AT_POSITION, None)])
-            place = (pick(rng, (0, 1, 2)), pick(rng, (0, 1, 2)))  # column, row
-
-        if place is None:
-            reach = self._jitter * self._steps
-            offset = [(int(rng.random() * (2 * reach + 1)) - reach) / self._steps for _ in range(2)]
-            position = ((GRID - scale) / 2 + offset[0], (GRID - scale) / 2 + offset[1])
-        else:
-            # Small boxes keep a cell's distance from the edge.
-            margin = 1 if scale == SMALL else 0
-            start = (margin, (GRID - scale) // 2, GRID - scale - margin)
-            position = (float(start[place[0]]), float(start[place[1]]))
+        scale, size_word, place, position = place_alone(rng, self._jitter, self._steps)
         caption = background_caption(rng, emoji.name, said, size_word, place)
         return _Plan(caption, emoji, said or "white", scale, position)
+
+
+def place_alone(
+    rng: random.Random, jitter: int, steps: int = 1
+) -> tuple[int, str | None, tuple[int, int] | None, tuple[float, float]]:
+    """Where a single emoji stands, drawn by the shares of `EmojiPictures`, as (scale, size word, place, position).
+
+    `scale` and `position` as in `render`; the size word is a key of `SIZE_WORDS` and the place one of `PLACES`, None
+    where it is not said. `steps` are the parts that a cell is divided into for the jitter.
+    """
+    kind = rng.random()
+    if kind < PLAIN_SHARE:
+        scale, size_word, place = MEDIUM, None, None
+    elif kind < PLAIN_SHARE + SIZED_SHARE:
+        scale, size_word = pick(rng, [(SMALL, "small"), (LARGE, "large")])
+        place = None
+    else:
+        scale, size_word = pick(rng, [(SMALL, "small"), (MEDIUM_AT_POSITION, None)])
+        place = (pick(rng, (0, 1, 2)), pick(rng, (0, 1, 2)))  # column, row
+
+    if place is None:
+        reach = jitter * steps
+        offset = [(int(rng.random() * (2 * reach + 1)) - reach) / steps for _ in range(2)]
+        return scale, size_word, place, ((GRID - scale) / 2 + offset[0], (GRID - scale) / 2 + offset[1])
+    # Small boxes keep a cell's distance from the edge.
+    margin = 1 if scale == SMALL else 0
+    start = (margin, (GRID - scale) // 2, GRID - scale - margin)
+    return scale, size_word, place, (float(start[place[0]]), float(start[place[1]]))
 
 
 def caption_corpus(

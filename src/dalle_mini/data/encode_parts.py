@@ -124,6 +124,10 @@ def encode_parts(
 
     with reading as readers:
         for read in readers:
+            if read is None:  # the memory of what waits may be all there is
+                if waiting:
+                    finish_oldest()
+                continue
             if isinstance(read, Restart):
                 staged.pop(read.number, None)  # what waits goes to the old one, which nobody writes
                 continue

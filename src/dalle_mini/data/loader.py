@@ -76,7 +76,7 @@ class TokenDataset:
         self.digest = hashlib.sha256("\n".join([self.vqgan, *sums]).encode()).hexdigest()[:16]
         if not sum(piece.rows for piece in pieces):
             raise UserError(f"{self.folder}: no {split} rows: there is nothing to read")
-        batches = map_shards(self.folder, pieces, columns)
+        batches, self._pages = map_shards(self.folder, pieces, columns)
         self._starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
         self._columns: dict[str, list] = {}
         for name in columns.names:
@@ -113,6 +113,7 @@ class TokenDataset:
                 found[name] = self._tokens(indices, places)
             else:
                 found[name] = [column[chunk][row].as_py() for chunk, row in places]
+        self._pages.looked_at(len(indices))
         return found
 
     def name(self, index: int) -> str:
@@ -179,8 +180,9 @@ def known_vqgan(vqgan: str | Path | VQGAN) -> tuple[str, int]:
         return vqgan, ORIGINAL_CODES
     from dalle_mini.data.encode import identity
     from dalle_mini.models import VQGAN
+    from dalle_mini.weights.bundle import find_part
 
-    model = vqgan if isinstance(vqgan, VQGAN) else VQGAN.from_pretrained(vqgan)
+    model = vqgan if isinstance(vqgan, VQGAN) else VQGAN.from_pretrained(find_part("vqgan", vqgan))
     return identity(model), model.config.n_embed
 
 

@@ -45,7 +45,8 @@ class Mixture:
             epochs, places = places // size, places % size
             for epoch in np.unique(epochs).tolist():
                 these = epochs == epoch
-                places[these] = shuffled(places[these], size, (self._seed, part, epoch))
+                key = np.random.SeedSequence(self._seed, spawn_key=(part, epoch))
+                places[these] = shuffled(places[these], size, key)
             rows[np.diff(before) > 0] = first + places
             first += size
         return rows
@@ -65,7 +66,7 @@ class Mixture:
         return counts
 
 
-def shuffled(places: np.ndarray, size: int, key: tuple[int, ...]) -> np.ndarray:
+def shuffled(places: np.ndarray, size: int, key: np.random.SeedSequence) -> np.ndarray:
     """What stands at some places of a permutation of `size` rows that is computed, not stored, int64 [n].
 
     A Feistel network (Luby and Rackoff 1988) permutes the next power of two; what falls outside goes through it again
@@ -74,7 +75,7 @@ def shuffled(places: np.ndarray, size: int, key: tuple[int, ...]) -> np.ndarray:
     depend on each other (chi-square p < 1e-100), and it takes ten times as long, a row at a time.
     """
     bits = max(2, (size - 1).bit_length())
-    keys = np.random.SeedSequence(key).generate_state(_ROUNDS, np.uint64)
+    keys = key.generate_state(_ROUNDS, np.uint64)
     found = _feistel(places.astype(np.uint64), bits, keys)
     while (outside := found >= size).any():
         found[outside] = _feistel(found[outside], bits, keys)

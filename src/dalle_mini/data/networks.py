@@ -16,7 +16,7 @@ from flax import nnx
 
 from dalle_mini.data.images import clip_pixels
 from dalle_mini.models import VQGAN
-from dalle_mini.weights.bundle import SHIPPED
+from dalle_mini.weights.bundle import SHIPPED_NAME, find_part
 
 if TYPE_CHECKING:
     from dalle_mini.generation.ranking import ClipRanker
@@ -29,32 +29,24 @@ class Weights:
     """Where the networks come from: folders, repositories of the Hub, or wandb artifacts. It is pickled.
 
     Attributes:
-        vqgan: None is the shipped model's.
-        clip: None is the shipped model's; loaded where scores are asked for.
-        options: of the Hub, as in `weights.hub.resolve`.
+        vqgan: the VQGAN's own source, or a bundle's.
+        clip: CLIP's; loaded where scores are asked for.
+        options: of the Hub, as in `weights.bundle.find_parts`; a `revision` is the VQGAN's.
     """
 
-    vqgan: str | None = None
-    clip: str | None = None
+    vqgan: str = SHIPPED_NAME
+    clip: str = SHIPPED_NAME
     options: tuple[tuple[str, Any], ...] = ()
-
-    @property
-    def vqgan_source(self) -> str:
-        return str(SHIPPED / "vqgan") if self.vqgan is None else self.vqgan
-
-    @property
-    def clip_source(self) -> str:
-        return str(SHIPPED / "clip") if self.clip is None else self.clip
 
     def load(self, *, with_clip: bool) -> tuple[VQGAN, ClipRanker | None]:
         """Raises UserError where one cannot be read or fetched."""
         options = dict(self.options)
-        vqgan = VQGAN.from_pretrained(self.vqgan_source, **options)
+        vqgan = VQGAN.from_pretrained(find_part("vqgan", self.vqgan, **options))
         if not with_clip:
             return vqgan, None
         from dalle_mini.generation.ranking import ClipRanker
 
-        return vqgan, ClipRanker.from_pretrained(self.clip_source, **options | {"revision": None})
+        return vqgan, ClipRanker.from_pretrained(find_part("clip", self.clip, **options | {"revision": None}))
 
 
 def identity(vqgan: VQGAN) -> str:

@@ -34,14 +34,16 @@ def encode_with_ray(
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    gpus = int(ray.cluster_resources().get("GPU", 0))
+    cluster = ray.cluster_resources()
+    gpus = int(cluster.get("GPU", 0))
     actors = min(actors or gpus or 2, len(numbers))
+    readers = max(1, int(cluster.get("CPU", 1)) // actors)
     size = max(1, min(TOGETHER, len(numbers) // (2 * actors)))
     tasks = [{"numbers": numbers[start : start + size]} for start in range(0, len(numbers), size)]
     source = ray.put(run)
     staged = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
         PartEncoder,
-        fn_constructor_args=(source, out),
+        fn_constructor_args=(source, out, readers),
         batch_size=1,
         concurrency=actors,
         num_gpus=1 if gpus else 0,
@@ -53,10 +55,10 @@ def encode_with_ray(
 class PartEncoder:
     """An actor: the same function of a part as without Ray."""
 
-    def __init__(self, source, out: str) -> None:
+    def __init__(self, source, out: str, readers: int) -> None:
         import ray
 
-        self._run, self._folder = ray.get(source), open_output(out)
+        self._run, self._folder, self._readers = ray.get(source), open_output(out), readers
 
     def __call__(self, batch: dict) -> dict:
         from dalle_mini.data.encode_parts import missing_parts
@@ -70,6 +72,6 @@ class PartEncoder:
         numbers = [int(number) for task in batch["numbers"] for number in task]
         missing = set(missing_parts(self._folder, len(self._run.parts)))
         todo = [number for number in numbers if number in missing]  # a dead actor may have done some
-        self._run.encode(todo, self._folder, None, add)
+        self._run.encode(todo, self._folder, self._readers, add)
         total[2] = len(numbers)
         return {name: [count] for name, count in zip(("pictures", "kept", "parts"), total, strict=True)}

@@ -65,19 +65,14 @@ def _decoder(folder: Path, of: TokensOf, named: str | Path | None, hub: dict):
     from dalle_mini.data.encode import identity
     from dalle_mini.generation.pixels import PixelDecoder
     from dalle_mini.models import VQGAN
-    from dalle_mini.weights.bundle import SHIPPED
+    from dalle_mini.weights.bundle import find_part
 
-    if named is None:
-        try:
-            vqgan = VQGAN.from_pretrained(of.source, **hub)
-        except UserError as error:
-            vqgan = VQGAN.from_pretrained(SHIPPED / "vqgan")
-            if identity(vqgan) != of.identity:  # encoded elsewhere, with what ships with the package
-                raise UserError(
-                    f"{folder}: the VQGAN that encoded it is not found ({error}): name it: --vqgan"
-                ) from None
-    else:
-        vqgan = VQGAN.from_pretrained(named, **hub)
+    try:
+        vqgan = VQGAN.from_pretrained(find_part("vqgan", named or of.source, **hub))
+    except UserError as error:
+        if named is not None:
+            raise
+        raise UserError(f"{folder}: the VQGAN that encoded it is not found ({error}): name it: --vqgan") from None
     if (other := identity(vqgan)) != of.identity:
         raise UserError(
             f"{named or of.source}: another VQGAN ({other}) than the one that encoded {folder} ({of.identity}, "

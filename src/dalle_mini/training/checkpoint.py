@@ -34,8 +34,10 @@ from orbax.checkpoint import checkpoint_managers as managers
 from dalle_mini.errors import UserError, listed
 from dalle_mini.training.agreement import all_agree, first_process_does
 
-# Orbax reports every save as a warning and every failure with its traceback; failures are raised here as well.
-logging.getLogger("absl").setLevel(logging.CRITICAL)
+# Orbax reports every save as a warning, and with the bucket's client every failure by its traceback; they are raised
+# here as well.
+for _talker in ("absl", "gcsfs"):
+    logging.getLogger(_talker).setLevel(logging.CRITICAL)
 
 STATE, RECORD = "state", "record"
 HALF_WRITTEN = ".orbax-checkpoint-tmp"
@@ -155,8 +157,8 @@ class Checkpoints:
             for entry in self.folder.iterdir():
                 if entry.name.endswith(HALF_WRITTEN):
                     warn(f"{entry}: half-written, removed")
-        except OSError as error:
-            raise UserError(f"{self.folder}: cannot write there ({error.strerror or error})") from error
+        except Exception as error:  # a bucket's client has errors of its own
+            raise UserError(f"{self.folder}: cannot write there ({_reason(error)})") from error
 
     def _remember(self, step: int) -> None:
         try:
@@ -246,7 +248,10 @@ def recorded_config(folder: str | epath.PathLike) -> dict[str, Any] | None:
 
 
 def _steps_in(folder: epath.Path) -> list[int]:
-    return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()) if folder.exists() else []
+    try:
+        return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()) if folder.exists() else []
+    except Exception as error:  # a bucket's client has errors of its own
+        raise UserError(f"{folder}: cannot be read ({_reason(error)})") from error
 
 
 @contextlib.contextmanager

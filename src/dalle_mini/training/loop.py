@@ -111,6 +111,7 @@ def run(
         notice = until_the_end.enter_context(Preemption(loop.grace_seconds))
         checkpoints = until_the_end.enter_context(Checkpoints(place, loop.keep, loop.keep_hours))
         found = checkpoints.restore(program.state)
+        lost = found is None and bool(read_log(out / LOG))
         if found is None:
             state, record = program.init(jax.random.fold_in(jax.random.key(loop.seed), 0xD0)), {}
         else:
@@ -120,6 +121,8 @@ def run(
         until_the_end.push(lambda kind, *_: tracker.close(failed=kind is not None))
         if start:
             tracker.say(f"continuing from step {start}")
+        elif lost:
+            tracker.say(f"no checkpoint in {place}: beginning again at step 0")
         look = _Overseer(trainer, loop, out, tracker)
         key_of = jax.jit(
             lambda step: jax.random.fold_in(jax.random.key(loop.seed), step), out_shardings=program.key.sharding
@@ -176,9 +179,10 @@ def run(
                     "mesh": dict(program.mesh.shape),
                     "config": config,
                 }
-                checkpoints.save(done, state, record, None if math.isnan(loss) else loss)
-                if written:  # Orbax has waited for it
+                if written:
+                    checkpoints.wait()  # as the next save would
                     tracker.checkpoint(written, checkpoints.folder / str(written))
+                checkpoints.save(done, state, record, None if math.isnan(loss) else loss)
                 written = done
             if stop:
                 break

@@ -34,7 +34,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
       off all parameters, norms and embeddings too, as published.
     - Muon (Jordan 2024, a Shampoo without accumulation) for the matrices of the layers, its updates scaled to AdamW's
       usual size (Liu et al. 2025) so that learning rates are AdamW's; AdamW for embeddings, head, norms and biases.
-      Global-norm clipping and `weight_decay` as AdamW's, but only matrices and embeddings decay.
+      Global-norm clipping and `weight_decay` as AdamW's, but norms and biases of the layers do not decay.
     """
     rate = schedule(config, steps)
     if config.name == "adafactor":

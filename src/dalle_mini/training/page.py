@@ -26,7 +26,7 @@ CHARTS: tuple[tuple[str, dict[str, str], dict[str, bool]], ...] = (
     ("Loss", {"loss": "training", "eval_loss": "evaluation"}, {}),
     ("Accuracy", {"accuracy": "training", "eval_accuracy": "evaluation"}, {"percent": True, "from_zero": True}),
     ("CLIP score of the pictures", {"sample_score": "mean"}, {}),
-    ("Learning rate", {"learning_rate": "rate"}, {}),
+    ("Learning rate", {"learning_rate": "rate"}, {"from_zero": True}),
     ("Gradient norm", {"grad_norm": "gradients"}, {"may_be_log": True}),
     ("Parameter norm", {"param_norm": "parameters"}, {}),
     ("Pictures a second", {"pictures_per_second": "training"}, {"from_zero": True}),

@@ -21,7 +21,8 @@ RESUME = ("auto", "never")
 MAY_CHANGE = {
     "mesh",
     "tracking",
-    "evaluation",
+    "samples",
+    "sources",  # where the data lie; "data" tells whether they are the same
     "loop.log_every",
     "loop.eval_every",
     "loop.sample_every",
@@ -94,7 +95,7 @@ def _open(out: Path, config: dict[str, Any], found: dict[str, Any] | None, resum
     if not allow_changes:
         raise UserError(
             f"{path}: the run there was started with other values of {', '.join(changed)}: "
-            "continue it with those, allow changes, or choose another folder"
+            "continue it with those, or with --allow-changes, or choose another folder"
         )
     entry = {"time": round(time.time(), 1), "from": {}, "to": {}}
     for name, (old, new) in changed.items():

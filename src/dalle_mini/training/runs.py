@@ -12,6 +12,7 @@ from dalle_mini.data.batches import TokenBatches
 from dalle_mini.data.loader import TokenDataset
 from dalle_mini.data.shards import MANIFEST, Manifest
 from dalle_mini.errors import UserError
+from dalle_mini.models import DalleBart
 from dalle_mini.models.config import DalleBartConfig
 from dalle_mini.text import CaptionNormalizer, CaptionTokenizer
 from dalle_mini.training import config_file, loop
@@ -24,6 +25,7 @@ from dalle_mini.training.sharding import data_share, make_mesh
 from dalle_mini.training.tracking import Work
 from dalle_mini.weights.bundle import find_part, has_part, word_list
 from dalle_mini.weights.folder import load_config
+from dalle_mini.weights.pretrained import flatten, mismatch
 
 NETWORK = "seq2seq"  # what the verb trains; VQGAN and CLIP learn from pictures and have scripts of their own
 HELD_OUT = 0.1  # of a pile's pictures, for the evaluation
@@ -144,6 +146,8 @@ def prepare_run(run: Seq2SeqRun, out: Path) -> Prepared:
     data, training = run.data, run.training
     if not data.train:
         raise UserError("data.train: name the encoded pictures to learn from (dalle-mini encode makes them)")
+    index, count = data_share(make_mesh(run.mesh))  # what is wrong shows before the wait for the encoding
+    _check_start(training)
     tokenizer, normalizer, words = _text(data.tokenizer or training.init_from, training.model)
     sources = [_encoded(run, source, out / "tokens" / f"{number:02d}") for number, source in enumerate(data.train)]
     vqgan = data.vqgan
@@ -152,7 +156,6 @@ def prepare_run(run: Seq2SeqRun, out: Path) -> Prepared:
         TokenDataset(source, _split_to_hold_out(source, data.validation is not None), vqgan=vqgan)
         for source in data.validation or sources
     ]
-    index, count = data_share(make_mesh(run.mesh))
     common = {
         "batch_size": run.loop.batch_size,
         "seed": run.loop.seed,
@@ -172,6 +175,16 @@ def prepare_run(run: Seq2SeqRun, out: Path) -> Prepared:
     return Prepared(trainer, sampler)
 
 
+def _check_start(training: Seq2SeqTraining) -> None:
+    """Raises UserError where the weights to start from are of another model than the one to train."""
+    if training.init_from is None:
+        return
+    start = DalleBartConfig.from_dict(load_config(find_part("dalle", training.init_from, weights=False)))
+    found, wanted = (flatten(DalleBart.shapes(config)[1]) for config in (start, training.model))
+    if problem := mismatch(wanted, found):
+        raise UserError(f"training.init_from={training.init_from} is of another model than training.model: {problem}")
+
+
 def _encoded(run: Seq2SeqRun, source: str, folder: Path) -> str:
     """`source`, or where its pictures are once they are encoded: what holds neither shards nor a manifest is a pile."""
     pile = Path(source)
@@ -186,9 +199,11 @@ def _encoded(run: Seq2SeqRun, source: str, folder: Path) -> str:
 
     def encode_here() -> None:
         outcome = encode(open_source(source), Weights(vqgan), str(folder), EncodeOptions(validation=HELD_OUT))
+        if outcome.was_finished:
+            return
         kept = outcome.manifest
-        dropped = ", ".join(f"{count} {reason}" for reason, count in kept.dropped.items())
-        logger.info("%s: %d of %d pictures encoded%s", source, kept.kept, kept.seen, f" ({dropped})" if dropped else "")
+        dropped = "".join(f"; {count} dropped: {reason}" for reason, count in kept.dropped.items())
+        logger.warning("%s: %d of %d pictures are encoded%s", source, kept.kept, kept.seen, dropped)
 
     first_process_does(encode_here)
     return str(folder)

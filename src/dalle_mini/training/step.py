@@ -120,12 +120,16 @@ class StepProgram:
         Args:
             batch_size: rows over all processes; those of an update by default.
         """
-        batch_size = batch_size or next(iter(self.batch.values())).shape[0]
+        batch_size = batch_size or min(leaf.shape[0] for leaf in self.batch.values())
+        # An array may have several rows for each of the batch.
+        parts, rest = divmod(batch_size, min(len(array) for array in batch.values()))
+        if rest:
+            raise ValueError(f"a batch of {batch_size} rows in parts of which one has {rest} too many")
         rows = sharding.batch_sharding(self.mesh)
-        if all(len(array) == batch_size for array in batch.values()):
+        if parts == 1:
             return sharding.place(batch, dict.fromkeys(batch, rows))
         return {
-            name: jax.make_array_from_process_local_data(rows, array, (batch_size, *array.shape[1:]))
+            name: jax.make_array_from_process_local_data(rows, array, (parts * len(array), *array.shape[1:]))
             for name, array in batch.items()
         }
 
@@ -219,7 +223,7 @@ def make_step(
             params=params,
             opt_state=opt_state,
             ema=_ema(state, params, trainer.optimizer),
-            loss_mean=jnp.where(state.step == 0, mean, LOSS_MEMORY * state.loss_mean + (1 - LOSS_MEMORY) * mean),
+            loss_mean=jnp.where(state.loss_mean == 0, mean, LOSS_MEMORY * state.loss_mean + (1 - LOSS_MEMORY) * mean),
             extra=extra,
         )
         new = jax.tree.map(lambda old, new: jnp.where(bad, old, new), state, new)._replace(step=state.step + 1)

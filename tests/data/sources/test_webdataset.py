@@ -92,6 +92,12 @@ def test_a_picture_of_another_ending(tmp_path):
     assert [e.picture for e in examples(open_source(str(tmp_path), image_column="left.png"))] == [b"left"]
 
 
+def test_of_several_pictures_the_first_is_taken(tmp_path):
+    (tmp_path / "x.tar").write_bytes(tar_of(["a.jpg", "a.png", "a.txt"], content={"a.png": b"second"}))
+    (example,) = examples(open_source(str(tmp_path)))
+    assert (example.picture, example.captions, example.problem) == (PICTURE, ("a.txt",), None)
+
+
 def test_names_and_neighbours(tmp_path):
     names = ["./d/a.jpg", "./d/a.txt", "b.jpg", "c.txt", "b.txt", "photo.v2.jpg", "readme.md", "._b.jpg", "e.cls"]
     (tmp_path / "x.tar").write_bytes(tar_of(names))

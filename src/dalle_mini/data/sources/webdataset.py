@@ -100,20 +100,24 @@ class Tar:
                 group = Group(key)
             if isinstance(content, files.Unreadable):
                 group.problem = group.problem or content.reason
-            group.members[ending] = b"" if isinstance(content, files.Unreadable) else content
+                content = b""
+            if self._is_picture(ending) and any(map(self._is_picture, group.members)):
+                content = b""  # the first is taken; memory does not grow with the others
+            group.members[ending] = content
         yield from self._example(group)
 
     @property
     def _stem(self) -> str:
         return next(self.name.removesuffix(ending) for ending in reversed(SUFFIXES) if self.name.endswith(ending))
 
+    def _is_picture(self, ending: str) -> bool:
+        return ending in files.PICTURE_SUFFIXES if self.image_column is None else ending == self.image_column.lower()
+
     def _example(self, group: Group | None) -> Iterator[Example]:
         if group is None:
             return
         key, members = files.text_key(f"{self._stem}/{group.key}"), group.members
-        pictures = [ending for ending in members if ending in files.PICTURE_SUFFIXES]
-        if self.image_column is not None:
-            pictures = [ending for ending in members if ending == self.image_column.lower()]
+        pictures = [ending for ending in members if self._is_picture(ending)]
         told = fields(members.get("json", b""))
         layout = Layout(None, *find_captions(told, self.caption_column))
         if "txt" in members and self.caption_column in (None, "txt"):
@@ -196,22 +200,24 @@ class Tar:
         ending = ending.lower()
         if member.isdir() or not stem:
             return None
-        is_picture = ending.rpartition(".")[2] in files.PICTURE_SUFFIXES or ending == (self.image_column or "").lower()
-        if not is_picture and ending not in ("txt", "json"):
+        is_picture = self._is_picture(ending)
+        # `photo.v2.jpg` is of the example `photo`, which counts though it may have no picture of its own.
+        is_other = not is_picture and ending.rpartition(".")[2] in files.PICTURE_SUFFIXES
+        if not is_picture and not is_other and ending not in ("txt", "json"):
             return None
         key = posixpath.join(folder, stem)
         if member.name.startswith("/") or ".." in member.name.split("/"):
             return key, ending, files.Unreadable(reasons.LEAVES_FOLDER)
         if not member.isreg():
             return key, ending, files.Unreadable(reasons.NO_FILE)
-        limit = files.MAX_FILE if is_picture else files.MAX_TEXT
-        if member.size > limit:
+        limit = files.MAX_FILE if is_picture else 0 if is_other else files.MAX_TEXT
+        if member.size > limit and not is_other:
             return key, ending, files.Unreadable(reasons.FILE_TOO_LARGE)
         return key, ending, limit
 
     def _content(self, tar: tarfile.TarFile, member: tarfile.TarInfo, limit: int) -> bytes:
-        content = tar.extractfile(member).read(limit)
-        if len(content) < member.size:
+        content = tar.extractfile(member).read(limit) if limit else b""
+        if len(content) < min(member.size, limit):
             raise tarfile.ReadError("unexpected end of data")
         return content
 

@@ -1,0 +1,196 @@
+"""How fast does training run: pictures a second and MFU of the update that `dalle-mini train` runs.
+
+    python benchmarks/training.py --size mini --batch 8
+    python benchmarks/training.py --size mini mega --batch 32 64 128 --remat dots full --json     # on a GPU
+
+Random weights, random tokens, Adafactor. MFU is FLOPs by formula (training/flops.py: forward and backward, nothing for
+what is computed again) over the device's peak (training/hardware.py). A CPU has no such peak: there the same matrix
+products are run alone, one after the other, and their rate is the measure.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import statistics
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dalle_mini.models.config import DalleBartConfig
+from dalle_mini.training.config import REMAT, LoopConfig, MeshConfig, OptimizerConfig
+from dalle_mini.training.flops import products, training_flops
+from dalle_mini.training.hardware import peak_flops
+from dalle_mini.training.seq2seq import DTYPES, Seq2SeqTrainer, Seq2SeqTraining
+from dalle_mini.training.sharding import make_mesh
+from dalle_mini.training.step import StepProgram, step_program
+
+SIZES = {
+    "micro": DalleBartConfig(
+        d_model=256,
+        encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=512,
+        decoder_layers=2, decoder_attention_heads=2, decoder_ffn_dim=512,
+    ),
+    "mini": DalleBartConfig(encoder_ffn_dim=2730, decoder_ffn_dim=2730),
+    "mega": DalleBartConfig(
+        encoder_vocab_size=50272, image_vocab_size=16415, d_model=2048,
+        encoder_layers=24, encoder_attention_heads=32, encoder_ffn_dim=4096,
+        decoder_layers=24, decoder_attention_heads=32, decoder_ffn_dim=4096,
+    ),
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, nargs="+", default=["mini"])
+    parser.add_argument("--batch", type=int, nargs="+", default=[8], help="pictures an update, over all devices")
+    parser.add_argument("--dtype", choices=DTYPES, nargs="+", default=["bfloat16"])
+    parser.add_argument("--remat", choices=REMAT, nargs="+", default=["none"])
+    parser.add_argument("--accumulation", type=int, default=1)
+    parser.add_argument("--layers", type=int, help="of encoder and decoder, where the whole size takes too long")
+    parser.add_argument("--optimizer", default="adafactor")
+    parser.add_argument("--model-axis", type=int, default=1, help="devices that share each layer (default: 1)")
+    parser.add_argument("--steps", type=int, default=5, help="that are measured (default: 5)")
+    parser.add_argument("--profile", metavar="FOLDER", help="write a trace of the measured steps there")
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    args = parser.parse_args()
+    devices = jax.devices()
+    print(f"{len(devices)} x {devices[0].device_kind}")
+    print("\n| size | batch | dtype | remat | s an update | pictures/s | TFLOP/s | MFU | products alone | share |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    rows = []
+    for size, batch, dtype, remat in itertools.product(args.size, args.batch, args.dtype, args.remat):
+        config = SIZES[size]
+        if args.layers:
+            config = dataclasses.replace(config, encoder_layers=args.layers, decoder_layers=args.layers)
+        try:
+            row = measure(config, batch, dtype, remat, args)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            row = None
+        if row is None:
+            print(f"| {size} | {batch} | {dtype} | {remat} | does not fit | | | | | |", flush=True)
+            continue
+        rows.append({"size": size, "batch": batch, "dtype": dtype, "remat": remat, "layers": args.layers} | row)
+        print(shown(rows[-1]), flush=True)
+    if args.json:
+        print(json.dumps({"device": devices[0].device_kind, "devices": len(devices), "rows": rows}))
+
+
+def measure(config: DalleBartConfig, batch: int, dtype: str, remat: str, args) -> dict[str, float | None]:
+    program = make_program(config, batch, dtype, remat, args)
+    state = program.init(jax.random.key(0))
+    placed = program.place(random_batch(program))
+    key = jax.random.key(1)
+    for _ in range(2):  # the first compiles
+        state, metrics = program.step(state, placed, key)
+        jax.block_until_ready(metrics)
+    if args.profile:
+        jax.profiler.start_trace(args.profile)
+    seconds = []
+    for _ in range(args.steps):
+        started = time.perf_counter()
+        state, metrics = program.step(state, placed, key)
+        jax.block_until_ready((state, metrics))
+        seconds.append(time.perf_counter() - started)
+    if args.profile:
+        jax.profiler.stop_trace()
+    step = statistics.median(seconds)
+    assert np.isfinite(float(metrics["loss"]))
+    device = jax.devices()[0]
+    rate = training_flops(config) * batch / step / len(jax.devices())
+    peak = peak_flops(device.device_kind)
+    alone = seconds_of_products(config, batch, dtype) if device.platform == "cpu" else None
+    memory = (device.memory_stats() or {}).get("peak_bytes_in_use")
+    return {
+        "seconds": step,
+        "seconds_least": min(seconds),
+        "pictures_per_second": batch / step,
+        "flops_per_second_per_device": rate,
+        "mfu": rate / peak if peak and dtype == "bfloat16" else None,
+        "products_seconds": alone,
+        "products_share": alone / step if alone else None,
+        "peak_gib": memory / 2**30 if memory else None,
+    }
+
+
+class RandomTokens:
+    """In place of data and tokenizer, of which only shapes matter here."""
+
+    vqgan = "none"
+
+    def __init__(self, config: DalleBartConfig):
+        self.codebook_size, self.image_length = config.image_vocab_size, config.image_length
+
+    def check_vocab_size(self, size: int) -> None:
+        pass
+
+
+def make_program(config: DalleBartConfig, batch: int, dtype: str, remat: str, args) -> StepProgram:
+    optimizer = OptimizerConfig(args.optimizer, warmup_steps=0, decay="constant")
+    tokens = RandomTokens(config)
+    training = Seq2SeqTraining(model=config, optimizer=optimizer, dtype=dtype, remat=remat)
+    mesh = MeshConfig(model=args.model_axis)
+    loop = LoopConfig(batch_size=batch, accumulation=args.accumulation)
+    return step_program(Seq2SeqTrainer(training, tokens, tokens, tokens), loop, mesh, make_mesh(mesh))
+
+
+def random_batch(program: StepProgram) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    rows = {name: rng.integers(0, 16_000, leaf.shape).astype(leaf.dtype) for name, leaf in program.batch.items()}
+    return rows | {"attention_mask": np.ones_like(rows["attention_mask"])}
+
+
+def seconds_of_products(config: DalleBartConfig, batch: int, dtype: str, repeats: int = 3) -> float:
+    """The time of an update's matrix products, each by itself: forward, and the two of its gradient."""
+    total = 0.0
+    for product in products(config):
+        m, k, n = product.rows, product.inner, product.columns
+        if product.weights:  # all pictures in one
+            shapes, times = [((batch * m, k), (k, n)), ((batch * m, n), (n, k)), ((k, batch * m), (batch * m, n))], 1
+        else:  # one for each head of each picture
+            heads = product.times // (config.encoder_layers if product.part == "encoder" else config.decoder_layers)
+            many = batch * heads
+            shapes, times = (
+                [((many, m, k), (many, k, n)), ((many, m, n), (many, n, k)), ((many, k, m), (many, m, n))],
+                heads,
+            )
+        total += sum(seconds_of(*pair, dtype, repeats) for pair in shapes) * product.times / times
+    return total
+
+
+def seconds_of(left: tuple[int, ...], right: tuple[int, ...], dtype: str, repeats: int) -> float:
+    if (left, right, dtype) not in KNOWN:
+        a, b = (jnp.asarray(np.random.default_rng(0).random(shape), dtype) for shape in (left, right))
+        multiply = jax.jit(jnp.matmul)
+        multiply(a, b).block_until_ready()
+        times = []
+        for _ in range(repeats):
+            started = time.perf_counter()
+            multiply(a, b).block_until_ready()
+            times.append(time.perf_counter() - started)
+        KNOWN[left, right, dtype] = statistics.median(times)
+    return KNOWN[left, right, dtype]
+
+
+KNOWN: dict[tuple, float] = {}  # the layers' products have few shapes
+
+
+def shown(row: dict) -> str:
+    def share(value: float | None) -> str:
+        return "" if value is None else f"{100 * value:.0f} %"
+
+    alone = "" if row["products_seconds"] is None else f"{row['products_seconds']:.2f} s"
+    return (
+        f"| {row['size']} | {row['batch']} | {row['dtype']} | {row['remat']} | {row['seconds']:.3f} | "
+        f"{row['pictures_per_second']:.2f} | {row['flops_per_second_per_device'] / 1e12:.2f} | {share(row['mfu'])} | "
+        f"{alone} | {share(row['products_share'])} |"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

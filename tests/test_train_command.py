@@ -1,0 +1,149 @@
+"""`dalle-mini train`: from a config and a pile of pictures to weights that draw, and what is wrong with either."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from dalle_mini.cli import main
+
+PICTURES = 24
+
+
+@pytest.fixture(scope="module")
+def pile(tmp_path_factory):
+    """Pictures with captions, for the golden bundle's VQGAN of 16 pixels."""
+    folder = tmp_path_factory.mktemp("pile")
+    rng = np.random.default_rng(0)
+    for number in range(PICTURES):
+        color = rng.integers(0, 256, 3)
+        picture = np.clip(color + rng.integers(-20, 20, (80, 96, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(picture).save(folder / f"{number:02d}.png")
+        (folder / f"{number:02d}.txt").write_text(f"picture {number}\na colour of {color[0]}\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(golden_bundle, pile, tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    settings = {
+        "network": "seq2seq",
+        "data": {"train": [str(pile)]},
+        "training": {
+            "init_from": str(golden_bundle),
+            "dtype": "float32",
+            "optimizer": {"learning_rate": 0.01, "warmup_steps": 1},
+        },
+        "loop": {"steps": 4, "batch_size": 4, "log_every": 1, "eval_every": 4},
+    }
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(config, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    assert (
+        main(["train", str(config), "--output", str(out), "samples.prompts=a red apple", "samples.candidates=1"]) == 0
+    )
+    return out
+
+
+def records(out):
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_pile_is_encoded_and_learned(trained):
+    manifest = json.loads((trained / "tokens" / "00" / "manifest.json").read_text())
+    assert manifest["seen"] == manifest["rows"] == PICTURES
+    assert [record["step"] for record in records(trained) if "loss" in record] == [1, 2, 3, 4]
+    assert any("eval_loss" in record for record in records(trained))
+    assert (trained / "report.html").exists()
+    assert list((trained / "samples").glob("*/01-a-red-apple.png"))
+
+
+def test_what_was_trained_draws(trained, golden_bundle, tmp_path):
+    bundle = str(golden_bundle)  # of which VQGAN and CLIP are taken
+    command = ["generate", "a red apple", "--model", str(trained / "final"), "--vqgan", bundle, "--clip", bundle]
+    assert main([*command, "--candidates", "2", "--guidance", "1", "--output", str(tmp_path)]) == 0
+    assert (tmp_path / "a-red-apple" / "01.png").exists()
+    assert (trained / "final" / "words.txt").exists()
+
+
+def test_a_finished_run_goes_on_without_its_config(trained, capsys):
+    before = (trained / "final" / "model.safetensors").read_bytes()
+    assert main(["train", "--output", str(trained)]) == 0
+    assert (trained / "final" / "model.safetensors").read_bytes() == before
+    assert "continuing from step 4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["training.optimizer.learning_rate=0.02"],
+            "was started with other values of training.optimizer.learning_rate",
+        ),
+        (["--resume", "never"], "there is a run in it already"),
+    ],
+)
+def test_a_run_is_not_continued_as_another(trained, config, arguments, message, capsys):
+    given = [str(config), "--output", str(trained), "samples.prompts=[]", *arguments]
+    assert main(["train", *given]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("loop.stepps=3", "loop.stepps: no such setting; did you mean steps?"),
+        ("loop.steps=none", "loop.steps: 'none' is not of type int"),
+        ("data.train=/nowhere", "no such folder: /nowhere"),
+        ("data.train=[]", "data.train: name the encoded pictures"),
+        ("training.init_from=/nowhere", "no such folder: /nowhere"),
+        ("training.model.d_model=64", "is of another model than training.model: "),
+        ("mesh.model=3", "mesh: data -1 x model 3 does not make the"),
+    ],
+)
+def test_wrong_settings(config, change, message, tmp_path, capsys):
+    assert main(["train", str(config), "--output", str(tmp_path / "run"), change]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("network: gan\n", "network: 'gan' is not seq2seq"),
+        ("loop: {stepss: 3}\n", "loop.stepss: no such setting; did you mean steps?"),
+        ("training: [1]\n", "training: [1] is not of type Seq2SeqTraining"),
+        ("[1, 2]\n", "it must hold names and values"),
+    ],
+)
+def test_wrong_configs(tmp_path, text, message, capsys):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    assert main(["train", str(path), "--output", str(tmp_path / "run")]) == 2
+    assert f"error: {path}: " in (error := capsys.readouterr().err)
+    assert message in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_nothing_to_continue(tmp_path, capsys):
+    assert main(["train", "--output", str(tmp_path)]) == 2
+    assert "holds no run to continue: name a CONFIG" in capsys.readouterr().err
+
+
+def test_tokens_of_another_vqgan(trained, config, golden_bundle, tmp_path, capsys):
+    tokens = tmp_path / "tokens"
+    shutil.copytree(trained / "tokens" / "00", tokens)
+    manifest = json.loads((tokens / "manifest.json").read_text())
+    manifest["vqgan"]["identity"] = "0" * 16
+    (tokens / "manifest.json").write_text(json.dumps(manifest))
+    both = f'data.train=["{trained / "tokens" / "00"}", "{tokens}"]'
+    assert main(["train", str(config), "--output", str(tmp_path / "run"), both]) == 2
+    assert "tokens of another VQGAN" in capsys.readouterr().err

@@ -1,0 +1,55 @@
+"""The published recipes in tools/train/configs: each is read, and is of the size and the numbers that it says."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from dalle_mini.models import DalleBart
+from dalle_mini.training import config_file
+from dalle_mini.training.runs import Seq2SeqRun, load_run
+from dalle_mini.weights.pretrained import flatten
+
+CONFIGS = Path(__file__).parents[2] / "tools" / "train" / "configs"
+NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+V3_8_CORES = 8
+
+
+def test_which_there_are():
+    assert {"micro", "mini", "mini-2021", "mega", "emoji", "finetune-mini", "finetune-emoji"} <= {*NAMES}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_is_read_and_tells_how_to_run_it(name):
+    path = CONFIGS / f"{name}.yaml"
+    values = config_file.read(path)
+    assert values.pop("network") == "seq2seq"
+    config_file.build(Seq2SeqRun, values)
+    head = path.read_text().partition("network:")[0]
+    assert f"#   dalle-mini train tools/train/configs/{name}.yaml --output " in head
+    for word in ("hardware:", "time", "loss"):
+        assert word in head, f"{path} does not tell its {word}"
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("mini", 437_833_712), ("mega", 2_587_521_024)])
+def test_published_sizes(name, parameters):
+    model = load_run(CONFIGS / f"{name}.yaml").training.model
+    assert sum(math.prod(leaf.shape) for leaf in flatten(DalleBart.shapes(model)[1]).values()) == parameters
+
+
+def test_the_numbers_of_the_report():
+    run = load_run(CONFIGS / "mini-2021.yaml")
+    assert run.loop.batch_size == 3584 == 56 * V3_8_CORES * run.loop.accumulation
+    assert run.loop.accumulation == 8
+    optimizer = run.training.optimizer
+    assert (optimizer.name, optimizer.learning_rate, optimizer.warmup_steps, optimizer.decay) == (
+        *("adafactor", 0.005, 2000, "linear"),
+    )
+    model = run.training.model
+    assert (model.image_vocab_size, model.image_length, model.d_model) == (16384, 256, 1024)
+
+
+def test_weights_to_start_from_bring_their_config():
+    run = load_run(CONFIGS / "finetune-emoji.yaml", ["training.model.guidance=2.0"])
+    assert run.training.init_from == "shipped"
+    assert (run.training.model.image_vocab_size, run.training.model.guidance) == (1024, 2.0)

@@ -1,0 +1,85 @@
+"""Does fine-tuning work? Two hundred pictures of eight emoji that the shipped model does not know, before and after.
+
+    python tools/train/finetune_demo.py pictures my-pictures
+    dalle-mini train tools/train/configs/finetune-emoji.yaml --output runs/mine data.train=my-pictures
+    python tools/train/finetune_demo.py compare runs/mine/final docs/images/finetune.png
+
+The first line writes what anybody's folder looks like: `000.png` with its caption in `000.txt`. The last draws each
+of the eight on a background on which the run has not seen it (`is_held_out`), and something that the model knew before.
+Needs Debian's package fonts-noto-color-emoji.
+"""
+
+import os
+from pathlib import Path
+
+from entry import parser, user_errors
+from PIL import Image
+
+from dalle_mini import DalleMini
+from dalle_mini.data.emoji import PALETTE, EmojiPictures, everyday_emoji, is_held_out
+from dalle_mini.data.emoji_captions import with_article
+from dalle_mini.errors import UserError
+from dalle_mini.evaluation.contact_sheet import Entry, contact_sheet
+
+NEW = "👑💡🎁🎈🔔🔑👟💎"
+KNOWN = ("a red apple on a blue background", "a snail on a yellow background")
+COUNT, SIZE, SEED, CANDIDATES = 200, 64, 11, 8
+
+
+def new_emoji():
+    return [emoji for emoji in everyday_emoji() if emoji.characters.replace("\ufe0f", "") in NEW]
+
+
+def write_pictures(out: Path) -> None:
+    """Raises UserError where the folder cannot be written."""
+    source = EmojiPictures(SIZE, SEED, COUNT, new_emoji(), "train", jitter=0)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for index in range(COUNT):
+            example = source[index]
+            Image.fromarray(example.image).save(out / f"{index:03d}.png")
+            (out / f"{index:03d}.txt").write_text(example.caption + "\n", "utf-8")
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror})") from None
+    print(f"{COUNT} pictures with captions are in {out}")
+
+
+def compare(model: str, out: Path) -> None:
+    """CLIP's pick of the shipped model and of `model`, below one another for each prompt."""
+    prompts = [f"a {emoji.name} on {with_article(unseen(emoji))} background" for emoji in new_emoji()] + list(KNOWN)
+    entries = []
+    for name, source in (("before", None), ("after", model)):
+        pipe = DalleMini.from_pretrained(source, vqgan=source and "shipped", clip=source and "shipped")
+        for result in pipe.generate(prompts, candidates=CANDIDATES, keep=1):
+            entries.append(Entry(result.images[0], f"{name}: {result.prompt}"))
+    beside = out.with_name(f".partial.{os.getpid()}.{out.name}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        contact_sheet(entries).save(beside, format="PNG")
+        beside.replace(out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror})") from None
+    finally:
+        beside.unlink(missing_ok=True)
+    print(out)
+
+
+def unseen(emoji) -> str:
+    """The first background on which the run has not seen an emoji."""
+    return next(color for color in PALETTE if is_held_out(emoji, color))
+
+
+if __name__ == "__main__":
+    options = parser(__doc__)
+    verbs = options.add_subparsers(dest="verb", required=True)
+    verb = verbs.add_parser("pictures", help="write the captioned pictures")
+    verb.add_argument("out", type=Path, help="the folder to write")
+    verb = verbs.add_parser("compare", help="draw with both models")
+    verb.add_argument("model", help="the fine-tuned DalleBart's folder")
+    verb.add_argument("out", type=Path, help="the picture's file, a PNG")
+    with user_errors():
+        args = options.parse_args()
+        if args.verb == "pictures":
+            write_pictures(args.out)
+        else:
+            compare(args.model, args.out)

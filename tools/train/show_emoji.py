@@ -1,0 +1,38 @@
+"""Draw a contact sheet of emoji scenes with their captions, to see what a model is trained on.
+
+python tools/train/show_emoji.py scenes.png --count 50 --split heldout-pair
+"""
+
+import os
+from pathlib import Path
+
+from entry import parser, user_errors
+from PIL import Image
+
+from dalle_mini.data.emoji_scenes import SPLITS, EmojiScenes
+from dalle_mini.data.scene_emoji import scene_emoji
+from dalle_mini.errors import UserError
+from dalle_mini.evaluation.contact_sheet import Entry, contact_sheet
+
+if __name__ == "__main__":
+    options = parser(__doc__)
+    options.add_argument("out", type=Path, help="the picture's file, a PNG")
+    options.add_argument("--count", type=int, default=50, help="(default: 50)")
+    options.add_argument("--size", type=int, default=128, help="of the pictures, pixels (default: 128)")
+    options.add_argument("--split", choices=SPLITS, default="train", help="(default: train)")
+    options.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    options.add_argument("--people", action="store_true", help="with people in all genders and skin tones")
+    with user_errors():
+        args = options.parse_args()
+        source = EmojiScenes(args.size, args.seed, args.count, scene_emoji(people=args.people), args.split)
+        examples = (source[index] for index in range(args.count))
+        sheet = contact_sheet([Entry(Image.fromarray(one.image), one.caption) for one in examples])
+        beside = args.out.with_name(f".partial.{os.getpid()}.{args.out.name}")
+        try:
+            sheet.save(beside, format="PNG")
+            beside.replace(args.out)
+        except OSError as error:
+            raise UserError(f"{args.out} cannot be written: {error}") from None
+        finally:
+            beside.unlink(missing_ok=True)
+        print(args.out)
