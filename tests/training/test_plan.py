@@ -131,7 +131,7 @@ def test_a_plan_that_does_not_fit_is_said_with_its_numbers():
     found = fake_plan(topology, peak_bytes=20 * plan.GIB, working_bytes=19 * plan.GIB, collectives=None)
     assert not found.fits
     text = "\n".join(describe(found, run))
-    assert "20.00" in text and "15.48  IT DOES NOT FIT" in text and "19.00" in text and "interconnect" not in text
+    assert "20.00" in text and "15.48  IT DOES NOT FIT" in text and "19.00" in text and "82 GB/s" not in text
     assert found.to_dict()["fits"] is False and found.to_dict()["collectives"] is None
 
 
