@@ -126,19 +126,18 @@ def prepare(topology: Topology) -> None:
 
     Raises UserError where the TPU compiler is not installed.
     """
-    if topology.is_tpu:
-        if importlib.util.find_spec("libtpu") is None:
-            raise UserError(
-                f"--topology {topology.name}: the TPU compiler is not installed (no TPU is needed for it): {INSTALL}"
-            )
-        os.environ.update(TPU_ENVIRONMENT)
-        os.environ["TPU_ACCELERATOR_TYPE"] = topology.name
-    else:
+    if topology.is_tpu and importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            f"--topology {topology.name}: the TPU compiler is not installed (no TPU is needed for it): {INSTALL}"
+        )
+    os.environ.update(TPU_ENVIRONMENT)  # for GPUs too: jax asks libtpu wherever it is installed
+    os.environ["TPU_ACCELERATOR_TYPE"] = topology.name if topology.is_tpu else "v3-8"
+    if not topology.is_tpu:
+        os.environ["JAX_NUM_CPU_DEVICES"] = str(topology.devices)
         if "jax" in sys.modules:
             import jax
 
             jax.config.update("jax_num_cpu_devices", topology.devices)
-        os.environ.update({"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(topology.devices)})
 
 
 def make_plan(run: Any, topology: Topology) -> Plan:
