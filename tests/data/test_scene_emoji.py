@@ -16,7 +16,9 @@ from dalle_mini.data.emoji_nouns import (
 )
 from dalle_mini.data.scene_emoji import (
     MORE,
+    THINNEST,
     TWIN_DISTANCE,
+    _ink,
     _on_black_and_white,
     people_emoji,
     scene_candidates,
@@ -46,9 +48,10 @@ def test_scene_emoji_are_more_than_600_no_twins_and_hold_all_everyday_ones():
     pixels = [_on_black_and_white(find_font(), one) for one in emoji]
     nearest = min(np.sqrt(np.mean((np.stack(pixels[i + 1 :]) - pixels[i]) ** 2, axis=1)).min() for i in range(200))
     assert nearest >= TWIN_DISTANCE - 1e-4
+    assert min(_ink(find_font(), one) for one in emoji) >= THINNEST
     names = {one.name for one in emoji}
     assert {"grinning face", "snowman"} <= names  # of twins the first stays
-    assert not {"grinning face with big eyes", "snowman without snow", "black circle"} & names
+    assert not {"grinning face with big eyes", "snowman without snow", "black circle", "dotted line face"} & names
     assert len(scene_emoji(kinds=["animals", "food"])) < len(scene_emoji(distance=0.1, kinds=["animals", "food"]))
 
 

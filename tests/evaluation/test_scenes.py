@@ -97,12 +97,10 @@ def test_places_sizes_and_what_is_in_front_are_found(judge):
         things = Thing(behind, boxes[0]), Thing(front, boxes[1])
         image = draw(Scene("", things, Background(("blue", "pink"), "down"), "two"), 64)
         (seen,) = judge(image[None], [(behind, front)])
-        assert seen == SceneJudgement(
-            Found(behind, boxes[0], (behind.name,)),
-            Found(front, boxes[1], (front.name,)),
-            False,
-            Background(("blue", "pink"), "down"),
-        )
+        assert [one.box for one in (seen.first, seen.second)] == list(boxes)
+        assert [one.names for one in (seen.first, seen.second)] == [(behind.name,), (front.name,)]
+        assert min(seen.first.explained, seen.second.explained) > 0.99
+        assert seen.first_in_front is False and seen.background == Background(("blue", "pink"), "down")
         assert seen.is_related("behind") and not seen.is_related("in front of") and not seen.is_related("left of")
 
 
@@ -170,6 +168,13 @@ def test_captions():
     assert scene_caption(SNAIL, "left of", APPLE) == "a snail to the left of a red apple"
     wanted = "grapes on top of a cat on an orange background"
     assert scene_caption(Emoji("🍇", "grapes"), "on top of", CAT, "orange") == wanted
+
+
+def test_what_fits_best_must_also_fit_well():
+    box = Box(0, 4, 7)
+    assert Found(SNAIL, box, ("snail",), 0.7).present
+    assert not Found(SNAIL, box, ("snail",), 0.2).present
+    assert not Found(SNAIL, box, ("shell",), 0.9).present
 
 
 def test_scores():

@@ -26,7 +26,7 @@ if __name__ == "__main__":
         args = options.parse_args()
         source = EmojiScenes(args.size, args.seed, args.count, scene_emoji(people=args.people), args.split)
         examples = (source[index] for index in range(args.count))
-        sheet = contact_sheet([Entry(Image.fromarray(one.image), one.caption) for one in examples])
+        sheet = contact_sheet([Entry(Image.fromarray(one.image), one.caption) for one in examples], lines=5)
         beside = args.out.with_name(f".partial.{os.getpid()}.{args.out.name}")
         try:
             sheet.save(beside, format="PNG")

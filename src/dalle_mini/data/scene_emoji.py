@@ -51,6 +51,7 @@ MORE = {
 # Twins are nearer than this. The nearest two of `EVERYDAY`, which was chosen by eye, are 0.161 apart (basketball and
 # stop sign), so whatever is added is at least as easy to tell from the rest.
 TWIN_DISTANCE = 0.16
+THINNEST = 0.14  # of the box is drawn at least; the thinnest of `EVERYDAY`, the Tokyo Tower, fills 0.142
 TWIN_WIDTH = 28  # pixels: an emoji of a scene of two in a picture of 64
 
 # First code points of the emoji that show one person.
@@ -69,11 +70,11 @@ def scene_emoji(
     people: bool = False,
     distance: float = TWIN_DISTANCE,
 ) -> list[Emoji]:
-    """The emoji of `EVERYDAY` and `MORE` that are not near twins: 925 of them, in the order written there.
+    """The emoji of `EVERYDAY` and `MORE` that are neither near twins nor hair-thin: 906, in the order written there.
 
     Two are twins if the root mean square difference of their renders, 28 pixels wide, over a black and a white
     background is below `distance`; colours run from 0 to 1. Of twins the first stays, and `EVERYDAY` comes first, so
-    that all of it stays.
+    that all of it stays. Thin is what fills less than `THINNEST` of its box.
 
     Args:
         kinds: keys of `MORE` (those of `EVERYDAY` are among them); all of them if None.
@@ -125,15 +126,27 @@ def _is_one_person(characters: str) -> bool:
 @lru_cache(maxsize=8)
 def _scene_emoji(font: Path, kinds: tuple[str, ...] | None, distance: float) -> tuple[tuple[str, str], ...]:
     drawn = [one for one in scene_candidates(kinds) if _is_drawn(font, one.characters)]
-    pixels = np.stack([_on_black_and_white(font, one) for one in drawn])  # [emoji, values]
-    squares = np.sum(pixels**2, axis=1)
-    apart = (squares[:, None] + squares - 2 * pixels @ pixels.T) / pixels.shape[1]  # mean squares, [emoji, emoji]
+    drawn = [one for one in drawn if _ink(font, one) >= THINNEST]
+    apart = pixel_distances(font, drawn)
     everyday = set("".join(EVERYDAY.values()))
     kept: list[int] = []
     for index, one in enumerate(drawn):
-        if one.characters[0] in everyday or np.all(apart[index, kept] >= distance**2):
+        if one.characters[0] in everyday or np.all(apart[index, kept] >= distance):
             kept.append(index)
     return tuple((drawn[index].characters, drawn[index].name) for index in kept)
+
+
+def pixel_distances(font: Path, emoji: Sequence[Emoji]) -> np.ndarray:
+    """How far the emoji's renders are apart, as `scene_emoji` has it: root mean squares, [emoji, emoji]."""
+    pixels = np.stack([_on_black_and_white(font, one) for one in emoji])  # [emoji, values]
+    squares = np.sum(pixels**2, axis=1)
+    means = (squares[:, None] + squares - 2 * pixels @ pixels.T) / pixels.shape[1]
+    return np.sqrt(np.maximum(means, 0))
+
+
+def _ink(font: Path, emoji: Emoji) -> float:
+    """The share of the emoji's box that is drawn."""
+    return 1 - float(np.mean(sprite(font, emoji.characters, TWIN_WIDTH)[1])) / 255
 
 
 def _on_black_and_white(font: Path, emoji: Emoji) -> np.ndarray:

@@ -22,14 +22,14 @@ class Entry:
     note: str = ""
 
 
-def contact_sheet(entries: Sequence[Entry], legend: Mapping[str, str] | None = None) -> Image.Image:
-    """The entries in rows under a legend of frame colours: meaning -> colour."""
+def contact_sheet(entries: Sequence[Entry], legend: Mapping[str, str] | None = None, lines: int = LINES) -> Image.Image:
+    """The entries in rows under a legend of frame colours, meaning -> colour; captions are cut at `lines` lines."""
     legend = legend or {}
     factor = math.ceil(SIDE / entries[0].picture.width)
     side = entries[0].picture.width * factor
     columns = min(COLUMNS, len(entries))
     rows = math.ceil(len(entries) / columns)
-    lines_below = LINES * (1 + any(entry.note for entry in entries))
+    lines_below = lines * (1 + any(entry.note for entry in entries))
     width, height = side + 2 * FRAME + GAP, side + 2 * FRAME + lines_below * LINE + GAP
     font = ImageFont.load_default(FONT_SIZE)
     characters = CHARACTERS * side // SIDE
@@ -49,12 +49,12 @@ def contact_sheet(entries: Sequence[Entry], legend: Mapping[str, str] | None = N
             draw.rectangle((left + inset, top + inset, left + far, top + far), fill=fill)
         enlarged = entry.picture.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
         sheet.paste(enlarged, (left + FRAME, top + FRAME))
-        lines = [(line, "black") for line in _wrap(entry.caption, characters)]
-        lines += [(line, WRONG) for line in _wrap(entry.note, characters)]
-        for number, (line, ink) in enumerate(lines):
+        below = [(line, "black") for line in _wrap(entry.caption, characters, lines)]
+        below += [(line, WRONG) for line in _wrap(entry.note, characters, lines)]
+        for number, (line, ink) in enumerate(below):
             draw.text((left, top + side + 2 * FRAME + 2 + number * LINE), line, fill=ink, font=font)
     return sheet
 
 
-def _wrap(text: str, characters: int) -> list[str]:
-    return textwrap.wrap(text, characters, max_lines=LINES, placeholder=" ...")
+def _wrap(text: str, characters: int, lines: int) -> list[str]:
+    return textwrap.wrap(text, characters, max_lines=lines, placeholder=" ...")

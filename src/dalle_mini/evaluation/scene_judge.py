@@ -2,10 +2,21 @@
 
 It is told which two emoji were asked for and nothing else. Each is looked for at every place and size that a scene can
 have; where it fits best it is then weighed against every emoji that the font draws, there and a cell around, and counts
-as present only if none fits better. What the other emoji covers, or is covered by, is taken into account: every emoji
-is tried in front of or behind the other, as the picture has it. The relation is read from the two boxes.
+as present only if none fits better and it accounts for a good part of what is there. What the other emoji covers, or is
+covered by, is taken into account: every emoji is tried in front of or behind the other, as the picture has it. The
+relation is read from the two boxes.
 
-@@TABLE@@
+How it does on 90 prompts of `held_out_scenes` at 64 pixels, a third with size words (`benchmarks/scene_judge.py`):
+
+                                  both present   and related   two others   one other   look-alike
+    exact pictures                       100 %          98 %          0 %         0 %          1 %
+    half resolution, noise 20/255         99 %          98 %          0 %         0 %          1 %
+    first edition's VQGAN (23.8 dB)       71 %          67 %          0 %         0 %          0 %
+@@128@@
+The last three columns are asked for what is not there: both emoji of another prompt; the second one of another prompt,
+with the first that is there; and in place of the second the emoji that looks most like it. The relations missed in exact
+pictures are thin emoji in front of another that hide no pixel of it. In 13 % of the pictures two other emoji, where each
+fits best, happen to be in the relation asked for; a relation counts only between two that are present.
 """
 
 from __future__ import annotations
@@ -27,6 +38,10 @@ BLOCK = 512  # emoji compared at a time
 BATCH = 16  # pictures compared at a time
 OUTLIER = 0.05  # squared distance of colours, 0 to 3, from which on a border pixel counts as none of the background's
 
+# The least share of what is in its box that an emoji accounts for. What fits best of all may still fit badly, such as a
+# pale emoji on the rim of another. 19 of 20 right ones reach 0.48 after a small VQGAN, and the wrong ones were below 0.38.
+EXPLAINED = 0.4
+FAINT = 0.03  # squared distance of colours, 0 to 3, up to which a pixel is noise and need not be accounted for
 VISIBLE = 0.1  # squared difference, summed over a picture, that one order of drawing must have over the other
 
 BACKGROUNDS = tuple(Background((color,)) for color in PALETTE) + tuple(
@@ -38,16 +53,18 @@ BACKGROUNDS = tuple(Background((color,)) for color in PALETTE) + tuple(
 class Found:
     """Where an emoji that was asked for fits best, and the names of the emoji that fits best there.
 
-    More than one name where the font draws several emoji alike; none where the bare background fits better.
+    More than one name where the font draws several emoji alike; none where the bare background fits better. `explained`
+    is the share of what is in the box, beside the background and the other emoji, that it accounts for, in squares.
     """
 
     emoji: Emoji
     box: Box
     names: tuple[str, ...]
+    explained: float = 1.0
 
     @property
     def present(self) -> bool:
-        return self.emoji.name in self.names
+        return self.emoji.name in self.names and self.explained >= EXPLAINED
 
 
 @dataclass(frozen=True)
@@ -152,17 +169,19 @@ class SceneJudge:
             for place in _around(box):
                 crop = self._crop(pictures[row], placed[row], asked[row], which, place)
                 crops.setdefault(box.scale, []).append(((row, which), crop))
-        best: dict[tuple[int, int], tuple[float, tuple[str, ...]]] = {}
+        best: dict[tuple[int, int], tuple[float, tuple[str, ...], float]] = {}
         for scale, of_scale in crops.items():
             gains, nearest = self._nearest(scale, [crop for _, crop in of_scale])
-            for (key, _), gain, index in zip(of_scale, gains, nearest, strict=True):
+            for (key, crop), gain, index in zip(of_scale, gains, nearest, strict=True):
+                squares = np.sum(crop.rest**2, axis=-1)
+                total = max(float(np.sum(squares[squares > FAINT])), float(-gain))
                 # The bare background gains nothing.
-                if gain < best.get(key, (0.0, ()))[0]:
-                    best[key] = gain, self._names[index]
+                if gain < best.get(key, (0.0, (), 0.0))[0]:
+                    best[key] = float(gain), self._names[index], float(-gain / total)
         judged = []
         for row, scene in enumerate(placed):
-            names = [best.get((row, which), (0.0, ()))[1] for which in (0, 1)]
-            found = (Found(*one) for one in zip(asked[row], scene.boxes, names, strict=True))
+            fits = [best.get((row, which), (0.0, (), 0.0))[1:] for which in (0, 1)]
+            found = (Found(one, box, *fit) for one, box, fit in zip(asked[row], scene.boxes, fits, strict=True))
             judged.append(SceneJudgement(*found, scene.first_in_front, scene.background))
         return judged
 
