@@ -43,13 +43,15 @@ class Notes(logging.Handler):
 
 @contextlib.contextmanager
 def notices() -> Iterator[None]:
-    """The library's notices as `note:` lines."""
+    """The library's notices as `note:` lines, and only so: other libraries make the root logger print them too."""
     handler, logger = Notes(), logging.getLogger("dalle_mini")
     logger.addHandler(handler)
+    logger.propagate = False
     try:
         yield
     finally:
         logger.removeHandler(handler)
+        logger.propagate = True
 
 
 @contextlib.contextmanager

@@ -12,11 +12,12 @@ How it does on 90 prompts of `held_out_scenes` at 64 pixels, a third with size w
     exact pictures                       100 %          98 %          0 %         0 %          1 %
     half resolution, noise 20/255         99 %          98 %          0 %         0 %          1 %
     first edition's VQGAN (23.8 dB)       71 %          67 %          0 %         0 %          0 %
-@@128@@
-The last three columns are asked for what is not there: both emoji of another prompt; the second one of another prompt,
-with the first that is there; and in place of the second the emoji that looks most like it. The relations missed in exact
-pictures are thin emoji in front of another that hide no pixel of it. In 13 % of the pictures two other emoji, where each
-fits best, happen to be in the relation asked for; a relation counts only between two that are present.
+
+The last three columns are asked for what is not there: both emoji of another prompt; the second one of another
+prompt, with the first that is there; and in place of the second the emoji that looks most like it. The relations
+missed in exact pictures are thin emoji in front of another that hide no pixel of it. In 13 % of the pictures two
+other emoji, where each fits best, happen to be in the relation asked for; a relation counts only between two that are
+present.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ BLOCK = 512  # emoji compared at a time
 BATCH = 16  # pictures compared at a time
 OUTLIER = 0.05  # squared distance of colours, 0 to 3, from which on a border pixel counts as none of the background's
 
-# The least share of what is in its box that an emoji accounts for. What fits best of all may still fit badly, such as a
-# pale emoji on the rim of another. 19 of 20 right ones reach 0.48 after a small VQGAN, and the wrong ones were below 0.38.
+# The least share of what is in its box that an emoji accounts for. What fits best of all may still fit badly, such as
+# a pale emoji on the rim of another. 19 of 20 right ones reach 0.48 after a small VQGAN, and the wrong ones were
+# below 0.38.
 EXPLAINED = 0.4
 FAINT = 0.03  # squared distance of colours, 0 to 3, up to which a pixel is noise and need not be accounted for
 VISIBLE = 0.1  # squared difference, summed over a picture, that one order of drawing must have over the other
