@@ -69,13 +69,13 @@ def chart(
     def place_y(value: float) -> float:
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (scale(value) - bottom) / span
 
+    # A norm of 210.3 that moves in its fifth digit wants five.
+    digits = next((d for d in range(4, 9) if len({number(tick, percent, d) for tick in ticks}) == len(ticks)), 9)
     parts = []
     for tick in ticks:
         y = place_y(tick)
         parts.append(f'<line class="rule" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(
-            f'<text class="tick" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{number(tick, percent)}</text>'
-        )
+        parts.append(_label(LEFT - 8, y + 4, "end", number(tick, percent, digits)))
     for tick in linear_ticks(0, end, 5):
         if tick <= end:
             x, anchor = place_x(tick), "middle" if tick < 0.97 * end else "end"
@@ -123,17 +123,17 @@ def log_ticks(low: float, high: float) -> list[float]:
     return [10.0**power for power in powers][:: max(1, len(powers) // 5)]
 
 
-def number(value: float, percent: bool = False) -> str:
+def number(value: float, percent: bool = False, digits: int = 4) -> str:
     """Short, for an axis and a legend: 12k, 0.25, 3.2e-05, 41 %."""
     if percent:
-        return f"{100 * value:.3g} %"
+        return f"{100 * value:.{digits - 1}g} %"
     if value == 0:
         return "0"
     size = abs(value)
     for unit, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if size >= unit:
-            return f"{value / min(unit, 1e3 if letter == 'k' else unit):.4g}{letter}"
-    return f"{value:.4g}" if size >= 1e-3 else f"{value:.2g}"
+            return f"{value / min(unit, 1e3 if letter == 'k' else unit):.{digits}g}{letter}"
+    return f"{value:.{digits}g}" if size >= 1e-3 else f"{value:.{digits - 2}g}"
 
 
 def _label(x: float, y: float, anchor: str, text: str) -> str:
