@@ -82,15 +82,18 @@ def sharded(tmp_path_factory):
     return on_eight_devices(tmp_path_factory.mktemp("sharded"), [*QUICK, *others])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", QUICK)
 def test_sharded_and_in_pieces(sharded, case):
     assert_golden(sharded[case], case.partition(":")[0])
 
 
+@pytest.mark.slow
 def test_fully_sharded_is_data_parallel(sharded):
     assert_same(sharded[f"{TINY}:8x1:1:plain"], sharded[f"{TINY}:8x1:1"])
 
 
+@pytest.mark.slow
 def test_dropout_is_the_same_on_any_mesh(sharded):
     alone = run_case(f"{TINY}:1x1:1:dropout")
     assert np.abs(alone["loss"] - golden(TINY)["loss"]).max() > 0.05  # it drops something

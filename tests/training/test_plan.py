@@ -152,6 +152,7 @@ def test_a_tpu_compiler_that_cannot_be_used_is_one_line(monkeypatch):
         plan._devices(find_topology("v3-8"))
 
 
+@pytest.mark.slow
 def test_gpus_are_estimated(config):
     done = command(config, "--topology", "h100x8", "mesh.model=2", "--json")
     assert done.returncode == 0, done.stderr[-2000:]
