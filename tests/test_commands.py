@@ -53,6 +53,7 @@ def test_a_picture_is_drawn_again_from_its_report(generate, tmp_path):
     assert generate("--replay", again / "results.json", output="third")[0] == 0  # and so on
 
 
+@pytest.mark.slow
 def test_a_replay_spares_the_folder_it_is_of(generate, tmp_path):
     generate("a boat", "--candidates", 2)
     original = tmp_path / "out" / "a-boat"
@@ -95,6 +96,7 @@ def test_a_replay_without_a_model_takes_the_reports(generate, tmp_path, monkeypa
     assert asked == ["o/n@1", "o/v@1", None]
 
 
+@pytest.mark.slow
 def test_a_picture_that_started_from_one_is_drawn_again_too(generate, tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 16, 3), np.uint8)).save(tmp_path / "p.png")
     mask = np.zeros((20, 16, 3), np.uint8)

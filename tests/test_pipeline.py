@@ -83,6 +83,7 @@ def test_stream_yields_each_prompt_as_it_is_drawn(pipe):
     assert next(stream).prompt == "a snail"
 
 
+@pytest.mark.slow
 def test_the_same_pictures_in_calls_of_any_size(pipe):
     prompts = ["a boat", "a snail", "a red apple"]
     wanted = [drawn(result) for result in pipe.generate(prompts, candidates=5, keep=5)]

@@ -39,6 +39,7 @@ def test_other_convolutions_stay(channels, options):
     assert not is_worth_it(conv)
 
 
+@pytest.mark.slow
 def test_a_vqgan_decodes_to_the_same_picture():
     config = VQGANConfig(
         ch=128, ch_mult=(1, 2), num_res_blocks=1, resolution=32, attn_resolutions=(16,), n_embed=32, embed_dim=128,

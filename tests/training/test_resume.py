@@ -106,6 +106,7 @@ def test_five_times(kind, seed, whole, tmp_path, capsys):
     check_disturbed(tmp_path, [kind] * 5, whole, seed, capsys)
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_middle_of_a_line_and_of_a_checkpoint(whole, tmp_path, capsys):
     class Stop(Exception):
         pass

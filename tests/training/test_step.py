@@ -61,6 +61,7 @@ def test_what_is_masked_does_not_count(plain):
     assert float(found[1]["loss"]) == float(same[1]["loss"])
 
 
+@pytest.mark.slow
 def test_masks_of_rows_and_of_positions_are_one(plain):
     """A row's mask is that of all its positions; some positions' loss is their plain mean, in any pieces."""
     made, program, state = plain
@@ -158,6 +159,7 @@ def test_dropout_has_a_key_a_step():
     assert float(program.evaluate(state.params, program.place(batch)).total) == float(quiet.total)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_and_keeps_float32():
     made = trainer(TINY)
     made = golden_curves.Seq2SeqTrainer(
@@ -171,7 +173,8 @@ def test_bfloat16_is_close_and_keeps_float32():
     assert {leaf.dtype.name for leaf in jax.tree.leaves(state.params)} == {"float32"}
 
 
-@pytest.mark.parametrize("remat", [pytest.param("dots", marks=pytest.mark.slow), "full"])
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["dots", "full"])
 def test_what_is_kept_for_the_gradient_changes_nothing(remat):
     made = trainer(TINY)
     program, state = begin(made)
@@ -183,6 +186,7 @@ def test_what_is_kept_for_the_gradient_changes_nothing(remat):
         assert float(found[name]) == pytest.approx(float(plain[name]), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_muon_learns():
     made = trainer("adafactor_factored_scan", optimizer=OptimizerConfig("muon", 0.005, **CONSTANT))
     program, state = begin(made)

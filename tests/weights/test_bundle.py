@@ -30,6 +30,7 @@ def published(hub):
     }
 
 
+@pytest.mark.slow
 def test_three_repositories_to_a_picture(hub, published, pipe):
     sources = {"source": "acme/mini", "vqgan": f"acme/vqgan@{published['vqgan']}", "clip": "acme/clip"}
     drawn = DalleMini.from_pretrained(**sources)
