@@ -29,7 +29,7 @@ KINDS = {"png64": ("PNG", 64), "jpeg128": ("JPEG", 128), "jpeg256": ("JPEG", 256
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vqgan", help="folder or repository (default: the shipped model's)")
+    parser.add_argument("--vqgan", default="shipped", help="folder, repository or bundle (default: shipped)")
     parser.add_argument("--pictures", type=int, default=4096, help="in eight tars (default: 4096)")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=[*KINDS], help="of pictures (default: all)")
     parser.add_argument("--workers", type=int, help="processes that decode (default: one a core)")
