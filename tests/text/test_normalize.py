@@ -1,6 +1,7 @@
 import html
 import json
 import random
+import re
 import time
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from unidecode import unidecode
 
 from dalle_mini.errors import UserError
 from dalle_mini.text import CaptionNormalizer
-from dalle_mini.text.normalize import _to_plain_ascii
+from dalle_mini.text.normalize import _BEYOND_ASCII, _fixed, _has_four_alike, _to_plain_ascii
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "text_normalizer"
 WORDS = GOLDEN / "enwiki-words-frequency.txt"
@@ -106,3 +107,35 @@ def test_bad_word_lists_are_named(tmp_path):
         with pytest.raises(UserError, match=path.name) as raised:
             CaptionNormalizer(path)
         assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        *(
+            "fish &amp; chips",
+            "&amp;amp;amp;lt;b&amp;gt;",
+            "a <b>&amp;</b>",
+            "&lt;b&gt; &amp; c",
+            "caf&eacute; &EACUTE;",
+        ),
+        *("&#39;x&#39; &#x2019;", "&#10;two &amp; lines", "&copy 2014 & more", "&#128512;", "&lt;&eacute;&amp;eacute;"),
+        *("– café à Paris —", "Ã©tÃ©", "â€™ quoted", "½ ß ® ¡", "“curled”", "ﬁsh", "e\u0301", "soft\xadhyphen", "\xa0"),
+        *("a\x1b[31mred", "two\r\nlines", "\ud83d", "ｗｉｄｅ", "naïve Ã", ""),
+    ],
+)
+def test_what_is_done_of_ftfy_is_what_ftfy_does(caption):
+    assert _fixed(caption) == ftfy.fix_text(caption)
+
+
+@pytest.mark.parametrize("text", ["", "a", "aaa", "aaaa", "b aaaab", "abababab", "....", "x...", "1111", "\0\0\0\0 ab"])
+def test_four_alike_are_found(text):
+    assert _has_four_alike(text) >= bool(re.search(r"(.)\1{3}", text))
+    assert not _has_four_alike("abc " * 100 + "aaa bbb")
+
+
+def test_emoji_are_spelled_out_alike_in_pieces():
+    texts = ["1️⃣ and #️⃣2 *", "👩\u200d🦰x👍🏽a 🇩🇪🇩 é😀", "\u200d a\u200d 😀\ufe0f", "2\ufe0f 3\u20e3"]
+    for text in [*texts, *(f"a{one}1{one}{one} b" for one in emoji.EMOJI_DATA)]:
+        pieces = _BEYOND_ASCII.sub(lambda found: emoji.demojize(found[0]), text)
+        assert pieces == emoji.demojize(text), text

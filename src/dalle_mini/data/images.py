@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from dalle_mini.data import reasons
 from dalle_mini.errors import UserError
@@ -35,7 +35,7 @@ def load_picture(
                 raise UserError(
                     f"{path}: the picture has {width} x {height} pixels, more than {max_pixels}; scale it down"
                 )
-            return _to_rgb(ImageOps.exif_transpose(image), background)
+            return _to_rgb(_upright(image), background)
     except UserError:
         raise
     except Image.DecompressionBombError as error:
@@ -79,7 +79,7 @@ def decode_picture(
             with Image.open(io.BytesIO(picture), formats=FORMATS) as image:
                 if reason := _too_many(*image.size, max_pixels) or problem(*image.size):
                     raise BadPicture(reason)
-                return _to_rgb(ImageOps.exif_transpose(image))
+                return _to_rgb(_upright(image))
     except BadPicture:
         raise
     except Image.DecompressionBombError:
@@ -195,13 +195,20 @@ def _as_image(image: Image.Image | np.ndarray) -> Image.Image:
     return Image.fromarray(image)
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """The picture as the camera was held: decoded, and turned where its EXIF says so. Others are not copied."""
+    image.load()
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    return ImageOps.exif_transpose(image) if turned else image
+
+
 def _to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits, under either name: Pillow's own conversion saturates instead of scaling
         image = Image.fromarray((np.clip(np.asarray(image), 0, 2**16 - 1) >> 8).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # Pillow would make a copy of it
 
 
 def _resize_shortest(image: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
