@@ -216,7 +216,11 @@ class Tar:
         return key, ending, limit
 
     def _content(self, tar: tarfile.TarFile, member: tarfile.TarInfo, limit: int) -> bytes:
-        content = tar.extractfile(member).read(limit) if limit else b""
+        if member.sparse is None and limit:
+            tar.fileobj.seek(member.offset_data)  # which `extractfile` does by way of three objects
+            content = tar.fileobj.read(min(member.size, limit))
+        else:
+            content = tar.extractfile(member).read(limit) if limit else b""
         if len(content) < min(member.size, limit):
             raise tarfile.ReadError("unexpected end of data")
         return content
