@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--vqgan", default="shipped", help="folder, repository or bundle (default: shipped)")
     parser.add_argument("--pictures", type=int, default=4096, help="in eight tars (default: 4096)")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=[*KINDS], help="of pictures (default: all)")
+    parser.add_argument("--quick-jpeg", action="store_true", help="as of `dalle-mini encode`")
     parser.add_argument("--workers", type=int, help="processes that decode (default: one a core)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="print a JSON object of the figures as the last line")
@@ -43,7 +44,9 @@ def main() -> None:
             f"{figures['ratio']:.2f} times slower"
         )
     if args.json:
-        print(json.dumps({"pictures": args.pictures, "repeats": args.repeats, **results}))
+        print(
+            json.dumps({"pictures": args.pictures, "repeats": args.repeats, "quick_jpeg": args.quick_jpeg, **results})
+        )
 
 
 def measure(kind: str, args: argparse.Namespace) -> dict[str, float]:
@@ -100,7 +103,7 @@ def vqgan_alone(args: argparse.Namespace) -> float:
 
 
 def encode_rate(pile: Path, out: Path, args: argparse.Namespace) -> float:
-    from dalle_mini.data.encode import encode
+    from dalle_mini.data.encode import EncodeOptions, encode
     from dalle_mini.data.networks import Weights
     from dalle_mini.data.sources import open_source
 
@@ -110,7 +113,8 @@ def encode_rate(pile: Path, out: Path, args: argparse.Namespace) -> float:
         if stage == "encode" and now.pictures:
             seen.append((time.perf_counter(), now.pictures))
 
-    encode(open_source(str(pile)), Weights(args.vqgan), str(out), workers=args.workers, progress=progress)
+    options = EncodeOptions(quick_jpeg=args.quick_jpeg)
+    encode(open_source(str(pile)), Weights(args.vqgan), str(out), options, workers=args.workers, progress=progress)
     (begin, first), (end, last) = seen[0], seen[-1]
     assert last == args.pictures
     return (last - first) / (end - begin)

@@ -285,6 +285,7 @@ def test_what_is_of_another_run_is_refused_by_name(vqgan, other, whole, folder, 
     for pile, changes, model, named in (
         (NoisePile(seed=1), {}, vqgan, "source.seed is 0 there and 1 now"),
         (None, {"crops": "random:2"}, vqgan, 'options.crops is "center" there and "random:2" now'),
+        (None, {"quick_jpeg": True}, vqgan, "options.quick_jpeg is null there and true now"),
         (None, {"validation": 0.3}, vqgan, "options.validation is 0.2 there and 0.3 now"),
         (None, {"filters": Filters(min_side=9)}, vqgan, "options.filters.min_side is null there and 9 now"),
         (None, {}, other, "vqgan is "),

@@ -96,6 +96,8 @@ def test_again_and_with_something_else(encode, folder, tmp_path):
     assert (code, shown) == (2, "")
     assert errors.startswith("error: ") and 'options.crops is "center" there and "random:2" now' in errors
     assert errors.count("\n") == 1
+    code, _, errors = encode(*command, "--quick-jpeg")
+    assert code == 2 and "options.quick_jpeg is null there and true now" in errors
 
 
 def test_a_share_of_the_work(encode, folder, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from dalle_mini.data.images import (
     BadPicture,
     clip_pixels,
     decode_picture,
+    decode_scaled,
     load_picture,
     resize_and_crop,
     to_uint8,
@@ -202,3 +203,36 @@ def test_decode_picture_scales_16_bits_of_every_format():
     deep = Image.fromarray(np.full((4, 4), 0x8000, np.uint16))
     for kind in ("PNG", "TIFF", "PPM"):
         assert (np.asarray(decode_picture(encoded(deep, kind))) == 0x80).all()
+
+
+def test_a_jpeg_file_is_decoded_no_larger_than_it_takes():
+    for sides, needed, decoded in (
+        *(((800, 400), 100, (200, 100)), ((800, 400), 101, (400, 200)), ((401, 399), 190, (201, 200))),
+        *(((800, 400), 400, (800, 400)), ((800, 400), 5, (100, 50)), ((30, 20), 100, (30, 20))),
+    ):
+        image, shown = decode_scaled(encoded(Image.fromarray(gradient(*sides[::-1])), "JPEG", quality=95), needed)
+        assert (image.size, shown, image.mode) == (decoded, sides, "RGB")
+    whole = encoded(Image.fromarray(gradient(400, 800)), "JPEG", quality=95)
+    exact, quick = (resize_and_crop(decode_scaled(whole, needed)[0], 64).astype(int) for needed in (None, 128))
+    assert 0 < np.abs(exact - quick).mean() < 1.5
+    png = encoded(Image.fromarray(gradient(400, 800)), "PNG")
+    np.testing.assert_array_equal(np.asarray(decode_scaled(png, 64)[0]), gradient(400, 800))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_jpeg_file_that_is_decoded_smaller_is_turned_all_the_same(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.fromarray(gradient(401, 400)), "JPEG", exif=exif, quality=95)
+    whole, shown = decode_scaled(data, None)
+    quick, same = decode_scaled(data, 200)
+    assert shown == same == whole.size == ((401, 400) if orientation > 4 else (400, 401))
+    assert quick.size == tuple(-(-side // 2) for side in shown)
+    assert np.abs(np.asarray(whole.resize(quick.size), int) - np.asarray(quick)).mean() < 3
+
+
+def test_pixels_that_need_no_change_are_not_copied(monkeypatch):
+    data = encoded(Image.fromarray(gradient(20, 30)), "JPEG")
+    monkeypatch.setattr(Image.Image, "copy", None)
+    monkeypatch.setattr(Image.Image, "convert", None)
+    assert decode_picture(data).size == (30, 20)

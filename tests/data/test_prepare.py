@@ -48,6 +48,33 @@ def test_hashes_are_made_where_duplicates_are_looked_for():
     assert 0 < row.exact < 2**64 and 0 < row.look < 2**64
 
 
+def test_jpeg_files_are_decoded_at_twice_what_is_needed():
+    file = io.BytesIO()
+    gradient(96, 64).save(file, "JPEG", quality=95)
+    example, image = Example("a", file.getvalue(), ("one",)), Image.open(file)
+
+    def crops(**options) -> np.ndarray:
+        made = Preparation(**{"resolution": 8, "filters": ALL} | options)(0, example)
+        assert {(row.width, row.height) for row, _ in made} == {(96, 64)}
+        return np.stack([crop for _, crop in made])
+
+    exact = crops()
+    np.testing.assert_array_equal(exact[0], resize_and_crop(image, 8))
+    image = Image.open(file)
+    image.draft(None, (16, 16))
+    assert image.size == (24, 16)
+    np.testing.assert_array_equal(crops(quick_jpeg=True)[0], resize_and_crop(image, 8))
+    assert (exact != crops(quick_jpeg=True)).any()
+    duplicates = Filters(min_side=None, duplicates="exact")
+    np.testing.assert_array_equal(crops(quick_jpeg=True, filters=duplicates), exact)
+    image = Image.open(file)
+    image.draft(None, (24, 24))  # a random crop is of as little as 2/3 of the shortest side
+    assert image.size == (48, 32)
+    np.testing.assert_array_equal(
+        crops(quick_jpeg=True, crops="random:3"), [random_crop(image, 8, 0, "a", n) for n in range(3)]
+    )
+
+
 @pytest.mark.parametrize(
     ("example", "reason", "detail"),
     [

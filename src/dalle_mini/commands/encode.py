@@ -44,6 +44,7 @@ def add_encode(verbs) -> None:
     add = parser.add_argument_group("encoding").add_argument
     add("--crops", metavar="HOW", default="center", help="center, or random:N for N random crops of each picture")
     add("--seed", metavar="N", type=int, default=0, help="of random crops")
+    add("--quick-jpeg", action="store_true", help="decode large JPEG files at a fraction; a few tokens in 100 change")
     add("--clip-scores", action="store_true", help="let CLIP judge each picture with its caption")
     add("--validation", metavar="SHARE", type=float, default=0.01, help="of the pictures, chosen by their keys")
     add("--shard-rows", metavar="N", type=int, default=2**16, help="rows of a shard")
@@ -81,7 +82,7 @@ def run_encode(args: argparse.Namespace) -> int:
             from dalle_mini.data.filters import check_where
             from dalle_mini.data.sources import open_source
             from dalle_mini.weights.bundle import SHIPPED_NAME
-        names = ("crops", "seed", "clip_scores", "validation", "shard_rows", "batch_size")
+        names = ("crops", "seed", "clip_scores", "validation", "shard_rows", "batch_size", "quick_jpeg")
         options = EncodeOptions(filters, **{name: getattr(args, name) for name in names})
         source = open_source(args.source, **source_options(args))
         check_where(filters, source)

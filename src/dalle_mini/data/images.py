@@ -16,6 +16,7 @@ from dalle_mini.errors import UserError
 
 MAX_PIXELS = 2**26  # 67 megapixels: 200 MB once decoded
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+LYING = (5, 6, 7, 8)  # EXIF's orientations of a picture whose width is shown as its height
 LONGEST_STRIP = 16  # sides' ratio; what lies farther out never survives a centre crop
 
 
@@ -66,20 +67,39 @@ def decode_picture(
     and gives a reason not to go on. Raises BadPicture for that reason, for more than `max_pixels` pixels, and for
     bytes that are no picture or a damaged one; never anything else.
     """
+    return decode_scaled(picture, None, max_pixels, problem)[0]
+
+
+def decode_scaled(
+    picture: bytes | np.ndarray,
+    needed: int | None,
+    max_pixels: int = MAX_PIXELS,
+    problem: Callable[[int, int], str | None] = lambda width, height: None,
+) -> tuple[Image.Image, tuple[int, int]]:
+    """As `decode_picture`, and width and height of the picture as it is shown, before anything made it smaller.
+
+    With `needed` a JPEG file is decoded at 1/2, 1/4 or 1/8 of its size where no side gets less than so many pixels:
+    libjpeg leaves out the frequencies that only the full size shows, which takes a fraction of the time.
+    """
     if isinstance(picture, np.ndarray):
         height, width = picture.shape[:2]
         if reason := _too_many(width, height, max_pixels) or problem(width, height):
             raise BadPicture(reason)
-        return _as_image(picture)
+        return _as_image(picture), (width, height)
     if not picture:
         raise BadPicture(reasons.EMPTY_FILE)
     try:
         with warnings.catch_warnings():  # of odd metadata Pillow warns, once a picture
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(picture), formats=FORMATS) as image:
-                if reason := _too_many(*image.size, max_pixels) or problem(*image.size):
+                width, height = image.size
+                if reason := _too_many(width, height, max_pixels) or problem(width, height):
                     raise BadPicture(reason)
-                return _to_rgb(_upright(image))
+                if needed is not None:
+                    image.draft(None, (needed, needed))
+                upright = _upright(image)
+                sides = (height, width) if _orientation(image) in LYING else (width, height)
+                return _to_rgb(upright), sides
     except BadPicture:
         raise
     except Image.DecompressionBombError:
@@ -198,8 +218,11 @@ def _as_image(image: Image.Image | np.ndarray) -> Image.Image:
 def _upright(image: Image.Image) -> Image.Image:
     """The picture as the camera was held: decoded, and turned where its EXIF says so. Others are not copied."""
     image.load()
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    return ImageOps.exif_transpose(image) if turned else image
+    return image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
+
+
+def _orientation(image: Image.Image) -> int:
+    return image.getexif().get(ExifTags.Base.Orientation, 1)
 
 
 def _to_rgb(image: Image.Image, background: str = "white") -> Image.Image:

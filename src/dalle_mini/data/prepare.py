@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,12 +15,13 @@ from dalle_mini.data import reasons
 from dalle_mini.data.duplicates import picture_hashes
 from dalle_mini.data.example import Example, Part
 from dalle_mini.data.filters import Filters, keep_captions, picture_problem
-from dalle_mini.data.images import BadPicture, decode_picture, resize_and_crop
+from dalle_mini.data.images import BadPicture, decode_scaled, resize_and_crop
 from dalle_mini.errors import UserError
 
 CENTER, RANDOM = "center", "random:"
 MOST_CROPS = 1000
 ZOOM = (9 / 8, 12 / 8)  # of a random crop: how much larger than the crop the picture is
+QUICK = 2  # times the pixels that a side will have: what a JPEG file may be decoded at
 MANY_GONE = 512  # examples, after which a reader tells of them even without a full batch
 LONGEST_DETAIL = 500  # characters
 
@@ -65,12 +67,15 @@ class Preparation:
         filters: what is kept.
         crops: "center", or "random:N".
         seed: of the random crops.
+        quick_jpeg: decode JPEG files no larger than it takes, where duplicates, of which all pixels are compared, are
+            not looked for.
     """
 
     resolution: int
     filters: Filters
     crops: str = CENTER
     seed: int = 0
+    quick_jpeg: bool = False
 
     def __call__(self, position: int, example: Example) -> Gone | list[tuple[Row, np.ndarray]]:
         captions, reason = keep_captions(example, self.filters)
@@ -83,11 +88,10 @@ class Preparation:
             return picture_problem(width, height, self.filters)
 
         try:
-            image = decode_picture(example.picture, self.filters.max_pixels, problem)
+            image, (width, height) = decode_scaled(example.picture, self._needed(), self.filters.max_pixels, problem)
         except BadPicture as bad:
             detail = str(bad.__cause__ or " x ".join(map(str, sides)))
             return Gone(position, example.key, bad.reason, detail[:LONGEST_DETAIL])
-        width, height = image.size
         exact = look = None
         if self.filters.duplicates:
             digest, look = picture_hashes(image)
@@ -96,6 +100,13 @@ class Preparation:
             (Row(position, example.key, n, captions[0], captions[1:], width, height, exact, look), crop)
             for n, crop in enumerate(self._crops(image, example.key))
         ]
+
+    def _needed(self) -> int | None:
+        """Pixels of a side of which enough are left for Lanczos to make crops of."""
+        if not self.quick_jpeg or self.filters.duplicates:
+            return None
+        zoom = 1 if self.crops == CENTER else ZOOM[1]
+        return math.ceil(QUICK * zoom * self.resolution)
 
     def _crops(self, image: Image.Image, key: str) -> Iterator[np.ndarray]:
         if self.crops == CENTER:
