@@ -113,7 +113,7 @@ def cached_logits(graphdef, params, ids, mask, tokens):
     states = model.encode(ids, mask)
     cross = [layer.cross_attn.keys_values(states) for layer in layers]
     heads = config.decoder_attention_heads
-    empty = jnp.zeros((*tokens.shape[:2], heads, config.image_length, config.d_model // heads))
+    empty = jnp.zeros((tokens.shape[0] * tokens.shape[1], heads, config.image_length, config.d_model // heads))
 
     def step(caches, position):
         x = model.decoder.embed(tokens[:, :, position], position)

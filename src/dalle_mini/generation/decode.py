@@ -39,7 +39,7 @@ class DecodeState(NamedTuple):
     position: jax.Array  # int32 [], tokens drawn so far
     token: jax.Array  # int32 [P, C], the last one
     tokens: jax.Array  # int32 [P, C, image_length]
-    caches: list[KVCache]  # of each layer, [G, P, C, H, T, K]
+    caches: list[KVCache]  # of each layer, [G P C, H, T, K]; on several devices one device's rows after another's
 
 
 class Prefilled(NamedTuple):
@@ -257,12 +257,12 @@ def _cache_lengths(config) -> list[int]:
 
 @partial(jax.jit, static_argnums=1)
 def _grown(caches: list[KVCache], room: int) -> list[KVCache]:
-    return jax.tree.map(lambda leaf: jnp.pad(leaf, [(0, 0)] * 4 + [(0, room - leaf.shape[4]), (0, 0)]), caches)
+    return jax.tree.map(lambda leaf: jnp.pad(leaf, [(0, 0), (0, 0), (0, room - leaf.shape[2]), (0, 0)]), caches)
 
 
 def with_room(state: DecodeState, room: int) -> DecodeState:
     """The state with caches of `room` positions."""
-    return state if state.caches[0].keys.shape[4] == room else state._replace(caches=_grown(state.caches, room))
+    return state if state.caches[0].keys.shape[2] == room else state._replace(caches=_grown(state.caches, room))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,8 +286,8 @@ class Programs:
     shared: str | None = None
 
     def placed(self, spec: PartitionSpec) -> PartitionSpec:
-        """The mesh's axes in place of "prompts" and "candidates"."""
-        return PartitionSpec(*("devices" if axis == self.shared else None for axis in spec))
+        """The mesh's axes in place of "prompts" and "candidates"; "rows" are of each device its own."""
+        return PartitionSpec(*("devices" if axis in (self.shared, "rows") else None for axis in spec))
 
     def on_each_device(self, function, ins: tuple, outs):
         """`function` of every device's share of its arguments, as the axes "prompts" and "candidates" are split."""
@@ -305,7 +305,7 @@ def is_spec(leaf) -> bool:
 ALL = PartitionSpec()
 PICTURES = PartitionSpec("prompts", "candidates")
 FIXED = PartitionSpec(None, "prompts")
-STATE = DecodeState(ALL, PICTURES, PICTURES, PartitionSpec(None, "prompts", "candidates"))
+STATE = DecodeState(ALL, PICTURES, PICTURES, PartitionSpec("rows"))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -325,7 +325,7 @@ def prefill(programs: Programs, params, text, keys) -> tuple[Prefilled, DecodeSt
             cross_mask=text[:, 1, :, None, None, :].astype(bool),
         )
         heads, length, room = config.decoder_attention_heads, config.image_length, _cache_lengths(config)[0]
-        empty = jnp.zeros((groups, *keys.shape, heads, room, config.d_model // heads), states.dtype)
+        empty = jnp.zeros((groups * keys.size, heads, room, config.d_model // heads), states.dtype)
         state = DecodeState(
             position=jnp.zeros((), jnp.int32),
             token=jnp.full(keys.shape, config.decoder_start_token_id, jnp.int32),
@@ -370,10 +370,7 @@ def advance(programs: Programs, params, fixed, state, keys, stop, warping, given
                 token = jnp.where(kept >= 0, kept, token)
             return DecodeState(t + 1, token, state.tokens.at[..., t].set(token), caches)
 
-        state = state._replace(caches=rows(state.caches))
-        state = jax.lax.fori_loop(state.position, stop, step, state)
-        by_group = lambda leaf: leaf.reshape(groups, prompts, *leaf.shape[1:])  # noqa: E731
-        return state._replace(caches=jax.tree.map(by_group, state.caches))
+        return jax.lax.fori_loop(state.position, stop, step, state)
 
     ins = (ALL, FIXED, STATE, PICTURES, ALL, PartitionSpec("prompts"), PICTURES)
     return programs.on_each_device(run, ins, STATE)(params, fixed, state, keys, stop, warping, given)

@@ -120,9 +120,11 @@ def split_keys(key: jax.Array | None, count: int) -> list[jax.Array | None]:
 
 
 class KVCache(NamedTuple):
-    """Keys and values of one layer's self-attention, each [P, C, H, T, K].
+    """Keys and values of one layer's self-attention, each [P C, H, T, K].
 
-    H before T: the layout in which a step's two products are fastest (10 times, on a CPU).
+    H before T: the layout in which a step's two products are fastest (10 times, on a CPU). P and C are one axis, since
+    with an axis of length 1 XLA writes a position into one cache for the loop and into another for the products, and
+    copies both at every step.
     """
 
     keys: jax.Array
@@ -173,18 +175,16 @@ class Attention(nnx.Module):
 
         Returns the output [P, C, D] and the cache with position `position` filled.
         """
-        prompts, candidates, _ = x.shape
         q, k, v = (
-            layer(x).reshape(prompts, candidates, self.heads, 1, -1)
-            for layer in (self.q_proj, self.k_proj, self.v_proj)
+            layer(x).reshape(len(cache.keys), self.heads, 1, -1) for layer in (self.q_proj, self.k_proj, self.v_proj)
         )
-        at = (0, 0, 0, position, 0)
+        at = (0, 0, position, 0)
         keys = jax.lax.dynamic_update_slice(cache.keys, self._unit(k).astype(cache.keys.dtype), at)
         values = jax.lax.dynamic_update_slice(cache.values, v.astype(cache.values.dtype), at)
-        written = jnp.arange(keys.shape[3]) <= position
-        scores = jnp.einsum("pchqk,pchtk->pchqt", self._unit(q), keys)
+        written = jnp.arange(keys.shape[2]) <= position
+        scores = jnp.einsum("rhqk,rhtk->rhqt", self._unit(q), keys)
         weights = self._weights(scores, written, position[None])
-        attended = jnp.einsum("pchqt,pchtk->pchqk", weights, values)[..., 0, :]
+        attended = jnp.einsum("rhqt,rhtk->rhqk", weights, values)[..., 0, :]
         return self._output(attended, x.shape), KVCache(keys, values)
 
     def _split(self, x):
