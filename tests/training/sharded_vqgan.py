@@ -1,4 +1,4 @@
-"""Steps of a tiny VQGAN with everything on, on meshes of 1, 2 and 4 of this process's devices; losses as JSON."""
+"""Steps of a tiny VQGAN with everything on, on one of this process's devices and on several; both's losses as JSON."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ def losses(trainer, loop, devices: int) -> dict[str, list[float]]:
 
 
 if __name__ == "__main__":
-    folder, clip = Path(sys.argv[1]), sys.argv[2]
+    folder, clip, devices = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     loop = tiny_runs.short_loop(batch_size=8)
     everything = dataclasses.replace(
         tiny_runs.VQGAN,
@@ -39,4 +39,4 @@ if __name__ == "__main__":
         entropy_temperature=1.0,
     )
     trainer = tiny_runs.make("vqgan", folder, loop, everything)
-    print(json.dumps({devices: losses(trainer, loop, devices) for devices in (1, 2, 4)}))
+    print(json.dumps([losses(trainer, loop, count) for count in (1, devices)]))
