@@ -111,7 +111,7 @@ def test_fine_tuning_a_published_vqgan(config, tmp_path, capsys):
         assert row["settings"]["psnr"] == pytest.approx(psnr(images[[number]], pictures[[number]]), abs=0.02)
     page = (out / "report.html").read_text()
     assert page.count('src="data:image/webp') == 2 * 3
-    assert "PSNR, dB" in page and "Codebook perplexity" in page
+    assert "PSNR, dB" in page and "Codebook use" in page
 
     again = recorded_run(out)
     assert again == settings

@@ -28,7 +28,6 @@ CHARTS: tuple[tuple[str, dict[str, str], dict[str, bool]], ...] = (
     ("PSNR, dB", {"psnr": "training", "eval_psnr": "evaluation"}, {}),
     ("SSIM", {"ssim": "training", "eval_ssim": "evaluation"}, {}),
     ("Codebook use", {"eval_codebook_use": "evaluation"}, {"percent": True, "from_zero": True}),
-    ("Codebook perplexity", {"perplexity": "training", "eval_perplexity": "evaluation"}, {"from_zero": True}),
     ("CLIP score of the pictures", {"sample_score": "mean"}, {}),
     ("Learning rate", {"learning_rate": "rate"}, {"from_zero": True}),
     ("Gradient norm", {"grad_norm": "gradients"}, {"may_be_log": True}),
