@@ -10,6 +10,7 @@ import tiny_runs
 from flax import nnx
 
 from dalle_mini.errors import UserError
+from dalle_mini.training.checkpoint import Checkpoints
 from dalle_mini.training.discriminator import (
     GROUP,
     DiscriminatorConfig,
@@ -164,13 +165,30 @@ def test_gradients_are_those_of_two_losses(trainer):
     assert float(quiet.total) == pytest.approx(float(loss.total), rel=1e-6)  # the curve has no step where it begins
 
 
-def test_it_learns_to_tell_and_has_its_own_optimizer(trainer):
-    """From its start on, and not before."""
-    _, state, metrics = tiny_runs.train(trainer, tiny_runs.short_loop(steps=20))
-    assert (metrics["discriminator"][:5] == 0).all()
-    assert (metrics["discriminator"][5:] > 0).all()
-    assert metrics["discriminator"][6:].min() < 0.9 * metrics["discriminator"][5]
+def test_it_learns_to_tell_and_its_state_is_in_the_checkpoint(trainer, tmp_path):
+    """It learns from its start on, and not before. From a checkpoint all goes on to the bit."""
+    program, state = tiny_runs.begin(trainer, tiny_runs.short_loop(steps=20))
     assert set(state.opt_state) == {"rest", GROUP}
+    losses = []
+
+    def go_on(state, steps):
+        for step in steps:
+            state, metrics = program.step(state, program.place(trainer.batch(step)), jax.random.key(step))
+            losses.append(float(metrics["discriminator"]))
+        return state
+
+    with Checkpoints(tmp_path) as checkpoints:
+        state = go_on(state, range(12))
+        checkpoints.save(12, state, {})
+        checkpoints.wait()
+        state = go_on(state, range(12, 20))
+        restored, record = checkpoints.restore(program.state)
+    assert losses[:5] == [0] * 5
+    assert min(losses[6:]) < 0.9 * losses[5]
+    for part in ("params/discriminator", "opt_state/discriminator", "extra/uses", "extra/sums", "params/codebook"):
+        assert any(name.startswith(part) for name in record["leaves"]), part
+    jax.tree.map(np.testing.assert_array_equal, go_on(restored, range(12, 20)), state)
+    assert losses[20:] == losses[12:20]
 
 
 @pytest.mark.parametrize(
