@@ -126,7 +126,7 @@ def test_fine_tuning_a_published_vqgan(config, tmp_path, capsys):
 
 
 def test_reconstructions_lie_below_their_originals(config, tmp_path):
-    from dalle_mini.training.reconstructions import GAP, Reconstructions
+    from dalle_mini.training.reconstructions import Reconstructions
 
     settings = load_run(config())
     trainer = vqgan_run.prepare(settings, tmp_path)
@@ -136,9 +136,9 @@ def test_reconstructions_lie_below_their_originals(config, tmp_path):
     side = settings.training.model.resolution
     for sample, image in zip(drawn, images, strict=True):
         (both,) = sample.images
-        assert both.size == (side, 2 * side + GAP)
+        assert both.size == (side, 2 * side + 1)
         np.testing.assert_array_equal(np.asarray(both)[:side], image)
-        below = np.asarray(both)[side + GAP :]
+        below = np.asarray(both)[side + 1 :]
         assert (below != image).any()
 
 

@@ -19,8 +19,6 @@ from dalle_mini.training.discriminator import GROUP
 from dalle_mini.training.samples import Sample
 from dalle_mini.training.sharding import gathered
 
-GAP = 4  # pixels of white between a picture and its reconstruction
-
 logger = logging.getLogger("dalle_mini")
 
 
@@ -77,6 +75,6 @@ class Reconstructions:
 
 
 def above(original: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
-    """Two pictures uint8 [S, S, 3], one above the other: [2 S + 4, S, 3]."""
-    gap = np.full((GAP, *original.shape[1:]), 255, np.uint8)
+    """Two pictures uint8 [S, S, 3], one above the other with some white between them: [2 S + S / 32, S, 3]."""
+    gap = np.full((max(1, len(original) // 32), *original.shape[1:]), 255, np.uint8)
     return np.concatenate([original, gap, reconstruction])
