@@ -154,7 +154,7 @@ def test_a_vqgan_says_how_it_quantizes_and_which_pixels_it_knows():
     config = VQGANConfig.from_dict({"quantizer": "gumbel", "pixel_range": [-1, 1]})
     assert (config.quantizer, config.pixel_range) == ("gumbel", (-1, 1))
     assert VQGANConfig.from_dict(config.to_dict()) == config
-    with pytest.raises(UserError, match=r"quantizer='softmax' is not supported \(supported: nearest, gumbel\)"):
+    with pytest.raises(UserError, match=r"quantizer='softmax' is not supported \(supported: nearest, cosine, gumbel\)"):
         VQGANConfig(quantizer="softmax")
     for wrong in ([0], [1, 0], [0, 0], [-1, 0, 1]):
         with pytest.raises(UserError, match=r"pixel_range must be \[lowest, highest\], not \["):

@@ -169,3 +169,24 @@ def test_every_parameter_learns(small):
         assert np.isfinite(gradient).all(), path
         # A key's bias moves every query's scores alike, which softmax does not see.
         assert path[-2:] == ("k", "bias") or np.abs(gradient).max() > 0, path
+
+
+def test_cosine(tmp_path):
+    """Vectors and entries count by their directions alone, at both ends and once saved."""
+    vqgan = build(dataclasses.replace(SMALL, quantizer="cosine"))
+    images = np.random.default_rng(1).random((2, 8, 8, 3)).astype(np.float32)
+    latents, codes = vqgan.encode_latents(images), vqgan.codebook.embedding[...]
+    np.testing.assert_allclose(np.linalg.norm(latents, axis=-1), 1, rtol=1e-5)
+    cosines = latents @ (codes / np.linalg.norm(codes, axis=-1, keepdims=True)).T
+    tokens = vqgan.encode(images)
+    np.testing.assert_array_equal(tokens, np.argmax(cosines, axis=-1).reshape(2, -1))
+    assert (tokens != build(SMALL).encode(images)).any()
+    drawn = vqgan.decode(tokens)
+    vqgan.codebook.embedding[...] = codes * np.linspace(0.5, 3, len(codes))[:, None]
+    close(vqgan.decode(tokens), np.asarray(drawn), 1e-5)
+    np.testing.assert_array_equal(vqgan.encode(images), tokens)
+    vqgan.save_pretrained(tmp_path)
+    again = VQGAN.from_pretrained(tmp_path)
+    assert again.config.quantizer == "cosine"
+    np.testing.assert_array_equal(again.encode(images), tokens)
+    close(again.decode(tokens), np.asarray(drawn), 1e-5)

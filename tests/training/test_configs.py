@@ -7,7 +7,7 @@ import pytest
 
 from dalle_mini.models import DalleBart
 from dalle_mini.training import config_file
-from dalle_mini.training.runs import Seq2SeqRun, load_run
+from dalle_mini.training.runs import Seq2SeqRun, VQGANRun, load_run
 from dalle_mini.weights.pretrained import flatten
 
 CONFIGS = Path(__file__).parents[2] / "tools" / "train" / "configs"
@@ -17,14 +17,16 @@ V3_8_CORES = 8
 
 def test_which_there_are():
     assert {"micro", "mini", "mini-2021", "mega", "emoji", "finetune-mini", "finetune-emoji"} <= {*NAMES}
+    assert {"vqgan-f16-256", "vqgan-emoji"} <= {*NAMES}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_is_read_and_tells_how_to_run_it(name):
     path = CONFIGS / f"{name}.yaml"
     values = config_file.read(path)
-    assert values.pop("network") == "seq2seq"
-    config_file.build(Seq2SeqRun, values)
+    network = values.pop("network")
+    assert network == ("vqgan" if name.startswith("vqgan-") else "seq2seq")
+    config_file.build(VQGANRun if network == "vqgan" else Seq2SeqRun, values)
     head = path.read_text().partition("network:")[0]
     assert f"#   dalle-mini train tools/train/configs/{name}.yaml --output " in head
     for word in ("hardware:", "time", "loss"):
@@ -53,3 +55,9 @@ def test_weights_to_start_from_bring_their_config():
     run = load_run(CONFIGS / "finetune-emoji.yaml", ["training.model.guidance=2.0"])
     assert run.training.init_from == "shipped"
     assert (run.training.model.image_vocab_size, run.training.model.guidance) == (1024, 2.0)
+
+
+def test_the_emoji_vqgan_makes_sixteen_by_sixteen_tokens():
+    training = load_run(CONFIGS / "vqgan-emoji.yaml").training
+    training.check()
+    assert (training.model.downscale, training.model.grid, training.side) == (8, 16, 64)

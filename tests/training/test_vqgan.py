@@ -2,8 +2,6 @@
 
 import dataclasses
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -56,40 +54,6 @@ def test_export(trainer, trained, tmp_path):
     trainer.export(state, tmp_path)
     vqgan = models.VQGAN.from_pretrained(tmp_path)
     np.testing.assert_array_equal(vqgan.codebook.embedding[...], state.params["codebook"]["embedding"])
-
-
-def codebook(trainer, codes, extra, latents, step):
-    tokens = jnp.argmin(((latents[:, None] - codes) ** 2).sum(-1), axis=-1)
-    return trainer._update_codebook(codes, extra, latents, tokens, jnp.int32(step), jax.random.key(0))
-
-
-def test_dead_codes_are_revived_where_service_is_worst(trainer):
-    """16 codes: the first serves the vectors near 0, the others are far from everything."""
-    codes = jnp.concatenate([jnp.zeros((1, 4)), jnp.full((15, 4), 1e3)])
-    extra = {"uses": jnp.r_[100.0, jnp.zeros(15)], "sums": jnp.zeros((16, 4))}
-    latents = jnp.concatenate([jnp.full((90, 4), 1e-3), jnp.full((10, 4), 5.0)])  # a tenth is badly served
-
-    same, _ = codebook(trainer, codes, extra, latents, step=1)  # not due: every third step is
-    np.testing.assert_array_equal(same[1:], codes[1:])
-
-    revived, after = codebook(trainer, codes, extra, latents, step=3)
-    np.testing.assert_array_equal(revived[1:], np.full((15, 4), 5.0))  # drawn in proportion to the squared error
-    assert np.abs(revived[0]).max() < 0.2  # the living one only follows its vectors
-    np.testing.assert_array_equal(after["uses"][1:], 1.0)
-    np.testing.assert_array_equal(after["sums"][1:], revived[1:])
-
-
-def test_codes_follow_the_moving_average_of_their_vectors(trainer):
-    decay = VQGAN.codebook_decay
-    codes = jnp.arange(16.0)[:, None].repeat(4, axis=1)
-    extra = {"uses": jnp.full(16, 2.0), "sums": 2 * codes}
-    latents = jnp.full((3, 4), 7.25)
-    moved, after = codebook(trainer, codes, extra, latents, step=1)
-    uses = decay * 2 + (1 - decay) * 3
-    assert after["uses"][7] == pytest.approx(uses)
-    np.testing.assert_allclose(moved[7], (decay * 14 + (1 - decay) * 3 * 7.25) / uses, rtol=1e-6)
-    np.testing.assert_allclose(moved[6], codes[6], rtol=1e-6)  # unused: its count fades, its place stays
-    assert after["uses"][6] == pytest.approx(decay * 2)
 
 
 class Coordinates:

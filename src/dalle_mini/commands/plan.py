@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from dalle_mini.commands.terminal import Help, starting
+from dalle_mini.errors import UserError
 
 GIB = 2**30
 
@@ -49,9 +50,11 @@ def run_plan(args: argparse.Namespace) -> None:
         from dalle_mini.training import plan
 
         plan.prepare(topology)
-        from dalle_mini.training.runs import load_run
+        from dalle_mini.training.runs import Seq2SeqRun, load_run
 
         run = load_run(args.config, args.overrides)
+        if not isinstance(run, Seq2SeqRun):
+            raise UserError(f"{args.config}: plans are made for the seq2seq network alone")
 
         def make(run: Any, topology: Any) -> plan.Plan:
             with waiting(f"compiling {run.loop.batch_size} pictures an update for {topology.name}"):

@@ -11,7 +11,7 @@ from dalle_mini.evaluation.emoji import (
     pick_gain,
     score,
 )
-from dalle_mini.evaluation.reconstruction import codebook_use, psnr, reconstruct
+from dalle_mini.evaluation.reconstruction import codebook_use, perplexity, psnr, reconstruct, ssim
 
 __all__ = [
     "EmojiJudge",
@@ -22,8 +22,10 @@ __all__ = [
     "codebook_use",
     "held_out_prompts",
     "mistakes",
+    "perplexity",
     "pick_gain",
     "psnr",
     "reconstruct",
     "score",
+    "ssim",
 ]

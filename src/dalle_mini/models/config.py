@@ -98,6 +98,7 @@ LN_POSITIONS = {
     "subln": NormPositions(True, False, attn_within=True, ffn_before=True, ffn_within=True),
 }
 LN_TYPES = ("layernorm", "rmsnorm")
+QUANTIZERS = ("nearest", "cosine", "gumbel")
 
 
 @dataclass(frozen=True)
@@ -315,7 +316,8 @@ class VQGANConfig(Config):
     norm_groups: int = 32
     # Not in published configs: encode each patch by itself (models/vqgan.py, PatchEncoder).
     patch_encoder: bool = False
-    # Not in published configs: what makes a vector a token. "nearest" is the codebook entry next to it, "gumbel" the
+    # Not in published configs: what makes a vector a token. "nearest" is the codebook entry next to it, "cosine" the
+    # one in the most similar direction, of vectors that are all of length 1 (ViT-VQGAN, Yu et al. 2021), "gumbel" the
     # largest of n_embed logits (GumbelVQ of taming-transformers).
     quantizer: str = "nearest"
     # Not in published configs: the pixel values that the network itself works with. taming-transformers trains on
@@ -331,8 +333,9 @@ class VQGANConfig(Config):
             raise UserError(
                 f"config: {odd[0]} channels (ch {self.ch}) do not divide into norm_groups {self.norm_groups}"
             )
-        if self.quantizer not in ("nearest", "gumbel"):
-            raise UserError(f"config: quantizer={self.quantizer!r:.60} is not supported (supported: nearest, gumbel)")
+        if self.quantizer not in QUANTIZERS:
+            known = ", ".join(QUANTIZERS)
+            raise UserError(f"config: quantizer={self.quantizer!r:.60} is not supported (supported: {known})")
         if len(self.pixel_range) != 2 or self.pixel_range[0] >= self.pixel_range[1]:
             raise UserError(f"config: pixel_range must be [lowest, highest], not {list(self.pixel_range)!r:.60}")
         if self.resolution % self.downscale:

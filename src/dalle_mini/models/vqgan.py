@@ -2,8 +2,9 @@
 
 Esser, Rombach, Ommer: "Taming Transformers for High-Resolution Image Synthesis" (2021). A convolutional encoder maps a
 picture to a grid of vectors, each is replaced by the nearest of `n_embed` codebook entries, and a decoder mirrors the
-encoder. In the Gumbel variant (Jang et al. 2016) the entry is chosen by logits instead. Pictures are in [0, 1] on both
-sides, whatever range the network was trained on.
+encoder. In the cosine variant (Yu et al. 2021, "Vector-quantized Image Modeling with Improved VQGAN") vectors and
+entries are of length 1; in the Gumbel variant (Jang et al. 2016) the entry is chosen by logits instead. Pictures are in
+[0, 1] on both sides, whatever range the network was trained on.
 
 Feature maps are [batch, height, width, channels] throughout.
 """
@@ -240,11 +241,18 @@ class VQGAN(Pretrained, nnx.Module):
     def encode_latents(self, images):
         """Pictures [batch, H, W, 3] to the vectors that are quantised, [batch, h, w, embed_dim]."""
         low, high = self.config.pixel_range
-        return self.quant_conv(self.encoder(images * (high - low) + low))
+        latents = self.quant_conv(self.encoder(images * (high - low) + low))
+        return unit(latents) if self.config.quantizer == "cosine" else latents
+
+    def codes(self):
+        """What tokens stand for in front of the decoder: float [n_embed, embed_dim], of length 1 if cosine."""
+        codes = self.codebook.embedding[...]
+        return unit(codes) if self.config.quantizer == "cosine" else codes
 
     def quantize(self, latents):
         """The token of each vector, int32 [batch, h, w]: the nearest codebook entry, ties to the lowest.
 
+        Of vectors of length 1 the nearest is the one of the largest cosine, so the cosine variant does the same.
         In the Gumbel variant it is the entry with the largest logit. The published class adds Gumbel noise to the
         logits even outside training, which makes it draw an entry by its probability; here the same picture always
         gives the same tokens.
@@ -252,7 +260,7 @@ class VQGAN(Pretrained, nnx.Module):
         if self.code_logits is not None:
             return jnp.argmax(self.code_logits(latents), axis=-1).astype(jnp.int32)
         z = latents.astype(jnp.float32)
-        codes = self.codebook.embedding[...].astype(jnp.float32)
+        codes = self.codes().astype(jnp.float32)
         # |z - e|^2 expanded, in the published order of operations so that near-ties fall the same way
         distance = (
             jnp.sum(z**2, axis=-1, keepdims=True)
@@ -283,5 +291,11 @@ class VQGAN(Pretrained, nnx.Module):
         side = math.isqrt(count) if width is None else width
         if count % side or (width is None and side * side != count):
             raise ValueError(f"{count} tokens do not make " + (f"rows of {width}" if width else "a square grid"))
-        codes = jnp.take(self.codebook.embedding[...], tokens, axis=0, mode="clip")
+        codes = jnp.take(self.codes(), tokens, axis=0, mode="clip")
         return self.decode_latents(codes.reshape(batch, count // side, side, -1))
+
+
+def unit(x):
+    """Vectors along the last axis, scaled to length 1; a zero vector stays zero."""
+    length = jnp.sqrt(jnp.sum(x.astype(jnp.float32) ** 2, axis=-1, keepdims=True) + 1e-12)  # differentiable at 0
+    return (x.astype(jnp.float32) / length).astype(x.dtype)

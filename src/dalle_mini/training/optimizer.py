@@ -47,6 +47,36 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     return optax.chain(optax.clip_by_global_norm(config.clip), tx) if config.clip else tx
 
 
+def in_groups(
+    tx: optax.GradientTransformation, groups: Mapping[str, optax.GradientTransformation]
+) -> optax.GradientTransformation:
+    """`tx` for all parameters but those below the keys of `groups`, each of which has its own.
+
+    Its state is a dict: "rest", and each group's. Clipping by a global norm is within a group. Without groups: `tx`.
+    """
+    if not groups:
+        return tx
+    parts = {"rest": tx, **groups}
+
+    def split(tree: Mapping) -> dict[str, Any]:
+        rest = {key: value for key, value in tree.items() if key not in groups}
+        return {"rest": rest, **{name: {name: tree[name]} for name in groups}}
+
+    def init(params):
+        own = split(params)
+        return {name: part.init(own[name]) for name, part in parts.items()}
+
+    def update(grads, state, params=None):
+        own_grads, own_params = split(grads), split(params)
+        moved, new_state = {}, {}
+        for name, part in parts.items():
+            updates, new_state[name] = part.update(own_grads[name], state[name], own_params[name])
+            moved |= updates
+        return {key: moved[key] for key in grads}, new_state
+
+    return optax.GradientTransformation(init, update)
+
+
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """Step -> learning rate: linear warm-up from 0, then `config.decay` to the last of `steps`.
 

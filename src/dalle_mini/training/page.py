@@ -25,6 +25,9 @@ LEAST = ("step", "time", "tokens_per_second")  # have no curve of their own
 CHARTS: tuple[tuple[str, dict[str, str], dict[str, bool]], ...] = (
     ("Loss", {"loss": "training", "eval_loss": "evaluation"}, {}),
     ("Accuracy", {"accuracy": "training", "eval_accuracy": "evaluation"}, {"percent": True, "from_zero": True}),
+    ("PSNR, dB", {"psnr": "training", "eval_psnr": "evaluation"}, {}),
+    ("SSIM", {"ssim": "training", "eval_ssim": "evaluation"}, {}),
+    ("Codebook use", {"eval_codebook_use": "evaluation"}, {"percent": True, "from_zero": True}),
     ("CLIP score of the pictures", {"sample_score": "mean"}, {}),
     ("Learning rate", {"learning_rate": "rate"}, {"from_zero": True}),
     ("Gradient norm", {"grad_norm": "gradients"}, {"may_be_log": True}),
@@ -81,7 +84,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 .pictures th, .pictures td { padding: 5px; text-align: center; font-size: 12.5px; color: var(--soft); font-weight: 400 }
 .pictures th[scope=row] { position: sticky; left: 0; background: var(--card); text-align: left; width: 150px;
   min-width: 150px; color: var(--ink); padding-right: 14px; font-size: 14px; overflow-wrap: anywhere }
-.pictures img { display: block; width: 112px; height: 112px; object-fit: cover; border-radius: 6px; margin-bottom: 3px;
+.pictures img { display: block; width: 112px; height: auto; object-fit: cover; border-radius: 6px; margin-bottom: 3px;
   background: var(--rule) }
 .pictures a { color: inherit; text-decoration: none }
 .list { width: 100% }

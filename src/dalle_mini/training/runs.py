@@ -1,4 +1,7 @@
-"""A seq2seq run as a whole: its settings from a YAML file, its data found or encoded, and the trainer they make."""
+"""A run as a whole, of the network that its YAML file names: its settings, its data found or made, and its trainer.
+
+What is here is seq2seq's; a VQGAN's is in `vqgan_run.py`.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from dalle_mini.errors import UserError
 from dalle_mini.models import DalleBart
 from dalle_mini.models.config import DalleBartConfig
 from dalle_mini.text import CaptionNormalizer, CaptionTokenizer
-from dalle_mini.training import config_file, loop
+from dalle_mini.training import config_file, loop, vqgan_run
 from dalle_mini.training.agreement import first_process_does
 from dalle_mini.training.config import LoopConfig, MeshConfig, SampleConfig, TrackingConfig
 from dalle_mini.training.resume import started_with
@@ -23,11 +26,12 @@ from dalle_mini.training.samples import Sampler
 from dalle_mini.training.seq2seq import Seq2SeqTrainer, Seq2SeqTraining
 from dalle_mini.training.sharding import data_share, make_mesh
 from dalle_mini.training.tracking import Work
+from dalle_mini.training.vqgan_run import VQGANRun
 from dalle_mini.weights.bundle import find_part, has_part, word_list
 from dalle_mini.weights.folder import load_config
 from dalle_mini.weights.pretrained import flatten, mismatch
 
-NETWORK = "seq2seq"  # what the verb trains; VQGAN and CLIP learn from pictures and have scripts of their own
+NETWORK, VQGAN = "seq2seq", "vqgan"  # what the verb trains; CLIP has a script of its own
 HELD_OUT = 0.1  # of a pile's pictures, for the evaluation
 SOURCES = "sources"  # the section of a run's record that holds `TokenData`; its "data" tells the rows themselves
 
@@ -75,8 +79,8 @@ class Prepared:
     sampler: Sampler
 
 
-def load_run(path: str | Path, assignments: Sequence[str] = ()) -> Seq2SeqRun:
-    """A run's settings from a YAML file and `key=value` overrides.
+def load_run(path: str | Path, assignments: Sequence[str] = ()) -> Seq2SeqRun | VQGANRun:
+    """A run's settings from a YAML file, whose `network` says of what, and `key=value` overrides.
 
     A file without `training.model` that names weights to start from takes those weights' config.
 
@@ -85,11 +89,13 @@ def load_run(path: str | Path, assignments: Sequence[str] = ()) -> Seq2SeqRun:
     values = config_file.read(path)
     network = values.pop("network", NETWORK)
     try:
-        if network != NETWORK:
-            raise UserError(f"network: {network!r} is not {NETWORK}; VQGAN and CLIP are trained by tools/train/")
-        config_file.build(Seq2SeqRun, values)
+        if network not in (NETWORK, VQGAN):
+            raise UserError(f"network: {network!r} is neither {NETWORK} nor {VQGAN}; CLIP is trained by tools/train/")
+        config_file.build(VQGANRun if network == VQGAN else Seq2SeqRun, values)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    if network == VQGAN:
+        return vqgan_run.build_run(values, assignments)
     run = config_file.build(Seq2SeqRun, values, assignments)
     start = run.training.init_from
     if start is not None and "model" not in (values.get("training") or {}):
@@ -99,7 +105,7 @@ def load_run(path: str | Path, assignments: Sequence[str] = ()) -> Seq2SeqRun:
     return run
 
 
-def recorded_run(out: Path, assignments: Sequence[str] = ()) -> Seq2SeqRun:
+def recorded_run(out: Path, assignments: Sequence[str] = ()) -> Seq2SeqRun | VQGANRun:
     """The settings that the run in `out` was started with, or last changed to, with overrides.
 
     Raises UserError where there is no run, or its record cannot be read.
@@ -107,20 +113,23 @@ def recorded_run(out: Path, assignments: Sequence[str] = ()) -> Seq2SeqRun:
     found = started_with(out)
     if found is None:
         raise UserError(f"{out} holds no run to continue: name a CONFIG to start one")
-    names = {field.name for field in dataclasses.fields(Seq2SeqRun)}
+    kind = VQGANRun if found.get("trainer") == VQGAN else Seq2SeqRun
+    names = {field.name for field in dataclasses.fields(kind)}
     values = {name: found[name] for name in names & found.keys()} | {"data": found.get(SOURCES, {})}
     try:
-        config_file.build(Seq2SeqRun, values)
+        config_file.build(kind, values)
     except UserError as error:
         raise UserError(f"{out}: its record is of another kind of run ({error}); name a CONFIG") from None
-    return config_file.build(Seq2SeqRun, values, assignments)
+    return config_file.build(kind, values, assignments)
 
 
-def train(run: Seq2SeqRun, out: Path, *, resume: str = "auto", allow_changes: bool = False) -> Path:
+def train(run: Seq2SeqRun | VQGANRun, out: Path, *, resume: str = "auto", allow_changes: bool = False) -> Path:
     """Train into the folder `out`, or continue what is there; the weights are then in the folder that is returned.
 
     Raises UserError where something in the settings or the data is wrong; otherwise as `loop.run`.
     """
+    if isinstance(run, VQGANRun):
+        return vqgan_run.train(run, out, resume=resume, allow_changes=allow_changes)
     prepared = prepare_run(run, out)
     settings = {name: dataclasses.asdict(getattr(run, name)) for name in ("samples", "tracking")}
     loop.run(

@@ -50,14 +50,14 @@ class Sample:
     """The pictures of one prompt, best first where CLIP judged them, else in the order of their keys.
 
     `scores` are CLIP's, None without it; `candidates` are the pictures' numbers among those drawn; `settings` are as
-    they were resolved.
+    they were resolved, a dataclass.
     """
 
     prompt: str
     images: list[Image.Image]
     scores: list[float] | None
     candidates: list[int]
-    settings: GenerationSettings
+    settings: Any
 
 
 class Sampler:

@@ -6,12 +6,14 @@ that the mean is exact over whatever is not masked, in all pieces and on all dev
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
@@ -20,7 +22,7 @@ from dalle_mini.errors import UserError
 from dalle_mini.training import sharding
 from dalle_mini.training.checkpoint import holds_checkpoints, restore_parameters
 from dalle_mini.training.config import LoopConfig, MeshConfig, OptimizerConfig
-from dalle_mini.training.optimizer import make_optimizer, schedule, trained_part, with_trained_part
+from dalle_mini.training.optimizer import in_groups, make_optimizer, schedule, trained_part, with_trained_part
 from dalle_mini.weights.pretrained import flatten, unflatten
 
 LOSS_MEMORY = 0.98  # decay of the running mean of the losses, against which spikes are seen
@@ -55,16 +57,28 @@ class Loss(NamedTuple):
     aux: Any = ()  # arrays with a row for each example, for `Trainer.finish`
 
 
+class Beside(NamedTuple):
+    """What the loss of a trainer with `frozen` arrays is given beside the parameters and the batch."""
+
+    step: jax.Array  # int32 []
+    frozen: Any
+
+
 class Trainer(Protocol):
     """One thing to train, as far as an update needs to know it. `loss` and `finish` are traced by jax.
 
     Attributes:
         dtype: what the loss computes in; parameters come to it in that type (norms and biases in float32).
+        groups: top-level keys of the parameters that have an optimizer of their own, and which. May be missing.
+        frozen: arrays that the loss reads and nothing trains, whole on every device and in no checkpoint: then `loss`
+            takes a `Beside` as its fourth argument. May be missing.
     """
 
     name: str
     optimizer: OptimizerConfig
     dtype: str
+    groups: Mapping[str, OptimizerConfig]
+    frozen: Any
 
     def parameters(self, key: jax.Array) -> tuple[Any, Any]:
         """(parameters, extra) to begin with, random; traced by jax."""
@@ -76,7 +90,7 @@ class Trainer(Protocol):
 
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]: ...
 
-    def loss(self, params: Any, batch: Any, key: jax.Array | None) -> Loss:
+    def loss(self, params: Any, batch: Any, key: jax.Array | None, *beside: Beside) -> Loss:
         """Of a piece of a batch. Without a key nothing is random: no dropout."""
         ...
 
@@ -90,7 +104,8 @@ class Trainer(Protocol):
 
 @dataclass(frozen=True)
 class StepProgram:
-    """The update and what it takes, on a mesh. `step.lower(state, batch, key).compile()` needs no arrays.
+    """The update and what it takes, on a mesh. `step.lower(state, batch, key).compile()` needs no arrays, unless the
+    trainer has frozen ones.
 
     Attributes:
         step: (state, batch, key) -> (state, metrics); the state that is given is overwritten (donated). Metrics are
@@ -137,7 +152,9 @@ class StepProgram:
 def step_program(trainer: Trainer, loop: LoopConfig, mesh_config: MeshConfig, mesh: Mesh) -> StepProgram:
     """Raises UserError where the batch does not divide over the mesh, or the optimizer has nothing to train."""
     sharding.check_batch(mesh, loop.batch_size, loop.accumulation)
-    tx = make_optimizer(trainer.optimizer, loop.steps)
+    groups = {name: make_optimizer(one, loop.steps) for name, one in getattr(trainer, "groups", {}).items()}
+    tx = in_groups(make_optimizer(trainer.optimizer, loop.steps), groups)
+    frozen = getattr(trainer, "frozen", None)
 
     def begin(params, extra) -> TrainState:
         part = trained_part(params, trainer.optimizer)
@@ -159,15 +176,22 @@ def step_program(trainer: Trainer, loop: LoopConfig, mesh_config: MeshConfig, me
         make = jax.jit(lambda params, key: begin(params, trainer.parameters(key)[1]), out_shardings=shardings)
         return make(params, key)
 
-    def evaluate(params, batch) -> Loss:
+    def evaluate(params, batch, *beside) -> Loss:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for `sharding.keep_rows`
-            return trainer.loss(_compute_copy(params, jnp.dtype(trainer.dtype), mesh, shardings.params), batch, None)
+            compute = _compute_copy(params, jnp.dtype(trainer.dtype), mesh, shardings.params)
+            return trainer.loss(compute, batch, None, *beside)
 
     update = make_step(trainer, tx, loop, mesh, shardings.params)
+    step = jax.jit(update, donate_argnums=0, out_shardings=(shardings, whole))
+    evaluate = jax.jit(evaluate, out_shardings=whole)
+    if frozen is not None:
+        placed = sharding.place(frozen, jax.tree.map(lambda _: whole, frozen))
+        beside = Beside(sharding.place(np.int32(0), whole), placed)
+        step, evaluate = partial(_with_last, step, placed), partial(_with_last, evaluate, beside)
     return StepProgram(
         mesh=mesh,
-        step=jax.jit(update, donate_argnums=0, out_shardings=(shardings, whole)),
-        evaluate=jax.jit(evaluate, out_shardings=whole),
+        step=step,
+        evaluate=evaluate,
         init=init,
         state=state,
         batch=batch,
@@ -175,13 +199,21 @@ def step_program(trainer: Trainer, loop: LoopConfig, mesh_config: MeshConfig, me
     )
 
 
+def _with_last(function: Callable, last: Any, *arguments: Any) -> Any:
+    return function(*arguments, last)
+
+
 def make_step(
     trainer: Trainer, tx: optax.GradientTransformation, loop: LoopConfig, mesh: Mesh, shardings: Any
 ) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
-    """The update as a pure function of (state, batch, key); `shardings` are the parameters'."""
+    """The update as a pure function of (state, batch, key), and of frozen arrays where the trainer has some.
+
+    `shardings` are the parameters'.
+    """
     rate = schedule(trainer.optimizer, loop.steps)
 
-    def step(state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+    def step(state: TrainState, batch: Any, key: jax.Array, *frozen: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        beside = [Beside(state.step, arrays) for arrays in frozen]
         loss_key, finish_key = jax.random.split(key)
         compute = _compute_copy(state.params, jnp.dtype(trainer.dtype), mesh, shardings)
         part, places = (trained_part(tree, trainer.optimizer) for tree in (state.params, shardings))
@@ -200,7 +232,7 @@ def make_step(
             rows = jax.lax.with_sharding_constraint(rows, sharding.batch_sharding(mesh))
 
             def total(part):
-                loss = trainer.loss(with_trained_part(compute, part), rows, key)
+                loss = trainer.loss(with_trained_part(compute, part), rows, key, *beside)
                 return loss.total, loss
 
             grads, loss = jax.grad(total, has_aux=True)(trained_part(compute, trainer.optimizer))

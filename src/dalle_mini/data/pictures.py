@@ -1,0 +1,189 @@
+"""Captioned pictures to learn from as they are, for VQGAN and CLIP: a user's piles, and what is drawn on the spot.
+
+A source is map-style: `len(source)`, `source.batch(indices) -> (uint8 [n, S, S, 3], captions)`, and `origin()`, which
+tells it from others. So the batch of a step is a function of the seed and the step alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from dalle_mini.data.packed_pictures import SPLITS, PackedPictures, Packing, pack
+from dalle_mini.errors import UserError
+
+EMOJI, SCENES = "emoji", "emoji-scenes"  # what is drawn; a folder of that name is written ./emoji
+DRAWN = 10_000_000  # pictures of a source that draws: enough never to come round again
+
+
+class Pictures(Protocol):
+    """A map-style source of captioned pictures of one size."""
+
+    def __len__(self) -> int: ...
+    def batch(self, indices: Iterable[int]) -> tuple[np.ndarray, list[str]]: ...
+    def origin(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class PictureData:
+    """What a run learns from.
+
+    Attributes:
+        train: piles, as `dalle-mini encode` reads them (docs/data.md): folders, tars, Parquet files, data sets. Or
+            "emoji", single emoji on plain backgrounds, and "emoji-scenes", up to three on any background.
+        weights: in which proportions they are mixed; None is by their sizes.
+        validation: piles for evaluation; None holds pictures of `train` out of training.
+        held_out: the share that is held out then, by a hash of their names; emoji have held-out pairs of their own.
+        min_side, max_aspect: pictures of shorter sides, pixels, or a larger ratio of sides are dropped; null: none.
+        cache: where packed pictures are kept, for several runs; None is the run's folder.
+        emoji_kinds: of "emoji", those of `data.emoji.EVERYDAY`; None is all.
+        jitter: cells by which a single emoji may be off the centre.
+    """
+
+    train: tuple[str, ...] = ()
+    weights: tuple[float, ...] | None = None
+    validation: tuple[str, ...] | None = None
+    held_out: float = 0.05
+    min_side: int | None = 64
+    max_aspect: float | None = 2.0
+    cache: str | None = None
+    emoji_kinds: tuple[str, ...] | None = None
+    jitter: int = 1
+
+    def __post_init__(self):
+        if not 0 < self.held_out < 1:
+            raise UserError(f"data.held_out: {self.held_out} is not a share, more than 0 and less than 1")
+        if self.weights is not None and (
+            len(self.weights) != len(self.train) or min(self.weights) < 0 or sum(self.weights) <= 0
+        ):
+            raise UserError(f"data.weights: {len(self.train)} sources need as many weights, of 0 or more and not all 0")
+
+
+def pack_piles(data: PictureData, resolution: int, folder: Path, *, captions: bool) -> None:
+    """Pack what is not packed yet of a run's piles, below `folder` or the cache that `data` names.
+
+    Args:
+        resolution: side of the pictures, pixels.
+        captions: drop pictures without one.
+    Raises UserError where a pile is missing, or holds no usable picture.
+    """
+    from dalle_mini.data.sources import open_source
+
+    if not data.train:
+        raise UserError(f"data.train: name the pictures to learn from: a folder, tars, Parquet files, or {EMOJI}")
+    packing = Packing(resolution, data.min_side, data.max_aspect, captions)
+    for spec in dict.fromkeys((*data.train, *(data.validation or ()))):
+        if spec not in (EMOJI, SCENES):
+            pack(open_source(spec), _packed(data, spec, packing, folder), packing)
+
+
+def open_pictures(
+    data: PictureData, resolution: int, folder: Path, *, captions: bool, seed: int
+) -> tuple[Pictures, Pictures]:
+    """(pictures to train on, pictures held out), of piles that `pack_piles` packed with the same arguments.
+
+    Args:
+        seed: of what is drawn.
+    Raises UserError where packed pictures are damaged, or nothing is held out.
+    """
+    packing = Packing(resolution, data.min_side, data.max_aspect, captions)
+
+    def opened(spec: str, held_out: bool, named: bool) -> Pictures:
+        if spec in (EMOJI, SCENES):
+            return DrawnPictures(spec, resolution, seed, "heldout" if held_out else "train", data)
+        place = _packed(data, spec, packing, folder)
+        return PackedPictures(place) if named else PackedPictures(place, SPLITS[held_out], data.held_out)
+
+    apart = data.validation is not None
+    train = [opened(spec, False, apart) for spec in data.train]
+    held_out = [opened(spec, True, apart) for spec in data.validation or data.train]
+    return MixedPictures(train, data.weights), MixedPictures(held_out, None if apart else data.weights)
+
+
+class DrawnPictures:
+    """Emoji, or scenes of them, that are drawn when they are asked for.
+
+    Raises UserError where the font is missing, or the size is not one that it draws.
+    """
+
+    def __init__(self, kind: str, size: int, seed: int, split: str, data: PictureData):
+        from dalle_mini.data.emoji import EmojiPictures, everyday_emoji, find_font
+        from dalle_mini.data.emoji_scenes import EmojiScenes
+
+        if kind == EMOJI:
+            emoji = everyday_emoji(kinds=data.emoji_kinds)
+            self._source = EmojiPictures(size, seed, DRAWN, emoji, split, jitter=data.jitter)
+        else:
+            self._source = EmojiScenes(size, seed, DRAWN, split=split, jitter=data.jitter)
+        drawn = [(one.characters, one.name) for one in self._source.emoji]
+        self._made_from = {
+            "kind": kind,
+            "split": split,
+            "seed": seed,
+            "size": size,
+            "jitter": data.jitter,
+            "emoji": _short_hash(json.dumps(drawn).encode()),
+            "font": _short_hash(find_font().read_bytes()),
+        }
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def batch(self, indices: Iterable[int]) -> tuple[np.ndarray, list[str]]:
+        return self._source.batch(indices)
+
+    def origin(self) -> dict[str, Any]:
+        return self._made_from
+
+
+class MixedPictures:
+    """Several sources as one, whose indices are shared out by weights, or by the sources' sizes.
+
+    With weights its length is a made-up one, in which each source comes round again as often as its weight asks.
+    """
+
+    def __init__(self, sources: Sequence[Pictures], weights: Sequence[float] | None = None):
+        self.sources, self.weights = list(sources), weights
+        sizes = [len(source) for source in sources]
+        if weights is not None:
+            sizes = [round(DRAWN * weight / sum(weights)) for weight in weights]
+        self._ends = np.cumsum(sizes)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def batch(self, indices: Iterable[int]) -> tuple[np.ndarray, list[str]]:
+        """Images uint8 [n, size, size, 3] and their captions, in the order of `indices`."""
+        indices = np.asarray(list(indices), np.int64)
+        which = np.searchsorted(self._ends, indices, side="right")
+        images, captions = None, [""] * len(indices)
+        for number in np.unique(which):
+            places = np.flatnonzero(which == number)
+            source = self.sources[number]
+            start = self._ends[number - 1] if number else 0
+            found, texts = source.batch((indices[places] - start) % len(source))
+            if images is None:
+                images = np.empty((len(indices), *found.shape[1:]), np.uint8)
+            images[places] = found
+            for place, text in zip(places, texts, strict=True):
+                captions[place] = text
+        return images, captions
+
+    def origin(self) -> dict[str, Any]:
+        return {"sources": [source.origin() for source in self.sources], "weights": self.weights}
+
+
+def _packed(data: PictureData, spec: str, packing: Packing, folder: Path) -> Path:
+    """Where a pile's packed pictures are: a folder by the hash of all that decides them but the files themselves."""
+    place = folder if data.cache is None else Path(data.cache)
+    return place / _short_hash(repr((spec, packing)).encode())
+
+
+def _short_hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
