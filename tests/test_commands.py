@@ -40,6 +40,7 @@ def report(golden_bundle, tmp_path_factory) -> str:
     return (output / "a-boat" / "results.json").read_text()
 
 
+@pytest.mark.slow
 def test_a_picture_is_drawn_again_from_its_report(generate, tmp_path):
     options = ["--candidates", 5, "--keep", 5, "--seed", 9, "--guidance", 4, "--last-guidance", 2, "--top-p", 0.9]
     assert generate("a boat", "a snail", *options, "--negative-prompt", "a tree")[0] == 0
@@ -113,6 +114,7 @@ def test_a_picture_that_started_from_one_is_drawn_again_too(generate, tmp_path):
         (tmp_path / "moved.png").rename(tmp_path / "p.png")
 
 
+@pytest.mark.slow
 def test_progress_images(generate, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "progress.png").write_text("mine")
@@ -134,6 +136,7 @@ def test_an_interruption_leaves_no_look(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_int8_and_a_small_batch(generate, tmp_path):
     assert generate("a boat", "--dtype", "int8", "--batch-size", 2, "--candidates", 5)[0] == 0
     assert json.loads((tmp_path / "out" / "a-boat" / "results.json").read_text())["dtype"] == "int8"

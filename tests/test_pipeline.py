@@ -95,6 +95,7 @@ def test_the_same_pictures_in_calls_of_any_size(pipe):
     assert [drawn(result) for result in overlapped] == wanted
 
 
+@pytest.mark.slow
 def test_each_prompt_may_have_its_own_settings(pipe):
     options = {"seed": [3, 4, 3], "guidance": [1.0, 5.0, 5.0], "temperature": [1.0, 2.0, 0.5], "top_k": [9, 20, 50]}
     options |= {"top_p": [0.9, 0.5, 1.0], "negative_prompt": ["", "a boat", ""], "last_guidance": [1.0, 2.0, 5.0]}

@@ -194,6 +194,7 @@ def test_looks_on_the_way_change_nothing(model, golden):
     np.testing.assert_array_equal(looks[16], generate(model, golden, keys))
 
 
+@pytest.mark.slow
 def test_eight_devices_draw_what_one_does():
     """In a process of its own: the number of devices is fixed when JAX starts."""
     code = f"""

@@ -159,7 +159,15 @@ def test_float16_weights_are_computed_with_in_float32(folder):
     close(logits[0], golden["logits_params_cast_fp32"])
 
 
-@pytest.mark.parametrize("folder", [SCANNED, UNROLLED, PRELN, POSTLN, MEGALIKE], ids=lambda folder: folder.name)
+@pytest.mark.parametrize(
+    "folder",
+    [
+        SCANNED,
+        MEGALIKE,
+        *(pytest.param(folder, marks=pytest.mark.slow) for folder in (UNROLLED, PRELN, POSTLN)),
+    ],
+    ids=lambda folder: folder.name,
+)
 def test_gradients(model, gradient, folder):
     if folder in (PRELN, POSTLN, MEGALIKE):
         model = DalleBart.from_pretrained(folder)
@@ -181,6 +189,7 @@ def test_gradients(model, gradient, folder):
     assert len(seen) == len(published)
 
 
+@pytest.mark.slow
 def test_rematerialised_gradients_are_the_same(model, golden, gradient):
     remat = gradients(model, golden, remat="full")
     for name in gradient:

@@ -56,6 +56,7 @@ VARIANTS = {
     "bare": {"use_final_ln_encoder": False, "use_final_ln_decoder": False, "scale_embedding": True},
     "logits bias": {"final_logits_bias": True},
 }
+COMBINED = {"postln-unrolled-scaled", "swinv2-deep", "rmsnorm-scaled", "rmsnorm-postln"}  # of what others have singly
 
 
 def variant(name):
@@ -80,7 +81,9 @@ def captions():
     return rng.integers(0, 30, (3, 8)), mask
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in COMBINED else name for name in VARIANTS]
+)
 def test_cached_decoding_is_teacher_forcing(name, captions):
     model, (ids, mask) = make(variant(name)), captions
     keys = jax.random.split(jax.random.key(0), (3, 2))

@@ -64,6 +64,7 @@ def test_dtype_is_of_the_file(tmp_path):
     np.testing.assert_array_equal(half["encoder.embed_tokens.embedding"], whole[name].astype(np.float16))
 
 
+@pytest.mark.slow
 def test_a_bundle_draws_what_its_parts_draw(golden_bundle, tmp_path):
     parts = {part: golden_bundle / part for part in ("dalle", "vqgan", "clip")}
     folders = convert(parts["dalle"], tmp_path / "bundle", parts["vqgan"], parts["clip"])
