@@ -17,7 +17,7 @@ import pytest
 from flax import nnx
 
 from dalle_mini.errors import UserError
-from dalle_mini.training import resume
+from dalle_mini.training import preemption, resume
 from dalle_mini.training.config import LoopConfig, OptimizerConfig
 from dalle_mini.training.loop import run
 from dalle_mini.training.preemption import Preempted
@@ -367,6 +367,15 @@ def test_asked_to_stop_it_saves_and_goes_on_later(number, stop, tmp_path, capsys
     jax.tree.map(np.testing.assert_array_equal, state, whole)
     assert logged(tmp_path, "loss") == logged(tmp_path / "whole", "loss")
     assert logged(tmp_path, "eval_distance") == logged(tmp_path / "whole", "eval_distance")
+
+
+def test_what_has_made_a_step_has_its_time_to_save(tmp_path, monkeypatch):
+    ended = []
+    monkeypatch.setattr(preemption, "_end", lambda *why: ended.append(why))
+    monkeypatch.setattr(preemption.Preemption.__init__, "__defaults__", (120.0, 2.0, 0.0))  # none without a step
+    with pytest.raises(Preempted):
+        run(Asked(signal.SIGTERM, 5), LOOP, tmp_path)
+    assert not ended
 
 
 class Judged(Line):

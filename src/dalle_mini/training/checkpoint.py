@@ -153,7 +153,8 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             probe = self.folder / ".probe"
             probe.write_text("")
-            probe.unlink()
+            if "://" not in str(self.folder):  # in a bucket an empty folder is none
+                probe.unlink()
             for entry in self.folder.iterdir():
                 if entry.name.endswith(HALF_WRITTEN):
                     warn(f"{entry}: half-written, removed")
