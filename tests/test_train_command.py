@@ -2,15 +2,25 @@
 
 import json
 import shutil
+from pathlib import Path
 
+import fsspec
+import jax
 import numpy as np
 import pytest
 import yaml
+from flax import nnx
 from PIL import Image
 
 from dalle_mini.cli import main
+from dalle_mini.models import DalleBart
+from dalle_mini.models.config import DalleBartConfig
+from dalle_mini.training.runs import load_run, prepare_run
+from dalle_mini.training.start import start_model, start_vqgan
+from dalle_mini.weights.folder import load_config
 
 PICTURES = 24
+GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.fixture(scope="module")
@@ -96,12 +106,74 @@ def test_a_run_is_not_continued_as_another(trained, config, arguments, message, 
     assert message in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def tuning(trained, tmp_path_factory):
+    """A config that says nothing of model, tokenizer and VQGAN: the start does."""
+    path = tmp_path_factory.mktemp("config") / "tuning.yaml"
+    settings = {
+        "data": {"train": [str(trained / "tokens" / "00")]},
+        "training": {"dtype": "float32", "optimizer": {"warmup_steps": 0}},
+        "loop": {"steps": 1, "batch_size": 4},
+    }
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+@pytest.mark.parametrize("inside", ["", "checkpoints", "checkpoints/4", "final"])
+def test_another_run_to_start_from(trained, tuning, inside, tmp_path):
+    run = load_run(tuning, [f"training.init_from={trained / inside}"])
+    assert run.training.model.d_model == load_config(trained / "final")["d_model"] != DalleBartConfig().d_model
+    loaded = prepare_run(run, tmp_path).trainer.loaded()
+    found = DalleBart.from_pretrained(trained / "final")
+    jax.tree.map(np.testing.assert_array_equal, loaded, nnx.to_pure_dict(nnx.state(found)))
+
+
+def test_a_run_that_starts_from_a_run(trained, tuning, golden_bundle, tmp_path, capsys):
+    """Without its `final` too: tokenizer and VQGAN are those that the run was told of."""
+    before = tmp_path / "before"
+    shutil.copytree(trained, before, ignore=shutil.ignore_patterns("final"))
+    given = f"training.init_from={before}"
+    assert main(["train", str(tuning), "--output", str(tmp_path / "run"), given]) == 0, capsys.readouterr().err
+    assert (tmp_path / "run" / "final" / "tokenizer.json").exists()
+    assert start_vqgan(str(before)) == start_vqgan(str(tmp_path / "run")) == str(golden_bundle)
+
+
+def test_data_in_a_bucket(trained, tuning, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    bucket = fsspec.filesystem("memory")
+    bucket.put(str(trained / "tokens" / "00"), "/bucket/here", recursive=True)
+    given = [f"training.init_from={trained / 'final'}", "data.validation=memory://bucket/here"]
+    settings = [
+        prepare_run(load_run(tuning, [*given, f"data.train={source}"]), tmp_path / "run").trainer.settings()["data"]
+        for source in (trained / "tokens" / "00", "memory://bucket/here")
+    ]
+    assert settings[0] == settings[1]  # the same data, wherever it lies
+    bucket.rm("/bucket", recursive=True)
+    assert len(list((tmp_path / "cache" / "dalle-mini" / "tokens").glob("here-*/manifest.json"))) == 1
+
+
+def test_a_run_that_cannot_be_started_from(trained, tuning, tmp_path, capsys):
+    only_final, empty, foreign = (tmp_path / name for name in ("only-final", "empty", "foreign"))
+    shutil.copytree(trained / "final", only_final / "final")
+    assert start_model(str(only_final)) == start_model(str(trained))
+    empty.mkdir()
+    shutil.copy(trained / "config.json", empty)
+    shutil.copytree(trained / "checkpoints" / "4", foreign / "best")
+    for source, message in (
+        (empty, "config.json: no field of DalleBart's is in it"),
+        (foreign / "best", "a checkpoint's folder is called by its step"),
+    ):
+        assert main(["train", str(tuning), "--output", str(tmp_path / "run"), f"training.init_from={source}"]) == 2
+        assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ("loop.stepps=3", "loop.stepps: no such setting; did you mean steps?"),
         ("loop.steps=none", "loop.steps: 'none' is not of type int"),
         ("data.train=/nowhere", "no such folder: /nowhere"),
+        ("data.train=memory://nowhere/pile", "memory://nowhere/pile: "),
         ("data.train=[]", "data.train: name the encoded pictures"),
         ("training.init_from=/nowhere", "no such folder: /nowhere"),
         ("training.model.d_model=64", "is of another model than training.model: "),
@@ -118,7 +190,7 @@ def test_wrong_settings(config, change, message, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("network: gan\n", "network: 'gan' is not seq2seq"),
+        ("network: gan\n", "network: 'gan' is "),
         ("loop: {stepss: 3}\n", "loop.stepss: no such setting; did you mean steps?"),
         ("training: [1]\n", "training: [1] is not of type Seq2SeqTraining"),
         ("[1, 2]\n", "it must hold names and values"),
@@ -131,6 +203,21 @@ def test_wrong_configs(tmp_path, text, message, capsys):
     assert f"error: {path}: " in (error := capsys.readouterr().err)
     assert message in error
     assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_folder_is_not_a_matter_of_its_vqgan(config, tmp_path, capsys):
+    (tmp_path / "pile").mkdir()
+    given = [f"data.train={tmp_path / 'pile'}", f"data.tokenizer={GOLDEN / 'tokenizer'}", "training.init_from=null"]
+    assert main(["train", str(config), "--output", str(tmp_path / "run"), *given]) == 2
+    error = capsys.readouterr().err
+    assert str(tmp_path / "pile") in error and "data.vqgan" not in error
+
+
+def test_a_folder_in_a_bucket_is_no_place_for_a_run(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", str(config), "--output", "gs://bucket/run"]) == 2
+    assert "a run's folder is one on this machine" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_to_continue(tmp_path, capsys):

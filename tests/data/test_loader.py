@@ -153,7 +153,7 @@ def test_a_damaged_cache_is_named(arrow_cache, tmp_path, kept):
 
 
 @pytest.mark.parametrize("damage", ["footer", "page", "columns", "length", "negative"])
-def test_damaged_files_of_the_notebook_are_named(arrow_cache, tmp_path, damage):
+def test_damaged_files_of_the_notebook_are_named(arrow_cache, tmp_path, damage, capfd):
     folder = write_notebook(tmp_path / "notebook", 50)
     file = folder / "002.parquet"
     data = bytearray(file.read_bytes())
@@ -169,6 +169,22 @@ def test_damaged_files_of_the_notebook_are_named(arrow_cache, tmp_path, damage):
         wrong = [1, 2, 3] if damage == "length" else [1, 2, 3, -1]
         pq.write_table(pa.table({"caption": ["x"] * 2, "encoding": [[1, 2, 3, 4], wrong]}), file)
     assert str(file) in refusal(folder, vqgan=VQGAN)
+    assert capfd.readouterr().err == ""  # `datasets` has lines of its own about what it raises
+
+
+@pytest.mark.parametrize("token", [-1, 16_384])
+def test_tokens_beyond_the_codebook_of_the_notebook_are_found_at_once(arrow_cache, tmp_path, token):
+    """No batch is waited for: the files themselves tell their largest number."""
+    folder = write_notebook(tmp_path / "notebook", 50)
+    table = pa.table({"caption": ["x"] * 2, "encoding": [[1, 2, 3, 4], [1, token, 3, 4]]})
+    pq.write_table(table, folder / "002.parquet")
+    said = refusal(folder, vqgan=VQGAN)
+    assert f"002.parquet: it has the token {token}, and VQGAN {VQGAN} has 16384 codes" in said
+    assert not arrow_cache.exists()
+
+
+def test_whose_tokens_the_notebooks_are_is_asked_in_the_users_words(tmp_path):
+    assert "name their VQGAN (data.vqgan of a run, vqgan= in Python)" in refusal(write_notebook(tmp_path / "x", 5))
 
 
 def test_tokens_beyond_the_codebook_are_named_when_they_are_read(arrow_cache, tmp_path):

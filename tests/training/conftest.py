@@ -1,11 +1,12 @@
-"""Puts `tiny_runs.py`, which child processes run as a script, on the path of the tests here."""
+"""Puts `tiny_runs.py`, which child processes run as a script, on the path of the tests here, and `object_store.py`."""
 
 import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "data")]
 
 
 @pytest.fixture(autouse=True, scope="module")

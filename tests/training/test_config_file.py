@@ -6,6 +6,7 @@ import pytest
 
 from dalle_mini.errors import UserError
 from dalle_mini.training.config_file import build, override, read, write
+from dalle_mini.training.runs import Seq2SeqRun
 
 
 @dataclass(frozen=True)
@@ -152,3 +153,27 @@ def test_files_that_are_no_settings(tmp_path, text, message):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match="cannot read it"):
         read(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("training.optimizer.b1=2", "training.optimizer.b1: 2.0 is not a decay"),
+        ("training.optimizer.name=sgd", "training.optimizer.name: 'sgd' is none of"),
+        ("training.dtype=half", "training.dtype: 'half' is none of"),
+        ("training.model.d_model=33", "training.model: d_model 33 is not a multiple of"),
+        ("loop.keep=0", "loop.keep: 0 is too small"),
+        ("learning_rate=1", "learning_rate: no such setting; did you mean training.optimizer.learning_rate?"),
+        ("optimizer.learning_rate=1", "optimizer: no such setting; did you mean training.optimizer?"),
+        ("batch_sizes=8", "batch_sizes: no such setting; did you mean loop.batch_size?"),
+        ("training.lerning_rate=8", "training.lerning_rate: no such setting; did you mean optimizer.learning_rate?"),
+        ("loop.stepz=8", "loop.stepz: no such setting; did you mean steps?"),
+        ("lop.steps=8", "lop: no such setting; did you mean loop?"),
+        ("nonsense=8", "nonsense: no such setting; known are data, training,"),
+    ],
+)
+def test_every_complaint_names_the_key_as_it_is_given(change, message):
+    for wrong in (lambda: override(Seq2SeqRun(), [change]), lambda: build(Seq2SeqRun, {}, [change])):
+        with pytest.raises(UserError) as caught:
+            wrong()
+        assert str(caught.value).startswith(message)

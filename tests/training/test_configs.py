@@ -1,18 +1,26 @@
 """The published recipes in tools/train/configs: each is read, and is of the size and the numbers that it says."""
 
 import math
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+from dalle_mini.cli import build_parser
 from dalle_mini.models import DalleBart
 from dalle_mini.training import config_file
+from dalle_mini.training.resume import check_here
 from dalle_mini.training.runs import Seq2SeqRun, VQGANRun, load_run
 from dalle_mini.weights.pretrained import flatten
 
 CONFIGS = Path(__file__).parents[2] / "tools" / "train" / "configs"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 V3_8_CORES = 8
+
+
+def kind(name):
+    return VQGANRun if name.startswith("vqgan-") else Seq2SeqRun
 
 
 def test_which_there_are():
@@ -24,13 +32,47 @@ def test_which_there_are():
 def test_each_is_read_and_tells_how_to_run_it(name):
     path = CONFIGS / f"{name}.yaml"
     values = config_file.read(path)
-    network = values.pop("network")
-    assert network == ("vqgan" if name.startswith("vqgan-") else "seq2seq")
-    config_file.build(VQGANRun if network == "vqgan" else Seq2SeqRun, values)
+    assert values.pop("network") == ("vqgan" if name.startswith("vqgan-") else "seq2seq")
+    config_file.build(kind(name), values)
     head = path.read_text().partition("network:")[0]
     assert f"#   dalle-mini train tools/train/configs/{name}.yaml --output " in head
     for word in ("hardware:", "time", "loss"):
         assert word in head, f"{path} does not tell its {word}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_command_in_its_head_is_one_that_can_be_given(name):
+    """Its options, settings and kinds of places: a run's folder is here, data and checkpoints may be in a bucket."""
+    head = (CONFIGS / f"{name}.yaml").read_text().partition("network:")[0]
+    command = re.search(r"^#   dalle-mini (train (?:.*\\\n# +)*.*)$", head, re.MULTILINE)[1]
+    arguments = shlex.split(command.replace("\\\n#", " "))
+    args = build_parser().parse_args(arguments)
+    assert args.config == f"tools/train/configs/{name}.yaml"
+    check_here(args.output)
+    values = config_file.read(CONFIGS / f"{name}.yaml")
+    values.pop("network")
+    run = config_file.build(kind(name), values, args.settings)
+    for source in run.data.train:
+        assert "://" not in source or source.startswith("gs://bucket/")
+    assert run.loop.checkpoints is None or run.loop.checkpoints.startswith("gs://bucket/")
+    if "v3-" in head and kind(name) is Seq2SeqRun:  # a machine that may vanish
+        assert run.loop.checkpoints and run.data.train == ("gs://bucket/tokens",)
+
+
+@pytest.mark.parametrize(("name", "cores"), [("mini-2021", 8), ("mini", 8), ("mega", 32), ("mega", 256), ("mega", 512)])
+def test_batches_divide_over_the_hardware_that_is_named(name, cores):
+    loop = load_run(CONFIGS / f"{name}.yaml").loop
+    assert loop.batch_size % (cores * loop.accumulation) == 0
+
+
+def test_heads_speak_of_settings_that_there_are():
+    for name in NAMES:
+        for path in re.findall(
+            r"`((?:data|training|loop|samples|mesh)\.[\w.]+)`", (CONFIGS / f"{name}.yaml").read_text()
+        ):
+            value = kind(name)()
+            for part in path.split("."):
+                value = getattr(value, part)
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("mini", 437_833_712), ("mega", 2_587_521_024)])

@@ -5,7 +5,10 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +17,7 @@ import pytest
 from flax import nnx
 
 from dalle_mini.errors import UserError
+from dalle_mini.training import preemption, resume
 from dalle_mini.training.config import LoopConfig, OptimizerConfig
 from dalle_mini.training.loop import run
 from dalle_mini.training.preemption import Preempted
@@ -199,12 +203,93 @@ def test_not_a_number(tmp_path, log_every):
     assert "line: the loss is nan at step 5" in message
     assert str(tmp_path) in message
     assert "on 4.0, 4.1, 4.2, 4.3, 4.4 and 2 more" in message
-    assert "lower optimizer.learning_rate" in message
+    assert "lower training.optimizer.learning_rate" in message and "loop.on_bad_loss=skip" in message
     assert "\n" not in message
     assert sorted(entry.name for entry in (tmp_path / "checkpoints").iterdir()) == ["3", "4"]
     assert not (tmp_path / "final").exists()
     (bad,) = bad_batches(tmp_path)
     assert bad == {"step": 5, "loss": "nan", "grad_norm": "nan", "rows": [f"4.{i}" for i in range(7)]}
+
+
+def test_what_the_message_advises_is_not_refused(tmp_path):
+    with pytest.raises(UserError, match=r"or continue with loop\.on_bad_loss=skip"):
+        run(Line(broken_at=4), LOOP, tmp_path)
+    skipping = dataclasses.replace(LOOP, on_bad_loss="skip")
+    assert int(run(Line(broken_at=4, mended_at=5), skipping, tmp_path).step) == 10
+
+
+def test_an_update_that_spoils_the_parameters_is_left_out_and_blamed(tmp_path, capsys):
+    """The loss and the gradient before it are sound: the next batch would have had the blame. The first rate is 0."""
+    with pytest.raises(UserError, match=r"the update makes the parameters' norm (inf|nan) at step 2, on 1\.0"):
+        run(Line(rate=3e38), LOOP, tmp_path / "stop")
+    state = run(Line(rate=3e38), dataclasses.replace(LOOP, on_bad_loss="skip"), tmp_path / "skip")
+    assert np.isfinite(state.params["w"]).all()
+    told = capsys.readouterr().err
+    assert "WARNING: the last 9 updates were left out" in told
+
+
+def test_an_evaluation_that_is_no_number_is_not_passed_over(tmp_path, capsys):
+    run(Judged({4: float("nan"), 8: 1.0, 10: 1.0}), LOOP, tmp_path / "good")
+    assert "WARNING" not in capsys.readouterr().err
+    run(Judged({4: 1.0, 8: 1.0, 10: float("nan")}), LOOP, tmp_path / "bad")
+    assert "WARNING: eval_loss of the last evaluation is no number" in capsys.readouterr().err
+
+
+def test_a_warm_up_that_never_ends_is_told(tmp_path, caplog):
+    trainer = Line()
+    run(trainer, LOOP, tmp_path / "without")
+    assert "warmup_steps" not in caplog.text
+    trainer.optimizer = dataclasses.replace(trainer.optimizer, warmup_steps=11)
+    run(trainer, LOOP, tmp_path / "with")
+    assert "training.optimizer.warmup_steps 11 are more than loop.steps 10" in caplog.text
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from dalle_mini.training.resume import alone_in
+with alone_in(Path(sys.argv[1])):
+    print("holds", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_two_processes_do_not_write_one_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(resume, "PATIENCE", 0.0)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
+    other = subprocess.Popen(command, env=environment, stdin=-1, stdout=-1, text=True)
+    assert other.stdout.readline() == "holds\n"
+    with pytest.raises(UserError, match=r"run: another process trains in this folder"):
+        run(Line(), LOOP, tmp_path / "run")
+    assert list((tmp_path / "run").iterdir()) == []
+    other.kill()
+    other.communicate()
+    assert int(run(Line(), LOOP, tmp_path / "run").step) == 10
+    run(Line(), LOOP, tmp_path / "run")  # which gave it back
+
+
+@pytest.mark.parametrize("text", ["", '{"loop": {"steps"', "[]"])
+def test_a_damaged_config_is_taken_from_the_checkpoints(tmp_path, text, caplog):
+    run(Line(), LOOP, tmp_path)
+    whole = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(text)
+    assert started_with(tmp_path) == whole
+    with pytest.raises(UserError, match=r"other values of training\.rate"):
+        run(Line(rate=0.5), LOOP, tmp_path)
+    caplog.clear()
+    run(Line(), LOOP, tmp_path)
+    assert "config.json: damaged" in caplog.text
+    assert json.loads((tmp_path / "config.json").read_text()) == whole
+
+
+@pytest.mark.parametrize("out", ["gs://bucket/run", "s3://bucket/run"])
+def test_a_runs_folder_is_here(out, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for form in (out, Path(out)):
+        with pytest.raises(UserError, match=r"a run's folder is one on this machine; .*loop.checkpoints=gs://"):
+            run(Line(), LOOP, form)
+    assert list(tmp_path.iterdir()) == []
 
 
 def bad_batches(folder):
@@ -282,6 +367,15 @@ def test_asked_to_stop_it_saves_and_goes_on_later(number, stop, tmp_path, capsys
     jax.tree.map(np.testing.assert_array_equal, state, whole)
     assert logged(tmp_path, "loss") == logged(tmp_path / "whole", "loss")
     assert logged(tmp_path, "eval_distance") == logged(tmp_path / "whole", "eval_distance")
+
+
+def test_what_has_made_a_step_has_its_time_to_save(tmp_path, monkeypatch):
+    ended = []
+    monkeypatch.setattr(preemption, "_end", lambda *why: ended.append(why))
+    monkeypatch.setattr(preemption.Preemption.__init__, "__defaults__", (120.0, 2.0, 0.0))  # none without a step
+    with pytest.raises(Preempted):
+        run(Asked(signal.SIGTERM, 5), LOOP, tmp_path)
+    assert not ended
 
 
 class Judged(Line):
@@ -362,3 +456,17 @@ def test_parameters_to_start_from(finished):
 def test_numbers_that_make_no_sense(name):
     with pytest.raises(UserError, match=f"loop.{name}: 0 is too small"):
         LoopConfig(**{name: 0})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({name: -1} for name in ("keep_hours", "checkpoint_minutes", "sample_every", "grace_seconds", "spike")),
+        *({"spike": spike} for spike in (0.5, 1.0, float("nan"))),
+        {"checkpoint_minutes": float("inf")},
+    ],
+)
+def test_more_numbers_that_make_no_sense(wrong):
+    (name,) = wrong
+    with pytest.raises(UserError, match=f"loop.{name}: .* is n"):
+        LoopConfig(**wrong)

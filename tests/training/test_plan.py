@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from dalle_mini.cli import main
+from dalle_mini.commands.plan import describe
 from dalle_mini.errors import UserError
 from dalle_mini.training import plan
 from dalle_mini.training.topology import find_topology
@@ -106,6 +108,12 @@ def test_the_largest_batch_keeps_pieces_and_mesh():
     assert all(size % 12 == 0 for size in sizes)
 
 
+OPTIMIZER = SimpleNamespace(name="adafactor")
+RUN = SimpleNamespace(
+    training=SimpleNamespace(optimizer=OPTIMIZER, dtype="bfloat16", remat="full"), mesh=SimpleNamespace(fsdp=True)
+)
+
+
 def fake_plan(topology, **changes) -> plan.Plan:
     from dalle_mini.training.roofline import Work, bound
 
@@ -119,20 +127,18 @@ def fake_plan(topology, **changes) -> plan.Plan:
 
 
 def test_a_plan_that_does_not_fit_is_said_with_its_numbers():
-    from dalle_mini.commands.plan import describe
-
-    class Namespace:
-        def __init__(self, **values):
-            vars(self).update(values)
-
-    optimizer = Namespace(name="adafactor")
-    run = Namespace(training=Namespace(optimizer=optimizer, dtype="bfloat16", remat="full"), mesh=Namespace(fsdp=True))
     topology = find_topology("v3-8")
     found = fake_plan(topology, peak_bytes=20 * plan.GIB, working_bytes=19 * plan.GIB, collectives=None)
     assert not found.fits
-    text = "\n".join(describe(found, run))
+    text = "\n".join(describe(found, RUN))
     assert "20.00" in text and "15.48  IT DOES NOT FIT" in text and "19.00" in text and "82 GB/s" not in text
     assert found.to_dict()["fits"] is False and found.to_dict()["collectives"] is None
+
+
+def test_the_time_of_a_short_run_is_no_zero():
+    found = fake_plan(find_topology("v3-8"), steps=10)
+    found = dataclasses.replace(found, bound=dataclasses.replace(found.bound, compute=0.5))
+    assert "the run's 10 updates, 0.0 M pictures: 5 s or more" in "\n".join(describe(found, RUN))
 
 
 def test_the_tpu_compiler_is_missing(monkeypatch):
@@ -173,7 +179,7 @@ def test_gpus_are_estimated(config):
 def test_what_the_devices_cannot_share_is_one_line(config, override, message):
     done = command(config, "--topology", "h100x8", override)
     assert done.returncode == 2 and done.stdout == ""
-    (line,) = [line for line in done.stderr.splitlines() if not line.startswith("compiling")]
+    (line,) = done.stderr.splitlines()  # before anything is compiled
     assert line.startswith("error: ") and message in line
 
 
@@ -187,6 +193,7 @@ def unprepared(monkeypatch):
     ("arguments", "message"),
     [
         (["--topology", "v3-9"], "no such hardware; there are v3-8"),
+        (["--topology", "v9-8"], "no such hardware; there are v2-8, v3-8, v4-8, v5p-8, v5e-8, v6e-8"),
         (["--topology", "h100x8", "lop.batch_size=36"], "did you mean loop?"),
         (["loop.batch_size=many", "--topology", "h100x8"], "loop.batch_size"),
         ([], "--topology"),
@@ -206,6 +213,23 @@ def test_damaged_configs_are_one_line(tmp_path, unprepared, capsys, text):
     assert main(["plan", str(path), "--topology", "h100x1"]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and "bad.yaml" in err and len(err.splitlines()) == 1
+
+
+FOREIGN = """
+import faulthandler, os, signal, threading, time
+from dalle_mini.commands.plan import in_thread
+def work():
+    faulthandler.register(signal.SIGTERM, chain=True)  # as libtpu does: a handler that prints its stack
+    time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+in_thread(work)
+"""
+
+
+def test_sigterm_ends_a_compile_as_ctrl_c_does():
+    done = subprocess.run([sys.executable, "-c", FOREIGN], capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
 def test_ctrl_c_ends_a_compile_at_once(config):

@@ -115,17 +115,18 @@ def test_only_googles_machines_are_asked(product, url, tmp_path, monkeypatch):
 DEAF = """
 import ctypes, sys
 from dalle_mini.training.preemption import Preemption
-with Preemption(grace=float(sys.argv[1])):
+with Preemption(grace=float(sys.argv[1]), grace_without_work=0.3) as notice:
+    notice.has_work = sys.argv[2] == "True"
     print("ready", flush=True)
     for _ in range(100):  # a signal ends a sleep, and only that
         ctypes.CDLL(None).sleep(30)
 """
 
 
-def deaf(grace):
+def deaf(grace, has_work=True):
     environment = {**os.environ, "PYTHONPATH": str(Path(preemption.__file__).parents[2]), NOTICE_VARIABLE: ""}
     process = subprocess.Popen(
-        [sys.executable, "-c", DEAF, str(grace)], env=environment, stdout=-1, stderr=-1, text=True
+        [sys.executable, "-c", DEAF, str(grace), str(has_work)], env=environment, stdout=-1, stderr=-1, text=True
     )
     assert process.stdout.readline() == "ready\n"
     return process
@@ -150,3 +151,19 @@ def test_time_is_bounded(number, code):
     assert process.wait(10) == code
     assert 0.3 <= time.monotonic() - began < 5
     assert "not saved within 0.3 s of" in process.stderr.read()
+
+
+def test_before_the_first_step_nobody_waits_for_a_save():
+    """A compilation hears nothing for minutes, and there is nothing to lose."""
+    process = deaf(60, has_work=False)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == PREEMPTED
+    assert "ended by SIGTERM before its first step: nothing is lost" in process.stderr.read()
+
+
+def test_with_something_to_save_it_has_its_time():
+    process = deaf(1.0)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == PREEMPTED
+    assert time.monotonic() - began >= 1.0

@@ -273,3 +273,19 @@ def test_the_sweep_for_wandb(tmp_path):
     for assignment in rest[2:]:
         part = next(part for part in parts if assignment.startswith(part + "."))
         override(parts[part], [assignment.removeprefix(part + ".")])  # raises for what is no setting
+
+
+@pytest.mark.parametrize(
+    ("config", "setting", "message"),
+    [
+        ("config.yaml", "loop.nosuch=1,2", "loop.nosuch: no such setting"),
+        ("config.yaml", "loop.steps=5,0", "loop.steps: 0 is too small"),
+        ("missing.yaml", "loop.steps=5,6", "missing.yaml: cannot read it"),
+    ],
+)
+def test_what_is_wrong_shows_before_the_first_run(tmp_path, config, setting, message):
+    (tmp_path / "config.yaml").write_text("loop: {steps: 3}\n")
+    sweep = Sweep(str(tmp_path / config), tmp_path / "sweep")
+    with pytest.raises(UserError, match=message):
+        sweep.run(points(setting), say=lambda _: pytest.fail("a run has begun"))
+    assert not (tmp_path / "sweep").exists()

@@ -175,6 +175,7 @@ def test_a_dry_run_prints_every_command(cloud):
         (["--on-demand"], "tpu-vm create mini --version=tpu-ubuntu2204-base --accelerator-type=v3-8 --quiet"),
         (["--type", "v4-8"], "--version=tpu-ubuntu2204-base --accelerator-type=v4-8 --spot"),
         (["--type", "v5litepod-8"], "--version=v2-alpha-tpuv5-lite --accelerator-type=v5litepod-8"),
+        (["--type", "v5e-8"], "--version=v2-alpha-tpuv5-lite --accelerator-type=v5litepod-8"),
         (["--type", "v5p-8"], "--version=v2-alpha-tpuv5 --accelerator-type=v5p-8"),
         (["--type", "v6e-8"], "--version=v2-alpha-tpuv6e --accelerator-type=v6e-8"),
         (["--version", "mine"], "--version=mine"),
@@ -205,7 +206,8 @@ def test_a_run_outlives_its_machine(cloud):
     for arguments, found, _ in trained:
         assert arguments[:2] == ["train", "setup.cfg"] and arguments[2] == "--output"
         assert arguments[4:] == [
-            *("--resume", "auto", "loop.checkpoints=gs://bucket/mini/checkpoints"),
+            *("--resume", "auto", "--distributed", "loop.checkpoints=gs://bucket/mini/checkpoints"),
+            "loop.grace_seconds=28",
             *("loop.steps=3", "samples.prompts=a b"),
         ]
         assert found == "abc"
@@ -244,7 +246,11 @@ def test_from_the_queue(cloud):
 @pytest.mark.parametrize(
     ("lives", "code", "said"),
     [
-        ("2", 2, "the run's settings are wrong: see train.log"),
+        (
+            "2",
+            2,
+            "the run cannot go on (wrong settings, a full disk, or a bad loss): see train.log",
+        ),
         ("1 1", 1, "the run failed with exit code 1, too often: see train.log"),
     ],
 )

@@ -171,6 +171,19 @@ def test_the_line_on_a_terminal(capsys, monkeypatch):
     assert capsys.readouterr().err.endswith("8.0 pictures/s  0 s left\n")
 
 
+def test_the_loss_comes_first_whatever_jax_makes_of_the_order(capsys, monkeypatch):
+    """A dictionary that comes out of `jax.jit` is sorted by its keys, and a terminal has room for few."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "50")
+    metrics = jax.jit(lambda: {"loss": 2.0, "accuracy": 0.5, "bad": 0.0})()
+    assert next(iter(metrics)) == "accuracy"
+    line = LiveLine(100, "toy")
+    line.show(1, metrics, 8.0)
+    assert capsys.readouterr().err.startswith("\r\x1b[Ktoy 1/100  loss 2  8.0 pictures/s  ")
+    line.show(1, {"eval_accuracy": 0.5, "eval_loss": 3.0}, None)
+    assert capsys.readouterr().err.startswith("\r\x1b[Ktoy 1/100  eval_loss 3  eval_accuracy 0.5")
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0, "0 s"), (59.4, "59 s"), (59.6, "1 min"), (3570, "1 h 00 min"), (7500, "2 h 05 min"), (273_600, "3 d 04 h")],

@@ -7,7 +7,7 @@ usage() {
 Train on a preemptible TPU VM: create it, install, start, watch, and all of that again whenever it is taken away.
 
     tools/train/tpu_vm.sh run --name mini --zone europe-west4-a --bucket gs://MY-BUCKET/mini \
-        --config tools/train/configs/mini.yaml -- loop.steps=20000
+        --config tools/train/configs/mini.yaml -- data.train=gs://MY-BUCKET/tokens
     tools/train/tpu_vm.sh run ... --dry-run        # prints every command, and runs none
 
 Subcommands:
@@ -26,7 +26,7 @@ Options:
   --project PROJECT      default: that of gcloud's configuration
   --bucket gs://B/RUN    where the run outlives the VM: its folder, its checkpoints and its log
   --config FILE          for dalle-mini train; a path in this repository
-  --type TYPE            default: v3-8
+  --type TYPE            default: v3-8; of a pod, such as v4-32, every machine takes part
   --version VERSION      the VM's software; default: what goes with the type
   --spot                 taken away when others need it, with no limit in time (default)
   --preemptible          the same, and after 24 hours at the latest
@@ -40,9 +40,10 @@ Options:
   --dry-run              print the commands, run none
   -- KEY=VALUE ...       overrides for dalle-mini train
 
-The VM's service account must be allowed to write to the bucket. Files that are not committed do not come along.
+The VM's service account must be allowed to write to the bucket. Files that are not committed do not come along: name
+data that is in a bucket (dalle-mini encode writes there; each machine of a pod copies it to its disk, once) or on the Hub.
 
-Exit codes: 0 the run is done, 2 the input is wrong, 130 interrupted (the run goes on without its watcher), 1 otherwise.
+Exit codes: 0 the run is done, 2 the input is wrong or the run ended so, 130 interrupted (the run goes on without its watcher), 1 otherwise.
 TEXT
 }
 
@@ -113,8 +114,9 @@ vm_train() { # BUCKET CONFIG OVERRIDES...
     set +a
   fi
   vm_restore "$bucket" || { vm_end 1 && return; }
-  "$HOME/venv/bin/dalle-mini" train "$config" --output "$HOME/run/out" --resume auto \
-    "loop.checkpoints=$bucket/checkpoints" "$@" &
+  # 30 s are left when the VM is taken away.
+  "$HOME/venv/bin/dalle-mini" train "$config" --output "$HOME/run/out" --resume auto --distributed \
+    "loop.checkpoints=$bucket/checkpoints" loop.grace_seconds=28 "$@" &
   pid=$!
   trap : TERM # the run is told too, and saves: stay until it has
   while kill -0 "$pid" 2> /dev/null; do
@@ -194,7 +196,7 @@ STATUS="if [ -e ~/run/installed ]; then bash $SCRIPT on-vm status; else echo bar
 
 software() {
   case "$type" in
-    v5litepod-* | v5e-*) echo v2-alpha-tpuv5-lite ;;
+    v5litepod-*) echo v2-alpha-tpuv5-lite ;;
     v5p-*) echo v2-alpha-tpuv5 ;;
     v6e-*) echo v2-alpha-tpuv6e ;;
     *) echo tpu-ubuntu2204-base ;;
@@ -323,7 +325,7 @@ watch() {
             return 0
             ;;
           'exit 2')
-            say "the run's settings are wrong: see train.log"
+            say "the run cannot go on (wrong settings, a full disk, or a bad loss): see train.log"
             return 2
             ;;
           'exit 75' | none) # asked to stop, or the machine was started anew
@@ -482,6 +484,7 @@ fi
 if [[ "$what" =~ ^(run|start|watch)$ ]]; then
   [ -f "$root/$config" ] || fail "--config '$config': no such file in $root"
 fi
+case "$type" in v5e-*) type=v5litepod-${type#v5e-} ;; esac # as gcloud calls it
 version=${version:-$(software)}
 logs_folder=${logs_folder:-./$name}
 place=("--zone=$zone")

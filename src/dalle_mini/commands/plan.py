@@ -3,6 +3,8 @@
 import argparse
 import contextlib
 import json
+import os
+import signal
 import sys
 import threading
 import time
@@ -55,6 +57,7 @@ def run_plan(args: argparse.Namespace) -> None:
         run = load_run(args.config, args.overrides)
         if not isinstance(run, Seq2SeqRun):
             raise UserError(f"{args.config}: plans are made for the seq2seq network alone")
+        plan.check(run, topology)
 
         def make(run: Any, topology: Any) -> plan.Plan:
             with waiting(f"compiling {run.loop.batch_size} pictures an update for {topology.name}"):
@@ -109,6 +112,8 @@ def _exchange(plan: Any) -> Iterator[str]:
 
 
 def _times(plan: Any) -> Iterator[str]:
+    from dalle_mini.training.tracking import duration
+
     bound, topology = plan.bound, plan.topology
     model, executed = plan.flops_per_picture / 1e12, plan.executed_flops_per_picture / 1e12
     again = f", {executed:.3f} with what is computed again" if executed > model else ""
@@ -121,8 +126,8 @@ def _times(plan: Any) -> Iterator[str]:
         yield f"  {name:<16}{seconds:9.3f} s   at {rate}"
     yield f"  {'the longest':<16}{bound.seconds:9.3f} s   is {bound.limit}: MFU is at most {bound.mfu:.0%}"
     yield f"  at most {bound.pictures_a_day / 1e6:,.2f} M pictures a day{_cost(bound)}"
-    days, pictures = plan.steps * bound.seconds / 86_400, plan.steps * plan.batch_size / 1e6
-    yield f"  the run's {plan.steps:,} updates, {pictures:,.1f} M pictures: {days:,.2f} days or more"
+    time, pictures = duration(plan.steps * bound.seconds), plan.steps * plan.batch_size / 1e6
+    yield f"  the run's {plan.steps:,} updates, {pictures:,.1f} M pictures: {time} or more"
 
 
 def _cost(bound: Any) -> str:
@@ -160,7 +165,12 @@ def waiting(text: str) -> Iterator[None]:
 
 
 def in_thread(work: Callable[[], Any]) -> Any:
-    """The result of `work`, done in a thread, so that this one hears Ctrl-C."""
+    """The result of `work`, done in a thread, so that this one hears Ctrl-C, and SIGTERM in the same way."""
+
+    def stop(*_) -> None:
+        os.write(2, b"interrupted\n")
+        os._exit(130)
+
     found: dict[str, Any] = {}
 
     def run() -> None:
@@ -169,10 +179,12 @@ def in_thread(work: Callable[[], Any]) -> Any:
         except BaseException as error:
             found["error"] = error
 
-    thread = threading.Thread(target=run, daemon=True)
+    thread, earlier = threading.Thread(target=run, daemon=True), signal.getsignal(signal.SIGTERM)
     thread.start()
     while thread.is_alive():
+        signal.signal(signal.SIGTERM, stop)  # again and again: libtpu has a handler of its own, which prints its stack
         thread.join(0.2)
+    signal.signal(signal.SIGTERM, earlier or signal.SIG_DFL)
     if "error" in found:
         raise found["error"]
     return found["result"]

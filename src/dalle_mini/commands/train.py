@@ -45,8 +45,10 @@ def run_train(args: argparse.Namespace) -> int:
     with notices():
         with starting():
             from dalle_mini.compilation import keep_compiled
+            from dalle_mini.training.resume import check_here
             from dalle_mini.training.runs import load_run, recorded_run, train
 
+        check_here(args.output)
         out = Path(args.output)
         run = load_run(args.config, assignments) if args.config else recorded_run(out, assignments)
         writes = join(args.distributed)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from dalle_mini.data.mapping import Piece, footer, map_shards
+from dalle_mini.data.mapping import Piece, bounds, footer, map_shards
 from dalle_mini.data.shards import MANIFEST, SPLITS, Manifest, schema
 from dalle_mini.errors import UserError
 
@@ -158,11 +158,18 @@ class TokenDataset:
             raise UserError(f"{self.folder}: no {self.split} rows: there is nothing to read")
         if vqgan is None:
             raise UserError(
-                f"{self.folder}: no {MANIFEST}, so whose tokens these are is not known: name their VQGAN (vqgan=), "
-                "its folder, its repository or its identity"
+                f"{self.folder}: no {MANIFEST}, so whose tokens these are is not known: name their VQGAN "
+                "(data.vqgan of a run, vqgan= in Python), its folder, its repository or its identity"
             )
         self.vqgan, self.codebook_size = known_vqgan(vqgan)
         self.image_length = first.list_length("encoding")
+        for path in shards:
+            lowest, highest = bounds(path, "encoding")
+            if not 0 <= lowest <= highest < self.codebook_size:
+                raise UserError(
+                    f"{path}: it has the token {highest if highest >= self.codebook_size else lowest}, and VQGAN "
+                    f"{self.vqgan} has {self.codebook_size} codes: these are another one's tokens, or damaged"
+                )
         self._renamed = {"encoding": "tokens"}
         ours = schema(self.image_length, self.codebook_size)
         return footers, pa.schema([ours.field("caption"), ours.field("tokens").with_name("encoding")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import mmap
 import os
 import sys
@@ -51,6 +52,19 @@ def footer(path: Path) -> Piece:
             file.seek(-8 - length, os.SEEK_END)
             digest = hashlib.sha256(file.read()).hexdigest()
         return Piece(path, found.num_rows, digest, tuple(found.schema.to_arrow_schema().names))
+
+
+def bounds(path: Path, column: str) -> tuple[int, int]:
+    """(lowest, highest) value of a list column, by what its file tells of it; (0, 0) where that tells nothing."""
+    found = [0]
+    with _damaged(path):
+        described = pq.read_metadata(path)
+        for group in map(described.row_group, range(described.num_row_groups)):
+            for chunk in map(group.column, range(group.num_columns)):
+                told = chunk.statistics if chunk.path_in_schema.partition(".")[0] == column else None
+                if told is not None and told.has_min_max:
+                    found += [told.min, told.max]
+    return min(found), max(found)
 
 
 class Pages:
@@ -173,15 +187,17 @@ def _first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The bar of `datasets` only where somebody may watch it."""
+    """The bar of `datasets` only where somebody may watch it, and none of its log: what fails is raised as well."""
     import datasets
 
-    was_off = datasets.are_progress_bars_disabled()
-    if was_off or sys.stderr.isatty():
-        yield
-        return
-    datasets.disable_progress_bars()
+    logger = logging.getLogger("datasets")
+    level, with_bars = logger.level, not datasets.are_progress_bars_disabled()
+    logger.setLevel(logging.CRITICAL)
+    if with_bars and not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     try:
         yield
     finally:
-        datasets.enable_progress_bars()
+        logger.setLevel(level)
+        if with_bars:
+            datasets.enable_progress_bars()

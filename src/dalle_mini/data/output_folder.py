@@ -11,7 +11,6 @@ alone.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import shutil
@@ -19,14 +18,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dalle_mini.errors import UserError
+from dalle_mini.locks import Busy, lock
+
+__all__ = ("Busy", "LocalFolder", "RemoteFolder", "open_output")
 
 WORK = ".work"
 
 logger = logging.getLogger("dalle_mini")
-
-
-class Busy(Exception):
-    """Another process holds the lock."""
 
 
 def open_output(out: str | os.PathLike[str]) -> LocalFolder | RemoteFolder:
@@ -95,9 +93,7 @@ class LocalFolder:
             file = (self.root / WORK / f"{name}.lock").open("wb")
         with file:
             try:
-                fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Busy from None
+                lock(file, shared=shared)
             except OSError as error:
                 logger.warning("%s cannot be locked (%s): see to it that one run at a time is in it", self, error)
             yield
@@ -133,6 +129,16 @@ class RemoteFolder:
                 return self._files.cat_file(f"{self._root}/{name}")
             except FileNotFoundError:
                 return None
+
+    def size(self, name: str) -> int:
+        """A file's, in bytes."""
+        with self._blamed(name, "read"):
+            return int(self._files.size(f"{self._root}/{name}"))
+
+    def fetch(self, name: str, path: Path) -> None:
+        """Copy a file here, however large it is."""
+        with self._blamed(name, f"copied to {path.parent}"):
+            self._files.get_file(f"{self._root}/{name}", str(path))
 
     def write(self, name: str, data: bytes) -> None:
         with self._blamed(name, "written"):

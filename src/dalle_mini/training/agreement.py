@@ -23,17 +23,21 @@ def all_agree(ok: bool) -> bool:
 
 def first_process_does(action: Callable[[], Any]) -> None:
     """Run `action` in process 0 while the others wait; where it raises, all of them end."""
+    each_process_does(action if jax.process_index() == 0 else lambda: None, "process 0")
+
+
+def each_process_does(action: Callable[[], Any], who: str = "another process") -> None:
+    """Run `action` in every process, and wait for all; where it raises in one, all of them end."""
     error = None
-    if jax.process_index() == 0:
-        try:
-            action()
-        except Exception as raised:
-            error = raised
+    try:
+        action()
+    except Exception as raised:
+        error = raised
     together = all_agree(error is None)
     if error is not None:
         raise error
     if not together:
-        raise UserError("process 0 ended with an error; it says why")
+        raise UserError(f"{who} ended with an error; it says why")
 
 
 def from_first_process(number: float) -> float:

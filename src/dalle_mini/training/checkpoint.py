@@ -153,7 +153,8 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             probe = self.folder / ".probe"
             probe.write_text("")
-            probe.unlink()
+            if "://" not in str(self.folder):  # in a bucket an empty folder is none
+                probe.unlink()
             for entry in self.folder.iterdir():
                 if entry.name.endswith(HALF_WRITTEN):
                     warn(f"{entry}: half-written, removed")
@@ -219,12 +220,7 @@ def restore_parameters(folder: str | epath.PathLike, like: Any) -> Any:
     shardings are those of the result. Raises UserError where there is no whole checkpoint, or its parameters are
     others.
     """
-    folder = epath.Path(folder)
-    if (folder / RECORD).exists():
-        folder, steps = folder.parent, [int(folder.name)]
-    else:
-        folder = folder / "checkpoints" if (folder / "checkpoints").exists() else folder
-        steps = _steps_in(folder)
+    folder, steps = _checkpoints_of(folder)
     wanted = {f"params/{name}": leaf for name, leaf in flatten(like).items()}
     arrays, _, _ = newest_whole(folder, steps, wanted, among=None, advice="start from a run of the same model")
     if arrays is None:
@@ -239,12 +235,23 @@ def holds_checkpoints(folder: str | epath.PathLike) -> bool:
 
 
 def recorded_config(folder: str | epath.PathLike) -> dict[str, Any] | None:
-    """The `config` of the newest record in `folder` that can be read, or None."""
-    folder = epath.Path(folder)
-    for step in reversed(_steps_in(folder)):
+    """The `config` of the newest record that can be read, or None; `folder` is as of `restore_parameters`."""
+    folder, steps = _checkpoints_of(folder)
+    for step in reversed(steps):
         with contextlib.suppress(Damaged):
             return read_record(folder / str(step)).get("config")
     return None
+
+
+def _checkpoints_of(folder: str | epath.PathLike) -> tuple[epath.Path, list[int]]:
+    """The folder that holds checkpoints and their steps, of a run, of its `checkpoints`, or of one checkpoint."""
+    folder = epath.Path(folder)
+    if (folder / RECORD).exists():
+        if not folder.name.isdigit():
+            raise UserError(f"{folder}: a checkpoint's folder is called by its step: rename it back")
+        return folder.parent, [int(folder.name)]
+    folder = folder / "checkpoints" if (folder / "checkpoints").exists() else folder
+    return folder, _steps_in(folder)
 
 
 def _steps_in(folder: epath.Path) -> list[int]:

@@ -84,8 +84,8 @@ class LoopConfig:
         checkpoint_minutes, keep, keep_hours: a checkpoint every so often; the last `keep` are kept, and one for every
             `keep_hours` hours besides, and the one of the lowest evaluation loss.
         on_bad_loss: what a loss that is not finite, or more than `spike` times the running mean of the last ones,
-            does. Its update is left out either way; the run ends there (`stop`) or goes on (`skip`). A `spike` of 0 is
-            no limit.
+            does, and an update that is not finite. It is left out either way; the run ends there (`stop`) or goes on
+            (`skip`). A `spike` of 0 is no limit.
     """
 
     steps: int = 1000
@@ -94,7 +94,7 @@ class LoopConfig:
     seed: int = 0
     log_every: int = 20
     eval_every: int = 500
-    sample_every: int = 0  # draw the prompts of `evaluation`; 0 is with every evaluation
+    sample_every: int = 0  # draw the prompts of `samples`; 0 is with every evaluation
     checkpoint_minutes: float = 3.0
     keep: int = 2
     keep_hours: float = 0.0  # 0 keeps none beside the last ones
@@ -107,6 +107,11 @@ class LoopConfig:
         for name in ("steps", "batch_size", "accumulation", "log_every", "eval_every", "keep"):
             if getattr(self, name) < 1:
                 raise UserError(f"loop.{name}: {getattr(self, name)} is too small; it must be at least 1")
+        for name in ("sample_every", "checkpoint_minutes", "keep_hours", "grace_seconds"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"loop.{name}: {getattr(self, name)} is not a number of 0 or more")
+        if self.spike != 0 and not 1 < self.spike < math.inf:
+            raise UserError(f"loop.spike: {self.spike} is neither 0, which is no limit, nor a factor above 1")
         if self.batch_size % self.accumulation:
             raise UserError(
                 f"loop.batch_size {self.batch_size} does not divide by loop.accumulation {self.accumulation}"

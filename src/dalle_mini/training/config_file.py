@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -84,8 +84,8 @@ def _build(kind: type[T], values: Mapping[str, Any], base: T | None = None, pref
     for name, value in values.items():
         path = prefix + name
         if name not in types:
-            near = difflib.get_close_matches(name, types, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(types)}"
+            near = _nearest(name, kind)
+            hint = f"did you mean {near}?" if near else f"known are {', '.join(types)}"
             raise UserError(f"{path}: no such setting; {hint}")
         inner = next((wanted for wanted in _kinds(types[name]) if dataclasses.is_dataclass(wanted)), None)
         if inner is not None and isinstance(value, Mapping):
@@ -94,7 +94,43 @@ def _build(kind: type[T], values: Mapping[str, Any], base: T | None = None, pref
             raise UserError(f"{path}.{next(iter(value), '')}: {name} has no settings of its own")
         else:
             given[name] = _value(value, types[name], path)
-    return kind(**given) if base is None else dataclasses.replace(base, **given)
+    try:
+        return kind(**given) if base is None else dataclasses.replace(base, **given)
+    except UserError as error:
+        raise UserError(_with_path(str(error), prefix.removesuffix("."))) from None
+
+
+def _with_path(message: str, section: str) -> str:
+    """The complaint of a dataclass, which knows its own name at best, with the path that it has in the whole."""
+    outer, _, name = section.rpartition(".")
+    if outer and message.startswith(f"{name}."):
+        return f"{outer}.{message}"
+    return message.replace("config:", f"{section}:", 1) if section and message.startswith("config:") else message
+
+
+def _nearest(name: str, kind: type) -> str | None:
+    """The setting of `kind` that may have been meant: one of its own, or one further in, with the path to it."""
+    own = [field.name for field in dataclasses.fields(kind)]
+    inner = {path.rpartition(".")[2]: path for path in reversed(list(_inner(kind)))}  # the first of a name
+    if name in inner:
+        return inner[name]
+    near = difflib.get_close_matches(name, own, n=1)
+    further = [] if near else difflib.get_close_matches(name, inner, n=1, cutoff=0.8)
+    return near[0] if near else inner[further[0]] if further else None
+
+
+def _inner(kind: type, prefix: str = "") -> Iterator[str]:
+    """The paths of all settings below those of `kind` itself, outer ones first."""
+    types = get_type_hints(kind)
+    sections = {}
+    for field in dataclasses.fields(kind):
+        inner = next((one for one in _kinds(types[field.name]) if dataclasses.is_dataclass(one)), None)
+        if inner is not None:
+            sections[f"{prefix}{field.name}."] = inner
+    for path, inner in sections.items():
+        yield from (path + field.name for field in dataclasses.fields(inner))
+    for path, inner in sections.items():
+        yield from _inner(inner, path)
 
 
 def _value(value: Any, wanted: Any, path: str) -> Any:

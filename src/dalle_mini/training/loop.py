@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import math
 import shutil
 import time
@@ -33,7 +34,7 @@ from dalle_mini.training.agreement import Votes, first_process_does, from_first_
 from dalle_mini.training.checkpoint import Checkpoints
 from dalle_mini.training.config import LoopConfig, MeshConfig, TrackingConfig
 from dalle_mini.training.preemption import INTERRUPTED, Preempted, Preemption
-from dalle_mini.training.resume import as_json, open_run
+from dalle_mini.training.resume import alone_in, as_json, check_here, open_run
 from dalle_mini.training.sharding import make_mesh
 from dalle_mini.training.step import StepProgram, TrainState, step_program
 from dalle_mini.training.step import Trainer as StepTrainer
@@ -42,6 +43,8 @@ from dalle_mini.training.tracking import LOG, Tracker, Work, read_log
 AHEAD = 2  # batches made and sent to the devices before their step
 MOST_LEFT_OUT = 20  # updates in a row, under on_bad_loss=skip: it will not get better by itself
 BAD_BATCHES = "bad_batches.jsonl"
+
+logger = logging.getLogger("dalle_mini")
 
 
 class Trainer(StepTrainer, Protocol):
@@ -94,6 +97,7 @@ def run(
     Raises UserError where something the user gave is wrong, or the loss is (`loop.on_bad_loss`); `Preempted` (exit code
     75) after SIGTERM or a cloud's notice, and KeyboardInterrupt after Ctrl-C, with everything saved.
     """
+    check_here(out)
     out = Path(out)
     place = loop.checkpoints or out / "checkpoints"
     mesh = mesh or MeshConfig()
@@ -106,9 +110,16 @@ def run(
         **trainer.settings(),
     }
     config = as_json(config)
-    open_run(out, config, place, resume=resume, allow_changes=allow_changes)
+    if trainer.optimizer.warmup_steps > loop.steps:
+        logger.warning(
+            "training.optimizer.warmup_steps %d are more than loop.steps %d: the learning rate stays below its height",
+            *(trainer.optimizer.warmup_steps, loop.steps),
+        )
     with contextlib.ExitStack() as until_the_end:
+        until_the_end.enter_context(alone_in(out))
+        open_run(out, config, place, resume=resume, allow_changes=allow_changes)
         notice = until_the_end.enter_context(Preemption(loop.grace_seconds))
+        notice.has_work = jax.process_count() > 1  # the others may have
         checkpoints = until_the_end.enter_context(Checkpoints(place, loop.keep, loop.keep_hours))
         found = checkpoints.restore(program.state)
         lost = found is None and bool(read_log(out / LOG))
@@ -123,6 +134,7 @@ def run(
             tracker.say(f"continuing from step {start}")
         elif lost:
             tracker.say(f"no checkpoint in {place}: beginning again at step 0")
+        no_numbers: list[str] = []  # of the last evaluation
         look = _Overseer(trainer, loop, out, tracker)
         key_of = jax.jit(
             lambda step: jax.random.fold_in(jax.random.key(loop.seed), step), out_shardings=program.key.sharding
@@ -134,6 +146,7 @@ def run(
             if _due(done, loop.eval_every, loop.steps):
                 numbers = trainer.evaluate(program, state, loop.batch_size // loop.accumulation)
                 tracker.log(done, {f"eval_{name}": value for name, value in numbers.items()})
+                no_numbers[:] = [f"eval_{name}" for name, value in numbers.items() if not math.isfinite(value)]
                 loss = from_first_process(numbers.get("loss", math.nan))
             if sampler is not None and _due(done, loop.sample_every or loop.eval_every, loop.steps):
                 tracker.pictures(done, sampler.draw(state.weights))
@@ -148,7 +161,7 @@ def run(
         for step, batch in _prefetched(trainer, program, start, loop.steps):
             with jax.transfer_guard("disallow"):  # what should be on the devices is
                 state, metrics = program.step(state, batch, key_of(state.step))
-            done = step + 1
+            done, notice.has_work = step + 1, True
             unseen.append((done, metrics))
 
             # Only process 0 has a clock, and every process the same ears.
@@ -197,6 +210,10 @@ def run(
             raise Preempted(reason, done)
         _export(trainer, state, out / "final")
         tracker.checkpoint(loop.steps, out / "final", "model")
+        if look.in_a_row:
+            tracker.say(f"WARNING: the last {look.in_a_row} updates were left out; {out / BAD_BATCHES} has them")
+        if no_numbers:
+            tracker.say(f"WARNING: {listed(no_numbers)} of the last evaluation is no number: look before you use it")
         tracker.say(f"done: {out / 'final'}")
     return state
 
@@ -243,8 +260,8 @@ class _Overseer:
         if self.loop.on_bad_loss == "stop":
             raise UserError(
                 f"{self.trainer.name}: {what} ({where}), and continuing {self.out} would come to it again: start anew "
-                "in another folder, with a lower optimizer.learning_rate or more warmup_steps, or leave such updates "
-                "out with loop.on_bad_loss=skip"
+                "in another folder, with a lower training.optimizer.learning_rate or more "
+                "training.optimizer.warmup_steps, or continue with loop.on_bad_loss=skip, which leaves such updates out"
             )
         self.tracker.say(f"{what}: its update is left out ({where})")
         if self.in_a_row >= MOST_LEFT_OUT:
@@ -258,6 +275,8 @@ class _Overseer:
             return f"the loss is {loss}"
         if not math.isfinite(norm):
             return f"the gradient's norm is {norm}"
+        if not math.isfinite(float(metrics["param_norm"])):
+            return f"the update makes the parameters' norm {float(metrics['param_norm'])}"
         return f"the loss of {loss:.4g} is more than {self.loop.spike:g} times the mean of those before"
 
     def _note(self, done: int, metrics: dict[str, jax.Array], rows: list[str]) -> None:

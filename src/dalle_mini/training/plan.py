@@ -140,6 +140,13 @@ def prepare(topology: Topology) -> None:
             jax.config.update("jax_num_cpu_devices", topology.devices)
 
 
+def check(run: Any, topology: Topology) -> None:
+    """What `make_plan` would raise of mesh and batch, without a compiler's minutes."""
+    from dalle_mini.training.sharding import check_batch, make_mesh
+
+    check_batch(make_mesh(run.mesh, _devices(topology)), run.loop.batch_size, run.loop.accumulation)
+
+
 def make_plan(run: Any, topology: Topology) -> Plan:
     """Compile the update of `run` (a `runs.Seq2SeqRun`) for the topology and read off what it needs.
 

@@ -2,7 +2,7 @@
 
 The request is only noted; the loop asks for it between steps, saves and leaves. A second Ctrl-C kills at once. A
 process that has not left after `grace` seconds, because a disk or another process hangs, is ended, and the run goes on
-from the checkpoint before.
+from the checkpoint before. One that has made no step yet, and has nothing to save, is not waited for that long.
 """
 
 from __future__ import annotations
@@ -41,11 +41,13 @@ class Preemption:
     Attributes:
         code: 0 as long as nobody asked, then PREEMPTED or INTERRUPTED: the exit code that is due.
         reason: who asked, in words.
+        has_work: whether there is something to save; to be set after the first step.
     """
 
-    def __init__(self, grace: float = 120.0, poll_every: float = 2.0):
-        self.code, self.reason = 0, ""
+    def __init__(self, grace: float = 120.0, poll_every: float = 2.0, grace_without_work: float = 10.0):
+        self.code, self.reason, self.has_work = 0, "", False
         self._grace, self._poll_every = grace, poll_every
+        self._grace_without_work = min(grace, grace_without_work)
         self._over = threading.Event()
 
     def __enter__(self) -> Preemption:
@@ -105,7 +107,11 @@ class Preemption:
                     return self.ask(PREEMPTED, "the cloud's notice")
 
     def _end_late(self) -> None:
-        if not self._over.wait(self._grace):
+        if self._over.wait(self._grace_without_work):
+            return
+        if not self.has_work:
+            _end(self.code, f"ended by {self.reason} before its first step: nothing is lost")
+        if not self._over.wait(self._grace - self._grace_without_work):
             _end(self.code, f"not saved within {self._grace:g} s of {self.reason}: ended, at the checkpoint before")
 
 

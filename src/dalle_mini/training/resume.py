@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from dalle_mini.errors import UserError
+from dalle_mini.locks import Busy, lock
 from dalle_mini.training.agreement import first_process_does
 from dalle_mini.training.checkpoint import recorded_config
 from dalle_mini.training.config import check_choice
 
 CONFIG = "config.json"
 RESUME = ("auto", "never")
+PATIENCE = 5.0  # seconds that another process in the folder has for its end
+
+logger = logging.getLogger("dalle_mini")
 
 # What changes when things are done, or where, but not what is learned. Whole sections, or single settings.
 MAY_CHANGE = {
@@ -30,25 +37,73 @@ MAY_CHANGE = {
     "loop.keep",
     "loop.keep_hours",
     "loop.grace_seconds",
+    "loop.on_bad_loss",  # a bad update is left out either way
 }
+
+
+def check_here(out: str | Path) -> None:
+    """Raises UserError where a run's folder is not on this machine."""
+    if re.match(r"\w[\w+.-]*:/", str(out)):  # a Path has one slash only
+        raise UserError(
+            f"--output {out}: a run's folder is one on this machine; its checkpoints may be elsewhere: "
+            "loop.checkpoints=gs://BUCKET/RUN/checkpoints"
+        )
 
 
 def started_with(out: str | Path, checkpoints: str | Path | None = None) -> dict[str, Any] | None:
     """The settings that the run in `out` was started with, or last changed to; None where there is no run.
 
-    Where `config.json` is gone but there are checkpoints (a new machine, and they are in a bucket), their record says.
-    Raises UserError where the settings cannot be read.
+    Where `config.json` is gone or damaged but there are checkpoints (a new machine, and they are in a bucket; a power
+    cut), their record says. Raises UserError where that cannot be read either.
     """
     path = Path(out) / CONFIG
+    damage = None
     try:
-        found = json.loads(path.read_text())
-        if not isinstance(found, dict):
-            raise ValueError("it is no object")
-        return found
-    except (FileNotFoundError, NotADirectoryError):
-        return recorded_config(checkpoints or Path(out) / "checkpoints")
+        if (found := _settings(path)) is not None:
+            return found
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: damaged, so the run cannot be continued ({error}); use another folder") from error
+        damage = error
+    recorded = recorded_config(checkpoints or Path(out) / "checkpoints")
+    if damage is not None and recorded is None:
+        raise UserError(f"{path}: damaged ({damage}), and no checkpoint tells what it said: use another folder")
+    if damage is not None:
+        logger.warning("%s: damaged (%s); the checkpoints' record of it is taken instead", path, damage)
+    return recorded
+
+
+@contextlib.contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """Hold a run's folder while the block runs, in the first process: two runs in it would spoil each other's files.
+
+    The lock is on the folder itself, and goes with the process. Raises UserError where another process has it.
+    """
+    held: list[int] = []
+
+    def take() -> None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            held.append(os.open(out, os.O_RDONLY))
+        except OSError:
+            return  # which `open_run` tells about
+        last = time.monotonic() + PATIENCE  # one that was killed may still be giving back its memory
+        while True:
+            try:
+                return lock(held[0])
+            except OSError:
+                return  # this file system knows no locks
+            except Busy:
+                if time.monotonic() > last:
+                    raise UserError(
+                        f"{out}: another process trains in this folder: wait for its end, or choose another folder"
+                    ) from None
+                time.sleep(0.2)
+
+    try:
+        first_process_does(take)
+        yield
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
 
 
 def open_run(
@@ -91,7 +146,7 @@ def _open(out: Path, config: dict[str, Any], found: dict[str, Any] | None, resum
         config.pop("data", None)
     changed = dict(differences(found, config))
     if not changed:
-        return None if path.exists() else _write(path, config)
+        return None if _is_whole(path) else _write(path, config)
     if not allow_changes:
         raise UserError(
             f"{path}: the run there was started with other values of {', '.join(changed)}: "
@@ -113,6 +168,24 @@ def differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, tup
             yield from differences(a, b, path + ".")
         else:
             yield path, (a, b)
+
+
+def _settings(path: Path) -> dict[str, Any] | None:
+    """What a `config.json` holds; None where there is none. Raises OSError or ValueError where it cannot be read."""
+    try:
+        found = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if not isinstance(found, dict):
+        raise ValueError("it is no object")
+    return found
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        return _settings(path) is not None
+    except (OSError, ValueError):
+        return False
 
 
 def _write(path: Path, config: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dalle_mini.data.batches import TokenBatches
+from dalle_mini.data.fetch import fetch_tokens
 from dalle_mini.data.loader import TokenDataset
 from dalle_mini.data.shards import MANIFEST, Manifest
 from dalle_mini.errors import UserError
@@ -19,16 +20,16 @@ from dalle_mini.models import DalleBart
 from dalle_mini.models.config import DalleBartConfig
 from dalle_mini.text import CaptionNormalizer, CaptionTokenizer
 from dalle_mini.training import config_file, loop, vqgan_run
-from dalle_mini.training.agreement import first_process_does
+from dalle_mini.training.agreement import each_process_does, first_process_does
 from dalle_mini.training.config import LoopConfig, MeshConfig, SampleConfig, TrackingConfig
 from dalle_mini.training.resume import started_with
 from dalle_mini.training.samples import Sampler
 from dalle_mini.training.seq2seq import Seq2SeqTrainer, Seq2SeqTraining
 from dalle_mini.training.sharding import data_share, make_mesh
+from dalle_mini.training.start import start_model, start_tokenizer, start_vqgan
 from dalle_mini.training.tracking import Work
 from dalle_mini.training.vqgan_run import VQGANRun
-from dalle_mini.weights.bundle import find_part, has_part, word_list
-from dalle_mini.weights.folder import load_config
+from dalle_mini.weights.bundle import find_part, word_list
 from dalle_mini.weights.pretrained import flatten, mismatch
 
 NETWORK, VQGAN = "seq2seq", "vqgan"  # what the verb trains; CLIP has a script of its own
@@ -44,8 +45,9 @@ class TokenData:
     """What a run learns from: folders or Hub repositories of encoded pictures.
 
     Attributes:
-        train, weights: the sets, and in which proportions they are mixed; by their sizes if None. A pile of captioned
-            pictures that is not encoded yet is encoded first, into the run's folder.
+        train, weights: the sets, and in which proportions they are mixed; by their sizes if None. What is in a bucket
+            (gs://...) is copied once to this machine's cache. A pile of captioned pictures that is not encoded yet is
+            encoded first, into the run's folder.
         validation: sets for evaluation; None is those of `train`, of which encoding has put some rows aside.
         tokenizer: a folder or repository, with the word list of the normalizer beside it; None is that of `init_from`.
         vqgan: the VQGAN of the tokens: of shards that do not tell it, which the original's notebook made, and for what
@@ -99,7 +101,7 @@ def load_run(path: str | Path, assignments: Sequence[str] = ()) -> Seq2SeqRun | 
     run = config_file.build(Seq2SeqRun, values, assignments)
     start = run.training.init_from
     if start is not None and "model" not in (values.get("training") or {}):
-        model = DalleBartConfig.from_dict(load_config(find_part("dalle", start, weights=False)))
+        model = start_model(start)
         base = dataclasses.replace(run, training=dataclasses.replace(run.training, model=model))
         run = config_file.build(Seq2SeqRun, values, assignments, base)
     return run
@@ -157,13 +159,16 @@ def prepare_run(run: Seq2SeqRun, out: Path) -> Prepared:
         raise UserError("data.train: name the encoded pictures to learn from (dalle-mini encode makes them)")
     index, count = data_share(make_mesh(run.mesh))  # what is wrong shows before the wait for the encoding
     _check_start(training)
-    tokenizer, normalizer, words = _text(data.tokenizer or training.init_from, training.model)
-    sources = [_encoded(run, source, out / "tokens" / f"{number:02d}") for number, source in enumerate(data.train)]
+    tokenizer, normalizer, words = _text(_tokenizer_source(run), training.model)
+    sources = [
+        _encoded(run, _here(source), out / "tokens" / f"{number:02d}") for number, source in enumerate(data.train)
+    ]
+    validation = None if data.validation is None else [_here(source) for source in data.validation]
     vqgan = data.vqgan
     train = [TokenDataset(source, vqgan=vqgan) for source in sources]
     held_out = [
-        TokenDataset(source, _split_to_hold_out(source, data.validation is not None), vqgan=vqgan)
-        for source in data.validation or sources
+        TokenDataset(source, _split_to_hold_out(source, validation is not None), vqgan=vqgan)
+        for source in validation or sources
     ]
     common = {
         "batch_size": run.loop.batch_size,
@@ -188,26 +193,37 @@ def _check_start(training: Seq2SeqTraining) -> None:
     """Raises UserError where the weights to start from are of another model than the one to train."""
     if training.init_from is None:
         return
-    start = DalleBartConfig.from_dict(load_config(find_part("dalle", training.init_from, weights=False)))
+    start = start_model(training.init_from)
     found, wanted = (flatten(DalleBart.shapes(config)[1]) for config in (start, training.model))
     if problem := mismatch(wanted, found):
         raise UserError(f"training.init_from={training.init_from} is of another model than training.model: {problem}")
 
 
+def _here(source: str) -> str:
+    """`source`, or where the copy of what is in a bucket is; a pile of pictures there stays where it is."""
+    if "://" not in source or source.startswith("hf://"):  # a pile of the Hub; tokens there are owner/name
+        return source
+    copies: list[Path | None] = []
+    each_process_does(lambda: copies.append(fetch_tokens(source)))  # every machine has a disk of its own
+    return source if copies[0] is None else str(copies[0])
+
+
 def _encoded(run: Seq2SeqRun, source: str, folder: Path) -> str:
     """`source`, or where its pictures are once they are encoded: what holds neither shards nor a manifest is a pile."""
     pile = Path(source)
-    if not pile.exists() or (pile / MANIFEST).exists() or pile.suffix == ".parquet" or any(pile.glob("**/*.parquet")):
+    if "://" not in source and (
+        not pile.exists() or (pile / MANIFEST).exists() or pile.suffix == ".parquet" or any(pile.glob("**/*.parquet"))
+    ):
         return source
     from dalle_mini.data.encode import EncodeOptions, Weights, encode
     from dalle_mini.data.sources import open_source
 
-    vqgan = _vqgan_source(run)
+    pictures, vqgan = open_source(source), _vqgan_source(run)
     if vqgan is None:
         raise UserError(f"data.vqgan: name the VQGAN that shall encode {source}, or run dalle-mini encode first")
 
     def encode_here() -> None:
-        outcome = encode(open_source(source), Weights(vqgan), str(folder), EncodeOptions(validation=HELD_OUT))
+        outcome = encode(pictures, Weights(vqgan), str(folder), EncodeOptions(validation=HELD_OUT))
         if outcome.was_finished:
             return
         kept = outcome.manifest
@@ -238,6 +254,11 @@ def _split_to_hold_out(source: str, for_that: bool) -> str:
     return "train"
 
 
+def _tokenizer_source(run: Seq2SeqRun) -> str | None:
+    start = run.training.init_from
+    return start_tokenizer(start) if run.data.tokenizer is None and start is not None else run.data.tokenizer
+
+
 def _vqgan_source(run: Seq2SeqRun) -> str | None:
     named, start = run.samples.vqgan or run.data.vqgan, run.training.init_from
-    return start if named is None and start is not None and has_part("vqgan", start) else named
+    return start_vqgan(start) if named is None and start is not None else named

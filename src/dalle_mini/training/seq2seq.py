@@ -29,8 +29,8 @@ from dalle_mini.text import CaptionTokenizer
 from dalle_mini.training.config import REMAT, OptimizerConfig, check_choice
 from dalle_mini.training.cross_entropy import cross_entropy
 from dalle_mini.training.sharding import gathered, keep_rows
+from dalle_mini.training.start import start_weights
 from dalle_mini.training.step import Loss, StepProgram, TrainState, initial_parameters, loaded_parameters
-from dalle_mini.weights.bundle import find_part
 
 TOKENS_RECORD = "tokens.json"  # beside the weights: the identity of the VQGAN whose tokens they were trained on
 DTYPES = ("bfloat16", "float32")
@@ -45,7 +45,8 @@ class Seq2SeqTraining:
         token_noise: each picture's share of wrong tokens in the decoder's input is drawn from [0, this).
         dtype: what is computed in; parameters, softmax, logits and loss are float32 in any case.
         remat: what is kept for the gradient: all ("none"), products with weights ("dots") or layers' inputs ("full").
-        init_from: weights to start from instead of random ones: a model's folder or repository, a bundle, or "shipped".
+        init_from: weights to start from instead of random ones: a model's folder or repository, a bundle, "shipped", or
+            another run (`start.py`).
     """
 
     model: DalleBartConfig = field(default_factory=DalleBartConfig)
@@ -128,7 +129,7 @@ class Seq2SeqTrainer:
 
     def loaded(self) -> Any | None:
         start = self.config.init_from
-        return None if start is None else loaded_parameters(DalleBart, self.config.model, find_part("dalle", start))
+        return None if start is None else loaded_parameters(DalleBart, self.config.model, start_weights(start))
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         return self.train.at(step)

@@ -109,9 +109,9 @@ class StepProgram:
 
     Attributes:
         step: (state, batch, key) -> (state, metrics); the state that is given is overwritten (donated). Metrics are
-            float32 scalars: loss, grad_norm, param_norm, learning_rate, `bad` (1 where the update was left out,
-            since the loss or the gradients are not finite or the loss is a spike; the step is counted all the
-            same), and the trainer's own.
+            float32 scalars: loss, grad_norm, param_norm (of what the update makes of them), learning_rate, `bad` (1
+            where the update was left out, since one of the first three is not finite or the loss is a spike; the step
+            is counted all the same), and the trainer's own.
         evaluate: (parameters, batch) -> `Loss` without dropout.
         init: key -> the state that a run begins with, placed on the mesh.
         state, batch, key: shapes and shardings.
@@ -249,7 +249,8 @@ def make_step(
         params = with_trained_part(state.params, optax.apply_updates(part, updates))
         params, extra, metrics = trainer.finish(params, state, loss, finish_key)
 
-        bad = _is_bad(mean, grad_norm, state, loop)
+        param_norm = optax.tree.norm(params)
+        bad = _is_bad(mean, (grad_norm, param_norm), state, loop)
         new = TrainState(
             step=state.step,
             params=params,
@@ -262,7 +263,7 @@ def make_step(
         metrics = {
             "loss": mean,
             "grad_norm": grad_norm,
-            "param_norm": optax.tree.norm(new.params),
+            "param_norm": param_norm,
             "learning_rate": rate(state.step),
             "bad": bad.astype(jnp.float32),
             **{name: total / weight for name, total in loss.metrics.items()},
@@ -307,8 +308,8 @@ def _compute_copy(params: Any, dtype: Any, mesh: Mesh, shardings: Any) -> Any:
     return unflatten({name: copy(name, leaf) for name, leaf in flatten(params).items()}, params)
 
 
-def _is_bad(loss: jax.Array, grad_norm: jax.Array, state: TrainState, loop: LoopConfig) -> jax.Array:
-    bad = ~(jnp.isfinite(loss) & jnp.isfinite(grad_norm))
+def _is_bad(loss: jax.Array, norms: tuple[jax.Array, ...], state: TrainState, loop: LoopConfig) -> jax.Array:
+    bad = ~jnp.isfinite(jnp.stack([loss, *norms])).all()
     if loop.spike:
         bad |= (state.step >= SETTLED) & (loss > loop.spike * state.loss_mean)
     return bad

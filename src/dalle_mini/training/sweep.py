@@ -13,7 +13,6 @@ their checkpoints. Values may be added to a sweep in the same way.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import math
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle_mini.errors import UserError
+from dalle_mini.locks import Busy, lock
 from dalle_mini.output import check_writable, write_whole
 from dalle_mini.training.chart import number
 from dalle_mini.training.page import Row, write_comparison
@@ -92,9 +92,10 @@ class Sweep:
     def run(self, points: Sequence[Point], say: Say) -> list[Outcome]:
         """Run what is not done yet; best first. `KeyboardInterrupt` and SIGTERM are passed on to the runs.
 
-        Raises UserError where the folder is another sweep's, or cannot be written, and `Stopped` where a run was asked
-        to stop.
+        Raises UserError where any run's settings are wrong, the folder is another sweep's, or it cannot be written, and
+        `Stopped` where a run was asked to stop.
         """
+        self._check(points)
         self._claim(points)
         outcomes = {point.name: self._read(point) for point in points}
         todo = [point for point in points if not outcomes[point.name].is_done]
@@ -131,6 +132,15 @@ class Sweep:
                 cells = [number(one.summary[name]) if name in one.summary else "" for name in metrics]
                 rows.append((one.point.name, (*cells, duration(one.seconds)), None))
         return [*(name.replace("_", " ") for name in metrics), "time"], rows
+
+    def _check(self, points: Sequence[Point]) -> None:
+        """All settings before the first run: what is wrong with a key is wrong in every one."""
+        if self.command != TRAIN:
+            return  # another command has settings of its own
+        from dalle_mini.training.runs import load_run
+
+        for point in points:
+            load_run(self.config, (*self.fixed, *point.assignments))
 
     def _claim(self, points: Sequence[Point]) -> None:
         """Make the folder this sweep's, or see that it is."""
@@ -261,9 +271,9 @@ class Children:
         told = False
         while not self.stopped:
             try:
-                fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(log)
                 return True
-            except BlockingIOError:
+            except Busy:
                 if not told:
                     wait()
                 told = True

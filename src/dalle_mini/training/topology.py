@@ -111,7 +111,9 @@ def find_topology(name: str) -> Topology:
     if found is None:
         family = name.lower().partition("-")[0]
         same = [known for known in TOPOLOGIES if known.partition("-")[0] == family or known.startswith(family + "x")]
-        near = same or difflib.get_close_matches(name.lower(), TOPOLOGIES, n=4, cutoff=0.4)
+        size = name.lower().partition("-")[2]
+        alike = [known for known in TOPOLOGIES if size and known.partition("-")[2] == size]  # of every generation
+        near = same or alike or difflib.get_close_matches(name.lower(), TOPOLOGIES, n=4, cutoff=0.4)
         hint = f"there are {', '.join(near)}" if near else f"known are {', '.join(TOPOLOGIES)}"
         raise UserError(f"--topology {name!r:.40}: no such hardware; {hint}")
     return found

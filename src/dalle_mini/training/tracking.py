@@ -208,14 +208,16 @@ class LiveLine:
     def show(self, step: int, metrics: Mapping[str, float], rate: float | None) -> None:
         if rate is not None:
             self._marks.append((step, self._clock()))
-        shown = [f"{name} {float(value):.4g}" for name, value in metrics.items()]
+        # What comes out of jax.jit is in the order of the alphabet.
+        names = sorted(metrics, key=lambda name: (name not in ("loss", "eval_loss"), list(metrics).index(name)))
+        shown = [f"{name} {float(metrics[name]):.4g}" for name in names]
         parts = [f"{self.label} {step}/{self.steps}".strip(), *shown[:1]]
         if rate is not None:
             parts.append(f"{rate:.1f} pictures/s")
             left = self.seconds_left()
             if left is not None:
                 parts.append(f"{duration(left)} left")
-        parts += shown[1:]  # behind what must not be cut off; the loss is the first of a trainer's metrics
+        parts += shown[1:]  # behind what must not be cut off
         line = "  ".join(parts)
         if self._live:
             width = shutil.get_terminal_size().columns

@@ -1,0 +1,73 @@
+"""What a run starts from: `training.init_from`, a model, or another run of which the parameters are taken.
+
+A model is a folder, a repository or a bundle, as everywhere. A run is its folder, its `checkpoints` (local or in a
+bucket), or one checkpoint: what its record says of model, tokenizer and VQGAN holds for the parameters too. A run of
+which only `final` is left is that model.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dalle_mini.errors import UserError
+from dalle_mini.models.config import DalleBartConfig
+from dalle_mini.training.checkpoint import holds_checkpoints, recorded_config
+from dalle_mini.weights.bundle import find_part, has_part
+from dalle_mini.weights.folder import CONFIG, load_config
+
+FINAL = "final"
+
+
+def start_model(source: str) -> DalleBartConfig:
+    """The config of the model to start from. Raises UserError where there is none, or of another kind."""
+    run = _run(source)
+    if run is None:
+        return DalleBartConfig.from_dict(load_config(find_part("dalle", _model(source), weights=False)))
+    if run.get("trainer") != "seq2seq":
+        raise UserError(f"training.init_from={source}: a run of {run.get('trainer', 'something else')}, not of seq2seq")
+    return DalleBartConfig.from_dict(run["training"]["model"])
+
+
+def start_weights(source: str) -> str | Path:
+    """Where `step.loaded_parameters` finds the parameters."""
+    return find_part("dalle", _model(source)) if _run(source) is None else source
+
+
+def start_tokenizer(source: str) -> str | None:
+    """Where the tokenizer is that goes with the parameters, and its list of words; None where a run does not say."""
+    run = _run(source)
+    if run is None:
+        return _model(source)
+    for folder in (Path(source), *Path(source).absolute().parents[:2]):  # a run, its checkpoints, or one of them
+        if (folder / FINAL / CONFIG).is_file():
+            return str(folder / FINAL)
+    before = run["training"].get("init_from")
+    return run.get("sources", {}).get("tokenizer") or (before and start_tokenizer(before))
+
+
+def start_vqgan(source: str) -> str | None:
+    """The VQGAN that goes with the parameters: of a bundle, or the one that a run was told of."""
+    run = _run(source)
+    if run is None:
+        return source if has_part("vqgan", source) else None
+    named = run.get("samples", {}).get("vqgan") or run.get("sources", {}).get("vqgan")
+    before = run["training"].get("init_from")
+    return named or (before and start_vqgan(before))
+
+
+def _run(source: str) -> dict[str, Any] | None:
+    """What the run was started with, where the source is one with checkpoints."""
+    if not holds_checkpoints(source):
+        return None
+    found = recorded_config(source)
+    if found is None or "training" not in found:
+        raise UserError(f"training.init_from={source}: no checkpoint there has a record that can be read")
+    return found
+
+
+def _model(source: str) -> str:
+    """The source itself, or the weights that a run ended with."""
+    folder = Path(source)
+    ended = (folder / FINAL / CONFIG).is_file() and not (folder / "dalle" / CONFIG).is_file()
+    return str(folder / FINAL) if ended else source
