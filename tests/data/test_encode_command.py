@@ -98,6 +98,23 @@ def test_again_and_with_something_else(encode, folder, tmp_path):
     assert errors.count("\n") == 1
 
 
+def test_a_pile_that_has_changed_is_refused_and_the_same_by_another_name_is_not(encode, folder, tmp_path, monkeypatch):
+    more = ("--min-side", "off", "--workers", 0)
+    assert encode(folder, tmp_path / "begun", *more, "--shard-index", 1, "--shard-count", 2)[0] == 0
+    assert encode(folder, tmp_path / "out", *more)[0] == 0
+    monkeypatch.chdir(folder.rename(tmp_path / "moved"))
+    code, shown, _ = encode("../moved/", tmp_path / "out", *more)
+    assert code == 0 and "is finished already" in shown
+    os.utime("0.txt", (1, 1))
+    assert "the times of files are not: copy with `cp -a`" in encode("../moved/", tmp_path / "out", *more)[2]
+    Path("0.txt").write_text("quite another picture")
+    out, begun = tmp_path / "out", tmp_path / "begun"
+    wanted = f"error: {out} was made of other content than the source has now: name another folder\n"
+    assert encode(".", out, *more) == (2, "", wanted)
+    wanted = f"error: {begun}: the source changed since the run began: delete {begun}/.work to begin anew\n"
+    assert encode(".", begun, *more) == (2, "", wanted)
+
+
 def test_a_share_of_the_work(encode, folder, tmp_path, monkeypatch):
     command = (folder, tmp_path / "out", "--min-side", "off", "--workers", 0)
     monkeypatch.setenv("JOB_COMPLETION_INDEX", "1")

@@ -32,6 +32,7 @@ from dalle_mini.data.networks import Networks, Weights, clip_identity, identity
 from dalle_mini.data.output_folder import WORK, Busy, LocalFolder, RemoteFolder, open_output
 from dalle_mini.data.prepare import CENTER, Preparation, crop_count
 from dalle_mini.data.shards import MANIFEST, Manifest, TokensOf
+from dalle_mini.data.sources.fingerprint import CONTENT, STAMPS
 from dalle_mini.errors import UserError
 
 if TYPE_CHECKING:
@@ -171,12 +172,13 @@ class Run:
             raise UserError("the source has no pictures")
         self.chosen = _as_read(dataclasses.asdict(options))
         identities = {"vqgan": self.vqgan.identity, "clip": self.clip and self.clip["identity"]}
-        self._claim = _as_read({"source": self.origin, "options": self.chosen, **identities})
+        self._claim = _as_read({"source": _identifying(self.origin), "options": self.chosen, **identities})
         self._names = _hash([(part.name, part.size) for part in self.parts])
 
     @property
     def id(self) -> str:
-        return _hash([self._claim, self._names])
+        source = {name: value for name, value in self._claim["source"].items() if name != STAMPS}
+        return _hash([self._claim | {"source": source}, self._names])
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the networks: another process loads its own."""
@@ -220,8 +222,11 @@ class Run:
             raise UserError(
                 f"{folder}/{MANIFEST}: damaged, or of another version ({error}): name another folder"
             ) from None
-        found = {"source": manifest.source, "options": manifest.options, "vqgan": manifest.vqgan.identity}
-        self._compare(folder, found | {"clip": manifest.clip and manifest.clip["identity"]})
+        found = {"source": _identifying(manifest.source), "options": manifest.options, "vqgan": manifest.vqgan.identity}
+        found["clip"] = manifest.clip and manifest.clip["identity"]
+        self._compare(
+            folder, found, f"{folder} was made of other content than the source has now", "name another folder"
+        )
         return manifest
 
     def claim(self, folder: LocalFolder | RemoteFolder) -> None:
@@ -240,16 +245,24 @@ class Run:
             names = found.pop("parts")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{folder}/{RUN} is damaged ({error}): delete {folder}/{WORK}") from None
-        self._compare(folder, found)
+        changed, way_out = f"{folder}: the source changed since the run began", f"delete {folder}/{WORK} to begin anew"
+        self._compare(folder, found, changed, way_out)
         if names != self._names:
-            raise UserError(f"{folder}: the source changed since the run began: delete {folder}/{WORK} to begin anew")
+            raise UserError(f"{changed}: {way_out}")
 
-    def _compare(self, folder: LocalFolder | RemoteFolder, found: dict[str, Any]) -> None:
+    def _compare(self, folder: LocalFolder | RemoteFolder, found: dict[str, Any], changed: str, way_out: str) -> None:
         old, new = _flat(found), _flat(self._claim)
+        differ = {name for name in {*old, *new} if old.get(name) != new.get(name)}
+        stamps = f"source.{STAMPS}"
+        if stamps in differ and None in (old.get(stamps), new.get(stamps)):  # of a copy elsewhere: nothing to compare
+            differ.remove(stamps)
+        content = {f"source.{name}" for name in CONTENT}
+        if differ and differ <= content:
+            why = " (names and sizes are the same, the times of files are not: copy with `cp -a` or `rsync -a`)"
+            raise UserError(f"{changed}{why if differ == {stamps} else ''}: {way_out}")
         differences = [
             f"{name} is {_short(old.get(name))} there and {_short(new.get(name))} now"
-            for name in sorted({*old, *new})
-            if old.get(name) != new.get(name)
+            for name in sorted(differ, key=lambda name: (name in content, name))
         ]
         if differences:
             more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
@@ -304,6 +317,11 @@ class _Counter:
         added = {"pictures": now.pictures + pictures, "kept": now.kept + kept, "parts_done": now.parts_done + parts}
         self._now = dataclasses.replace(now, **added)
         self._progress("encode", self._now)
+
+
+def _identifying(origin: dict[str, Any]) -> dict[str, Any]:
+    """Without what the source was called: the same files may be called otherwise, here or on another machine."""
+    return {name: value for name, value in origin.items() if name != "source"}
 
 
 def _as_read(value: Any) -> Any:

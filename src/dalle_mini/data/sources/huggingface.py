@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dalle_mini.data import reasons
 from dalle_mini.data.example import Example
 from dalle_mini.data.sources import files
+from dalle_mini.data.sources.fingerprint import Fingerprint
 from dalle_mini.data.sources.rows import Layout, Options, example_of, find_layout, first_of_each_key
 from dalle_mini.errors import UserError, listed
 
@@ -60,7 +61,11 @@ class HuggingFace:
         told = {"kind": "huggingface", "source": self.spec} | self.layout.origin()
         told |= {"subset": address.subset, "split": address.split, "revision": address.revision}
         told |= {"streaming": address.streaming, "parts": len(self._parts)}
-        return told | ({} if address.streaming else {"rows": len(_dataset(address))})
+        if not address.streaming:
+            told["rows"] = len(_dataset(address))
+        if address.saved:
+            told["saved"] = _dataset(address)._fingerprint
+        return told | (_files_of(address.name) if os.path.isdir(address.name) else {"name": address.name})
 
     def parts(self) -> Sequence[Shard]:
         return self._parts
@@ -186,6 +191,17 @@ def _split(address: Address, splits: Sequence[str]) -> str | None:
     if "train" in splits:
         return "train"
     raise UserError(f"{address.name}: which split? Name it with --split: {listed(splits)}")
+
+
+def _files_of(folder: str) -> dict[str, Any]:
+    """What tells the files of a local data set from others, but for those that `datasets` puts there as a cache."""
+    fs, root = files.locate(folder)
+    fingerprint = Fingerprint()
+    for place, found in files.walk(fs, root, sized=True):
+        for file in found:
+            if not file.name.startswith("cache-"):
+                fingerprint.add(os.path.join(place, file.name), file)
+    return fingerprint.told()
 
 
 @lru_cache(maxsize=4)

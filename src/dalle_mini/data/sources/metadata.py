@@ -7,6 +7,7 @@ listed is in the pile.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -22,6 +23,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 from dalle_mini.data import captions, reasons
 from dalle_mini.data.example import Example
 from dalle_mini.data.sources import files
+from dalle_mini.data.sources.fingerprint import Fingerprint, ListedPictures
 from dalle_mini.data.sources.folder import PART
 from dalle_mini.data.sources.rows import Layout, Options, example_of, find_layout, first_of_each_key
 from dalle_mini.errors import UserError
@@ -52,18 +54,20 @@ class MetadataFolder:
         root: str,
         tables: Sequence[str],
         options: Options,
+        pictures: int = 0,
     ):
+        """`pictures` lie in the folder: a notice tells of those that no table lists."""
         self.spec, self.fs, self.root, self.tables, self.options = spec, fs, root, tables, options
-        self._digest = hashlib.sha256()
+        self.pictures = pictures
         self._layouts = [self._layout(path) for path in tables]  # a wrong column shows now
 
     def origin(self) -> dict[str, Any]:
-        rows = sum(part.rows for part in self._parts)
-        told = {"kind": "metadata", "source": self.spec} | self._layouts[0][1].origin()
-        return told | {"rows": rows, "listing": self._digest.hexdigest()[:16]}
+        parts, told = self._read_through
+        rows = sum(part.rows for part in parts)
+        return {"kind": "metadata", "source": self.spec} | self._layouts[0][1].origin() | {"rows": rows} | told
 
     def parts(self) -> Sequence[Rows]:
-        return self._parts
+        return self._read_through[0]
 
     def _layout(self, path: str) -> tuple[tuple[str, ...], Layout]:
         with _open(self.fs, path) as file:
@@ -76,23 +80,30 @@ class MetadataFolder:
         return names, replace(find_layout(path, names, replace(self.options, image_column=image)), key=None)
 
     @cached_property
-    def _parts(self) -> list[Rows]:
-        parts = []
+    def _read_through(self) -> tuple[list[Rows], dict[str, Any]]:
+        """The parts, and what tells the tables and their pictures from others: all is read once for both."""
+        parts, digest, fingerprint = [], hashlib.sha256(), Fingerprint()
+        listed = ListedPictures(self.fs, self.options.image_root or self.root, fingerprint)
         for path, (names, layout) in zip(self.tables, self._layouts, strict=True):
             base = Rows(self.fs, self.root, path, names, layout, self.options.image_root)
             with _open(self.fs, path) as file:
                 start, count, size, last = _start_of_rows(file, path), 0, 0, None
                 stop = start
-                for record in _records(_Digesting(file, self._digest), path, names, start):
-                    name = str(record.row.get(layout.image) or "") if record.row else None
+                for record in _records(_Digesting(file, digest), path, names, start):
+                    name = base.file_of(record) if record.row else None
                     if count >= PART and name != last:  # rows of one picture stay together
                         parts.append(replace(base, start=start, rows=count, size=size))
                         start, count, size = stop, 0, 0
                     size += not size or name is None or name != last
                     count, stop, last = count + 1, record.stop, name
+                    if name:
+                        with contextlib.suppress(files.Unreadable):
+                            listed.add(base.place(name))
             if count:
                 parts.append(replace(base, start=start, rows=count, size=size))
-        return parts
+        if self.options.image_root is None:
+            listed.tell_of_others(self.spec, self.pictures)
+        return parts, {"tables": digest.hexdigest()[:16]} | fingerprint.told()
 
 
 @dataclass(frozen=True)
@@ -131,7 +142,7 @@ class Rows:
         """Records, with those of one picture that follow each other together."""
         group: list[Record] = []
         for record in self._records():
-            if group and not (record.row and group[0].row and self._file(record) == self._file(group[0])):
+            if group and not (record.row and group[0].row and self.file_of(record) == self.file_of(group[0])):
                 yield group
                 group = []
             group.append(record)
@@ -149,14 +160,16 @@ class Rows:
         except Exception:  # the table is gone, or the connection failed
             yield Record(None, reasons.CANNOT_READ, self.start)
 
-    def _file(self, record: Record) -> str:
+    def file_of(self, record: Record) -> str:
+        """What a row calls its picture."""
         return str(record.row.get(self.layout.image) or "")
 
     @property
     def _root(self) -> str:
         return self.image_root or self.root
 
-    def _place(self, path: str) -> str:
+    def place(self, path: str) -> str:
+        """Where a picture lies. Raises Unreadable where that is outside."""
         return files.inside(self.fs, self._root, self.image_root or posixpath.dirname(self.table), path)
 
     def _example(self, group: list[Record]) -> Example:
@@ -166,12 +179,12 @@ class Rows:
         texts = {*self.layout.captions, *(self.layout.joined or ()), self.layout.image}
         rows = [{name: _typed(value, name in texts) for name, value in record.row.items()} for record in group]
         try:
-            key = files.without_suffix(files.relative(self._root, self._place(self._file(first))))
+            key = files.without_suffix(files.relative(self._root, self.place(self.file_of(first))))
         except files.Unreadable:
             key = f"{self.table_name}/{first.stop}"
 
         def read(path: str) -> bytes:
-            return files.read(self.fs, self._place(path))
+            return files.read(self.fs, self.place(path))
 
         example = example_of(key, rows[0], self.layout, read)
         if len(rows) > 1:

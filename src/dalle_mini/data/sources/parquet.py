@@ -5,7 +5,9 @@ img2dataset's `--output_format parquet` and clones of data sets from the Hub are
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import posixpath
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from dalle_mini.data import reasons
 from dalle_mini.data.example import Example
 from dalle_mini.data.sources import files
+from dalle_mini.data.sources.fingerprint import Finder, Fingerprint, ListedPictures
 from dalle_mini.data.sources.rows import Layout, Options, example_of, find_layout, first_of_each_key
 from dalle_mini.errors import UserError
 
@@ -40,29 +43,48 @@ class ParquetFiles:
         root: str,
         paths: Sequence[str],
         options: Options,
+        pictures: int = 0,
     ):
-        self.spec, self.paths = spec, paths
+        """`pictures` lie loose in the folder: a notice tells of those that no table lists."""
+        self.spec, self.paths, self.pictures = spec, paths, pictures
         schema = _first_schema(fs, paths)
         layout = find_layout(paths[0], schema.names, options, _picture_columns(schema))
         self._base = RowGroups(fs, root, "", layout, options.image_root)
+        self._tells_paths = _is_text(schema.field(layout.image).type)
         _refuse_urls(self._base, paths)
 
     def origin(self) -> dict[str, Any]:
-        told = {"kind": "parquet", "source": self.spec} | self._base.layout.origin()
-        names = "\n".join(f"{part.name} {part.size}" for part in self._parts)
-        digest = hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-        return told | {"files": len(self.paths), "listing": digest}
+        told = {"kind": "parquet", "source": self.spec} | self._base.layout.origin() | self._fingerprint.told()
+        footers = hashlib.sha256(" ".join(self._parts_and_footers[1]).encode()).hexdigest()[:16]
+        return told | {"footers": footers}
 
     def parts(self) -> Sequence[RowGroups]:
-        return self._parts
+        return self._parts_and_footers[0]
 
     @cached_property
-    def _parts(self) -> list[RowGroups]:
+    def _parts_and_footers(self) -> tuple[list[RowGroups], list[str]]:
+        """The parts, and what the files' footers are by their hashes, where there are few files."""
         whole = [replace(self._base, path=path) for path in self.paths]
         if len(whole) > FEW_FILES:
-            return whole
+            return whole, []
         with ThreadPoolExecutor(files.THREADS) as pool:
-            return [part for parts in pool.map(_divided, whole) for part in parts]
+            divided = list(pool.map(_divided, whole))
+        return [part for parts, _ in divided for part in parts], [footer for _, footer in divided]
+
+    @cached_property
+    def _fingerprint(self) -> Fingerprint:
+        fingerprint, finder = Fingerprint(), Finder(self._base.fs, ask=True)
+        found = files.in_order(finder, self.paths, self._base.fs)
+        for path, file in zip(self.paths, found, strict=True):
+            fingerprint.add(files.relative(self._base.root, path), file)
+        if self._tells_paths and len(self.paths) <= FEW_FILES:
+            listed = ListedPictures(self._base.fs, self._base.image_root or self._base.root, fingerprint)
+            for path in self.paths:
+                for place in replace(self._base, path=path).places():
+                    listed.add(place)
+            if self._base.image_root is None:
+                listed.tell_of_others(self.spec, self.pictures)
+        return fingerprint
 
 
 @dataclass(frozen=True)
@@ -136,9 +158,22 @@ class RowGroups:
             key = f"{files.without_suffix(self.file_name)}/{number}"
         return example_of(str(key), row, self.layout, self._read)
 
-    def _read(self, path: str) -> bytes:
+    def places(self) -> Iterator[str]:
+        """Where the pictures lie that a column tells by their paths, as far as that can be read."""
+        import pyarrow.parquet as pq
+
+        with contextlib.suppress(Exception), self.fs.open(self.path, "rb") as file:
+            for batch in pq.ParquetFile(file).iter_batches(columns=[self.layout.image], use_threads=False):
+                for path in filter(None, batch.column(0).to_pylist()):
+                    with contextlib.suppress(files.Unreadable):
+                        yield self._place(path)
+
+    def _place(self, path: str) -> str:
         folder = self.image_root or posixpath.dirname(self.path)
-        return files.read(self.fs, files.inside(self.fs, self.image_root or self.root, folder, path))
+        return files.inside(self.fs, self.image_root or self.root, folder, path)
+
+    def _read(self, path: str) -> bytes:
+        return files.read(self.fs, self._place(path))
 
     def _lost(self, row: int, count: int, reason: str) -> Iterator[Example]:
         """An example with a problem for each of some rows that cannot be read."""
@@ -156,15 +191,18 @@ def tells_pictures(fs: AbstractFileSystem, paths: Sequence[str], options: Option
     return True
 
 
-def _divided(part: RowGroups) -> list[RowGroups]:
-    """A file by its row groups; a file that cannot be looked into is one part, which will say so."""
+def _divided(part: RowGroups) -> tuple[list[RowGroups], str]:
+    """A file by its row groups, and a hash of its footer; one that cannot be looked into is a part, and will say so."""
     import pyarrow.parquet as pq
 
     try:
         with part.fs.open(part.path, "rb") as file:
+            file.seek(-8, os.SEEK_END)
+            file.seek(-8 - int.from_bytes(file.read(4), "little"), os.SEEK_END)
+            footer = hashlib.sha256(file.read()).hexdigest()
             about = pq.ParquetFile(file).metadata
     except Exception:
-        return [part]
+        return [part], ""
     counts = [about.row_group(group).num_rows for group in range(about.num_row_groups)]
     parts, start, row, size = [], 0, 0, 0
     for group, count in enumerate(counts):
@@ -172,7 +210,7 @@ def _divided(part: RowGroups) -> list[RowGroups]:
         if size >= PART or group + 1 == len(counts):
             parts.append(replace(part, groups=(start, group + 1), first_row=row, size=size))
             start, row, size = group + 1, row + size, 0
-    return parts
+    return parts, footer
 
 
 def _first_schema(fs: AbstractFileSystem, paths: Sequence[str]) -> pa.Schema:
@@ -217,6 +255,12 @@ def _picture_columns(schema: pa.Schema) -> list[str]:
         return _is_bytes(kind)
 
     return [field.name for field in schema if holds_pictures(field.type)]
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def _is_bytes(kind: pa.DataType) -> bool:

@@ -8,17 +8,18 @@ become columns. Nothing is unpacked, so a name that leads out of the tar leads n
 from __future__ import annotations
 
 import gzip
-import hashlib
 import posixpath
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import IO, TYPE_CHECKING, Any
 
 from dalle_mini.data import captions, reasons
 from dalle_mini.data.example import Example
 from dalle_mini.data.sources import files
+from dalle_mini.data.sources.fingerprint import Finder, Fingerprint
 from dalle_mini.data.sources.folder import fields
 from dalle_mini.data.sources.rows import Layout, Options, find_captions, first_of_each_key
 
@@ -42,15 +43,20 @@ class WebDataset:
         paths: Sequence[str],
         options: Options,
     ):
-        self.spec = spec
+        self.spec, self.fs = spec, fs
         self.columns = {"image_column": options.image_column, "caption_column": options.caption_column}
         self._parts = [Tar(fs, path, files.relative(root, path), **self.columns) for path in paths]
 
     def origin(self) -> dict[str, Any]:
-        names = hashlib.sha256("\n".join(part.name for part in self._parts).encode("utf-8", "surrogateescape"))
-        return {"kind": "webdataset", "source": self.spec, "files": len(self._parts), **self.columns} | {
-            "listing": names.hexdigest()[:16]
-        }
+        return {"kind": "webdataset", "source": self.spec, **self.columns} | self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> dict[str, Any]:
+        fingerprint, finder = Fingerprint(), Finder(self.fs, ask=True)
+        found = files.in_order(finder, [part.path for part in self._parts], self.fs)
+        for part, file in zip(self._parts, found, strict=True):
+            fingerprint.add(part.name, file)
+        return fingerprint.told()
 
     def parts(self) -> Sequence[Tar]:
         return self._parts
