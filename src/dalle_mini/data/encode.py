@@ -26,12 +26,12 @@ from typing import TYPE_CHECKING, Any
 from dalle_mini.data.encode_parts import Progress, encode_parts, missing_parts
 from dalle_mini.data.example import Source
 from dalle_mini.data.filters import Filters
-from dalle_mini.data.finish import Plan, finish
+from dalle_mini.data.finish import NothingKept, Plan, finish
 from dalle_mini.data.launchers import Share
 from dalle_mini.data.networks import Networks, Weights, clip_identity, identity
 from dalle_mini.data.output_folder import WORK, Busy, LocalFolder, RemoteFolder, open_output
 from dalle_mini.data.prepare import CENTER, Preparation, crop_count
-from dalle_mini.data.shards import MANIFEST, Manifest, TokensOf
+from dalle_mini.data.shards import DROPPED, MANIFEST, Manifest, TokensOf
 from dalle_mini.data.sources.fingerprint import CONTENT, STAMPS
 from dalle_mini.errors import UserError
 
@@ -121,15 +121,16 @@ def encode(
         share: which part of the work is this process's. The process that stages the last part of all makes the shards.
         progress: called with "encode" or "finish" and how far it is.
     Raises:
-        UserError: `out` is of another run or cannot be written, another process is at it, or weights are missing.
+        UserError: `out` is of another run or cannot be written, another process is at it, weights are missing, or
+            nothing is kept.
     """
     options, share = options or EncodeOptions(), share or Share()
     if engine not in ENGINES:
         raise UserError(f"--engine is {engine!r}: it must be {' or '.join(ENGINES)}")
     if engine == "ray" and share.count > 1:
         raise UserError(f"--engine ray shares the work itself: leave out what makes this {share.said_by or 'a shard'}")
-    run = Run(source, weights, options)
     folder = open_output(out)
+    run = Run(source, weights, options)
     if (found := run.finished(folder)) is not None:
         return Outcome(found, was_finished=True)
     with _locked(folder, share):
@@ -158,6 +159,9 @@ class Run:
 
     def __init__(self, source: Source, weights: Weights, options: EncodeOptions) -> None:
         self.weights, self.options = weights, options
+        self.origin, self.parts = source.origin(), source.parts()  # before the networks, which take seconds to load
+        if not self.parts:
+            raise UserError(f"{self.origin.get('source', 'the source')}: there are no pictures in it")
         vqgan, ranker = self._models = weights.load(with_clip=options.clip_scores)
         self._networks = None
         config = vqgan.config
@@ -166,10 +170,6 @@ class Run:
         if ranker is not None:
             self.clip = {"identity": clip_identity(ranker.clip), "source": weights.clip}
         self.preparation = Preparation(config.resolution, options.filters, options.crops, options.seed)
-        self.origin = source.origin()
-        self.parts = source.parts()
-        if not self.parts:
-            raise UserError("the source has no pictures")
         self.chosen = _as_read(dataclasses.asdict(options))
         identities = {"vqgan": self.vqgan.identity, "clip": self.clip and self.clip["identity"]}
         self._claim = _as_read({"source": _identifying(self.origin), "options": self.chosen, **identities})
@@ -222,6 +222,8 @@ class Run:
             raise UserError(
                 f"{folder}/{MANIFEST}: damaged, or of another version ({error}): name another folder"
             ) from None
+        if not manifest.rows:  # of a version that took this for an end
+            return None
         found = {"source": _identifying(manifest.source), "options": manifest.options, "vqgan": manifest.vqgan.identity}
         found["clip"] = manifest.clip and manifest.clip["identity"]
         self._compare(
@@ -233,7 +235,7 @@ class Run:
         """Make an unfinished folder this run's, or see that it is."""
         text = folder.read(RUN)
         if text is None:
-            strangers = sorted(name for name in folder.names() if name.endswith(".parquet"))
+            strangers = sorted(name for name in folder.names() if name.endswith(".parquet") and name != DROPPED)
             if strangers:
                 folder.remove_work()
                 raise UserError(f"{folder} holds {strangers[0]}, which no run there has made: name another folder")
@@ -291,6 +293,9 @@ def _finish_once(run: Run, folder: LocalFolder | RemoteFolder, progress) -> Outc
                 found = _finish(run, folder, progress)
             folder.remove_work()
             return Outcome(found)
+    except NothingKept:
+        folder.remove_work()  # nothing here is in the way of other options
+        raise
     except Busy:
         return Outcome(None)
 

@@ -11,6 +11,7 @@ import logging
 import os
 import posixpath
 from array import array
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,14 @@ class Finder:
         except Exception:  # as above
             return {}
         return {file.name: file for file in found}
+
+
+def of_archives(fs: AbstractFileSystem, root: str, paths: Sequence[str]) -> Fingerprint:
+    """Of tars or tables by their paths, of which those that no list shows are asked for."""
+    fingerprint = Fingerprint()
+    for path, file in zip(paths, files.in_order(Finder(fs, ask=True), paths, fs), strict=True):
+        fingerprint.add(files.relative(root, path), file)
+    return fingerprint
 
 
 class ListedPictures:

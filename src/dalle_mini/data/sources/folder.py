@@ -18,7 +18,7 @@ from dalle_mini.data import captions, reasons
 from dalle_mini.data.example import Example
 from dalle_mini.data.sources import files
 from dalle_mini.data.sources.fingerprint import Fingerprint
-from dalle_mini.data.sources.rows import Layout, Options, find_captions, first_of_each_key
+from dalle_mini.data.sources.rows import Layout, Options, find_captions
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -31,6 +31,8 @@ Entry = tuple[str, str | None, list[str]]  # name without suffix, the picture's 
 
 class PictureFolder:
     """A folder of pictures, and all folders in it. A part is some thousand of them."""
+
+    sparse_columns = True
 
     def __init__(self, spec: str, fs: AbstractFileSystem, root: str, options: Options):
         self.spec, self.fs, self.root, self.caption_column = spec, fs, root, options.caption_column
@@ -88,7 +90,7 @@ class Pictures:
 
     def examples(self) -> Iterator[Example]:
         entries = json.loads(zlib.decompress(self.listing))
-        return first_of_each_key(files.in_order(self._example, entries, self.fs))
+        return files.in_order(self._example, entries, self.fs)
 
     def _example(self, entry: Entry) -> Example:
         stem, picture, endings = entry

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from dalle_mini.data import reasons
 from dalle_mini.data.example import Example
 from dalle_mini.data.sources import files
-from dalle_mini.data.sources.fingerprint import Finder, Fingerprint, ListedPictures
-from dalle_mini.data.sources.rows import Layout, Options, example_of, find_layout, first_of_each_key
-from dalle_mini.errors import UserError
+from dalle_mini.data.sources.fingerprint import Fingerprint, ListedPictures, of_archives
+from dalle_mini.data.sources.rows import Kinds, Layout, Options, example_of, find_layout
+from dalle_mini.errors import UserError, listed
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -48,7 +48,7 @@ class ParquetFiles:
         """`pictures` lie loose in the folder: a notice tells of those that no table lists."""
         self.spec, self.paths, self.pictures = spec, paths, pictures
         schema = _first_schema(fs, paths)
-        layout = find_layout(paths[0], schema.names, options, _picture_columns(schema))
+        layout = find_layout(paths[0], schema.names, options, kinds_of(schema))
         self._base = RowGroups(fs, root, "", layout, options.image_root)
         self._tells_paths = _is_text(schema.field(layout.image).type)
         _refuse_urls(self._base, paths)
@@ -73,10 +73,7 @@ class ParquetFiles:
 
     @cached_property
     def _fingerprint(self) -> Fingerprint:
-        fingerprint, finder = Fingerprint(), Finder(self._base.fs, ask=True)
-        found = files.in_order(finder, self.paths, self._base.fs)
-        for path, file in zip(self.paths, found, strict=True):
-            fingerprint.add(files.relative(self._base.root, path), file)
+        fingerprint = of_archives(self._base.fs, self._base.root, self.paths)
         if self._tells_paths and len(self.paths) <= FEW_FILES:
             listed = ListedPictures(self._base.fs, self._base.image_root or self._base.root, fingerprint)
             for path in self.paths:
@@ -116,9 +113,6 @@ class RowGroups:
 
     def examples(self) -> Iterator[Example]:
         """Its rows in order; of a row group that breaks each row that cannot be read is a problem."""
-        return first_of_each_key(self._examples())
-
-    def _examples(self) -> Iterator[Example]:
         import pyarrow.parquet as pq
 
         try:
@@ -153,10 +147,8 @@ class RowGroups:
             yield from self._lost(row, stop - row, reasons.DAMAGED)
 
     def _example(self, number: int, row: dict[str, Any]) -> Example:
-        key = row.get(self.layout.key) if self.layout.key else None
-        if not isinstance(key, (str, int)) or key == "":
-            key = f"{files.without_suffix(self.file_name)}/{number}"
-        return example_of(str(key), row, self.layout, self._read)
+        key = self.layout.key_of(row) or f"{files.without_suffix(self.file_name)}/{number}"
+        return example_of(key, row, self.layout, self._read)
 
     def places(self) -> Iterator[str]:
         """Where the pictures lie that a column tells by their paths, as far as that can be read."""
@@ -185,14 +177,17 @@ def tells_pictures(fs: AbstractFileSystem, paths: Sequence[str], options: Option
     """Whether tables that lie among pictures tell which they are; those of img2dataset's statistics do not."""
     try:
         schema = _first_schema(fs, paths)
-        find_layout(paths[0], schema.names, options, _picture_columns(schema))
+        find_layout(paths[0], schema.names, options, kinds_of(schema))
     except UserError:
         return False
     return True
 
 
 def _divided(part: RowGroups) -> tuple[list[RowGroups], str]:
-    """A file by its row groups, and a hash of its footer; one that cannot be looked into is a part, and will say so."""
+    """A file by its row groups, and a hash of its footer; one that cannot be looked into is a part, and will say so.
+
+    Raises UserError where it has other columns than the first.
+    """
     import pyarrow.parquet as pq
 
     try:
@@ -200,9 +195,12 @@ def _divided(part: RowGroups) -> tuple[list[RowGroups], str]:
             file.seek(-8, os.SEEK_END)
             file.seek(-8 - int.from_bytes(file.read(4), "little"), os.SEEK_END)
             footer = hashlib.sha256(file.read()).hexdigest()
-            about = pq.ParquetFile(file).metadata
+            table = pq.ParquetFile(file)
+            about, names = table.metadata, table.schema_arrow.names
     except Exception:
         return [part], ""
+    if about.num_rows:
+        _refuse_other_columns(part, names)
     counts = [about.row_group(group).num_rows for group in range(about.num_row_groups)]
     parts, start, row, size = [], 0, 0, 0
     for group, count in enumerate(counts):
@@ -211,6 +209,18 @@ def _divided(part: RowGroups) -> tuple[list[RowGroups], str]:
             parts.append(replace(part, groups=(start, group + 1), first_row=row, size=size))
             start, row, size = group + 1, row + size, 0
     return parts, footer
+
+
+def _refuse_other_columns(part: RowGroups, names: Sequence[str]) -> None:
+    layout = part.layout
+    captions = [name for name in (*layout.captions, *(layout.joined or ())) if name]
+    missing = [layout.image] if layout.image not in names else []
+    missing += captions if not any(name in names for name in captions) else []
+    if missing:
+        raise UserError(
+            f"{part.path}: has no column {listed(missing)}, which the first file has: its columns are "
+            f"{listed(names, 30)}: name only files of one kind, by a pattern"
+        )
 
 
 def _first_schema(fs: AbstractFileSystem, paths: Sequence[str]) -> pa.Schema:
@@ -246,7 +256,8 @@ def _refuse_urls(part: RowGroups, paths: Sequence[str]) -> None:
         )
 
 
-def _picture_columns(schema: pa.Schema) -> list[str]:
+def kinds_of(schema: pa.Schema) -> Kinds:
+    """What a schema says of its columns: pictures are bytes, or structs with a field `bytes` of them."""
     import pyarrow as pa
 
     def holds_pictures(kind: pa.DataType) -> bool:
@@ -254,7 +265,20 @@ def _picture_columns(schema: pa.Schema) -> list[str]:
             return kind.get_field_index("bytes") >= 0 and _is_bytes(kind.field("bytes").type)
         return _is_bytes(kind)
 
-    return [field.name for field in schema if holds_pictures(field.type)]
+    def may_be_captions(kind: pa.DataType) -> bool:
+        if pa.types.is_null(kind) or _is_text(kind) or _is_bytes(kind):
+            return True
+        inner = getattr(kind, "value_type", None)  # of lists, and of text that is stored once (a dictionary)
+        return inner is not None and may_be_captions(inner)
+
+    def is_number(kind: pa.DataType) -> bool:
+        return pa.types.is_primitive(kind) or pa.types.is_decimal(kind)
+
+    return Kinds(
+        tuple(field.name for field in schema if holds_pictures(field.type)),
+        {field.name: str(field.type) for field in schema if is_number(field.type)},
+        {field.name: str(field.type)[:80] for field in schema if not may_be_captions(field.type)},
+    )
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -55,6 +55,8 @@ def open_source(
     single examples or files is a problem of theirs (`Example.problem`).
     """
     options = Options(image_column, caption_column, split, subset, streaming, image_root)
+    if image_root is not None and files.kind(*files.locate(image_root)) != "directory":
+        raise UserError(f"--image-root is {image_root!r}: there is no such folder")
     if spec.startswith(HUB) and not _HUB_FILES.match(spec):
         return _hugging_face(spec, spec.removeprefix(HUB), options)
     fs, root = files.locate(spec)
