@@ -127,7 +127,7 @@ def write_whole(file: Path, data: bytes) -> None:
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"{file} cannot be written: {error}") from None
+        raise UserError(f"{file} cannot be written: {error.strerror or error}") from None
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -10,6 +10,7 @@ import bad_pile
 import numpy as np
 import pytest
 
+from dalle_mini.data import reasons
 from dalle_mini.data.filters import Filters, keep_captions, picture_problem
 from dalle_mini.data.images import BadPicture, decode_picture
 from dalle_mini.data.sources import open_source
@@ -31,8 +32,9 @@ def become(source, filters):
                     assert image.mode == "RGB"
                 except BadPicture as error:
                     reason = error.reason
+            if reason is None and example.key in kept:
+                reason = reasons.DUPLICATE_KEY  # which is found over the whole pile
             if reason is None:
-                assert example.key not in kept
                 kept[example.key] = captions
             else:
                 dropped[reason] += 1

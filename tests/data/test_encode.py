@@ -334,7 +334,7 @@ def test_a_disk_that_is_full(vqgan, whole, tmp_path, monkeypatch, when):
 
 def test_a_folder_that_cannot_be_made(vqgan, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"file/out/.work cannot be written \(Not a directory\)"):
+    with pytest.raises(UserError, match=r"/file is a file: name a folder"):
         run(vqgan, tmp_path / "file" / "out")
 
 

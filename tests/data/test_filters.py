@@ -151,6 +151,9 @@ def test_captions_that_are_surely_foreign_are_not(caption):
         ({"near_distance": 9}, "--near-distance"),
         ({"min_clip_score": 0.4, "max_clip_score": 0.3}, "--max-clip-score"),
         ({"where": "a >"}, "--where"),
+        ({"min_clip_score": float("nan")}, "--min-clip-score is nan: it must be a number, or off for no limit"),
+        ({"max_clip_score": float("inf")}, "--max-clip-score is inf: it must be a number, or off for no limit"),
+        ({"max_aspect": float("nan")}, "--max-aspect is nan: it must be a number, or off for no limit"),
     ],
 )
 def test_options_that_make_no_sense(options, message):
@@ -177,6 +180,29 @@ def test_check_where_names_the_columns_that_there_are():
     check_where(Filters(), pile)
     with pytest.raises(UserError, match=r"no column 'scores'; the columns are score, width"):
         check_where(Filters(where="scores > 0"), pile)
+
+
+def test_a_column_that_may_come_later_is_a_notice(caplog):
+    pile = Pile(*(example("a dog", width=3) for _ in range(70)), example("a dog", score=1))
+    with pytest.raises(UserError, match="no column 'score'; the columns are width"):
+        check_where(Filters(where="score > 0"), pile)
+    pile.sparse_columns = True  # as of JSON beside pictures
+    check_where(Filters(where="width > 0"), pile)
+    assert not caplog.messages
+    check_where(Filters(where="score > 0"), pile)
+    assert caplog.messages == [
+        "--where: none of the first 64 examples has 'score' (their columns are width): those without it are dropped"
+    ]
+    bare = Pile(example("a dog"))
+    bare.sparse_columns = True
+    with pytest.raises(UserError, match="no column 'score'; it has no columns at all"):
+        check_where(Filters(where="score > 0"), bare)
+
+
+def test_every_reason_has_its_place_in_the_order():
+    from dalle_mini.data.finish import ORDER
+
+    assert sorted(ORDER) == sorted(reasons.REASONS)
 
 
 def test_the_docs_list_every_reason_and_default():

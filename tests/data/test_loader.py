@@ -187,6 +187,22 @@ def test_whose_tokens_the_notebooks_are_is_asked_in_the_users_words(tmp_path):
     assert "name their VQGAN (data.vqgan of a run, vqgan= in Python)" in refusal(write_notebook(tmp_path / "x", 5))
 
 
+@pytest.mark.parametrize(
+    ("column", "values", "says"),
+    [
+        ("caption", [["x"], ["y"]], "caption must be text, and is list<"),
+        ("encoding", [[0.5] * 4] * 2, "not such a shard"),
+    ],
+)
+def test_columns_of_another_kind_are_named_and_nothing_else_is_said(arrow_cache, tmp_path, capfd, column, values, says):
+    folder = write_notebook(tmp_path / "notebook", 50)
+    found = {"caption": ["x"] * 2, "encoding": [[1, 2, 3, 4]] * 2} | {column: values}
+    pq.write_table(pa.table(found), folder / "002.parquet")
+    said = refusal(folder, vqgan=VQGAN)
+    assert said.startswith(f"{folder}/002.parquet: ") and says in said
+    assert "Failed to read" not in capfd.readouterr().err
+
+
 def test_tokens_beyond_the_codebook_are_named_when_they_are_read(arrow_cache, tmp_path):
     tokens = np.zeros((9, 4), int)
     tokens[5, 2] = 64

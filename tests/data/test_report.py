@@ -18,6 +18,7 @@ from dalle_mini.data.report_page import page, perplexity
 from dalle_mini.data.shards import DROPPED, DROPPED_SCHEMA, Shard, write_table
 from dalle_mini.data.survey import survey
 from dalle_mini.errors import UserError
+from dalle_mini.output import write_whole
 
 HOSTILE = '<script src="http://evil.example/x.js">alert(1)</script><img src=x onerror=alert(1)>"\'&amp;</q></figure>'
 
@@ -199,6 +200,13 @@ def test_command(folder, tmp_path, capsys):
         assert main(["data", "report", str(folder), "--output", str(tmp_path / "none.html")]) == 2
         assert re.fullmatch(r"error: .*train-00001.parquet: damaged.*\n", capsys.readouterr().err)
     shard.write_bytes(kept)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("dalle_mini.data.report._decoder", None)  # before the VQGAN is looked for
+        assert main(["data", "report", str(folder), "--output", str(tmp_path)]) == 2
+    wanted = f"error: {tmp_path} is a folder: name a file, such as {tmp_path}/report.html\n"
+    assert capsys.readouterr().err == wanted
+    with pytest.raises(UserError, match=r"/page.html/x.html cannot be written: (File exists|Not a directory)$"):
+        write_whole(output / "x.html", b"")
     assert main(["data", "report", str(tmp_path / "nothing")]) == 2
     assert "no such folder" in capsys.readouterr().err
     assert main(["data", "report", str(tmp_path)]) == 2

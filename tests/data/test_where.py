@@ -77,6 +77,33 @@ def test_columns_and_their_names():
         check_columns("clipscore > 1", ())
 
 
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("`clip-score` > 0.28", True),
+        ("0.2 < `clip-score` < 0.25 or `class` == 'a `b-c` d'", True),
+        ('`class` != "it\'s `x`" and `of the web` == 3', True),
+        ("`width` == `w` * 2", True),
+        ("`gone-missing` > 1", None),
+    ],
+)
+def test_names_that_are_no_words_go_between_backticks(expression, expected):
+    row = {"clip-score": 0.3, "class": "a `b-c` d", "of the web": 3, "width": 4, "w": 2}
+    assert holds(expression, row) is expected
+
+
+def test_backticks_in_messages():
+    assert columns("`clip-score` > 1 and b > 1") == ("b", "clip-score")
+    with pytest.raises(UserError, match=r"no column 'clip'; the columns are clip-score \(write one .* `clip-score`\)"):
+        check_columns("clip-score > 1", ["clip-score"])
+    with pytest.raises(UserError, match=r"at character 1 .* between backticks, such as `clip-score`"):
+        parse("class == 'cat'")
+    with pytest.raises(UserError, match=r"'f\(`a-b`\)' is not allowed"):
+        parse("x == 'ü' and f(`a-b`)")
+    with pytest.raises(UserError, match="--where"):
+        parse("`a > 1")
+
+
 def test_products_of_strings_and_huge_numbers_cost_nothing():
     row = {"text": "a" * 1000, "big": 10**5000}
     assert holds("text * 1000 * 1000 * 1000 == text", row) is None

@@ -26,12 +26,13 @@ from typing import TYPE_CHECKING, Any
 from dalle_mini.data.encode_parts import Progress, encode_parts, missing_parts
 from dalle_mini.data.example import Source
 from dalle_mini.data.filters import Filters
-from dalle_mini.data.finish import Plan, finish
+from dalle_mini.data.finish import NothingKept, Plan, finish
 from dalle_mini.data.launchers import Share
 from dalle_mini.data.networks import Networks, Weights, clip_identity, identity
 from dalle_mini.data.output_folder import WORK, Busy, LocalFolder, RemoteFolder, open_output
 from dalle_mini.data.prepare import CENTER, Preparation, crop_count
-from dalle_mini.data.shards import MANIFEST, Manifest, TokensOf
+from dalle_mini.data.shards import DROPPED, MANIFEST, Manifest, TokensOf
+from dalle_mini.data.sources.fingerprint import CONTENT, STAMPS
 from dalle_mini.errors import UserError
 
 if TYPE_CHECKING:
@@ -123,15 +124,16 @@ def encode(
         share: which part of the work is this process's. The process that stages the last part of all makes the shards.
         progress: called with "encode" or "finish" and how far it is.
     Raises:
-        UserError: `out` is of another run or cannot be written, another process is at it, or weights are missing.
+        UserError: `out` is of another run or cannot be written, another process is at it, weights are missing, or
+            nothing is kept.
     """
     options, share = options or EncodeOptions(), share or Share()
     if engine not in ENGINES:
         raise UserError(f"--engine is {engine!r}: it must be {' or '.join(ENGINES)}")
     if engine == "ray" and share.count > 1:
         raise UserError(f"--engine ray shares the work itself: leave out what makes this {share.said_by or 'a shard'}")
-    run = Run(source, weights, options)
     folder = open_output(out)
+    run = Run(source, weights, options)
     if (found := run.finished(folder)) is not None:
         return Outcome(found, was_finished=True)
     with _locked(folder, share):
@@ -160,6 +162,9 @@ class Run:
 
     def __init__(self, source: Source, weights: Weights, options: EncodeOptions) -> None:
         self.weights, self.options = weights, options
+        self.origin, self.parts = source.origin(), source.parts()  # before the networks, which take seconds to load
+        if not self.parts:
+            raise UserError(f"{self.origin.get('source', 'the source')}: there are no pictures in it")
         vqgan, ranker = self._models = weights.load(with_clip=options.clip_scores)
         self._networks = None
         config = vqgan.config
@@ -170,20 +175,17 @@ class Run:
         self.preparation = Preparation(
             config.resolution, options.filters, options.crops, options.seed, options.quick_jpeg
         )
-        self.origin = source.origin()
-        self.parts = source.parts()
-        if not self.parts:
-            raise UserError("the source has no pictures")
         self.chosen = _as_read(dataclasses.asdict(options))
         if not options.quick_jpeg:
             del self.chosen["quick_jpeg"]  # folders from before there was a choice are of the same run
         identities = {"vqgan": self.vqgan.identity, "clip": self.clip and self.clip["identity"]}
-        self._claim = _as_read({"source": self.origin, "options": self.chosen, **identities})
+        self._claim = _as_read({"source": _identifying(self.origin), "options": self.chosen, **identities})
         self._names = _hash([(part.name, part.size) for part in self.parts])
 
     @property
     def id(self) -> str:
-        return _hash([self._claim, self._names])
+        source = {name: value for name, value in self._claim["source"].items() if name != STAMPS}
+        return _hash([self._claim | {"source": source}, self._names])
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the networks: another process loads its own."""
@@ -227,15 +229,20 @@ class Run:
             raise UserError(
                 f"{folder}/{MANIFEST}: damaged, or of another version ({error}): name another folder"
             ) from None
-        found = {"source": manifest.source, "options": manifest.options, "vqgan": manifest.vqgan.identity}
-        self._compare(folder, found | {"clip": manifest.clip and manifest.clip["identity"]})
+        if not manifest.rows:  # of a version that took this for an end
+            return None
+        found = {"source": _identifying(manifest.source), "options": manifest.options, "vqgan": manifest.vqgan.identity}
+        found["clip"] = manifest.clip and manifest.clip["identity"]
+        self._compare(
+            folder, found, f"{folder} was made of other content than the source has now", "name another folder"
+        )
         return manifest
 
     def claim(self, folder: LocalFolder | RemoteFolder) -> None:
         """Make an unfinished folder this run's, or see that it is."""
         text = folder.read(RUN)
         if text is None:
-            strangers = sorted(name for name in folder.names() if name.endswith(".parquet"))
+            strangers = sorted(name for name in folder.names() if name.endswith(".parquet") and name != DROPPED)
             if strangers:
                 folder.remove_work()
                 raise UserError(f"{folder} holds {strangers[0]}, which no run there has made: name another folder")
@@ -247,16 +254,24 @@ class Run:
             names = found.pop("parts")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{folder}/{RUN} is damaged ({error}): delete {folder}/{WORK}") from None
-        self._compare(folder, found)
+        changed, way_out = f"{folder}: the source changed since the run began", f"delete {folder}/{WORK} to begin anew"
+        self._compare(folder, found, changed, way_out)
         if names != self._names:
-            raise UserError(f"{folder}: the source changed since the run began: delete {folder}/{WORK} to begin anew")
+            raise UserError(f"{changed}: {way_out}")
 
-    def _compare(self, folder: LocalFolder | RemoteFolder, found: dict[str, Any]) -> None:
+    def _compare(self, folder: LocalFolder | RemoteFolder, found: dict[str, Any], changed: str, way_out: str) -> None:
         old, new = _flat(found), _flat(self._claim)
+        differ = {name for name in {*old, *new} if old.get(name) != new.get(name)}
+        stamps = f"source.{STAMPS}"
+        if stamps in differ and None in (old.get(stamps), new.get(stamps)):  # of a copy elsewhere: nothing to compare
+            differ.remove(stamps)
+        content = {f"source.{name}" for name in CONTENT}
+        if differ and differ <= content:
+            why = " (names and sizes are the same, the times of files are not: copy with `cp -a` or `rsync -a`)"
+            raise UserError(f"{changed}{why if differ == {stamps} else ''}: {way_out}")
         differences = [
             f"{name} is {_short(old.get(name))} there and {_short(new.get(name))} now"
-            for name in sorted({*old, *new})
-            if old.get(name) != new.get(name)
+            for name in sorted(differ, key=lambda name: (name in content, name))
         ]
         if differences:
             more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
@@ -285,6 +300,9 @@ def _finish_once(run: Run, folder: LocalFolder | RemoteFolder, progress) -> Outc
                 found = _finish(run, folder, progress)
             folder.remove_work()
             return Outcome(found)
+    except NothingKept:
+        folder.remove_work()  # nothing here is in the way of other options
+        raise
     except Busy:
         return Outcome(None)
 
@@ -311,6 +329,11 @@ class _Counter:
         added = {"pictures": now.pictures + pictures, "kept": now.kept + kept, "parts_done": now.parts_done + parts}
         self._now = dataclasses.replace(now, **added)
         self._progress("encode", self._now)
+
+
+def _identifying(origin: dict[str, Any]) -> dict[str, Any]:
+    """Without what the source was called: the same files may be called otherwise, here or on another machine."""
+    return {name: value for name, value in origin.items() if name != "source"}
 
 
 def _as_read(value: Any) -> Any:

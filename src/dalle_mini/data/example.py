@@ -20,6 +20,7 @@ class Example:
         captions: as they were found, neither cleaned nor filtered; none is a reason to drop it.
         columns: what else the source tells of it, for filters such as `clip_score > 0.28`.
         problem: one of `reasons.py` where the source could not read it; it is counted, not lost.
+        detail: what more there is to say of the problem.
     """
 
     key: str
@@ -27,6 +28,7 @@ class Example:
     captions: tuple[str, ...]
     columns: Mapping[str, Any] = field(default_factory=dict)
     problem: str | None = None
+    detail: str = ""
 
 
 class Part(Protocol):
@@ -42,7 +44,10 @@ class Part(Protocol):
 
 
 class Source(Protocol):
-    """A pile of captioned pictures. Parts and their order depend on the pile alone."""
+    """A pile of captioned pictures. Parts and their order depend on the pile alone.
+
+    One whose examples may have columns that others lack, as they have no schema, says so by `sparse_columns = True`.
+    """
 
     def origin(self) -> dict[str, Any]:
         """What tells this pile from another, as flat JSON: it is kept with what is made of it."""

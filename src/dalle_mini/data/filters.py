@@ -8,6 +8,8 @@ Each gives one of `reasons.py`, or None where there is none.
 from __future__ import annotations
 
 import dataclasses
+import logging
+import math
 import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -17,7 +19,9 @@ from typing import Any
 from dalle_mini.data import captions as text
 from dalle_mini.data import reasons, where
 from dalle_mini.data.example import Example, Source
-from dalle_mini.errors import UserError
+from dalle_mini.errors import UserError, listed
+
+logger = logging.getLogger("dalle_mini")
 
 DUPLICATES = ("exact", "near")
 LONGEST_RAW = 1_000_000  # characters; what is longer is not even cleaned
@@ -71,6 +75,9 @@ class Filters:
         for name in ("min_caption", "max_caption", "min_side"):
             value = getattr(self, name)
             check(name, value is None or value >= 0, "at least 0")
+        for name in ("max_aspect", "min_clip_score", "max_clip_score"):
+            value = getattr(self, name)
+            check(name, value is None or math.isfinite(value), "a number, or off for no limit")
         check("max_aspect", self.max_aspect is None or self.max_aspect >= 1, "at least 1")
         check("max_pixels", 1 <= self.max_pixels <= MOST_PIXELS, f"from 1 to {MOST_PIXELS}")
         check("duplicates", self.duplicates in (None, *DUPLICATES), " or ".join(DUPLICATES))
@@ -153,17 +160,26 @@ def score_problem(score: float | None, filters: Filters) -> str | None:
 def check_where(filters: Filters, source: Source) -> None:
     """Raises UserError, naming the columns there are, where `where` speaks of one that the source does not have.
 
-    The first examples are read for it, as far as one has columns: other rows may lack some of theirs.
+    The first examples are read for it. Where a column may come later, as each example has its own, a notice says that
+    it was not met so far.
     """
     if filters.where is None:
         return
-    known: set[str] = set()
+    wanted, known, read = set(where.columns(filters.where)), set(), 0
+    is_sparse = getattr(source, "sparse_columns", False)
     for part in source.parts()[:8]:
         for example in islice(part.examples(), PEEKED):
             known |= example.columns.keys()
-        if known:
+            read += 1
+        if known >= wanted or (known and not is_sparse):
             break
-    where.check_columns(filters.where, known)
+    if not (known and is_sparse):
+        where.check_columns(filters.where, known)
+    for name in sorted(wanted - known):
+        logger.warning(
+            "--where: none of the first %d examples has %r (their columns are %s): those without it are dropped",
+            read, name, listed(sorted(known), 30),
+        )  # fmt: skip
 
 
 def may_be_english(caption: str) -> bool:

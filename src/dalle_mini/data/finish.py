@@ -38,11 +38,12 @@ from dalle_mini.data.shards import (
     shard_name,
     write_table,
 )
+from dalle_mini.errors import UserError
 
 # In this order an example meets them, and the first to say no is the reason.
 ORDER = (
     *(reasons.NO_PICTURE, reasons.FILE_TOO_LARGE, reasons.CANNOT_READ, reasons.CUT_SHORT, reasons.DAMAGED),
-    *(reasons.LEAVES_FOLDER, reasons.NO_FILE),
+    *(reasons.ROW_DAMAGED, reasons.LEAVES_FOLDER, reasons.NO_FILE),
     *(reasons.WHERE_MISSING, reasons.WHERE_FALSE),
     *(reasons.NO_CAPTION, reasons.CAPTION_TOO_SHORT, reasons.CAPTION_TOO_LONG, reasons.NOT_ENGLISH),
     *(reasons.EMPTY_FILE, reasons.NOT_A_PICTURE, reasons.TOO_MANY_PIXELS, reasons.PICTURE_DAMAGED),
@@ -76,6 +77,10 @@ class Repeats:
     why: np.ndarray  # int8: which of REPEATS
 
 
+class NothingKept(UserError):
+    """All of a pile was dropped. What for is in dropped.parquet; there is no manifest."""
+
+
 REPEATS = (reasons.DUPLICATE_KEY, reasons.DUPLICATE, reasons.NEAR_DUPLICATE)
 
 
@@ -84,7 +89,8 @@ def finish(
 ) -> Manifest:
     """Write dropped.parquet, the shards and, last, the manifest. Doing it again writes the same bytes.
 
-    Raises UserError where a staged part is missing or damaged, or something cannot be written.
+    Raises NothingKept where there would be no row, and UserError where a staged part is missing or damaged, or
+    something cannot be written.
     """
     repeats = find_repeats(folder, plan, lambda done: progress(done, 2 * plan.parts))
     counts, codes = Counter(), np.zeros(plan.vqgan.codebook_size, np.int64)
@@ -108,8 +114,11 @@ def finish(
             writers[split].add(rows.filter(pa.array(chosen)))
         progress(plan.parts + part + 1, 2 * plan.parts)
     splits = {split: writer.close() for split, writer in writers.items()}
+    dropped_rows, rows = dropped.close(folder), sum(split.rows for split in splits.values())
+    if not rows:
+        raise NothingKept(_nothing(folder, counts["seen"], dropped.counts))
     manifest = Manifest(
-        rows=sum(split.rows for split in splits.values()),
+        rows=rows,
         kept=counts["kept"],
         seen=counts["seen"],
         dropped={reason: dropped.counts[reason] for reason in ORDER if dropped.counts[reason]},
@@ -121,7 +130,7 @@ def finish(
         source=plan.source,
         options=plan.options,
         splits=splits,
-        dropped_rows=dropped.close(folder),
+        dropped_rows=dropped_rows,
     )
     folder.write(MANIFEST, manifest.to_json().encode())
     return manifest
@@ -200,6 +209,13 @@ def _in_validation(key_hashes: np.ndarray, share: float) -> np.ndarray:
 
 def _tokens(rows: pa.Table) -> np.ndarray:
     return rows["tokens"].combine_chunks().flatten().to_numpy()
+
+
+def _nothing(folder: LocalFolder | RemoteFolder, seen: int, dropped: Counter) -> str:
+    if not seen:
+        return f"{folder}: nothing was kept: the source has no pictures"
+    why = ", ".join(f"{count:,} {reason}" for reason, count in dropped.most_common())
+    return f"{folder}: nothing was kept: all {seen:,} pictures were dropped ({why}): {DROPPED} there lists them"
 
 
 def _filter_counts(seen: int, dropped: Counter) -> tuple[FilterCount, ...]:

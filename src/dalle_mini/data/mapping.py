@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 import mmap
 import os
 import sys
@@ -162,6 +161,7 @@ def _explained(folder: Path, pieces: list[Piece], columns: pa.Schema) -> Iterato
                 for batch in pq.ParquetFile(piece.path).iter_batches(columns=columns.names):
                     if missing := set(columns.names) - set(batch.schema.names):
                         raise UserError(f"{piece.path}: no column {', '.join(sorted(missing))}") from None
+                    _refuse_what_is_no_text(piece, batch.schema, columns)
                     pa.Table.from_batches([batch]).cast(columns)
         raise UserError(f"{folder}: cannot be mapped ({_first_line(error.__cause__ or error)})") from None
     except OSError as error:
@@ -169,6 +169,13 @@ def _explained(folder: Path, pieces: list[Piece], columns: pa.Schema) -> Iterato
             f"{folder}: cannot be mapped ({error.strerror or _first_line(error)}): as much room as its shards take is "
             "needed in the cache, which HF_DATASETS_CACHE may put elsewhere"
         ) from None
+
+
+def _refuse_what_is_no_text(piece: Piece, found: pa.Schema, columns: pa.Schema) -> None:
+    for column in columns:
+        kind = found.field(column.name).type
+        if pa.types.is_string(column.type) and pa.types.is_nested(kind):
+            raise UserError(f"{piece.path}: {column.name} must be text, and is {kind}") from None
 
 
 @contextlib.contextmanager
@@ -187,17 +194,17 @@ def _first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The bar of `datasets` only where somebody may watch it, and none of its log: what fails is raised as well."""
+    """The bar of `datasets` only where somebody may watch it, and none of its own words on what is raised anyway."""
     import datasets
 
-    logger = logging.getLogger("datasets")
-    level, with_bars = logger.level, not datasets.are_progress_bars_disabled()
-    logger.setLevel(logging.CRITICAL)
-    if with_bars and not sys.stderr.isatty():
+    verbosity = datasets.logging.get_verbosity()
+    shows_bars = not (datasets.are_progress_bars_disabled() or sys.stderr.isatty())
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    if shows_bars:
         datasets.disable_progress_bars()
     try:
         yield
     finally:
-        logger.setLevel(level)
-        if with_bars:
+        datasets.logging.set_verbosity(verbosity)
+        if shows_bars:
             datasets.enable_progress_bars()

@@ -28,11 +28,22 @@ logger = logging.getLogger("dalle_mini")
 
 
 def open_output(out: str | os.PathLike[str]) -> LocalFolder | RemoteFolder:
-    """The folder `out`, which need not be there yet. Raises UserError where it names no place."""
+    """The folder `out`, which need not be there yet. Raises UserError where it names no place, or cannot be made."""
     out = os.fspath(out)
     if not out.strip():
         raise UserError("the output folder's name is blank: name a folder")
-    return RemoteFolder(out) if "://" in out else LocalFolder(Path(out).expanduser())
+    if "://" in out:
+        return RemoteFolder(out)
+    path = Path(out).expanduser()
+    try:
+        ancestor = next(place for place in (path, *path.absolute().parents) if place.exists())
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror})") from None
+    if not ancestor.is_dir():
+        raise UserError(f"{ancestor} is a file: name a folder")
+    if ancestor != path and not os.access(ancestor, os.W_OK):
+        raise UserError(f"{path} cannot be written (no permission in {ancestor})")
+    return LocalFolder(path)
 
 
 class LocalFolder:

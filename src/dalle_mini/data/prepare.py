@@ -80,7 +80,7 @@ class Preparation:
     def __call__(self, position: int, example: Example) -> Gone | list[tuple[Row, np.ndarray]]:
         captions, reason = keep_captions(example, self.filters)
         if reason:
-            return Gone(position, example.key, reason)
+            return Gone(position, example.key, reason, example.detail[:LONGEST_DETAIL])
         sides = []
 
         def problem(width: int, height: int) -> str | None:

@@ -10,6 +10,7 @@ FILE_TOO_LARGE = "file too large"
 CANNOT_READ = "cannot be read"
 CUT_SHORT = "archive cut short"
 DAMAGED = "archive damaged"
+ROW_DAMAGED = "row damaged"
 LEAVES_FOLDER = "path leaves the pile"
 NO_FILE = "not a regular file"
 DUPLICATE_KEY = "duplicate key"
@@ -43,9 +44,10 @@ REASONS: dict[str, str] = {
     CANNOT_READ: "the file or row is gone, may not be read, or the connection failed",
     CUT_SHORT: "a tar ends before its end; counted once for each tar",
     DAMAGED: "bytes that make no sense: counted once for a stretch of a tar or a file, and for each row of Parquet",
+    ROW_DAMAGED: "a row of a metadata file that has more values than columns, or is no JSON object",
     LEAVES_FOLDER: "an absolute path, or one with `..`, that leads out of the tar or the folder",
     NO_FILE: "a link, device or folder where a picture should be",
-    DUPLICATE_KEY: "an earlier example has the same key",
+    DUPLICATE_KEY: "an earlier picture, which is kept, has the same key",
     NO_CAPTION: "no caption, or nothing left of it once cleaned",
     CAPTION_TOO_SHORT: "fewer characters than --min-caption",
     CAPTION_TOO_LONG: "more characters than --max-caption",

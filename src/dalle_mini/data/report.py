@@ -49,11 +49,13 @@ def write_report(
         raise UserError(f"no such folder: {folder}")
     if rows < 1:
         raise UserError(f"rows {rows}: at least 1")
+    output = folder / "report.html" if output is None else Path(output)
+    if output.is_dir():
+        raise UserError(f"{output} is a folder: name a file, such as {output / 'report.html'}")
     of = Manifest.read(folder).vqgan
     decoder = _decoder(folder, of, vqgan, hub)  # what is missing shows before the work
     found = survey(folder, rows=rows, seed=seed, progress=lambda done, total: progress("reading", done, total))
     pictures = _pictures(found, decoder, lambda done, total: progress("pictures", done, total))
-    output = folder / "report.html" if output is None else Path(output)
     write_whole(output, page(folder.resolve().name, found, pictures).encode("utf-8", "replace"))
     return output
 

@@ -1,14 +1,17 @@
 """`--where "clip_score > 0.28 and watermark < 0.5"`: a condition on a row's columns, parsed and never executed.
 
 Names are columns. There are numbers, 'strings', True and False; `< <= > >= == != in` and `not in` (also chained:
-`0.2 < clip_score < 0.4`), lists after `in`, `and or not`, brackets and `+ - * /`. Nothing can be called.
+`0.2 < clip_score < 0.4`), lists after `in`, `and or not`, brackets and `+ - * /`. Nothing can be called. A column whose
+name is no plain word goes between backticks, as in SQL: `clip-score`.
 """
 
 from __future__ import annotations
 
 import ast
+import keyword
 import math
 import operator
+import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
@@ -16,6 +19,8 @@ from typing import Any
 from dalle_mini.errors import UserError, listed
 
 LONGEST = 10_000  # characters
+EXAMPLE = "`clip-score`"
+_QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|`([^`\n]+)`""")
 _COMPARISONS = {
     ast.Lt: operator.lt,
     ast.LtE: operator.le,
@@ -34,16 +39,35 @@ def parse(expression: str) -> ast.expr:
     """The condition's tree. Raises UserError where it is no condition, or does more than one may."""
     if len(expression) > LONGEST:
         raise UserError(f"--where has {len(expression)} characters: at most {LONGEST}")
+    plain, quoted = _unquoted(expression.strip())
     try:
-        tree = ast.parse(expression.strip(), mode="eval").body
-        _check(tree, expression)
+        tree = ast.parse(plain, mode="eval").body
+        _check(tree, expression, plain)
     except SyntaxError as error:
-        raise UserError(f"--where {expression!r:.200}: {error.msg} at character {error.offset}") from None
+        hint = f"a column whose name is no plain word goes between backticks, such as {EXAMPLE}"
+        raise UserError(f"--where {expression!r:.200}: {error.msg} at character {error.offset} ({hint})") from None
     except (ValueError, RecursionError, MemoryError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"--where {expression!r:.200}: cannot be read ({error or type(error).__name__})") from None
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            node.id = quoted.get(node.id, node.id)
     return tree
+
+
+def _unquoted(expression: str) -> tuple[str, dict[str, str]]:
+    """The expression with a stand-in, as long, for each name between backticks; and what they stand for."""
+    quoted: dict[str, str] = {}
+
+    def stand_in(match: re.Match) -> str:
+        if match[1] is None:  # a text, in which a backtick is one
+            return match[0]
+        word = f"ǀ{len(quoted)}".ljust(len(match[0]), "ǀ")  # a letter of Khoekhoe
+        quoted[word] = match[1]
+        return word
+
+    return _QUOTED.sub(stand_in, expression), quoted
 
 
 def columns(expression: str) -> tuple[str, ...]:
@@ -57,6 +81,8 @@ def check_columns(expression: str, known: Iterable[str]) -> None:
     for name in columns(expression):
         if name not in known:
             there = f"the columns are {listed(known, 30)}" if known else "it has no columns at all"
+            if any(not one.isidentifier() or keyword.iskeyword(one) for one in known):
+                there += f" (write one that is no plain word between backticks, such as {EXAMPLE})"
             raise UserError(f"--where: the source has no column {name!r}; {there}")
 
 
@@ -77,7 +103,7 @@ def holds(expression: str, row: Mapping[str, Any]) -> bool | None:
         return None
 
 
-def _check(node: ast.AST, expression: str) -> None:
+def _check(node: ast.AST, expression: str, plain: str) -> None:
     match node:
         case ast.BoolOp(values=inner):
             pass
@@ -99,13 +125,14 @@ def _check(node: ast.AST, expression: str) -> None:
         case ast.Constant(value=bool() | int() | float() | str()):
             inner = []
         case _:
-            part = ast.get_source_segment(expression.strip(), node) or type(node).__name__
+            part = ast.get_source_segment(plain, node)
+            part = expression.strip()[plain.find(part) :][: len(part)] if part else type(node).__name__
             raise UserError(
                 f"--where: {part!r:.80} is not allowed; write comparisons of columns, such as "
                 "clip_score > 0.28 and watermark < 0.5"
             )
     for child in inner:
-        _check(child, expression)
+        _check(child, expression, plain)
 
 
 def _value(node: ast.expr, row: Mapping[str, Any]) -> Any:

@@ -62,6 +62,16 @@ def test_parts_are_the_same_however_often_they_are_asked_for(tmp_path, monkeypat
     assert open_source(str(tmp_path)).origin() != source.origin()
 
 
+def test_a_broken_file_does_not_take_a_good_one_of_its_name_with_it(tmp_path):
+    """Which of two with one key counts is decided over the whole pile, among those that are kept."""
+    fill(tmp_path, ["a.jpg", "a.png", "a.txt"])
+    (tmp_path / "a.jpg").write_bytes(b"")
+    assert [(example.key, example.problem) for example in examples(open_source(str(tmp_path)))] == [
+        ("a", reasons.EMPTY_FILE),
+        ("a", None),
+    ]
+
+
 def test_large_files_are_not_read(tmp_path, monkeypatch):
     fill(tmp_path, ["a.jpg", "a.txt", "b.jpg", "b.txt"])
     with open(tmp_path / "a.jpg", "wb") as file:

@@ -78,8 +78,8 @@ def test_a_folder_of_parquet_through_load_dataset(tmp_path, streaming):
     found = examples(source)
     assert len(source.parts()) == (2 if streaming else 1)
     assert [example.key for example in found][:7] == ["k0", "k1", "k2", "k3", "k4", "k5", "x"]
-    assert [example.problem for example in found] == [None] * 7 + [reasons.DUPLICATE_KEY] + [None] * 2
-    assert [e.picture for e in found if not e.problem] == PICTURES[:6] + [PICTURES[i] for i in (0, 2, 3)]
+    assert [example.key for example in found][7:9] == ["x", "y"]  # over the pile encoding sees which are not new
+    assert [example.picture for example in found] == PICTURES[:6] + PICTURES[:4]
     direct = [(e.key, e.captions, e.columns) for e in examples(open_source(str(tmp_path)))]
     assert [(e.key, e.captions, e.columns) for e in found][:9] == direct[:9]  # but for the place of a row without key
 
@@ -103,6 +103,18 @@ def test_text_columns_that_hold_paths(tmp_path):
     found = examples(open_source(str(tmp_path / "saved"), image_root=str(tmp_path)))
     assert [example.problem for example in found] == [None, outside, outside, outside]
     assert found[0].picture == PICTURES[0]
+
+
+def test_labels_are_captions_by_their_names(tmp_path):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    rows = {"image": [{"bytes": PICTURES[0], "path": None}] * 3, "label": [1, 0, None]}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "saved")
+    found = examples(open_source(str(tmp_path / "saved"), caption_column="label"))
+    assert [example.captions for example in found] == [("dog",), ("cat",), ()]
+    with pytest.raises(UserError, match="which column holds the captions"):  # no one has asked for them
+        open_source(str(tmp_path / "saved"))
+    with pytest.raises(UserError, match="--image-column is 'label', which holds int64: pictures are bytes or paths"):
+        open_source(str(tmp_path / "saved"), image_column="label", caption_column="label")
 
 
 ON_THE_HUB = """

@@ -96,7 +96,7 @@ def test_rows_that_are_wrong_are_counted_and_the_others_kept(pile, tmp_path):
     assert [(e.problem, e.captions[:1]) for e in found] == [
         (None, ("never closed,1\n",)),
         (None, ("café \x00au lait",)),
-        (reasons.DAMAGED, ()),
+        (reasons.ROW_DAMAGED, ()),
         (reasons.LEAVES_FOLDER, ("leaves",)),
         (reasons.LEAVES_FOLDER, ("absolute",)),
         (reasons.NO_PICTURE, ("no name",)),
@@ -113,10 +113,35 @@ def test_json_lines_that_are_wrong(pile):
     (pile / "metadata.jsonl").write_text("\n".join(lines))
     assert [(e.problem, e.captions) for e in examples(open_source(str(pile)))] == [
         (None, ("\ud83d half",)),
-        (reasons.DAMAGED, ()),
-        (reasons.DAMAGED, ()),
+        (reasons.ROW_DAMAGED, ()),
+        (reasons.ROW_DAMAGED, ()),
         (None, ()),
     ]
+
+
+def test_the_first_rows_together_tell_the_columns_of_json_lines(pile):
+    rows = ["{", {"file_name": "a.jpg"}, {"file_name": "b.jpg", "text": "a cat"}]
+    (pile / "metadata.jsonl").write_text("\n".join(row if row == "{" else json.dumps(row) for row in rows))
+    _, first, second = examples(open_source(str(pile)))
+    assert (first.captions, second.captions) == ((), ("a cat",))
+
+
+@pytest.mark.parametrize(("name", "sign"), [("metadata.csv", ","), ("metadata.tsv", "\t")])
+def test_usual_mistakes_of_tables(pile, monkeypatch, name, sign):
+    """Blank lines, spaces around names, trailing commas and commas in captions without quotes, in two parts."""
+    monkeypatch.setattr(metadata, "PART", 3)
+    rows = [" file_name , text ,", "a.jpg,a dog,", "", 'b.jpg,"two\nlines",,', "c.jpg,a cat, and a dog", "d.jpg,x,y,z"]
+    (pile / name).write_text("\n" + "\n".join(rows).replace(",", sign))
+    found = examples(open_source(str(pile)))
+    assert [(e.key, e.captions, e.problem) for e in found] == [
+        ("a", ("a dog",), None),
+        ("b", ("two\nlines",), None),
+        (f"{name}:7", (), reasons.ROW_DAMAGED),
+        (f"{name}:8", (), reasons.ROW_DAMAGED),
+    ]
+    kind = {",": "comma", "\t": "tab"}[sign]
+    assert found[2].detail == f"3 values for 2 columns: a {kind} in a caption wants quotes around it"
+    assert found[3].detail.startswith("4 values")
 
 
 def test_image_root_is_where_paths_lead(pile, tmp_path_factory):
@@ -138,10 +163,26 @@ def test_image_root_is_where_paths_lead(pile, tmp_path_factory):
         (b"file_name,caption\na.jpg,x\n", {"image_column": "x"}, "--image-column is 'x'; the columns are"),
         (b"name,caption\na.jpg,x\n", {}, "--image-column: name, caption"),
         ("file_name,caption\n".encode("utf-16"), {}, "UTF-16; save it as UTF-8"),
-        (b"", {}, "--image-column"),
+        (b"", {}, "is empty: its first line must name the columns"),
+        (b"\n,,\n", {}, "is empty: its first line must name the columns"),
+        (b"file_name,text,text\na.jpg,1,2\n", {}, "two of its columns are called 'text': rename one"),
+        (b"file_name;text\na.jpg;x\n", {}, "commas must separate its columns, not ';': it begins with file_name;text"),
     ],
 )
 def test_columns_that_are_not_clear(pile, content, options, message):
     (pile / "metadata.csv").write_bytes(content)
     with pytest.raises(UserError, match=rf"metadata\.csv.*{message}"):
         open_source(str(pile), **options)
+
+
+def test_an_image_root_that_is_no_folder(pile):
+    (pile / "metadata.csv").write_text("file_name,caption\na.jpg,x\n")
+    for root in ("/nonexistent", str(pile / "a.jpg")):
+        with pytest.raises(UserError, match=rf"--image-root is '{root}': there is no such folder"):
+            open_source(str(pile), image_root=root)
+
+
+def test_json_lines_without_any(pile):
+    (pile / "metadata.jsonl").write_text("[]\n\n")
+    with pytest.raises(UserError, match=r"metadata\.jsonl: there is no row in it"):
+        open_source(str(pile))

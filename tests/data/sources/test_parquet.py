@@ -124,6 +124,45 @@ def test_columns_that_are_not_clear(tmp_path, options, message):
         open_source(str(tmp_path), **options)
 
 
+@pytest.mark.parametrize(
+    ("column", "kind"), [("number", "int64"), ("when", "date32"), ("numbers", "list<"), ("struct", "struct<")]
+)
+def test_columns_that_hold_something_else(tmp_path, column, kind):
+    row = {"image": PICTURE, "text": "one", "number": 1, "when": datetime.date(2020, 1, 2), "numbers": [1.0]}
+    pq.write_table(pa.Table.from_pylist([row | {"struct": {"x": 1}}]), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match=rf"--caption-column is '{column}', which holds {kind}.*: captions are text"):
+        open_source(str(tmp_path), caption_column=column)
+    if column in ("number", "when"):
+        with pytest.raises(UserError, match=rf"--image-column is '{column}', which holds {kind}.*: pictures are bytes"):
+            open_source(str(tmp_path), image_column=column)
+
+
+def test_a_usual_name_of_something_else_is_passed_over(tmp_path):
+    table = pa.table({"image": [1], "img": [PICTURE], "caption": [7], "text": pa.array(["one"]).dictionary_encode()})
+    pq.write_table(table, tmp_path / "x.parquet")
+    (example,) = examples(open_source(str(tmp_path)))
+    assert (example.picture, example.captions) == (PICTURE, ("one",))
+
+
+def test_a_file_of_other_columns_is_named(tmp_path, monkeypatch):
+    pq.write_table(pa.table({"image": [PICTURE], "text": ["one"]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "b.parquet")  # without rows: no matter
+    assert len(examples(open_source(str(tmp_path)))) == 1
+    for others, missing in (
+        ({"picture": [PICTURE], "text": ["x"]}, "image"),
+        ({"image": [PICTURE], "alt": ["x"]}, "text"),
+    ):
+        pq.write_table(pa.table(others), tmp_path / "c.parquet")
+        with pytest.raises(
+            UserError, match=rf"c\.parquet: has no column {missing}, which the first file has: its columns"
+        ):
+            open_source(str(tmp_path)).parts()
+    pq.write_table(pa.table({"picture": [PICTURE], "text": ["x"]}), tmp_path / "c.parquet")
+    monkeypatch.setattr(parquet, "FEW_FILES", 2)  # of many files none is looked into ahead
+    found = examples(open_source(str(tmp_path)))
+    assert (found[1].problem, found[1].detail) == (reasons.NO_PICTURE, "no column 'image'")
+
+
 def test_nothing_but_damage_is_the_users_to_know(tmp_path):
     (tmp_path / "x.parquet").write_bytes(b"PAR1nothingPAR1")
     with pytest.raises(UserError, match=r"x\.parquet: is no Parquet file that can be read"):

@@ -27,9 +27,26 @@ def test_what_is_there_tells_the_kind(tmp_path):
     (tmp_path / "a" / "metadata.csv").write_text("file_name,text\nx.jpg,one\n")
     assert kind(tmp_path) == "metadata"
     assert kind(tmp_path / "a" / "metadata.csv") == "metadata"
+    (tmp_path / "tars").mkdir()
     (tmp_path / "0.tar").write_bytes(bytes(1024))
-    assert kind(tmp_path) == kind(tmp_path / "0.tar") == kind(f"{tmp_path}/*.tar") == "webdataset"
+    (tmp_path / "tars" / "0.tar").write_bytes(bytes(1024))
+    (tmp_path / "tars" / "0.parquet").write_bytes((tmp_path / "a.parquet").read_bytes())  # statistics of img2dataset
+    assert kind(tmp_path / "tars") == kind(tmp_path / "0.tar") == kind(f"{tmp_path}/*.tar") == "webdataset"
     assert kind(tmp_path / "a.parquet") == kind(f"{tmp_path}/{{a,b}}.parquet") == "parquet"
+
+
+@pytest.mark.parametrize(
+    ("stray", "pattern"), [("backup.tgz", "*.tgz"), ("old/x.tar", "old/*.tar"), ("y.tar.gz", "*.tar.gz")]
+)
+def test_a_stray_archive_hides_no_pictures(tmp_path, stray, pattern):
+    (tmp_path / "a.jpg").write_bytes(PICTURE)
+    (tmp_path / stray).parent.mkdir(exist_ok=True)
+    (tmp_path / stray).write_bytes(bytes(1024))
+    with pytest.raises(UserError) as caught:
+        open_source(str(tmp_path))
+    wanted = f"holds pictures and tars ({stray}): name '{tmp_path}/{pattern}' for the tars, or move them away"
+    assert str(caught.value) == f"{tmp_path}: {wanted}"
+    assert kind(f"{tmp_path}/{pattern}") == "webdataset"
 
 
 def test_a_metadata_parquet_lists_pictures(tmp_path):

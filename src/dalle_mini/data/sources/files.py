@@ -12,7 +12,7 @@ import stat
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 from dalle_mini.data import reasons
 from dalle_mini.errors import UserError
@@ -35,6 +35,26 @@ _BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 MOST_NAMES = 1_000_000  # of one pattern
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
+
+
+CHECKSUMS = ("md5Hash", "ETag", "content_md5", "blob_id")  # as the listings of stores call them
+
+
+class File(NamedTuple):
+    """A file in a folder: its size in bytes, and what changes when it is written anew, where those are known."""
+
+    name: str
+    size: int | None = None
+    stamp: int | str | None = None
+
+    @classmethod
+    def of_stat(cls, name: str, found: os.stat_result) -> Self:
+        return cls(name, found.st_size, found.st_mtime_ns)
+
+    @classmethod
+    def of_store(cls, entry: dict[str, Any]) -> Self:
+        stamp = next((str(entry[name]) for name in CHECKSUMS if entry.get(name)), None)
+        return cls(posixpath.basename(entry["name"].rstrip("/")), entry.get("size"), stamp)
 
 
 class Unreadable(Exception):
@@ -80,10 +100,11 @@ def kind(fs: AbstractFileSystem, path: str) -> str | None:
         raise UserError(f"{path}: cannot be reached ({_first_line(error)})") from None
 
 
-def walk(fs: AbstractFileSystem, root: str) -> Iterator[tuple[str, list[str]]]:
-    """(folder relative to `root`, its files' names, sorted), folder by folder in an order that depends on names alone.
+def walk(fs: AbstractFileSystem, root: str, *, sized: bool = False) -> Iterator[tuple[str, list[File]]]:
+    """(folder relative to `root`, its files by name), folder by folder in an order that depends on names alone.
 
-    Hidden files and folders are passed over. Local links to folders are followed, except in a circle.
+    Hidden files and folders are passed over. Local links to folders are followed, except in a circle. With `sized` the
+    sizes of local files are looked up too; a store lists them anyway.
     Raises UserError where a folder cannot be listed: what is in it would be missing without a word.
     """
     pending = [("", frozenset())]
@@ -96,26 +117,34 @@ def walk(fs: AbstractFileSystem, root: str) -> Iterator[tuple[str, list[str]]]:
                 continue
             ancestors = ancestors | {real}
         try:
-            entries = sorted(_entries(fs, path))
+            entries = sorted(_entries(fs, path, sized), key=lambda entry: (entry[0].name, entry[1]))
         except Exception as error:
             raise UserError(f"{path}: cannot be listed ({_first_line(error)})") from None
-        yield folder, [name for name, is_folder in entries if not is_folder]
-        folders = [name for name, is_folder in entries if is_folder]
+        yield folder, [file for file, is_folder in entries if not is_folder]
+        folders = [file.name for file, is_folder in entries if is_folder]
         pending += [(posixpath.join(folder, name), ancestors) for name in reversed(folders)]
 
 
-def _entries(fs: AbstractFileSystem, path: str) -> Iterator[tuple[str, bool]]:
+def _entries(fs: AbstractFileSystem, path: str, sized: bool) -> Iterator[tuple[File, bool]]:
     if is_local(fs):  # several times as fast as asking fsspec
         with os.scandir(path) as found:
             for entry in found:
                 if not entry.name.startswith("."):
-                    yield entry.name, entry.is_dir()
+                    is_folder = entry.is_dir()
+                    yield _local(entry) if sized and not is_folder else File(entry.name), is_folder
         return
     for entry in fs.ls(path, detail=True):
-        name = posixpath.basename(entry["name"].rstrip("/"))
+        file = File.of_store(entry)
         is_itself = entry["name"].rstrip("/") == path.rstrip("/")  # as stores list an empty file in a folder's place
-        if name and not name.startswith(".") and not is_itself:
-            yield name, entry["type"] == "directory"
+        if file.name and not file.name.startswith(".") and not is_itself:
+            yield file, entry["type"] == "directory"
+
+
+def _local(entry: os.DirEntry) -> File:
+    try:
+        return File.of_stat(entry.name, entry.stat())
+    except OSError:  # a link to nowhere, which reading will find
+        return File(entry.name)
 
 
 def read(fs: AbstractFileSystem, path: str, limit: int = MAX_FILE) -> bytes:

@@ -6,7 +6,6 @@ text file.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import posixpath
 import zlib
@@ -18,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from dalle_mini.data import captions, reasons
 from dalle_mini.data.example import Example
 from dalle_mini.data.sources import files
-from dalle_mini.data.sources.rows import Layout, Options, find_captions, first_of_each_key
+from dalle_mini.data.sources.fingerprint import Fingerprint
+from dalle_mini.data.sources.rows import Layout, Options, find_captions
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -32,45 +32,49 @@ Entry = tuple[str, str | None, list[str]]  # name without suffix, the picture's 
 class PictureFolder:
     """A folder of pictures, and all folders in it. A part is some thousand of them."""
 
+    sparse_columns = True
+
     def __init__(self, spec: str, fs: AbstractFileSystem, root: str, options: Options):
         self.spec, self.fs, self.root, self.caption_column = spec, fs, root, options.caption_column
 
     def origin(self) -> dict[str, Any]:
-        listing = hashlib.sha256(b"".join(part.listing for part in self._parts)).hexdigest()[:16]
-        told = {"kind": "folder", "source": self.spec, "caption_column": self.caption_column}
-        return told | {"files": sum(part.size for part in self._parts), "listing": listing}
+        _, fingerprint = self._listed
+        return {"kind": "folder", "source": self.spec, "caption_column": self.caption_column} | fingerprint.told()
 
     def parts(self) -> Sequence[Pictures]:
-        return self._parts
+        return self._listed[0]
 
     @cached_property
-    def _parts(self) -> list[Pictures]:
-        parts, waiting = [], []
-        for entry in self._entries():
+    def _listed(self) -> tuple[list[Pictures], Fingerprint]:
+        parts, waiting, fingerprint = [], [], Fingerprint()
+        for entry in self._entries(fingerprint):
             waiting.append(entry)
             if len(waiting) == PART:
                 parts.append(self._part(len(parts), waiting))
                 waiting = []
-        return [*parts, self._part(len(parts), waiting)] if waiting else parts
+        return ([*parts, self._part(len(parts), waiting)] if waiting else parts), fingerprint
 
     def _part(self, number: int, entries: list[Entry]) -> Pictures:
         # Compressed, for all parts of a pile of millions are in memory at once.
         listing = zlib.compress(json.dumps(entries).encode(), 1)
         return Pictures(self.fs, self.root, f"{number:06d}", len(entries), listing, self.caption_column)
 
-    def _entries(self) -> Iterator[Entry]:
-        for folder, names in files.walk(self.fs, self.root):
-            beside: dict[str, tuple[list[str], list[str]]] = {}
-            for name in names:
-                kind = files.suffix(name)
+    def _entries(self, fingerprint: Fingerprint) -> Iterator[Entry]:
+        for folder, found in files.walk(self.fs, self.root, sized=True):
+            beside: dict[str, tuple[list[files.File], list[files.File]]] = {}
+            for file in found:
+                kind = files.suffix(file.name)
                 if kind in files.PICTURE_SUFFIXES or kind in TEXTS:
-                    stem, ending = posixpath.splitext(name)
-                    beside.setdefault(stem, ([], []))[kind in TEXTS].append(ending)
+                    stem = posixpath.join(folder, files.without_suffix(file.name))
+                    beside.setdefault(stem, ([], []))[kind in TEXTS].append(file)
             for stem in sorted(beside):
                 pictures, texts = beside[stem]
-                if pictures or any(files.suffix(f"x{ending}") == "txt" for ending in texts):
+                if pictures or any(files.suffix(text.name) == "txt" for text in texts):
+                    for file in (*pictures, *texts):
+                        fingerprint.add(posixpath.join(folder, file.name), file)
+                    endings = [posixpath.splitext(text.name)[1] for text in texts]
                     for picture in pictures or [None]:
-                        yield posixpath.join(folder, stem), picture, texts
+                        yield stem, picture and posixpath.splitext(picture.name)[1], endings
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class Pictures:
 
     def examples(self) -> Iterator[Example]:
         entries = json.loads(zlib.decompress(self.listing))
-        return first_of_each_key(files.in_order(self._example, entries, self.fs))
+        return files.in_order(self._example, entries, self.fs)
 
     def _example(self, entry: Entry) -> Example:
         stem, picture, endings = entry

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from dalle_mini.data import reasons
 from dalle_mini.data.example import Example
 from dalle_mini.data.sources import files
-from dalle_mini.data.sources.rows import Layout, Options, example_of, find_layout, first_of_each_key
+from dalle_mini.data.sources.fingerprint import Fingerprint
+from dalle_mini.data.sources.parquet import kinds_of
+from dalle_mini.data.sources.rows import Kinds, Layout, Options, example_of, find_layout
 from dalle_mini.errors import UserError, listed
 
 if TYPE_CHECKING:
@@ -52,15 +54,18 @@ class HuggingFace:
     ):
         self.spec, self.image_root = spec, options.image_root
         self.address, dataset = _resolved(address)
-        names, images = _columns(dataset, self.address)
-        self.layout = find_layout(spec, names, options, images)
+        self.layout = find_layout(spec, *_columns(dataset, self.address, options))
 
     def origin(self) -> dict[str, Any]:
         address = self.address
         told = {"kind": "huggingface", "source": self.spec} | self.layout.origin()
         told |= {"subset": address.subset, "split": address.split, "revision": address.revision}
         told |= {"streaming": address.streaming, "parts": len(self._parts)}
-        return told | ({} if address.streaming else {"rows": len(_dataset(address))})
+        if not address.streaming:
+            told["rows"] = len(_dataset(address))
+        if address.saved:
+            told["saved"] = _dataset(address)._fingerprint
+        return told | (_files_of(address.name) if os.path.isdir(address.name) else {"name": address.name})
 
     def parts(self) -> Sequence[Shard]:
         return self._parts
@@ -96,9 +101,6 @@ class Shard:
 
     def examples(self) -> Iterator[Example]:
         """Its rows in order. Where the data set fails in the middle one example says so, with what is left lost."""
-        return first_of_each_key(self._examples())
-
-    def _examples(self) -> Iterator[Example]:
         number = 0
         try:
             for row in self._rows():
@@ -108,19 +110,25 @@ class Shard:
             yield Example(f"{self.name}/{number}/{reasons.CANNOT_READ}", None, (), {}, reasons.CANNOT_READ)
 
     def _rows(self) -> Iterator[dict[str, Any]]:
+        from datasets import ClassLabel
+
         dataset = _undecoded(_dataset(self.address), self.layout)
+        captions = [*self.layout.captions, *filter(None, self.layout.joined or ())]
+        kinds = {name: (dataset.features or {}).get(name) for name in captions}
+        labels = {name: kind.names for name, kind in kinds.items() if isinstance(kind, ClassLabel)}
         if self.count is None:
-            for number in range(self.index, self.index + self.size):
-                yield dataset[number]
+            rows = (dataset[number] for number in range(self.index, self.index + self.size))
         else:
-            yield from dataset.shard(self.count, self.index)
+            rows = dataset.shard(self.count, self.index)
+        for row in rows:
+            yield _with_names(row, labels) if labels else row
 
     def _example(self, number: int, row: dict[str, Any]) -> Example:
-        key = row.get(self.layout.key) if self.layout.key else None
-        if not isinstance(key, (str, int)) or key == "":
+        key = self.layout.key_of(row)
+        if key is None:
             split = self.address.split or "all"
             key = f"{split}/{self.index + number}" if self.count is None else f"{split}/{self.index:05d}/{number}"
-        return example_of(str(key), row, self.layout, self._read)
+        return example_of(key, row, self.layout, self._read)
 
     def _read(self, path: str) -> bytes:
         """A picture that the data set tells by its path: on the Hub, in its cache, or in the data set's folder."""
@@ -188,6 +196,17 @@ def _split(address: Address, splits: Sequence[str]) -> str | None:
     raise UserError(f"{address.name}: which split? Name it with --split: {listed(splits)}")
 
 
+def _files_of(folder: str) -> dict[str, Any]:
+    """What tells the files of a local data set from others, but for those that `datasets` puts there as a cache."""
+    fs, root = files.locate(folder)
+    fingerprint = Fingerprint()
+    for place, found in files.walk(fs, root, sized=True):
+        for file in found:
+            if not file.name.startswith("cache-"):
+                fingerprint.add(os.path.join(place, file.name), file)
+    return fingerprint.told()
+
+
 @lru_cache(maxsize=4)
 def _dataset(address: Address) -> Dataset | IterableDataset:
     """A process opens a data set once, however many of its parts it reads."""
@@ -201,21 +220,34 @@ def _dataset(address: Address) -> Dataset | IterableDataset:
     )
 
 
-def _columns(dataset: Dataset | IterableDataset, address: Address) -> tuple[list[str], list[str]]:
-    """(names of all columns, names of those that hold pictures by their type)."""
-    from datasets import Image
+def _columns(
+    dataset: Dataset | IterableDataset, address: Address, options: Options
+) -> tuple[list[str], Options, Kinds]:
+    """(names of all columns, the options, what the columns hold), for `find_layout`."""
+    from datasets import ClassLabel, Image, Value
 
     if dataset.features is not None:
-        images = [
-            name
-            for name, kind in dataset.features.items()
-            if isinstance(kind, Image) or getattr(kind, "dtype", None) in ("binary", "large_binary")
-        ]
-        return list(dataset.features), images
+        kinds = kinds_of(dataset.features.arrow_schema)
+        pictures = [name for name in kinds.pictures if isinstance(dataset.features[name], (Image, Value))]  # no sounds
+        kinds = replace(kinds, pictures=tuple(pictures))
+        labels = {name for name, kind in dataset.features.items() if isinstance(kind, ClassLabel)}
+        if options.caption_column is not None:  # who asks for labels gets their names
+            no_captions = {name: kind for name, kind in kinds.no_captions.items() if name not in labels}
+            kinds = replace(kinds, no_captions=no_captions)
+        return list(dataset.features), options, kinds
     row = next(iter(dataset), None)  # a stream may not know its columns ahead
     if row is None:
         raise UserError(f"{address.name}: there is no row in it")
-    return list(row), [name for name, value in row.items() if isinstance(value, (bytes, dict))]
+    return list(row), options, Kinds(tuple(name for name, value in row.items() if isinstance(value, (bytes, dict))))
+
+
+def _with_names(row: dict[str, Any], labels: dict[str, list[str]]) -> dict[str, Any]:
+    """A row with the names of labels instead of their numbers."""
+    named = {}
+    for name, names in labels.items():
+        number = row.get(name)
+        named[name] = names[number] if isinstance(number, int) and 0 <= number < len(names) else None
+    return row | named
 
 
 def _undecoded(dataset: Dataset | IterableDataset, layout: Layout) -> Dataset | IterableDataset:

@@ -7,6 +7,7 @@ listed is in the pile.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -17,13 +18,15 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from dalle_mini.data import captions, reasons
 from dalle_mini.data.example import Example
 from dalle_mini.data.sources import files
+from dalle_mini.data.sources.fingerprint import Fingerprint, ListedPictures
 from dalle_mini.data.sources.folder import PART
-from dalle_mini.data.sources.rows import Layout, Options, example_of, find_layout, first_of_each_key
+from dalle_mini.data.sources.rows import Layout, Options, example_of, find_layout
 from dalle_mini.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,15 +34,28 @@ if TYPE_CHECKING:
 
 NAMES = ("metadata.csv", "metadata.tsv", "metadata.jsonl")
 FILE_NAME = "file_name"
+PEEKED = 64  # rows of a .jsonl that tell its columns
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|nan|NaN")
 
 
+class Place(NamedTuple):
+    """A place between two lines of a file: how many bytes and lines are before it."""
+
+    byte: int = 0
+    line: int = 0
+
+
+START = Place()
+
+
 class Record(NamedTuple):
-    """A row of a metadata file, or the reason why it is none; and the byte after it."""
+    """A row of a metadata file, or the reason why it is none; the number of its first line, and where it ends."""
 
     row: dict[str, Any] | None
     problem: str | None
-    stop: int
+    line: int
+    stop: Place
+    detail: str = ""
 
 
 class MetadataFolder:
@@ -52,18 +68,21 @@ class MetadataFolder:
         root: str,
         tables: Sequence[str],
         options: Options,
+        pictures: int = 0,
     ):
+        """`pictures` lie in the folder: a notice tells of those that no table lists."""
         self.spec, self.fs, self.root, self.tables, self.options = spec, fs, root, tables, options
-        self._digest = hashlib.sha256()
+        self.pictures = pictures
+        self.sparse_columns = any(path.endswith(".jsonl") for path in tables)
         self._layouts = [self._layout(path) for path in tables]  # a wrong column shows now
 
     def origin(self) -> dict[str, Any]:
-        rows = sum(part.rows for part in self._parts)
-        told = {"kind": "metadata", "source": self.spec} | self._layouts[0][1].origin()
-        return told | {"rows": rows, "listing": self._digest.hexdigest()[:16]}
+        parts, told = self._read_through
+        rows = sum(part.rows for part in parts)
+        return {"kind": "metadata", "source": self.spec} | self._layouts[0][1].origin() | {"rows": rows} | told
 
     def parts(self) -> Sequence[Rows]:
-        return self._parts
+        return self._read_through[0]
 
     def _layout(self, path: str) -> tuple[tuple[str, ...], Layout]:
         with _open(self.fs, path) as file:
@@ -71,36 +90,43 @@ class MetadataFolder:
             if head in (b"\xff\xfe", b"\xfe\xff"):
                 raise UserError(f"{path}: is UTF-16; save it as UTF-8")
             file.seek(0)
-            names = next((tuple(found.row) for found in _records(file, path, (), 0) if found.row is not None), ())
+            names = _json_names(file, path) if path.endswith(".jsonl") else _header(file, path)[0]
         image = self.options.image_column or (FILE_NAME if FILE_NAME in names else None)
         return names, replace(find_layout(path, names, replace(self.options, image_column=image)), key=None)
 
     @cached_property
-    def _parts(self) -> list[Rows]:
-        parts = []
+    def _read_through(self) -> tuple[list[Rows], dict[str, Any]]:
+        """The parts, and what tells the tables and their pictures from others: all is read once for both."""
+        parts, digest, fingerprint = [], hashlib.sha256(), Fingerprint()
+        listed = ListedPictures(self.fs, self.options.image_root or self.root, fingerprint)
         for path, (names, layout) in zip(self.tables, self._layouts, strict=True):
             base = Rows(self.fs, self.root, path, names, layout, self.options.image_root)
             with _open(self.fs, path) as file:
                 start, count, size, last = _start_of_rows(file, path), 0, 0, None
                 stop = start
-                for record in _records(_Digesting(file, self._digest), path, names, start):
-                    name = str(record.row.get(layout.image) or "") if record.row else None
+                for record in _records(_Digesting(file, digest), path, names, start):
+                    name = base.file_of(record) if record.row else None
                     if count >= PART and name != last:  # rows of one picture stay together
                         parts.append(replace(base, start=start, rows=count, size=size))
                         start, count, size = stop, 0, 0
                     size += not size or name is None or name != last
                     count, stop, last = count + 1, record.stop, name
+                    if name:
+                        with contextlib.suppress(files.Unreadable):
+                            listed.add(base.place(name))
             if count:
                 parts.append(replace(base, start=start, rows=count, size=size))
-        return parts
+        if self.options.image_root is None:
+            listed.tell_of_others(self.spec, self.pictures)
+        return parts, {"tables": digest.hexdigest()[:16]} | fingerprint.told()
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of a metadata file. A key is the picture's path in the pile, without suffix.
+    """Some rows of a metadata file. A key is the picture's path in the pile, without suffix; without one, the line's.
 
     Attributes:
-        start: the byte of the file at which they begin.
+        start: where in the file they begin.
         rows: how many they are.
         size: how many examples they make: neighbours of one picture are one.
         image_root: the folder that no path may leave; the pile's where it is None.
@@ -112,26 +138,26 @@ class Rows:
     names: tuple[str, ...]
     layout: Layout
     image_root: str | None = None
-    start: int = 0
+    start: Place = START
     rows: int = 0
     size: int = 0
 
     @property
     def name(self) -> str:
-        return f"{self.table_name}/{self.start}"
+        return f"{self.table_name}/{self.start.byte}"
 
     @property
     def table_name(self) -> str:
         return files.relative(self.root, self.table)
 
     def examples(self) -> Iterator[Example]:
-        return first_of_each_key(files.in_order(self._example, self._grouped(), self.fs))
+        return files.in_order(self._example, self._grouped(), self.fs)
 
     def _grouped(self) -> Iterator[list[Record]]:
         """Records, with those of one picture that follow each other together."""
         group: list[Record] = []
         for record in self._records():
-            if group and not (record.row and group[0].row and self._file(record) == self._file(group[0])):
+            if group and not (record.row and group[0].row and self.file_of(record) == self.file_of(group[0])):
                 yield group
                 group = []
             group.append(record)
@@ -141,37 +167,42 @@ class Rows:
     def _records(self) -> Iterator[Record]:
         try:
             with _open(self.fs, self.table) as file:
-                file.seek(self.start)
+                file.seek(self.start.byte)
                 for number, record in enumerate(_records(file, self.table, self.names, self.start)):
                     if number == self.rows:
                         return
                     yield record
         except Exception:  # the table is gone, or the connection failed
-            yield Record(None, reasons.CANNOT_READ, self.start)
+            yield Record(None, reasons.CANNOT_READ, self.start.line + 1, self.start)
 
-    def _file(self, record: Record) -> str:
+    def file_of(self, record: Record) -> str:
+        """What a row calls its picture."""
         return str(record.row.get(self.layout.image) or "")
+
+    def _line(self, record: Record) -> str:
+        return f"{self.table_name}:{record.line}"
 
     @property
     def _root(self) -> str:
         return self.image_root or self.root
 
-    def _place(self, path: str) -> str:
+    def place(self, path: str) -> str:
+        """Where a picture lies. Raises Unreadable where that is outside."""
         return files.inside(self.fs, self._root, self.image_root or posixpath.dirname(self.table), path)
 
     def _example(self, group: list[Record]) -> Example:
         first = group[0]
         if first.row is None:
-            return Example(files.text_key(f"{self.table_name}/{first.stop}"), None, (), {}, first.problem)
+            return Example(files.text_key(self._line(first)), None, (), {}, first.problem, first.detail)
         texts = {*self.layout.captions, *(self.layout.joined or ()), self.layout.image}
         rows = [{name: _typed(value, name in texts) for name, value in record.row.items()} for record in group]
         try:
-            key = files.without_suffix(files.relative(self._root, self._place(self._file(first))))
+            key = files.without_suffix(files.relative(self._root, self.place(self.file_of(first))))
         except files.Unreadable:
-            key = f"{self.table_name}/{first.stop}"
+            key = self._line(first)
 
         def read(path: str) -> bytes:
-            return files.read(self.fs, self._place(path))
+            return files.read(self.fs, self.place(path))
 
         example = example_of(key, rows[0], self.layout, read)
         if len(rows) > 1:
@@ -198,65 +229,106 @@ def _open(fs: AbstractFileSystem, path: str) -> IO[bytes]:
         raise UserError(f"{path}: cannot be read ({str(error) or type(error).__name__})") from None
 
 
-def _start_of_rows(file: IO[bytes], path: str) -> int:
+def _start_of_rows(file: IO[bytes], path: str) -> Place:
     """Puts the file at its first row, behind the names of a table's columns."""
     if path.endswith(".jsonl"):
-        return 0
-    stop = next((stop for _, stop in _table_rows(_lines(file, 0), path)), 0)
-    file.seek(stop)
-    return stop
+        return START
+    _, start = _header(file, path)
+    file.seek(start.byte)
+    return start
 
 
-def _records(file: IO[bytes], path: str, names: Sequence[str], place: int) -> Iterator[Record]:
-    """The rows from `place` on; of a table without `names` the first line is its columns', as a row of empty texts."""
+def _header(file: IO[bytes], path: str) -> tuple[tuple[str, ...], Place]:
+    """(a table's columns, where its rows begin). Raises UserError where the first line does not name them well."""
+    for values, stop in _table_rows(_lines(file, START), path):
+        if values is None:
+            raise UserError(f"{path}: its first line is too long: it must name the columns")
+        names = tuple(name.strip() for name in _no_more_than(0, values))
+        if not names:
+            continue  # a blank line
+        if len(names) == 1 and (sign := next((sign for sign in ";|,\t" if sign in names[0]), None)):
+            wanted = "tabs" if path.endswith(".tsv") else "commas"
+            raise UserError(f"{path}: {wanted} must separate its columns, not {sign!r}: it begins with {names[0]:.80}")
+        twice = next((name for name in names if name and names.count(name) > 1), None)
+        if twice is not None:
+            raise UserError(f"{path}: two of its columns are called {twice!r}: rename one")
+        return names, stop
+    raise UserError(f"{path}: is empty: its first line must name the columns, such as {FILE_NAME} and text")
+
+
+def _json_names(file: IO[bytes], path: str) -> tuple[str, ...]:
+    """The columns that any of the first rows has: the others may lack some."""
+    rows = (record.row for record in _records(file, path, (), START) if record.row is not None)
+    names = tuple(dict.fromkeys(name for row in islice(rows, PEEKED) for name in row))
+    if not names:
+        raise UserError(f'{path}: there is no row in it, such as {{"{FILE_NAME}": "a.jpg", "text": "a caption"}}')
+    return names
+
+
+def _records(file: IO[bytes], path: str, names: Sequence[str], place: Place) -> Iterator[Record]:
+    """The rows from `place` on."""
     if path.endswith(".jsonl"):
         for line, stop in _lines(file, place):
             if line is None:
-                yield Record(None, reasons.FILE_TOO_LARGE, stop)
+                yield Record(None, reasons.FILE_TOO_LARGE, stop.line, stop)
             elif line.strip():
                 yield _json_record(line, stop)
         return
     for values, stop in _table_rows(_lines(file, place), path):
+        line, place = place.line + 1, stop
         if values is None:
-            yield Record(None, reasons.FILE_TOO_LARGE, stop)
-        elif not names:
-            yield Record(dict.fromkeys(values, ""), None, stop)
-        elif len(values) > len(names):
-            yield Record(None, reasons.DAMAGED, stop)
+            yield Record(None, reasons.FILE_TOO_LARGE, line, stop)
+        elif len(values := _no_more_than(len(names), values)) > len(names):
+            sign = "tab" if path.endswith(".tsv") else "comma"
+            detail = f"{len(values)} values for {len(names)} columns: a {sign} in a caption wants quotes around it"
+            yield Record(None, reasons.ROW_DAMAGED, line, stop, detail)
         elif values:
-            yield Record(dict(zip(names, values, strict=False)), None, stop)
+            yield Record(dict(zip(names, values, strict=False)), None, line, stop)
 
 
-def _json_record(line: bytes, stop: int) -> Record:
+def _no_more_than(count: int, values: list[str]) -> list[str]:
+    """Without the empty values after the `count` first, which trailing commas make."""
+    while len(values) > count and not values[-1].strip():
+        values = values[:-1]
+    return values
+
+
+def _json_record(line: bytes, stop: Place) -> Record:
+    detail = "no JSON object"
     try:
         row = json.loads(captions.read_text(line))
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError) as error:
         row = None
-    return Record(row, None, stop) if isinstance(row, dict) else Record(None, reasons.DAMAGED, stop)
+        if isinstance(error, json.JSONDecodeError):
+            detail = f"{error.msg} at character {error.colno}"
+    if isinstance(row, dict):
+        return Record(row, None, stop.line, stop)
+    return Record(None, reasons.ROW_DAMAGED, stop.line, stop, detail)
 
 
-def _lines(file: IO[bytes], place: int) -> Iterator[tuple[bytes | None, int]]:
-    """(line, the byte after it); None in the place of a line that is too long to be read."""
+def _lines(file: IO[bytes], place: Place) -> Iterator[tuple[bytes | None, Place]]:
+    """(line, the place after it); None instead of a line that is too long to be read."""
+    byte, number = place
     while line := file.readline(files.MAX_TEXT + 1):
-        place += len(line)
+        byte, number = byte + len(line), number + 1
         if len(line) <= files.MAX_TEXT:
-            yield line, place
+            yield line, Place(byte, number)
             continue
         while line and not line.endswith(b"\n"):
             line = file.readline(files.MAX_TEXT)
-            place += len(line)
-        yield None, place
+            byte += len(line)
+        yield None, Place(byte, number)
 
 
-def _table_rows(lines: Iterable[tuple[bytes | None, int]], path: str) -> Iterator[tuple[list[str] | None, int]]:
-    """(values, the byte after them) of each row; None where a row is too long.
+def _table_rows(lines: Iterable[tuple[bytes | None, Place]], path: str) -> Iterator[tuple[list[str] | None, Place]]:
+    """(values, the place after them) of each row; None where a row is too long.
 
     A quote that is never closed would take all that follows into its row: then the line is read alone.
     """
     lines, again = iter(lines), deque()
     dialect = "excel-tab" if path.endswith(".tsv") else "excel"
     while True:
-        taken: list[tuple[bytes | None, int]] = []
+        taken: list[tuple[bytes | None, Place]] = []
 
         def feed(taken=taken) -> Iterator[str]:
             while item := again.popleft() if again else next(lines, None):

@@ -5,7 +5,9 @@ img2dataset's `--output_format parquet` and clones of data sets from the Hub are
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import posixpath
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from dalle_mini.data import reasons
 from dalle_mini.data.example import Example
 from dalle_mini.data.sources import files
-from dalle_mini.data.sources.rows import Layout, Options, example_of, find_layout, first_of_each_key
-from dalle_mini.errors import UserError
+from dalle_mini.data.sources.fingerprint import Fingerprint, ListedPictures, of_archives
+from dalle_mini.data.sources.rows import Kinds, Layout, Options, example_of, find_layout
+from dalle_mini.errors import UserError, listed
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -40,29 +43,45 @@ class ParquetFiles:
         root: str,
         paths: Sequence[str],
         options: Options,
+        pictures: int = 0,
     ):
-        self.spec, self.paths = spec, paths
+        """`pictures` lie loose in the folder: a notice tells of those that no table lists."""
+        self.spec, self.paths, self.pictures = spec, paths, pictures
         schema = _first_schema(fs, paths)
-        layout = find_layout(paths[0], schema.names, options, _picture_columns(schema))
+        layout = find_layout(paths[0], schema.names, options, kinds_of(schema))
         self._base = RowGroups(fs, root, "", layout, options.image_root)
+        self._tells_paths = _is_text(schema.field(layout.image).type)
         _refuse_urls(self._base, paths)
 
     def origin(self) -> dict[str, Any]:
-        told = {"kind": "parquet", "source": self.spec} | self._base.layout.origin()
-        names = "\n".join(f"{part.name} {part.size}" for part in self._parts)
-        digest = hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-        return told | {"files": len(self.paths), "listing": digest}
+        told = {"kind": "parquet", "source": self.spec} | self._base.layout.origin() | self._fingerprint.told()
+        footers = hashlib.sha256(" ".join(self._parts_and_footers[1]).encode()).hexdigest()[:16]
+        return told | {"footers": footers}
 
     def parts(self) -> Sequence[RowGroups]:
-        return self._parts
+        return self._parts_and_footers[0]
 
     @cached_property
-    def _parts(self) -> list[RowGroups]:
+    def _parts_and_footers(self) -> tuple[list[RowGroups], list[str]]:
+        """The parts, and what the files' footers are by their hashes, where there are few files."""
         whole = [replace(self._base, path=path) for path in self.paths]
         if len(whole) > FEW_FILES:
-            return whole
+            return whole, []
         with ThreadPoolExecutor(files.THREADS) as pool:
-            return [part for parts in pool.map(_divided, whole) for part in parts]
+            divided = list(pool.map(_divided, whole))
+        return [part for parts, _ in divided for part in parts], [footer for _, footer in divided]
+
+    @cached_property
+    def _fingerprint(self) -> Fingerprint:
+        fingerprint = of_archives(self._base.fs, self._base.root, self.paths)
+        if self._tells_paths and len(self.paths) <= FEW_FILES:
+            listed = ListedPictures(self._base.fs, self._base.image_root or self._base.root, fingerprint)
+            for path in self.paths:
+                for place in replace(self._base, path=path).places():
+                    listed.add(place)
+            if self._base.image_root is None:
+                listed.tell_of_others(self.spec, self.pictures)
+        return fingerprint
 
 
 @dataclass(frozen=True)
@@ -94,9 +113,6 @@ class RowGroups:
 
     def examples(self) -> Iterator[Example]:
         """Its rows in order; of a row group that breaks each row that cannot be read is a problem."""
-        return first_of_each_key(self._examples())
-
-    def _examples(self) -> Iterator[Example]:
         import pyarrow.parquet as pq
 
         try:
@@ -131,14 +147,25 @@ class RowGroups:
             yield from self._lost(row, stop - row, reasons.DAMAGED)
 
     def _example(self, number: int, row: dict[str, Any]) -> Example:
-        key = row.get(self.layout.key) if self.layout.key else None
-        if not isinstance(key, (str, int)) or key == "":
-            key = f"{files.without_suffix(self.file_name)}/{number}"
-        return example_of(str(key), row, self.layout, self._read)
+        key = self.layout.key_of(row) or f"{files.without_suffix(self.file_name)}/{number}"
+        return example_of(key, row, self.layout, self._read)
+
+    def places(self) -> Iterator[str]:
+        """Where the pictures lie that a column tells by their paths, as far as that can be read."""
+        import pyarrow.parquet as pq
+
+        with contextlib.suppress(Exception), self.fs.open(self.path, "rb") as file:
+            for batch in pq.ParquetFile(file).iter_batches(columns=[self.layout.image], use_threads=False):
+                for path in filter(None, batch.column(0).to_pylist()):
+                    with contextlib.suppress(files.Unreadable):
+                        yield self._place(path)
+
+    def _place(self, path: str) -> str:
+        folder = self.image_root or posixpath.dirname(self.path)
+        return files.inside(self.fs, self.image_root or self.root, folder, path)
 
     def _read(self, path: str) -> bytes:
-        folder = self.image_root or posixpath.dirname(self.path)
-        return files.read(self.fs, files.inside(self.fs, self.image_root or self.root, folder, path))
+        return files.read(self.fs, self._place(path))
 
     def _lost(self, row: int, count: int, reason: str) -> Iterator[Example]:
         """An example with a problem for each of some rows that cannot be read."""
@@ -150,21 +177,30 @@ def tells_pictures(fs: AbstractFileSystem, paths: Sequence[str], options: Option
     """Whether tables that lie among pictures tell which they are; those of img2dataset's statistics do not."""
     try:
         schema = _first_schema(fs, paths)
-        find_layout(paths[0], schema.names, options, _picture_columns(schema))
+        find_layout(paths[0], schema.names, options, kinds_of(schema))
     except UserError:
         return False
     return True
 
 
-def _divided(part: RowGroups) -> list[RowGroups]:
-    """A file by its row groups; a file that cannot be looked into is one part, which will say so."""
+def _divided(part: RowGroups) -> tuple[list[RowGroups], str]:
+    """A file by its row groups, and a hash of its footer; one that cannot be looked into is a part, and will say so.
+
+    Raises UserError where it has other columns than the first.
+    """
     import pyarrow.parquet as pq
 
     try:
         with part.fs.open(part.path, "rb") as file:
-            about = pq.ParquetFile(file).metadata
+            file.seek(-8, os.SEEK_END)
+            file.seek(-8 - int.from_bytes(file.read(4), "little"), os.SEEK_END)
+            footer = hashlib.sha256(file.read()).hexdigest()
+            table = pq.ParquetFile(file)
+            about, names = table.metadata, table.schema_arrow.names
     except Exception:
-        return [part]
+        return [part], ""
+    if about.num_rows:
+        _refuse_other_columns(part, names)
     counts = [about.row_group(group).num_rows for group in range(about.num_row_groups)]
     parts, start, row, size = [], 0, 0, 0
     for group, count in enumerate(counts):
@@ -172,7 +208,19 @@ def _divided(part: RowGroups) -> list[RowGroups]:
         if size >= PART or group + 1 == len(counts):
             parts.append(replace(part, groups=(start, group + 1), first_row=row, size=size))
             start, row, size = group + 1, row + size, 0
-    return parts
+    return parts, footer
+
+
+def _refuse_other_columns(part: RowGroups, names: Sequence[str]) -> None:
+    layout = part.layout
+    captions = [name for name in (*layout.captions, *(layout.joined or ())) if name]
+    missing = [layout.image] if layout.image not in names else []
+    missing += captions if not any(name in names for name in captions) else []
+    if missing:
+        raise UserError(
+            f"{part.path}: has no column {listed(missing)}, which the first file has: its columns are "
+            f"{listed(names, 30)}: name only files of one kind, by a pattern"
+        )
 
 
 def _first_schema(fs: AbstractFileSystem, paths: Sequence[str]) -> pa.Schema:
@@ -208,7 +256,8 @@ def _refuse_urls(part: RowGroups, paths: Sequence[str]) -> None:
         )
 
 
-def _picture_columns(schema: pa.Schema) -> list[str]:
+def kinds_of(schema: pa.Schema) -> Kinds:
+    """What a schema says of its columns: pictures are bytes, or structs with a field `bytes` of them."""
     import pyarrow as pa
 
     def holds_pictures(kind: pa.DataType) -> bool:
@@ -216,7 +265,26 @@ def _picture_columns(schema: pa.Schema) -> list[str]:
             return kind.get_field_index("bytes") >= 0 and _is_bytes(kind.field("bytes").type)
         return _is_bytes(kind)
 
-    return [field.name for field in schema if holds_pictures(field.type)]
+    def may_be_captions(kind: pa.DataType) -> bool:
+        if pa.types.is_null(kind) or _is_text(kind) or _is_bytes(kind):
+            return True
+        inner = getattr(kind, "value_type", None)  # of lists, and of text that is stored once (a dictionary)
+        return inner is not None and may_be_captions(inner)
+
+    def is_number(kind: pa.DataType) -> bool:
+        return pa.types.is_primitive(kind) or pa.types.is_decimal(kind)
+
+    return Kinds(
+        tuple(field.name for field in schema if holds_pictures(field.type)),
+        {field.name: str(field.type) for field in schema if is_number(field.type)},
+        {field.name: str(field.type)[:80] for field in schema if not may_be_captions(field.type)},
+    )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def _is_bytes(kind: pa.DataType) -> bool:

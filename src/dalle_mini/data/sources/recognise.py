@@ -55,6 +55,8 @@ def open_source(
     single examples or files is a problem of theirs (`Example.problem`).
     """
     options = Options(image_column, caption_column, split, subset, streaming, image_root)
+    if image_root is not None and files.kind(*files.locate(image_root)) != "directory":
+        raise UserError(f"--image-root is {image_root!r}: there is no such folder")
     if spec.startswith(HUB) and not _HUB_FILES.match(spec):
         return _hugging_face(spec, spec.removeprefix(HUB), options)
     fs, root = files.locate(spec)
@@ -75,13 +77,13 @@ def open_source(
 
 
 def _of_folder(spec: str, fs: AbstractFileSystem, root: str, options: Options) -> Source:
-    tars, parquets, tables, pictures = [], [], [], False
-    for folder, names in files.walk(fs, root):
-        if not folder and any(name in SAVED for name in names):
+    tars, parquets, tables, pictures = [], [], [], 0
+    for folder, found in files.walk(fs, root):
+        if not folder and any(file.name in SAVED for file in found):
             if not files.is_local(fs):
                 raise UserError(f"{spec}: what save_to_disk wrote is read from a local folder: copy it, or use Parquet")
             return _hugging_face(spec, root, options, saved=True)
-        for name in names:
+        for name in (file.name for file in found):
             path = posixpath.join(root, folder, name)
             if name.endswith(webdataset.SUFFIXES):
                 tars.append(path)
@@ -89,13 +91,19 @@ def _of_folder(spec: str, fs: AbstractFileSystem, root: str, options: Options) -
                 parquets.append(path)
             elif name in metadata.NAMES:
                 tables.append(path)
-            elif not pictures:
-                pictures = files.suffix(name) in files.PICTURE_SUFFIXES
+            else:
+                pictures += files.suffix(name) in files.PICTURE_SUFFIXES
     lists = [path for path in parquets if posixpath.basename(path) == "metadata.parquet"]
+    if tars and pictures:
+        name = files.relative(root, tars[0])
+        ending = next(ending for ending in webdataset.SUFFIXES if name.endswith(ending))
+        pattern = posixpath.join(spec, posixpath.dirname(name), f"*{ending}")
+        raise UserError(f"{spec}: holds pictures and tars ({name}): name '{pattern}' for the tars, or move them away")
     if tars:  # img2dataset puts a .parquet and a .json of statistics beside each
         return _of_files(spec, fs, root, _of_split(tars, root, options.split), options)
     if tables or lists or (parquets and (not pictures or tells_pictures(fs, parquets, options))):
-        return _of_files(spec, fs, root, _of_split(tables or lists or parquets, root, options.split), options)
+        chosen = _of_split(tables or lists or parquets, root, options.split)
+        return _of_files(spec, fs, root, chosen, options, pictures if options.split is None else 0)
     if options.split is not None:
         root = posixpath.join(root, options.split)
         if files.kind(fs, root) != "directory":
@@ -105,16 +113,18 @@ def _of_folder(spec: str, fs: AbstractFileSystem, root: str, options: Options) -
     return PictureFolder(spec, fs, root, options)
 
 
-def _of_files(spec: str, fs: AbstractFileSystem, root: str, paths: Sequence[str], options: Options) -> Source:
-    """A source of tars, of Parquet files or of metadata files."""
+def _of_files(
+    spec: str, fs: AbstractFileSystem, root: str, paths: Sequence[str], options: Options, pictures: int = 0
+) -> Source:
+    """A source of tars, of Parquet files or of metadata files, and how many loose pictures lie beside those."""
     if not paths:
         raise UserError(f"{spec}: matches no file")
     if all(path.endswith(webdataset.SUFFIXES) for path in paths):
         return webdataset.WebDataset(spec, fs, root, paths, options)
     if all(path.endswith(".parquet") for path in paths):
-        return ParquetFiles(spec, fs, root, paths, options)
+        return ParquetFiles(spec, fs, root, paths, options, pictures)
     if all(posixpath.basename(path) in metadata.NAMES for path in paths):
-        return metadata.MetadataFolder(spec, fs, root, paths, options)
+        return metadata.MetadataFolder(spec, fs, root, paths, options, pictures)
     if paths[0].endswith(LISTS):
         raise UserError(
             f"{paths[0]}: a list of addresses is for img2dataset, whose output is read (docs/data.md shows the "

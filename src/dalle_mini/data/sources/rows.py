@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import decimal
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,11 @@ class Layout:
             return (both,) if both else ()
         return tuple(text for name in self.captions for text in _texts(row.get(name)))
 
+    def key_of(self, row: Mapping[str, Any]) -> str | None:
+        """What a row is called by its column of keys, if it is."""
+        key = row.get(self.key) if self.key else None
+        return str(key) if isinstance(key, (str, int)) and key != "" else None
+
     def rest_of(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """A row's other columns, as far as they are single values."""
         used = {self.image, *self.captions}
@@ -75,22 +80,48 @@ class Layout:
         return {"image_column": self.image, "caption_column": ("+" if self.joined else ",").join(names)}
 
 
-def find_layout(where: str, names: Iterable[str], options: Options, images: Iterable[str] = ()) -> Layout:
-    """The layout of a table with these column names, of which those in `images` hold pictures by their type.
+@dataclass(frozen=True)
+class Kinds:
+    """What a table's schema says of its columns. Of text alone nothing need be said.
+
+    Attributes:
+        pictures: columns that hold pictures.
+        numbers: columns of numbers, dates and the like, which are no pictures, with their types.
+        no_captions: columns that are neither text nor lists of text, with their types.
+    """
+
+    pictures: tuple[str, ...] = ()
+    numbers: Mapping[str, str] = field(default_factory=dict)
+    no_captions: Mapping[str, str] = field(default_factory=dict)
+
+
+def find_layout(where: str, names: Iterable[str], options: Options, kinds: Kinds | None = None) -> Layout:
+    """The layout of a table with these column names.
 
     `where` is the table, for messages. Raises UserError, naming the columns there are, where one that is asked for or
-    needed is not among them.
+    needed is not among them, or cannot be what is asked of it.
     """
-    names, images = list(names), list(images)
+    names, kinds = list(names), kinds or Kinds()
     if options.image_column is None:
-        image = next(iter([*_known(images, IMAGE_NAMES), *images, *_known(names, IMAGE_NAMES)]), None)
+        usual = _known([name for name in names if name not in kinds.numbers], IMAGE_NAMES)
+        image = next(iter([*_known(kinds.pictures, IMAGE_NAMES), *kinds.pictures, *usual]), None)
     else:
         image = _named(where, options.image_column, names, "--image-column")
     if image is None:
         raise UserError(f"{where}: which column holds the pictures? Name it with --image-column: {listed(names, 30)}")
-    found, joined = find_captions(names, options.caption_column, where)
+    if image in kinds.numbers:
+        wanted = "pictures are bytes or paths"
+        raise UserError(f"{where}: --image-column is {image!r}, which holds {kinds.numbers[image]}: {wanted}")
+    looked_through = names
+    if options.caption_column is None:
+        looked_through = [name for name in names if name not in kinds.no_captions]
+    found, joined = find_captions(looked_through, options.caption_column, where)
     if not found and joined is None:
         raise UserError(f"{where}: which column holds the captions? Name it with --caption-column: {listed(names, 30)}")
+    for name in (*found, *(joined or ())):
+        if name in kinds.no_captions:
+            wanted = "captions are text, or lists of text"
+            raise UserError(f"{where}: --caption-column is {name!r}, which holds {kinds.no_captions[name]}: {wanted}")
     return Layout(image, found, joined, next(iter(_known(names, KEY_NAMES)), None))
 
 
@@ -131,18 +162,9 @@ def example_of(key: str, row: Mapping[str, Any], layout: Layout, read_path: Call
     try:
         picture = _picture(row.get(layout.image), read_path)
     except Unreadable as error:
-        return Example(text_key(key), None, texts, rest, error.reason)
+        detail = "" if layout.image in row else f"no column {layout.image!r}"
+        return Example(text_key(key), None, texts, rest, error.reason, detail)
     return Example(text_key(key), picture, texts, rest)
-
-
-def first_of_each_key(examples: Iterable[Example]) -> Iterator[Example]:
-    """The examples of a part; one whose key an earlier one had is a problem, counted and without its picture."""
-    seen = set()
-    for example in examples:
-        if example.key in seen and example.problem is None:
-            example = Example(example.key, None, example.captions, example.columns, reasons.DUPLICATE_KEY)
-        seen.add(example.key)
-        yield example
 
 
 def _known(names: Iterable[str], usual: Iterable[str]) -> list[str]:

@@ -8,19 +8,20 @@ become columns. Nothing is unpacked, so a name that leads out of the tar leads n
 from __future__ import annotations
 
 import gzip
-import hashlib
 import posixpath
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import IO, TYPE_CHECKING, Any
 
 from dalle_mini.data import captions, reasons
 from dalle_mini.data.example import Example
 from dalle_mini.data.sources import files
+from dalle_mini.data.sources.fingerprint import of_archives
 from dalle_mini.data.sources.folder import fields
-from dalle_mini.data.sources.rows import Layout, Options, find_captions, first_of_each_key
+from dalle_mini.data.sources.rows import Layout, Options, find_captions
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -34,6 +35,8 @@ _CUT = ("unexpected end of data", "empty file", "truncated header")  # what tarf
 class WebDataset:
     """Tars of captioned pictures. A part is a tar."""
 
+    sparse_columns = True
+
     def __init__(
         self,
         spec: str,
@@ -42,15 +45,16 @@ class WebDataset:
         paths: Sequence[str],
         options: Options,
     ):
-        self.spec = spec
+        self.spec, self.fs, self.root = spec, fs, root
         self.columns = {"image_column": options.image_column, "caption_column": options.caption_column}
         self._parts = [Tar(fs, path, files.relative(root, path), **self.columns) for path in paths]
 
     def origin(self) -> dict[str, Any]:
-        names = hashlib.sha256("\n".join(part.name for part in self._parts).encode("utf-8", "surrogateescape"))
-        return {"kind": "webdataset", "source": self.spec, "files": len(self._parts), **self.columns} | {
-            "listing": names.hexdigest()[:16]
-        }
+        return {"kind": "webdataset", "source": self.spec, **self.columns} | self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> dict[str, Any]:
+        return of_archives(self.fs, self.root, [part.path for part in self._parts]).told()
 
     def parts(self) -> Sequence[Tar]:
         return self._parts
@@ -78,9 +82,6 @@ class Tar:
 
     def examples(self) -> Iterator[Example]:
         """Its examples in order, and one with a problem for each place where it makes no sense or ends too early."""
-        return first_of_each_key(self._examples())
-
-    def _examples(self) -> Iterator[Example]:
         group, usual = None, {"txt"}
         for item in self._members():
             if isinstance(item, str):  # a break: what comes after it is not of the same example
