@@ -160,7 +160,7 @@ def test_a_run_that_cannot_be_started_from(trained, tuning, tmp_path, capsys):
     shutil.copy(trained / "config.json", empty)
     shutil.copytree(trained / "checkpoints" / "4", foreign / "best")
     for source, message in (
-        (empty, "config.json: no field of DalleBart's is in it"),
+        (empty, "config.json: of a training run, not of a model"),
         (foreign / "best", "a checkpoint's folder is called by its step"),
     ):
         assert main(["train", str(tuning), "--output", str(tmp_path / "run"), f"training.init_from={source}"]) == 2
