@@ -172,7 +172,7 @@ def clip_pixels(images: Iterable[Image.Image | np.ndarray], preprocessor_config:
 
 
 def clip_squares(images: Iterable[Image.Image | np.ndarray], preprocessor_config: Mapping[str, Any]) -> np.ndarray:
-    """What `clip_pixels` normalises: uint8 [n, size, size, 3], resized and cropped. Arguments and errors are its own."""
+    """What `clip_pixels` normalises: uint8 [n, size, size, 3], resized and cropped; arguments and errors as there."""
     for step in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
         if not preprocessor_config.get(step, True):
             raise UserError(f"preprocessor_config.json: {step}=false is not supported")

@@ -110,9 +110,7 @@ class CLIPTraining:
         """`model`, with a bias where the loss needs one: temperature and bias then begin as in SigLIP."""
         if self.loss == "softmax" or self.model.logit_bias_init_value is not None:
             return self.model
-        return dataclasses.replace(
-            self.model, logit_scale_init_value=SIGLIP_SCALE, logit_bias_init_value=SIGLIP_BIAS
-        )
+        return dataclasses.replace(self.model, logit_scale_init_value=SIGLIP_SCALE, logit_bias_init_value=SIGLIP_BIAS)
 
     def check(self) -> None:
         """Raises UserError where the fields do not go together."""

@@ -34,8 +34,8 @@ class CaptionedData(PictureData):
     """What a CLIP run learns from.
 
     Attributes:
-        tokenizer: a folder or repository with CLIP's tokenizer; None is that of `training.init_from`, or a new one, made
-            of the captions.
+        tokenizer: a folder or repository with CLIP's tokenizer; None is that of `training.init_from`, or a new one
+            that is made of the captions.
     """
 
     tokenizer: str | None = None

@@ -47,9 +47,7 @@ def softmax_loss(pictures: Side, texts: Side, scale: jax.Array, block: int = BLO
     return Contrast((jnp.sum(to_text) + jnp.sum(to_picture)) / 2, jnp.sum(right))
 
 
-def sigmoid_loss(
-    pictures: Side, texts: Side, scale: jax.Array, bias: jax.Array, block: int = BLOCK
-) -> Contrast:
+def sigmoid_loss(pictures: Side, texts: Side, scale: jax.Array, bias: jax.Array, block: int = BLOCK) -> Contrast:
     """Of each pair by itself whether it is one (SigLIP, Zhai et al. 2023): -log sigmoid(+-(scale cosine + bias))."""
 
     def add(sums, logits, same, real):

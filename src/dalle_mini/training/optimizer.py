@@ -24,9 +24,7 @@ from dalle_mini.weights.pretrained import flatten, unflatten
 EMBEDDINGS = re.compile(r"lm_head\.|decoder\.(embed_tokens|embed_positions|layernorm_embedding|final_ln)\.")
 
 
-def make_optimizer(
-    config: OptimizerConfig, steps: int, *, decay_vectors: bool = True
-) -> optax.GradientTransformation:
+def make_optimizer(config: OptimizerConfig, steps: int, *, decay_vectors: bool = True) -> optax.GradientTransformation:
     """The update of a run of `steps` updates, for pure dicts of parameters, layer stacks included.
 
     - Adafactor (Shazeer and Stern 2018), as published: factored from 128 x 128 on, the update relative to each
@@ -38,8 +36,8 @@ def make_optimizer(
       usual size (Liu et al. 2025) so that learning rates are AdamW's; AdamW for embeddings, head, norms and biases.
       Global-norm clipping and `weight_decay` as AdamW's, but norms and biases of the layers do not decay.
 
-    Without `decay_vectors` weight decay is for matrices alone: not for norms, biases, scales and what else has less than
-    two dimensions.
+    Without `decay_vectors` weight decay is for matrices alone: not for norms, biases, scales and what else has
+    less than two dimensions.
     """
     rate = schedule(config, steps)
     mask = None if decay_vectors else _matrices
