@@ -174,9 +174,8 @@ class CLIP(nnx.Module, Pretrained):
         self.text_projection = projection(config.text.hidden_size)
         self.visual_projection = projection(config.vision.hidden_size)
         self.logit_scale = nnx.Param(jnp.asarray(config.logit_scale_init_value, jnp.float32))
-        self.logit_bias = None
-        if config.logit_bias_init_value is not None:
-            self.logit_bias = nnx.Param(jnp.asarray(config.logit_bias_init_value, jnp.float32))
+        bias = config.logit_bias_init_value
+        self.logit_bias = None if bias is None else nnx.Param(jnp.asarray(bias, jnp.float32))
 
     def image_states(self, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
         """States after the last layer [batch, 1 + patches, width], and the normalised class token [batch, width]."""
