@@ -149,6 +149,7 @@ def sigmoid(tmp_path_factory):
     return make("clip", tmp_path_factory.mktemp("sigmoid"), short_loop(steps=STEPS, batch_size=16), config)
 
 
+@pytest.mark.slow
 def test_the_sigmoid_loss_has_a_bias_that_is_saved(sigmoid, tmp_path):
     loop = short_loop(steps=STEPS, batch_size=16)
     program, state = begin(sigmoid, loop)
@@ -172,19 +173,27 @@ def test_the_sigmoid_loss_has_a_bias_that_is_saved(sigmoid, tmp_path):
     )
 
 
-@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("loss", ["softmax", pytest.param("sigmoid", marks=pytest.mark.slow)])
 def test_pieces_are_the_whole_batch(tmp_path, loss):
-    """GradCache: the loss is not that of the pieces by themselves."""
-    loop = short_loop(steps=4, batch_size=8)
+    """GradCache: the loss is not that of the pieces by themselves. Adam's means are the first step's gradients."""
+    loop = short_loop(steps=1, batch_size=8)
     made = make("clip", tmp_path, loop, dataclasses.replace(CLIP, loss=loss, damage=0.3))
     _, whole, metrics = train(made, loop)
     _, pieces, found = train(made, dataclasses.replace(loop, accumulation=4))
     for name in ("loss", "grad_norm", "recall"):
         np.testing.assert_allclose(found[name], metrics[name], rtol=1e-5, err_msg=name)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), pieces.params, whole.params)
+    gradients = [leaf for leaf in jax.tree.leaves(whole.opt_state) if leaf.dtype == np.float32]
+    largest = max(float(abs(leaf).max()) for leaf in gradients)
+    assert largest > 1e-3
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * largest), pieces.opt_state, whole.opt_state
+    )
 
 
-@pytest.mark.parametrize(("which", "frozen"), [("text", ("vision_model", "visual_")), ("vision", ("text_",))])
+@pytest.mark.parametrize(
+    ("which", "frozen"),
+    [("text", ("vision_model", "visual_")), pytest.param("vision", ("text_",), marks=pytest.mark.slow)],
+)
 def test_a_tower_can_stay_as_it_is(tmp_path, which, frozen):
     made = make("clip", tmp_path, short_loop(steps=3), dataclasses.replace(CLIP, train=which))
     _, state = begin(made, short_loop(steps=3))

@@ -188,9 +188,8 @@ def test_a_run_that_is_stopped_goes_on_to_the_bit(tmp_path, loss):
         assert any(name.startswith(part) for name in whole), part
 
 
-@pytest.fixture(scope="module")
-def on_meshes(tmp_path_factory):
-    """Metrics by loss and mesh."""
+def on_meshes(folder, loss):
+    """Metrics on each mesh, on four devices of this machine's processor."""
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
@@ -198,15 +197,24 @@ def on_meshes(tmp_path_factory):
         "JAX_NUM_CPU_DEVICES": "4",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
-    command = [sys.executable, sharded_clip.__file__, str(tmp_path_factory.mktemp("meshes"))]
+    command = [sys.executable, sharded_clip.__file__, str(folder), loss]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def test_the_losses_and_their_gradients_are_the_same_on_any_mesh(tmp_path):
+    single, *others = on_meshes(tmp_path, "contrast")
+    assert all(single["numbers"])
+    for sharded, mesh in zip(others, sharded_clip.MESHES[1:], strict=True):
+        np.testing.assert_allclose(sharded["numbers"], single["numbers"], rtol=1e-5, err_msg=f"on {mesh}")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
-def test_sharded_equals_single(on_meshes, loss):
-    single, *others = on_meshes[loss]
+def test_sharded_equals_single(loss, tmp_path):
+    """Of the trainer, with damaged copies, with parameters split too, and in pieces."""
+    single, *others = on_meshes(tmp_path, loss)
     assert len(single["loss"]) == sharded_clip.STEPS
     assert len(set(single["loss"])) == sharded_clip.STEPS  # it moves
     for sharded, mesh in zip(others, sharded_clip.MESHES[1:], strict=True):
