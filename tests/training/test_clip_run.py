@@ -163,7 +163,8 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize("loss", ["softmax", pytest.param("sigmoid", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
 def test_a_run_that_is_stopped_goes_on_to_the_bit(tmp_path, loss):
     """Running mean and optimizer included, with augmentations, in pieces."""
     loop = tiny_runs.short_loop(steps=4, keep=1, accumulation=2)

@@ -10,7 +10,7 @@ from dalle_mini.training.contrastive import NOBODY, Side, sigmoid_loss, softmax_
 N, COPIES, WIDTH = 7, 3, 5
 CAPTIONS = [0, 1, 2, 1, 3, 4, 5]  # the second and the fourth are the same
 PICTURES = [0, 1, 2, 3, 4, 4, 5]  # one picture has two captions
-BLOCKS = [100, 4, 1]
+BLOCKS = [100, 4, pytest.param(1, marks=pytest.mark.slow)]
 
 
 def unit(x):
