@@ -1,5 +1,7 @@
 """The VQGAN and CLIP over devices in batches of one shape, scores, and emoji through the same door."""
 
+import dataclasses
+import hashlib
 import os
 import subprocess
 import sys
@@ -8,13 +10,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from noise_pile import FILTERS, SEEN, NoisePile, make_vqgan, options
 
 from dalle_mini.data.emoji import DEBIAN_FONT, Emoji, EmojiPictures
 from dalle_mini.data.emoji_source import UNFILTERED, EmojiSource
 from dalle_mini.data.encode import encode
 from dalle_mini.data.filters import Filters
-from dalle_mini.data.networks import Networks, Weights
+from dalle_mini.data.networks import Networks, Weights, identity
 from dalle_mini.data.shards import Manifest, read_table
 from dalle_mini.errors import UserError
 from dalle_mini.generation.ranking import ClipRanker
@@ -60,6 +63,21 @@ def test_fewer_pictures_are_padded_and_tokens_are_the_vqgans(vqgan):
     tokens, scores = Networks(model, None, 5, jax.local_devices()[:1]).start(images, ["a", "b", "c"])()
     assert scores is None and tokens.shape == (3, 16)
     np.testing.assert_array_equal(tokens, model.encode(images.astype(np.float32) / 255))
+
+
+def test_identity_is_of_all_that_makes_tokens(vqgan):
+    """A cosine search of the same weights is another VQGAN; a nearest one keeps the identity that shards have."""
+    model, _ = Weights(vqgan).load(with_clip=False)
+    assert model.config.quantizer == "nearest"
+    parts = (model.encoder, model.quant_conv, model.codebook)
+    digest = hashlib.sha256()
+    for part in parts:
+        for leaf in jax.tree.leaves(nnx.state(part)):
+            digest.update(np.ascontiguousarray(leaf, np.float32).tobytes())
+    assert identity(model) == digest.hexdigest()[:16]
+    before = identity(model)
+    model.config = dataclasses.replace(model.config, quantizer="cosine")
+    assert identity(model) != before
 
 
 def test_a_score_is_clips_cosine_of_picture_and_first_caption(vqgan, tmp_path):

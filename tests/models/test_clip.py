@@ -141,3 +141,20 @@ def test_wrong_shapes_are_refused(tiny):
         tiny.text_embeds(np.zeros((1, 13), np.int32))
     with pytest.raises(ValueError, match="16, 16, 3"):
         tiny.image_embeds(np.zeros((1, 24, 24, 3), np.float32))
+
+
+def test_a_bias_is_saved_and_added(tmp_path):
+    """Of a CLIP that the sigmoid loss trained; the published ones have none, in file and config."""
+    config = dataclasses.replace(TINY, logit_bias_init_value=-10.0)
+    made = CLIP(config, rngs=nnx.Rngs(0))
+    made.logit_bias[...] = jnp.float32(-7.5)
+    made.save_pretrained(tmp_path)
+    again = CLIP.from_pretrained(tmp_path)
+    assert again.config == config and json.loads((tmp_path / "config.json").read_text())["logit_bias_init_value"] == -10
+    vectors = np.eye(3, 8, dtype=np.float32)
+    wanted = np.exp(TINY.logit_scale_init_value) * np.eye(3) - 7.5
+    np.testing.assert_allclose(again.logits(vectors, vectors), wanted, rtol=1e-5)
+    assert "logit_bias_init_value" not in TINY.to_dict()
+    assert "logit_bias" not in nnx.state(CLIP(TINY, rngs=nnx.Rngs(0)))
+    with pytest.raises(UserError, match="logit_bias_init_value must be a number or null"):
+        CLIPConfig.from_dict({**config.to_dict(), "logit_bias_init_value": "low"})

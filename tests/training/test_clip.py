@@ -1,4 +1,4 @@
-"""The contrastive loss with captions that occur twice, the bound on the logit scale, and that a tiny CLIP learns."""
+"""A tiny CLIP learns, by either loss; its batches, in pieces too; and what of it is trained and decays."""
 
 import dataclasses
 
@@ -6,11 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_runs import CAPTIONS, CLIP, Pictures, begin, make, short_loop, train
+from tiny_runs import CAPTIONS, CLIP, PREPROCESSOR, Pictures, begin, make, short_loop, train
 
 from dalle_mini import models
+from dalle_mini.data.images import clip_pixels
 from dalle_mini.errors import UserError
-from dalle_mini.training.clip import MAX_LOGIT_SCALE, damaged
+from dalle_mini.training.clip import MAX_LOGIT_SCALE
+from dalle_mini.training.optimizer import make_optimizer
+from dalle_mini.weights.pretrained import flatten
 
 STEPS = 60
 
@@ -40,85 +43,24 @@ def test_it_learns_and_exports(trainer, tmp_path):
     assert np.isfinite(metrics["loss"])
 
 
-class Known:
-    """Stands in for the network: similarities that the test chooses."""
-
-    def __init__(self, logits):
-        self.logits = jnp.asarray(logits, jnp.float32)
-
-    def similarity(self, *_):
-        return self.logits
-
-
-def loss(trainer, monkeypatch, logits, captions):
-    monkeypatch.setattr("dalle_mini.training.clip.nnx.merge", lambda *_: Known(logits))
-    batch = {"caption": np.array(captions), "pixels": None, "input_ids": None, "attention_mask": None}
-    found = trainer.loss(None, batch, None)
-    return float(found.total / found.weight), float(found.metrics["text_to_image"] / found.weight)
-
-
-def test_the_loss_of_distinct_captions(trainer, monkeypatch):
-    logits = np.array([[2.0, 0.5, -1.0], [0.0, 1.0, 0.0], [3.0, -2.0, 0.5]])
-
-    def cross_entropy(rows):
-        return np.mean(np.log(np.exp(rows).sum(axis=1)) - np.diag(rows))
-
-    value, recall = loss(trainer, monkeypatch, logits, [0, 1, 2])
-    assert value == pytest.approx((cross_entropy(logits) + cross_entropy(logits.T)) / 2, rel=1e-5)
-    assert recall == pytest.approx(2 / 3)  # the first caption prefers the third picture
-
-
-def test_equal_captions_are_not_punished(trainer, monkeypatch):
-    """Two pictures share a caption: the best a network can do is to score both alike, and that is the minimum."""
-    alike = 30 * np.array([[1.0, 1, 0], [1, 1, 0], [0, 0, 1]])
-    apart = 30 * np.eye(3)
-    value, recall = loss(trainer, monkeypatch, alike, [5, 5, 2])
-    # what is left is the targets' own entropy: log 2 in the two rows that have two right answers
-    assert value == pytest.approx(2 / 3 * np.log(2), abs=1e-5)
-    assert recall == 1
-    assert loss(trainer, monkeypatch, apart, [5, 5, 2])[0] > 10 * value
-    assert loss(trainer, monkeypatch, alike, [0, 1, 2])[0] == pytest.approx(2 / 3 * np.log(2), abs=1e-5)
-    assert loss(trainer, monkeypatch, apart, [0, 1, 2])[0] == pytest.approx(0, abs=1e-5)
-    swapped = 30 * np.array([[0.0, 1, 0], [1, 0, 0], [0, 0, 1]])
-    assert loss(trainer, monkeypatch, swapped, [5, 5, 2])[1] == 1  # either picture is right
-
-
-def test_damaged_copies_are_wrong_answers_of_every_caption(trainer, monkeypatch):
-    right = np.array([[2.0, 0.5], [0.0, 1.0]])
-    copies = np.array([[5.0, -1.0], [0.0, 0.5]])
-    to_text = np.mean(np.log(np.exp(right).sum(axis=1)) - np.diag(right))
-    to_image = np.mean(np.log(np.exp(np.concatenate([right, copies])).sum(axis=0)) - np.diag(right))
-    value, recall = loss(trainer, monkeypatch, np.concatenate([right, copies]), [0, 1])
-    assert value == pytest.approx((to_text + to_image) / 2, rel=1e-5)
-    assert recall == 0.5  # the first caption prefers the first copy
-
-
-def test_damage():
-    rng = np.random.default_rng(0)
-    pictures = np.repeat(np.repeat(rng.integers(0, 256, (64, 8, 8, 3), np.uint8), 4, axis=1), 4, axis=2)
-    copies = damaged(pictures, 0.5, 4, np.random.default_rng(1))
-    assert copies.shape == pictures.shape and copies.dtype == np.uint8
-    cells = (copies != pictures).reshape(64, 8, 4, 8, 4, 3)
-    wrong = cells.any(axis=(2, 4, 5))
-    np.testing.assert_array_equal(cells.all(axis=(2, 4)).any(axis=-1), wrong)  # whole cells
-    share = wrong.mean(axis=(1, 2))
-    assert 0.15 < share.mean() < 0.3  # half of at most 0.5, less the cells that came upon themselves
-    assert share.max() < 0.65
-    assert (damaged(pictures, 1e-9, 4, rng) != pictures).reshape(64, 8, 4, 8, 4, 3).any(axis=(2, 4, 5)).sum() <= 64
-
-
 def test_copies_join_the_training_batch_alone(tmp_path):
     loop = short_loop(steps=1, batch_size=8)
     trainer = make("clip", tmp_path, loop, dataclasses.replace(CLIP, damage=0.3))
     batch = trainer.batch(0)
-    assert len(batch["pixels"]) == 16 and len(batch["input_ids"]) == len(batch["caption"]) == 8
-    assert len(trainer._examples(Pictures(), range(8))["pixels"]) == 8
+    assert len(batch["pixels"]) == 16 and len(batch["input_ids"]) == len(batch["numbers"]) == 8
+    assert len(trainer.held_out_pairs()[0]) == 8
     _, _, metrics = train(trainer, loop)
     assert np.isfinite(metrics["loss"]).all()
 
 
-@pytest.mark.parametrize(("name", "value"), [("damage", 1.5), ("damage", -0.1), ("cell", 3)])
-def test_damage_that_makes_no_sense(tmp_path, name, value):
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("damage", 1.5), ("damage", -0.1), ("cell", 3), ("cell", 0), ("crop_scale", 0.0), ("crop_scale", 1.1)),
+        *(("colour", 1.0), ("noise", -1.0)),
+    ],
+)
+def test_augmentations_that_make_no_sense(tmp_path, name, value):
     with pytest.raises(UserError, match=f"training.{name} {value}"):
         make("clip", tmp_path, short_loop(), dataclasses.replace(CLIP, **{"damage": 0.3, name: value}))
 
@@ -135,22 +77,57 @@ def test_a_run_starts_from_another(trainer, tmp_path):
         make("clip", tmp_path, loop, narrow).loaded()
 
 
-def test_examples(trainer):
+def test_batches(trainer):
     batch = trainer.batch(0)
     assert batch["pixels"].shape == (16, 8, 8, 3)
-    assert batch["pixels"].dtype == np.float32
+    assert batch["pixels"].dtype == np.uint8
     same_text = (batch["input_ids"][:, None] == batch["input_ids"]).all(axis=-1)
-    np.testing.assert_array_equal(batch["caption"][:, None] == batch["caption"], same_text)
+    caption, picture = batch["numbers"].T
+    np.testing.assert_array_equal(caption[:, None] == caption, same_text)
+    np.testing.assert_array_equal(picture[:, None] == picture, same_text)  # each of the eight has its own caption
     jax.tree.map(np.testing.assert_array_equal, batch, trainer.batch(0))
+    assert (trainer.batch(1)["pixels"] != batch["pixels"]).any()
+    normalised = trainer._normalised(jnp.asarray(batch["pixels"]))
+    np.testing.assert_allclose(normalised, clip_pixels(batch["pixels"], PREPROCESSOR), atol=1e-6)
+
+
+class Several(Pictures):
+    """Pictures of which each has two captions."""
+
+    def captions(self, index):
+        return [CAPTIONS[index % 8], CAPTIONS[index % 8].upper() + "!"]
+
+
+def test_one_of_several_captions(tmp_path):
+    loop = short_loop(batch_size=400)
+    several = make("clip", tmp_path, loop, dataclasses.replace(CLIP, noise=0.0), train=Several()).batch(0)
+    caption, picture = several["numbers"].T
+    assert len(np.unique(picture)) == 8 and len(np.unique(caption)) == 16
+    first = make("clip", tmp_path, loop, dataclasses.replace(CLIP, captions="first"), train=Several()).batch(0)
+    assert len(np.unique(first["numbers"][:, 0])) == 8
+
+
+AUGMENTED = {"crop_scale": 0.4, "flip": True, "colour": 0.3, "noise": 0.05, "damage": 0.5}
+
+
+@pytest.mark.parametrize("name", AUGMENTED)
+def test_augmentations_are_a_function_of_seed_and_step(tmp_path, name):
+    plain, loop = dataclasses.replace(CLIP, noise=0.0), short_loop(batch_size=32)  # all eight, of which few mirror
+    one, same = (make("clip", tmp_path, loop, dataclasses.replace(plain, **{name: AUGMENTED[name]})) for _ in range(2))
+    batch = one.batch(5)
+    one.batch(3)
+    jax.tree.map(np.testing.assert_array_equal, one.batch(5), batch)
+    jax.tree.map(np.testing.assert_array_equal, same.batch(5), batch)
+    unchanged = make("clip", tmp_path, loop, plain).batch(5)
+    np.testing.assert_array_equal(batch["numbers"], unchanged["numbers"])
+    assert (batch["pixels"][-32:] != unchanged["pixels"]).any()
 
 
 def test_noise_is_for_training_alone(tmp_path):
     noisy = make("clip", tmp_path, short_loop(batch_size=400), dataclasses.replace(CLIP, noise=0.1), train=Gray())
-    spread = noisy.batch(0)["pixels"].std() * 0.25  # back to [0, 1]
-    assert spread == pytest.approx(0.1, rel=0.05)
-    assert noisy._examples(Gray(), range(8))["pixels"].std() < 1e-6
+    assert noisy.batch(0)["pixels"].std() / 255 == pytest.approx(0.1, rel=0.05)
     plain = make("clip", tmp_path, short_loop(), dataclasses.replace(CLIP, noise=0.0), train=Gray())
-    assert plain.batch(0)["pixels"].std() < 1e-6
+    assert plain.batch(0)["pixels"].std() == 0
 
 
 class Gray(Pictures):
@@ -164,3 +141,82 @@ def test_a_tokenizer_that_does_not_fit(tmp_path):
     config = dataclasses.replace(CLIP, model=dataclasses.replace(CLIP.model, text=text))
     with pytest.raises(UserError, match=r"tokenizer.json: token ids go up to \d+ but .* has 300 rows"):
         make("clip", tmp_path, short_loop(), config)
+
+
+@pytest.fixture(scope="module")
+def sigmoid(tmp_path_factory):
+    config = dataclasses.replace(CLIP, loss="sigmoid", damage=0.3, noise=0.0)
+    return make("clip", tmp_path_factory.mktemp("sigmoid"), short_loop(steps=STEPS, batch_size=16), config)
+
+
+@pytest.mark.slow
+def test_the_sigmoid_loss_has_a_bias_that_is_saved(sigmoid, tmp_path):
+    loop = short_loop(steps=STEPS, batch_size=16)
+    program, state = begin(sigmoid, loop)
+    assert float(state.params["logit_bias"]) == -10
+    assert float(state.params["logit_scale"]) == pytest.approx(np.log(10))
+    before = sigmoid.evaluate(program, state, 16)
+    program, state, metrics = train(sigmoid, loop)
+    after = sigmoid.evaluate(program, state, 16)
+    assert metrics["loss"][-5:].mean() < 0.8 * metrics["loss"][:5].mean()
+    assert after["loss"] < before["loss"] and after["recall"] >= 0.75
+    sigmoid.export(state, tmp_path)
+    clip = models.CLIP.from_pretrained(tmp_path)
+    assert clip.config.logit_bias_init_value == -10
+    bias = float(clip.logit_bias[...])
+    assert bias == float(state.params["logit_bias"]) != -10
+    images, captions = Pictures().batch(range(8))
+    squares, tokens = clip_pixels(images, PREPROCESSOR), sigmoid.tokenizer(captions, max_length=16)
+    cosines = clip.image_embeds(squares) @ clip.text_embeds(*tokens).T
+    np.testing.assert_allclose(
+        clip.similarity(squares, *tokens), np.exp(clip.logit_scale[...]) * cosines + bias, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("loss", ["softmax", pytest.param("sigmoid", marks=pytest.mark.slow)])
+def test_pieces_are_the_whole_batch(tmp_path, loss):
+    """GradCache: the loss is not that of the pieces by themselves. Adam's means are the first step's gradients."""
+    loop = short_loop(steps=1, batch_size=8)
+    made = make("clip", tmp_path, loop, dataclasses.replace(CLIP, loss=loss, damage=0.3))
+    _, whole, metrics = train(made, loop)
+    _, pieces, found = train(made, dataclasses.replace(loop, accumulation=4))
+    for name in ("loss", "grad_norm", "recall"):
+        np.testing.assert_allclose(found[name], metrics[name], rtol=1e-5, err_msg=name)
+    gradients = [leaf for leaf in jax.tree.leaves(whole.opt_state) if leaf.dtype == np.float32]
+    largest = max(float(abs(leaf).max()) for leaf in gradients)
+    assert largest > 1e-3
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * largest), pieces.opt_state, whole.opt_state
+    )
+
+
+@pytest.mark.parametrize(
+    ("which", "frozen"),
+    [("text", ("vision_model", "visual_")), pytest.param("vision", ("text_",), marks=pytest.mark.slow)],
+)
+def test_a_tower_can_stay_as_it_is(tmp_path, which, frozen):
+    made = make("clip", tmp_path, short_loop(steps=3), dataclasses.replace(CLIP, train=which))
+    program, state = begin(made, short_loop(steps=3))
+    before = {name: np.array(leaf) for name, leaf in flatten(state.params).items()}
+    for step in range(2):  # the first has the rate 0
+        state, _ = program.step(state, program.place(made.batch(step)), jax.random.key(step))
+    moved = {name for name, leaf in flatten(state.params).items() if not np.array_equal(leaf, before[name])}
+    stay = {name for name in before if name.startswith(frozen)}
+    assert stay and not moved & stay
+    indifferent = {name for name in before if name.endswith("k_proj.bias")}  # a softmax does not see them
+    assert before.keys() - stay - indifferent <= moved
+    kept = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state))
+    assert kept < 2.2 * sum(before[name].size for name in before.keys() - stay)  # no statistics of what is frozen
+
+
+def test_vectors_and_the_temperature_do_not_decay(trainer):
+    """Without gradients nothing else moves them."""
+    params = {"kernel": jnp.ones((2, 2)), "scale": jnp.ones(2), "logit_scale": jnp.ones(())}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    config = dataclasses.replace(trainer.optimizer, warmup_steps=0)
+    for name in ("adamw", "adafactor", "muon"):
+        tx = make_optimizer(dataclasses.replace(config, name=name), 10, decay_vectors=trainer.decay_vectors)
+        _, state = jax.jit(tx.update)(zeros, tx.init(params), params)
+        updates, _ = jax.jit(tx.update)(zeros, state, params)
+        assert (updates["kernel"] < 0).all(), name
+        assert not updates["scale"].any() and not updates["logit_scale"].any(), name

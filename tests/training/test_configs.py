@@ -11,7 +11,7 @@ from dalle_mini.cli import build_parser
 from dalle_mini.models import DalleBart
 from dalle_mini.training import config_file
 from dalle_mini.training.resume import check_here
-from dalle_mini.training.runs import Seq2SeqRun, VQGANRun, load_run
+from dalle_mini.training.runs import KINDS, Seq2SeqRun, load_run
 from dalle_mini.weights.pretrained import flatten
 
 CONFIGS = Path(__file__).parents[2] / "tools" / "train" / "configs"
@@ -19,20 +19,25 @@ NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 V3_8_CORES = 8
 
 
+def network(name):
+    start = name.partition("-")[0]
+    return start if start in ("vqgan", "clip") else "seq2seq"
+
+
 def kind(name):
-    return VQGANRun if name.startswith("vqgan-") else Seq2SeqRun
+    return KINDS[network(name)]
 
 
 def test_which_there_are():
     assert {"micro", "mini", "mini-2021", "mega", "emoji", "finetune-mini", "finetune-emoji"} <= {*NAMES}
-    assert {"vqgan-f16-256", "vqgan-emoji"} <= {*NAMES}
+    assert {"vqgan-f16-256", "vqgan-emoji", "clip-emoji", "clip-finetune"} <= {*NAMES}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_is_read_and_tells_how_to_run_it(name):
     path = CONFIGS / f"{name}.yaml"
     values = config_file.read(path)
-    assert values.pop("network") == ("vqgan" if name.startswith("vqgan-") else "seq2seq")
+    assert values.pop("network") == network(name)
     config_file.build(kind(name), values)
     head = path.read_text().partition("network:")[0]
     assert f"#   dalle-mini train tools/train/configs/{name}.yaml --output " in head
@@ -103,3 +108,12 @@ def test_the_emoji_vqgan_makes_sixteen_by_sixteen_tokens():
     training = load_run(CONFIGS / "vqgan-emoji.yaml").training
     training.check()
     assert (training.model.downscale, training.model.grid, training.side) == (8, 16, 64)
+
+
+def test_the_emoji_clip_reads_what_the_emoji_vqgan_draws():
+    run = load_run(CONFIGS / "clip-emoji.yaml")
+    run.training.check()
+    vision = run.training.model.vision
+    assert (vision.image_size, vision.image_size // vision.patch_size) == (128, 16)
+    assert run.evaluation.pairs == 256
+    assert run.training.damage and vision.image_size % run.training.cell == 0

@@ -12,11 +12,11 @@ RESUME = ("auto", "never")
 def add_train(verbs) -> None:
     parser = verbs.add_parser(
         "train",
-        help="train or fine-tune the model that draws, or its VQGAN",
-        description="Train DalleBart on encoded pictures, or a VQGAN on pictures (network: vqgan), as a config says,\n"
-        "into the folder OUTPUT. A run that is there is continued from its last good checkpoint, to the bit; without\n"
-        "CONFIG, with the one it was started with. On SIGTERM or a cloud's notice the step is finished and saved,\n"
-        "and the exit code is 75.",
+        help="train or fine-tune the model that draws, its VQGAN, or CLIP",
+        description="Train DalleBart on encoded pictures, a VQGAN on pictures (network: vqgan), or CLIP on pictures\n"
+        "and captions (network: clip), as a config says, into the folder OUTPUT. A run that is there is continued\n"
+        "from its last good checkpoint, to the bit; without CONFIG, with the one it was started with. On SIGTERM or\n"
+        "a cloud's notice the step is finished and saved, and the exit code is 75.",
         epilog="example:\n"
         "  dalle-mini train tools/train/configs/mini.yaml --output runs/mini data.train=data/tokens\n"
         "again, after a kill:\n"
@@ -24,7 +24,9 @@ def add_train(verbs) -> None:
         "the shipped model, on pictures of one's own (FOLDER: pictures, each with a .txt beside it):\n"
         "  dalle-mini train tools/train/configs/finetune-emoji.yaml --output runs/mine data.train=FOLDER\n"
         "the published VQGAN, on pictures of one's own:\n"
-        "  dalle-mini train tools/train/configs/vqgan-f16-256.yaml --output runs/vqgan data.train=FOLDER",
+        "  dalle-mini train tools/train/configs/vqgan-f16-256.yaml --output runs/vqgan data.train=FOLDER\n"
+        "a published CLIP, on pictures and captions of one's own:\n"
+        "  dalle-mini train tools/train/configs/clip-finetune.yaml --output runs/clip data.train=FOLDER",
         formatter_class=Help,
     )
     parser.intermixed = True

@@ -163,26 +163,45 @@ def clip_pixels(images: Iterable[Image.Image | np.ndarray], preprocessor_config:
     `size`, centre crop to `crop_size`, times `rescale_factor`, minus `image_mean`, over `image_std`.
     Raises UserError where the config lacks one of these or turns a step off.
     """
-    config = preprocessor_config
+    factor, mean, std = clip_normalisation(preprocessor_config)
+    squares = clip_squares(images, preprocessor_config)
+    pixels = np.empty(squares.shape, np.float32)
+    for row, square in zip(pixels, squares, strict=True):
+        row[:] = ((square * factor).astype(np.float32) - mean) / std
+    return pixels
+
+
+def clip_squares(images: Iterable[Image.Image | np.ndarray], preprocessor_config: Mapping[str, Any]) -> np.ndarray:
+    """What `clip_pixels` normalises: uint8 [n, size, size, 3], resized and cropped; arguments and errors as there."""
     for step in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
-        if not config.get(step, True):
+        if not preprocessor_config.get(step, True):
             raise UserError(f"preprocessor_config.json: {step}=false is not supported")
-    shortest, crop = clip_sizes(config)
+    shortest, crop = clip_sizes(preprocessor_config)
     try:
-        resample = Image.Resampling(config.get("resample", Image.Resampling.BICUBIC))
-        mean, std = (np.asarray(config[name], np.float32).reshape(3) for name in ("image_mean", "image_std"))
-        factor = float(config.get("rescale_factor", 1 / 255))
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"preprocessor_config.json: image_mean, image_std, resample or rescale_factor is unusable ({error})"
-        ) from error
-    pixels = np.empty((len(images := list(images)), crop, crop, 3), np.float32)
-    for row, image in zip(pixels, images, strict=True):
+        resample = Image.Resampling(preprocessor_config.get("resample", Image.Resampling.BICUBIC))
+    except ValueError as error:
+        raise UserError(f"preprocessor_config.json: resample is unusable ({error})") from error
+    squares = np.empty((len(images := list(images)), crop, crop, 3), np.uint8)
+    for square, image in zip(squares, images, strict=True):
         image = _resize_shortest(_as_image(image), shortest, resample)
         left, top = ((side - crop) // 2 for side in image.size)
-        image = np.asarray(image.crop((left, top, left + crop, top + crop)))
-        row[:] = ((image * factor).astype(np.float32) - mean) / std
-    return pixels
+        square[:] = np.asarray(image.crop((left, top, left + crop, top + crop)))
+    return squares
+
+
+def clip_normalisation(preprocessor_config: Mapping[str, Any]) -> tuple[float, np.ndarray, np.ndarray]:
+    """(factor, mean [3], std [3]): pixels 0 to 255 become (pixel * factor - mean) / std.
+
+    Raises UserError where a `preprocessor_config.json` lacks one of them.
+    """
+    config = preprocessor_config
+    try:
+        mean, std = (np.asarray(config[name], np.float32).reshape(3) for name in ("image_mean", "image_std"))
+        return float(config.get("rescale_factor", 1 / 255)), mean, std
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"preprocessor_config.json: image_mean, image_std or rescale_factor is unusable ({error})"
+        ) from error
 
 
 def clip_sizes(preprocessor_config: Mapping[str, Any]) -> tuple[int, int]:

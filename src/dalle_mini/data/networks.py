@@ -50,17 +50,22 @@ class Weights:
 
 
 def identity(vqgan: VQGAN) -> str:
-    """A short hash of everything that decides which token a picture gets: encoder and codebook."""
+    """A short hash of everything that decides which token a picture gets: encoder, codebook, and how that is searched.
+
+    A "nearest" search is not hashed, so that what was encoded before there were others keeps its identity; nor is
+    "gumbel", which has parameters of its own.
+    """
     parts = (vqgan.encoder, vqgan.quant_conv, vqgan.codebook, vqgan.code_logits)
-    return _hashed(part for part in parts if part is not None)
+    search = vqgan.config.quantizer
+    return _hashed((part for part in parts if part is not None), b"cosine" if search == "cosine" else b"")
 
 
 def clip_identity(clip: nnx.Module) -> str:
     return _hashed([clip])
 
 
-def _hashed(modules) -> str:
-    digest = hashlib.sha256()
+def _hashed(modules, more: bytes = b"") -> str:
+    digest = hashlib.sha256(more)
     for module in modules:
         for leaf in jax.tree.leaves(nnx.state(module)):
             digest.update(np.ascontiguousarray(leaf, np.float32).tobytes())

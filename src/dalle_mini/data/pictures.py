@@ -1,11 +1,13 @@
 """Captioned pictures to learn from as they are, for VQGAN and CLIP: a user's piles, and what is drawn on the spot.
 
 A source is map-style: `len(source)`, `source.batch(indices) -> (uint8 [n, S, S, 3], captions)`, and `origin()`, which
-tells it from others. So the batch of a step is a function of the seed and the step alone.
+tells it from others. So the batch of a step is a function of the seed and the step alone. `captions(index)` are all of
+a picture's captions, of which a batch has the first.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -27,6 +29,7 @@ class Pictures(Protocol):
 
     def __len__(self) -> int: ...
     def batch(self, indices: Iterable[int]) -> tuple[np.ndarray, list[str]]: ...
+    def captions(self, index: int) -> list[str]: ...
     def origin(self) -> dict[str, Any]: ...
 
 
@@ -106,6 +109,16 @@ def open_pictures(
     return MixedPictures(train, data.weights), MixedPictures(held_out, None if apart else data.weights)
 
 
+def open_labelled(data: PictureData, piles: Sequence[str], resolution: int, folder: Path) -> Pictures:
+    """Piles to classify, packed if they are not; a picture without captions is named by its key.
+
+    Raises UserError as `pack_piles` and `open_pictures`.
+    """
+    own = dataclasses.replace(data, train=tuple(piles), weights=None, validation=tuple(piles))
+    pack_piles(own, resolution, folder, captions=False)
+    return open_pictures(own, resolution, folder, captions=False, seed=0)[1]
+
+
 class DrawnPictures:
     """Emoji, or scenes of them, that are drawn when they are asked for.
 
@@ -138,6 +151,9 @@ class DrawnPictures:
     def batch(self, indices: Iterable[int]) -> tuple[np.ndarray, list[str]]:
         return self._source.batch(indices)
 
+    def captions(self, index: int) -> list[str]:
+        return [self._source.caption(index)]
+
     def origin(self) -> dict[str, Any]:
         return self._made_from
 
@@ -161,19 +177,28 @@ class MixedPictures:
     def batch(self, indices: Iterable[int]) -> tuple[np.ndarray, list[str]]:
         """Images uint8 [n, size, size, 3] and their captions, in the order of `indices`."""
         indices = np.asarray(list(indices), np.int64)
-        which = np.searchsorted(self._ends, indices, side="right")
+        which, within = self._places(indices)
         images, captions = None, [""] * len(indices)
         for number in np.unique(which):
             places = np.flatnonzero(which == number)
-            source = self.sources[number]
-            start = self._ends[number - 1] if number else 0
-            found, texts = source.batch((indices[places] - start) % len(source))
+            found, texts = self.sources[number].batch(within[places])
             if images is None:
                 images = np.empty((len(indices), *found.shape[1:]), np.uint8)
             images[places] = found
             for place, text in zip(places, texts, strict=True):
                 captions[place] = text
         return images, captions
+
+    def captions(self, index: int) -> list[str]:
+        """All captions of a picture."""
+        (number,), (within,) = self._places(np.array([index]))
+        return self.sources[number].captions(int(within))
+
+    def _places(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(which source, which of its pictures) for each index."""
+        which = np.searchsorted(self._ends, indices, side="right")
+        begins = np.concatenate([[0], self._ends[:-1]])[which]
+        return which, (indices - begins) % np.array([len(source) for source in self.sources])[which]
 
     def origin(self) -> dict[str, Any]:
         return {"sources": [source.origin() for source in self.sources], "weights": self.weights}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Self
 
 import jax
@@ -16,7 +17,7 @@ from dalle_mini.data.images import clip_pixels, clip_sizes
 from dalle_mini.errors import UserError
 from dalle_mini.models.clip import CLIP
 from dalle_mini.text import CaptionTokenizer
-from dalle_mini.weights.bundle import RANKER
+from dalle_mini.weights.bundle import PREPROCESSOR, RANKER
 from dalle_mini.weights.hub import blaming_cache, resolve
 
 # What CLIP's processor does where a model comes without a `preprocessor_config.json`; the size is the model's own.
@@ -85,17 +86,9 @@ class ClipRanker:
         folder = resolve(
             source, RANKER, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
         )
-        file = folder / "preprocessor_config.json"
         with blaming_cache(folder):
-            try:
-                preprocessor_config = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-            except (OSError, ValueError) as error:
-                raise UserError(f"{file}: cannot be read ({error})") from None
-            if not isinstance(preprocessor_config, dict):
-                raise UserError(f"{file}: must hold a JSON object")
-        clip = CLIP.from_pretrained(folder, dtype=dtype)
-        size = clip.config.vision.image_size
-        preprocessor_config = {"size": size, "crop_size": size, **PREPROCESSING, **preprocessor_config}
+            clip = CLIP.from_pretrained(folder, dtype=dtype)
+            preprocessor_config = read_preprocessing(folder, clip.config.vision.image_size)
         return cls(clip, CaptionTokenizer.from_pretrained(folder), preprocessor_config)
 
     def scores(self, images: np.ndarray, prompt: str) -> np.ndarray:
@@ -120,3 +113,24 @@ class ClipRanker:
         if not 1 <= keep <= len(scores):
             raise UserError(f"keep is {keep}, but must be from 1 to the number of candidates, {len(scores)}")
         return np.argsort(-np.asarray(scores), kind="stable")[:keep]
+
+
+def read_preprocessing(folder: Path, size: int) -> dict[str, Any]:
+    """A folder's `preprocessor_config.json`; what it does not say is as in OpenAI's models, for pictures of `size`.
+
+    Raises UserError where it cannot be read.
+    """
+    file = folder / PREPROCESSOR
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read ({error})") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{file}: must hold a JSON object")
+    return {**openai_preprocessing(size), **found}
+
+
+def openai_preprocessing(size: int) -> dict[str, Any]:
+    """A `preprocessor_config.json` as OpenAI's models have it, for pictures of `size` pixels a side."""
+    sizes = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
+    return {"image_processor_type": "CLIPImageProcessor", **sizes, **PREPROCESSING}

@@ -174,6 +174,8 @@ class CLIP(nnx.Module, Pretrained):
         self.text_projection = projection(config.text.hidden_size)
         self.visual_projection = projection(config.vision.hidden_size)
         self.logit_scale = nnx.Param(jnp.asarray(config.logit_scale_init_value, jnp.float32))
+        bias = config.logit_bias_init_value
+        self.logit_bias = None if bias is None else nnx.Param(jnp.asarray(bias, jnp.float32))
 
     def image_states(self, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
         """States after the last layer [batch, 1 + patches, width], and the normalised class token [batch, width]."""
@@ -200,8 +202,12 @@ class CLIP(nnx.Module, Pretrained):
         return unit(self.text_projection(self.text_states(input_ids, attention_mask)[1]))
 
     def logits(self, image_embeds: jax.Array, text_embeds: jax.Array) -> jax.Array:
-        """Cosine similarities times exp(logit_scale), float32 [images, texts], from the two unit vectors."""
-        return jnp.exp(self.logit_scale[...].astype(jnp.float32)) * (image_embeds @ text_embeds.T)
+        """Cosine similarities times exp(logit_scale), float32 [images, texts], from the two unit vectors.
+
+        Of a CLIP with a `logit_bias` that is added: the sigmoid of a logit is then how likely the two belong together.
+        """
+        logits = jnp.exp(self.logit_scale[...].astype(jnp.float32)) * (image_embeds @ text_embeds.T)
+        return logits if self.logit_bias is None else logits + self.logit_bias[...].astype(jnp.float32)
 
     def similarity(self, pixels: jax.Array, input_ids: jax.Array, attention_mask: jax.Array | None = None) -> jax.Array:
         """`logits_per_image`: float32 [images, texts], for inputs as in `image_embeds` and `text_embeds`."""

@@ -21,6 +21,7 @@ TYPES = {
     int: (_is_int, "a whole number"),
     int | None: (lambda value: value is None or _is_int(value), "a whole number or null"),
     float: (lambda value: isinstance(value, float) or _is_int(value), "a number"),
+    float | None: (lambda value: value is None or isinstance(value, float) or _is_int(value), "a number or null"),
     str: (lambda value: isinstance(value, str), "a string"),
     tuple[int, ...]: (
         lambda value: isinstance(value, list | tuple) and all(map(_is_int, value)),
@@ -412,6 +413,9 @@ class CLIPConfig(Config):
     vision: CLIPVisionConfig = field(default_factory=CLIPVisionConfig)
     projection_dim: int = 512
     logit_scale_init_value: float = 2.6592
+    # Not in published configs: what is added to the logits of a CLIP that was trained with the sigmoid loss (SigLIP,
+    # Zhai et al. 2023), to begin with. Without it there is no such parameter.
+    logit_bias_init_value: float | None = None
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> CLIPConfig:
@@ -434,4 +438,5 @@ class CLIPConfig(Config):
             "vision_config": self.vision.to_dict(),
             "projection_dim": self.projection_dim,
             "logit_scale_init_value": self.logit_scale_init_value,
+            **({} if self.logit_bias_init_value is None else {"logit_bias_init_value": self.logit_bias_init_value}),
         }

@@ -1,7 +1,7 @@
-"""Train CLIP: pictures and captions to one space, by the contrastive loss of Radford et al. (2021).
+"""Train CLIP: pictures and texts to one space, by a contrastive loss over the batch of all devices (`contrastive.py`).
 
-Each picture must pick its caption out of the batch and each caption its picture. Captions that occur twice in a batch
-are right answers for each other's pictures, so targets are spread over equal captions.
+The loss is that of Radford et al. (2021) or SigLIP's (Zhai et al. 2023). A batch in pieces keeps its loss: the
+embeddings of all pieces come first (`accumulation.py`).
 
 A ranker must also tell a picture from nearly the same one with a mistake in it, which another picture of the batch
 never is. So damaged copies may join the batch as wrong answers, as word-swapped captions do in NegCLIP (Yuksekgonul et
@@ -11,6 +11,10 @@ al. 2023).
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
+import re
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,48 +22,117 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
-from dalle_mini.data.images import clip_pixels
+from dalle_mini.data import augment
+from dalle_mini.data.images import clip_normalisation, clip_sizes, clip_squares
 from dalle_mini.errors import UserError
+from dalle_mini.evaluation.retrieval import recalls
 from dalle_mini.models import CLIP
 from dalle_mini.models.config import CLIPConfig
 from dalle_mini.text import CaptionTokenizer
-from dalle_mini.training.config import OptimizerConfig
-from dalle_mini.training.sharding import gathered, place, replicated
+from dalle_mini.training.checkpoint import holds_checkpoints
+from dalle_mini.training.config import OptimizerConfig, check_choice
+from dalle_mini.training.contrastive import NOBODY, Contrast, Side, sigmoid_loss, softmax_loss
+from dalle_mini.training.sharding import DATA, batch_sharding, gathered, place
 from dalle_mini.training.step import Loss, StepProgram, TrainState, initial_parameters, loaded_parameters
+from dalle_mini.training.zero_shot import EvaluationConfig, ZeroShot
+from dalle_mini.weights.bundle import PREPROCESSOR, find_part
 
 OPTIMIZER = OptimizerConfig(
     name="adamw", learning_rate=1e-3, warmup_steps=100, decay="cosine", final_rate=0.02, weight_decay=0.05
 )
-MAX_LOGIT_SCALE = float(np.log(100.0))  # the paper's clip: beyond it training is unstable
+LOSSES = ("softmax", "sigmoid")
+DTYPES = ("float32", "bfloat16")
+CAPTIONS = ("any", "first")
+TRAINED = {
+    "both": None,
+    "text": re.compile(r"text_model\.|text_projection\.|logit_"),
+    "vision": re.compile(r"vision_model\.|visual_projection\.|logit_"),
+}
+MAX_LOGIT_SCALE = float(np.log(100.0))  # the softmax paper's clip: beyond it training is unstable
+SIGLIP_SCALE, SIGLIP_BIAS = math.log(10.0), -10.0  # nearly all pairs of a batch are wrong ones, so begin with no
+CHUNK = 64  # pictures or texts of a call, where they are only embedded
 
 
 @dataclass(frozen=True)
 class CLIPTraining:
-    """Optimizer of a CLIP run, and what is done to the pictures.
+    """Loss and optimizer of a CLIP run, and what is done to its pictures. A weight decay is for matrices alone.
 
-    `noise` is the standard deviation of Gaussian noise on pixels in [0, 1]: the ranked pictures come from a VQGAN, not
-    from a camera, and CLIP should not lean on their finest texture.
+    Attributes:
+        loss: "softmax" or "sigmoid" (`contrastive.py`).
+        train: "both" towers with their projections, or "text" or "vision" alone; the temperature is always trained. A
+            vision tower that stays as it is is LiT (Zhai et al. 2022).
+        crop_scale: train on random parts of the pictures, of at least this share of the area; 1 is none.
+        flip: mirror half of the pictures. Captions speak of left and right.
+        colour: brightness, contrast and saturation vary by so much, as a share.
+        noise: the standard deviation of Gaussian noise on pixels in [0, 1]: the ranked pictures come from a VQGAN, not
+            from a camera, and CLIP should not lean on their finest texture.
+        damage: at most this share of a damaged copy's cells is wrong; 0 is no copies.
+        cell: side of a cell, pixels: a token's.
+        captions: of a picture with several, "any" of them by lot each time, or the "first".
+        dtype: what the network computes in; parameters, unit vectors and the loss are float32 in any case.
+        init_from: a trained CLIP to start from: what `CLIP.from_pretrained` reads, a bundle, "shipped", or a run.
     """
 
     model: CLIPConfig = field(default_factory=CLIPConfig)
     optimizer: OptimizerConfig = OPTIMIZER
+    loss: str = "softmax"
+    train: str = "both"
+    crop_scale: float = 1.0
+    flip: bool = False
+    colour: float = 0.0
     noise: float = 0.03
-    damage: float = 0.0  # at most this share of a damaged copy's cells is wrong; 0 is no copies
-    cell: int = 4  # side of a cell, pixels: a token's
-    init_from: str | None = None  # a trained CLIP to start from
+    damage: float = 0.0
+    cell: int = 4
+    captions: str = "any"
+    dtype: str = "float32"
+    init_from: str | None = None
+
+    def __post_init__(self):
+        check_choice("training.loss", self.loss, LOSSES)
+        check_choice("training.train", self.train, tuple(TRAINED))
+        check_choice("training.captions", self.captions, CAPTIONS)
+        check_choice("training.dtype", self.dtype, DTYPES)
+        if not 0 <= self.damage <= 1:
+            raise UserError(f"training.damage {self.damage}: a share from 0 to 1")
+        if not 0 < self.crop_scale <= 1:
+            raise UserError(f"training.crop_scale {self.crop_scale}: a share of the area, more than 0 and at most 1")
+        if not 0 <= self.colour < 1:
+            raise UserError(f"training.colour {self.colour}: a share of 0 or more and less than 1")
+        if not 0 <= self.noise < math.inf:
+            raise UserError(f"training.noise {self.noise}: a standard deviation of 0 or more")
+        if self.cell < 1:
+            raise UserError(f"training.cell {self.cell}: so many pixels a side have no cells")
+
+    @property
+    def network(self) -> CLIPConfig:
+        """`model`, with a bias where the loss needs one: temperature and bias then begin as in SigLIP."""
+        if self.loss == "softmax" or self.model.logit_bias_init_value is not None:
+            return self.model
+        return dataclasses.replace(self.model, logit_scale_init_value=SIGLIP_SCALE, logit_bias_init_value=SIGLIP_BIAS)
+
+    def check(self) -> None:
+        """Raises UserError where the fields do not go together."""
+        if self.damage and self.model.vision.image_size % self.cell:
+            raise UserError(f"training.cell {self.cell} does not divide {self.model.vision.image_size} pixels")
 
 
 class CLIPTrainer:
     """`train` and `held_out` are map-style sources with `batch(indices) -> (uint8 [n, S, S, 3], captions)`.
 
-    `data` says which they are, for the run's record: it is not continued with others.
+    A source may have `captions(index)`, all of a picture's.
+
+    Args:
+        preprocessor: the content of a `preprocessor_config.json`: how pictures become what CLIP looks at.
+        data: which pictures these are, for the run's record: it is not continued with others.
+        evaluation: how it is evaluated.
+        labelled: pictures of the classes of `evaluation`; those held out, by default.
+    Raises UserError where the settings do not go together.
     """
 
     name = "clip"
-    dtype = "float32"
+    decay_vectors = False
 
     def __init__(
         self,
@@ -72,107 +145,182 @@ class CLIPTrainer:
         batch_size: int,
         seed: int,
         data: dict[str, Any] | None = None,
+        evaluation: EvaluationConfig | None = None,
+        labelled: Any = None,
     ):
+        config.check()
         tokenizer.check_vocab_size(config.model.text.vocab_size)
-        if not 0 <= config.damage <= 1:
-            raise UserError(f"training.damage {config.damage}: a share from 0 to 1")
-        if config.damage and config.model.vision.image_size % config.cell:
-            raise UserError(f"training.cell {config.cell} does not divide {config.model.vision.image_size} pixels")
         self.config, self.train, self.held_out, self.data = config, train, held_out, data
         self.tokenizer, self.preprocessor = tokenizer, preprocessor
         self.optimizer, self.batch_size, self.seed = config.optimizer, batch_size, seed
-        self.graphdef, _ = nnx.split(nnx.eval_shape(lambda: CLIP(config.model, rngs=nnx.Rngs(0))))
+        self.dtype, self.trained = config.dtype, TRAINED[config.train]
+        self.graphdef, _ = CLIP.shapes(config.network)
+        self._training_graphdef, _ = CLIP.shapes(config.network, jnp.dtype(config.dtype))
+        self._picture_vectors, self._text_vectors = jax.jit(self._embed_pictures), jax.jit(self._embed_texts)
+        self.evaluation = evaluation or EvaluationConfig()
+        self._zero_shot = ZeroShot.find(self.evaluation, held_out if labelled is None else labelled)
 
     def settings(self) -> dict[str, Any]:
         return {"training": dataclasses.asdict(self.config), "data": self.data}
 
     def parameters(self, key: jax.Array) -> tuple[Any, Any]:
-        return initial_parameters(CLIP, self.config.model, key), ()
+        return initial_parameters(CLIP, self.config.network, key), ()
 
     def loaded(self) -> Any | None:
-        return loaded_parameters(CLIP, self.config.model, self.config.init_from)
+        """Of a CLIP without a bias the sigmoid loss takes the towers: a softmax's temperature means nothing to it."""
+        start, network = self.config.init_from, self.config.network
+        if start is None:
+            return None
+        source = start if holds_checkpoints(start) else find_part("clip", start)
+        params = loaded_parameters(CLIP, self.config.model, source)
+        if network == self.config.model:
+            return params
+        fresh = {"logit_scale": network.logit_scale_init_value, "logit_bias": network.logit_bias_init_value}
+        return params | {name: jnp.float32(value) for name, value in fresh.items()}
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         rng = np.random.default_rng((self.seed, step))
-        return self._examples(self.train, rng.integers(0, len(self.train), self.batch_size), rng)
+        indices = rng.integers(0, len(self.train), self.batch_size)
+        images, captions = self.train.batch(indices)
+        if self.config.captions == "any" and hasattr(self.train, "captions"):
+            captions = [
+                _one_of(self.train.captions(int(index)) or [caption], chance)
+                for index, caption, chance in zip(indices, captions, rng.random(len(indices)), strict=True)
+            ]
+        pictures = _numbered(hash(image.tobytes()) for image in images)  # by what they show: piles hold doubles
+        images = self._augmented(images, rng)
+        numbers = np.stack([_numbered(captions), pictures], axis=1).astype(np.int32)
+        ids, mask = self._tokens(captions)
+        return {"pixels": self._squares(images), "input_ids": ids, "attention_mask": mask, "numbers": numbers}
 
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         vision, text = self.config.model.vision, self.config.model.text
         pixels = (batch_size * (2 if self.config.damage else 1), vision.image_size, vision.image_size, 3)
         ids = jax.ShapeDtypeStruct((batch_size, text.max_position_embeddings), jnp.int32)
         return {
-            "pixels": jax.ShapeDtypeStruct(pixels, jnp.float32),
+            "pixels": jax.ShapeDtypeStruct(pixels, jnp.uint8),
             "input_ids": ids,
             "attention_mask": ids,
-            "caption": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
-        }
-
-    def finish(self, params: Any, state: TrainState, loss: Loss, key: jax.Array) -> tuple[Any, Any, dict[str, Any]]:
-        return {**params, "logit_scale": jnp.minimum(params["logit_scale"], MAX_LOGIT_SCALE)}, state.extra, {}
-
-    def _examples(self, source: Any, indices: Any, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
-        images, captions = source.batch(indices)
-        if rng is not None and self.config.noise:
-            noisy = images + rng.standard_normal(images.shape, np.float32) * (255 * self.config.noise)
-            images = np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
-        if rng is not None and self.config.damage:
-            images = np.concatenate([images, damaged(images, self.config.damage, self.config.cell, rng)])
-        length = self.config.model.text.max_position_embeddings
-        ids, mask = self.tokenizer(captions, max_length=length)
-        number = {caption: i for i, caption in enumerate(captions)}
-        return {
-            "pixels": clip_pixels(images, self.preprocessor),
-            "input_ids": ids,
-            "attention_mask": mask,
-            "caption": np.array([number[caption] for caption in captions], np.int32),
+            "numbers": jax.ShapeDtypeStruct((batch_size, 2), jnp.int32),
         }
 
     def loss(self, params: Any, batch: Any, key: jax.Array | None) -> Loss:
-        model: CLIP = nnx.merge(self.graphdef, params)
-        logits = model.similarity(batch["pixels"], batch["input_ids"], batch["attention_mask"])  # [images, texts]
-        same = (batch["caption"][:, None] == batch["caption"]).astype(logits.dtype)
-        targets = same / same.sum(axis=1, keepdims=True)  # symmetric, as `same` is
-        to_text = optax.softmax_cross_entropy(logits[: len(same)], targets).mean()
-        copies = len(logits) - len(same)  # damaged: no caption's, so no target of any
-        targets, same = jnp.pad(targets, [(0, 0), (0, copies)]), jnp.pad(same, [(0, copies), (0, 0)])
-        to_image = optax.softmax_cross_entropy(logits.T, targets).mean()
-        right = jnp.take_along_axis(same, logits.argmax(axis=0)[None], axis=0)  # each caption's best picture
-        count = jnp.float32(len(batch["caption"]))
-        return Loss((to_text + to_image) / 2 * count, count, {"text_to_image": right.sum()})
+        return self.joint(params, self.embed(params, batch), batch)
+
+    def embed(self, params: Any, batch: Any) -> dict[str, jax.Array]:
+        clip: CLIP = nnx.merge(self._training_graphdef, params)
+        return {
+            "pictures": clip.image_embeds(self._normalised(batch["pixels"])),
+            "texts": clip.text_embeds(batch["input_ids"], batch["attention_mask"]),
+        }
+
+    def joint(self, params: Any, embeds: dict[str, jax.Array], batch: Any) -> Loss:
+        found = self._contrast(params, embeds["pictures"], embeds["texts"], batch["numbers"])
+        return Loss(found.total, jnp.float32(len(embeds["texts"])), {"recall": found.right})
+
+    def finish(self, params: Any, state: TrainState, loss: Loss, key: jax.Array) -> tuple[Any, Any, dict[str, Any]]:
+        if self.config.loss == "softmax":
+            params = {**params, "logit_scale": jnp.minimum(params["logit_scale"], MAX_LOGIT_SCALE)}
+        metrics = {"logit_scale": jnp.exp(params["logit_scale"])}  # times the cosines, which tells more than its log
+        if self.config.loss == "sigmoid":
+            metrics["logit_bias"] = params["logit_bias"]
+        return params, state.extra, metrics
 
     def evaluate(self, program: StepProgram, state: TrainState, batch_size: int) -> dict[str, float]:
-        """Loss and recall@1 of 256 held-out captions, each searching the 256 pictures."""
-        examples = self._examples(self.held_out, range(min(256, len(self.held_out))))
-        whole = dict.fromkeys(examples, replicated(program.mesh))
-        found = jax.device_get(program.evaluate(state.weights, place(examples, whole)))
-        recall = found.metrics["text_to_image"] / found.weight
-        return {"loss": float(found.total / found.weight), "recall": float(recall)}
+        """Over held-out pairs all against all: the loss and `retrieval.recalls`; then zero-shot classification."""
+        images, captions = self.held_out_pairs()
+        pictures, texts = self.picture_vectors(state.weights, images), self.text_vectors(state.weights, captions)
+        learned = gathered({name: leaf for name, leaf in state.weights.items() if name.startswith("logit_")})
+        numbers = np.stack([_numbered(captions), np.arange(len(captions))], axis=1).astype(np.int32)
+        loss = self._contrast(learned, jnp.asarray(pictures), jnp.asarray(texts), jnp.asarray(numbers)).total
+        found = {"loss": float(loss) / len(captions), **recalls(pictures, texts, captions)}
+        if self._zero_shot is not None:
+            prompts = self.text_vectors(state.weights, self._zero_shot.prompts)
+            found |= self._zero_shot.measure(self.picture_vectors(state.weights, self._zero_shot.images), prompts)
+        return found
+
+    def held_out_pairs(self) -> tuple[np.ndarray, list[str]]:
+        """The pictures that are evaluated on, uint8 [n, S, S, 3], and their captions."""
+        return self.held_out.batch(range(min(self.evaluation.pairs, len(self.held_out))))
+
+    def picture_vectors(self, params: Any, images: np.ndarray) -> np.ndarray:
+        """Unit vectors float32 [n, D] of uint8 [n, S, S, 3], by parameters as they lie. All processes call it."""
+        return self._in_chunks(self._picture_vectors, params, self._squares(images))
+
+    def text_vectors(self, params: Any, captions: Sequence[str]) -> np.ndarray:
+        """Unit vectors float32 [n, D]; as `picture_vectors`."""
+        return self._in_chunks(self._text_vectors, params, *self._tokens(captions))
 
     def export(self, state: TrainState, folder: Path) -> None:
         params = gathered(state.weights)
         if jax.process_index() == 0:
             nnx.merge(self.graphdef, params).save_pretrained(folder)
             self.tokenizer.save(folder)
+            (folder / PREPROCESSOR).write_text(json.dumps(self.preprocessor, indent=2) + "\n", "utf-8")
+
+    def _augmented(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The pictures of a batch [n, S, S, 3], and behind them their damaged copies, if there are any."""
+        c = self.config
+        if c.crop_scale < 1:
+            images = augment.random_resized_crops(images, c.crop_scale, rng)
+        if c.flip:
+            images = augment.flipped(images, rng)
+        if c.colour:
+            images = augment.colour_jitter(images, c.colour, rng)
+        if c.noise:
+            images = augment.noisy(images, c.noise, rng)
+        if c.damage:
+            images = np.concatenate([images, augment.damaged(images, c.damage, c.cell, rng)])
+        return images
+
+    def _squares(self, images: np.ndarray) -> np.ndarray:
+        side = self.config.model.vision.image_size
+        if images.shape[1:3] == (side, side) == clip_sizes(self.preprocessor):
+            return images
+        return clip_squares(images, self.preprocessor)
+
+    def _tokens(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        return self.tokenizer(captions, max_length=self.config.model.text.max_position_embeddings)
+
+    def _normalised(self, pixels: jax.Array) -> jax.Array:
+        """As `clip_pixels` does it, where the pictures are: as bytes they travel faster."""
+        factor, mean, std = clip_normalisation(self.preprocessor)
+        return (pixels.astype(jnp.float32) * factor - mean) / std
+
+    def _contrast(self, params: Any, pictures: jax.Array, texts: jax.Array, numbers: jax.Array) -> Contrast:
+        """Pictures beyond the texts are damaged copies."""
+        copies = len(pictures) - len(texts)
+        own = jnp.pad(numbers, ((0, copies), (0, 0)), constant_values=NOBODY)
+        sides, scale = (Side(pictures, own), Side(texts, numbers)), jnp.exp(params["logit_scale"])
+        if self.config.loss == "softmax":
+            return softmax_loss(*sides, scale)
+        return sigmoid_loss(*sides, scale, params["logit_bias"])
+
+    def _embed_pictures(self, params: Any, squares: jax.Array) -> jax.Array:
+        return nnx.merge(self.graphdef, params).image_embeds(self._normalised(squares))
+
+    def _embed_texts(self, params: Any, input_ids: jax.Array, attention_mask: jax.Array) -> jax.Array:
+        return nnx.merge(self.graphdef, params).text_embeds(input_ids, attention_mask)
+
+    def _in_chunks(self, function: Any, params: Any, *arrays: np.ndarray) -> np.ndarray:
+        """`function` of some rows at a time, spread over the mesh on which the parameters are."""
+        mesh = getattr(getattr(jax.tree.leaves(params)[0], "sharding", None), "mesh", None)
+        parts = 1 if mesh is None else mesh.shape[DATA]
+        chunk = -(-CHUNK // parts) * parts
+        found = []
+        for start in range(0, len(arrays[0]), chunk):
+            rows = [array[start : start + chunk] for array in arrays]
+            filled = [np.concatenate([array, np.repeat(array[-1:], chunk - len(array), axis=0)]) for array in rows]
+            placed = filled if mesh is None else place(filled, [batch_sharding(mesh)] * len(filled))
+            found.append(gathered(function(params, *placed))[: len(rows[0])])
+        return np.concatenate(found)
 
 
-def damaged(images: np.ndarray, most: float, cell: int, rng: np.random.Generator) -> np.ndarray:
-    """Copies in which some cells are wrong, uint8 [n, S, S, 3]: as a decoder errs, whose wrong tokens tear shapes.
+def _one_of(captions: Sequence[str], chance: float) -> str:
+    return captions[int(chance * len(captions))]
 
-    In half of the copies a wrong cell is one of its own neighbours', at most two cells away; in the others it is the
-    same place of another picture. At least one cell of each and about the share `most` at most are wrong.
-    """
-    count, side, _, channels = images.shape
-    grid = side // cell
-    cells = images.reshape(count, grid, cell, grid, cell, channels).swapaxes(2, 3)
-    picture, row, column = np.indices((count, grid, grid))
-    near = np.broadcast_to(rng.random((count, 1, 1)) < 0.5, picture.shape)
-    shift = rng.integers(-2, 3, (2, *picture.shape)) * near
-    source = (
-        np.where(near, picture, rng.integers(0, count, picture.shape)),
-        np.clip(row + shift[0], 0, grid - 1),
-        np.clip(column + shift[1], 0, grid - 1),
-    )
-    wrong = rng.random(picture.shape) < rng.uniform(0, most, (count, 1, 1))
-    wrong[np.arange(count), *rng.integers(0, grid, (2, count))] = True
-    cells = np.where(wrong[..., None, None, None], cells[source], cells)
-    return cells.swapaxes(2, 3).reshape(images.shape)
+
+def _numbered(things: Iterable[Hashable]) -> np.ndarray:
+    """A number for each, equal ones for equal things."""
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(thing, len(numbers)) for thing in things], np.int32)

@@ -24,7 +24,7 @@ from dalle_mini.weights.pretrained import flatten, unflatten
 EMBEDDINGS = re.compile(r"lm_head\.|decoder\.(embed_tokens|embed_positions|layernorm_embedding|final_ln)\.")
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+def make_optimizer(config: OptimizerConfig, steps: int, *, decay_vectors: bool = True) -> optax.GradientTransformation:
     """The update of a run of `steps` updates, for pure dicts of parameters, layer stacks included.
 
     - Adafactor (Shazeer and Stern 2018), as published: factored from 128 x 128 on, the update relative to each
@@ -35,16 +35,27 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     - Muon (Jordan 2024, a Shampoo without accumulation) for the matrices of the layers, its updates scaled to AdamW's
       usual size (Liu et al. 2025) so that learning rates are AdamW's; AdamW for embeddings, head, norms and biases.
       Global-norm clipping and `weight_decay` as AdamW's, but norms and biases of the layers do not decay.
+
+    Without `decay_vectors` weight decay is for matrices alone: not for norms, biases, scales and what else has
+    less than two dimensions.
     """
     rate = schedule(config, steps)
+    mask = None if decay_vectors else _matrices
     if config.name == "adafactor":
         one = optax.adafactor(
-            rate, clipping_threshold=config.clip or None, weight_decay_rate=config.weight_decay or None
+            rate,
+            clipping_threshold=config.clip or None,
+            weight_decay_rate=config.weight_decay or None,
+            weight_decay_mask=mask,
         )
         return per_layer(one)
-    adamw = optax.adamw(rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay)
+    adamw = optax.adamw(rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=mask)
     tx = per_layer(adamw) if config.name == "adamw" else per_layer(_muon(config, rate), single=adamw)
     return optax.chain(optax.clip_by_global_norm(config.clip), tx) if config.clip else tx
+
+
+def _matrices(params: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
 def in_groups(
@@ -146,14 +157,18 @@ def _split(params: Mapping) -> tuple[dict[str, jax.Array], dict[str, dict[str, j
     return alone, stacks
 
 
-def trained_part(params: Mapping, config: OptimizerConfig) -> dict[str, Any]:
+def trained_part(params: Mapping, config: OptimizerConfig, trained: re.Pattern | None = None) -> dict[str, Any]:
     """The parameters that the optimizer moves, as a pure dict without the others.
 
+    Args:
+        trained: which they are, by the begin of their paths; None is all.
     Raises UserError where there are none: only DalleBart has embeddings to train alone.
     """
-    if not config.embeddings_only:
+    if config.embeddings_only:
+        trained = EMBEDDINGS
+    if trained is None:
         return params
-    part = _only(params, "")
+    part = _only(params, trained, "")
     if not part:
         raise UserError("optimizer.embeddings_only: this model has no decoder embeddings to train")
     return part
@@ -167,13 +182,13 @@ def with_trained_part(params: Mapping, part: Mapping) -> dict[str, Any]:
     }
 
 
-def _only(params: Mapping, prefix: str) -> dict[str, Any]:
+def _only(params: Mapping, wanted: re.Pattern, prefix: str) -> dict[str, Any]:
     kept = {}
     for key, value in params.items():
         if _is_node(value):
-            if inner := _only(value, f"{prefix}{key}."):
+            if inner := _only(value, wanted, f"{prefix}{key}."):
                 kept[key] = inner
-        elif EMBEDDINGS.match(f"{prefix}{key}"):
+        elif wanted.match(f"{prefix}{key}"):
             kept[key] = value
     return kept
 

@@ -28,6 +28,30 @@ CHARTS: tuple[tuple[str, dict[str, str], dict[str, bool]], ...] = (
     ("PSNR, dB", {"psnr": "training", "eval_psnr": "evaluation"}, {}),
     ("SSIM", {"ssim": "training", "eval_ssim": "evaluation"}, {}),
     ("Codebook use", {"eval_codebook_use": "evaluation"}, {"percent": True, "from_zero": True}),
+    (
+        "Captions that find their picture",
+        {
+            "recall": "training, among the batch",
+            "eval_recall": "first",
+            "eval_recall_at_5": "within five",
+            "eval_recall_at_10": "within ten",
+        },
+        {"percent": True, "from_zero": True},
+    ),
+    (
+        "Pictures that find their caption",
+        {
+            "eval_caption_recall": "first",
+            "eval_caption_recall_at_5": "within five",
+            "eval_caption_recall_at_10": "within ten",
+        },
+        {"percent": True, "from_zero": True},
+    ),
+    (
+        "Zero-shot classification",
+        {"eval_zero_shot": "right", "eval_zero_shot_top_5": "within five"},
+        {"percent": True, "from_zero": True},
+    ),
     ("CLIP score of the pictures", {"sample_score": "mean"}, {}),
     ("Learning rate", {"learning_rate": "rate"}, {"from_zero": True}),
     ("Gradient norm", {"grad_norm": "gradients"}, {"may_be_log": True}),

@@ -29,6 +29,7 @@ MAY_CHANGE = {
     "mesh",
     "tracking",
     "samples",
+    "evaluation",  # what is measured
     "sources",  # where the data lie; "data" tells whether they are the same
     "loop.log_every",
     "loop.eval_every",

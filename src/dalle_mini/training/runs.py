@@ -1,6 +1,6 @@
 """A run as a whole, of the network that its YAML file names: its settings, its data found or made, and its trainer.
 
-What is here is seq2seq's; a VQGAN's is in `vqgan_run.py`.
+What is here is seq2seq's; a VQGAN's is in `vqgan_run.py`, CLIP's in `clip_run.py`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from dalle_mini.errors import UserError
 from dalle_mini.models import DalleBart
 from dalle_mini.models.config import DalleBartConfig
 from dalle_mini.text import CaptionNormalizer, CaptionTokenizer
-from dalle_mini.training import config_file, loop, vqgan_run
+from dalle_mini.training import clip_run, config_file, loop, vqgan_run
 from dalle_mini.training.agreement import each_process_does, first_process_does
-from dalle_mini.training.config import LoopConfig, MeshConfig, SampleConfig, TrackingConfig
+from dalle_mini.training.clip_run import CLIPRun
+from dalle_mini.training.config import LoopConfig, MeshConfig, SampleConfig, TrackingConfig, check_choice
+from dalle_mini.training.picture_runs import SOURCES
 from dalle_mini.training.resume import started_with
 from dalle_mini.training.samples import Sampler
 from dalle_mini.training.seq2seq import Seq2SeqTrainer, Seq2SeqTraining
@@ -32,10 +34,8 @@ from dalle_mini.training.vqgan_run import VQGANRun
 from dalle_mini.weights.bundle import find_part, word_list
 from dalle_mini.weights.pretrained import flatten, mismatch
 
-NETWORK, VQGAN = "seq2seq", "vqgan"  # what the verb trains; CLIP has a script of its own
+NETWORK, VQGAN, CLIP = "seq2seq", "vqgan", "clip"  # what the verb trains
 HELD_OUT = 0.1  # of a pile's pictures, for the evaluation
-SOURCES = "sources"  # the section of a run's record that holds `TokenData`; its "data" tells the rows themselves
-
 
 logger = logging.getLogger("dalle_mini")
 
@@ -73,6 +73,10 @@ class Seq2SeqRun:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
+KINDS = {NETWORK: Seq2SeqRun, VQGAN: VQGANRun, CLIP: CLIPRun}
+Run = Seq2SeqRun | VQGANRun | CLIPRun
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A run that can start: what to train, and who draws pictures on the way."""
@@ -81,7 +85,7 @@ class Prepared:
     sampler: Sampler
 
 
-def load_run(path: str | Path, assignments: Sequence[str] = ()) -> Seq2SeqRun | VQGANRun:
+def load_run(path: str | Path, assignments: Sequence[str] = ()) -> Run:
     """A run's settings from a YAML file, whose `network` says of what, and `key=value` overrides.
 
     A file without `training.model` that names weights to start from takes those weights' config.
@@ -91,13 +95,12 @@ def load_run(path: str | Path, assignments: Sequence[str] = ()) -> Seq2SeqRun | 
     values = config_file.read(path)
     network = values.pop("network", NETWORK)
     try:
-        if network not in (NETWORK, VQGAN):
-            raise UserError(f"network: {network!r} is neither {NETWORK} nor {VQGAN}; CLIP is trained by tools/train/")
-        config_file.build(VQGANRun if network == VQGAN else Seq2SeqRun, values)
+        check_choice("network", network, tuple(KINDS))
+        config_file.build(KINDS[network], values)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    if network == VQGAN:
-        return vqgan_run.build_run(values, assignments)
+    if network != NETWORK:
+        return {VQGAN: vqgan_run, CLIP: clip_run}[network].build_run(values, assignments)
     run = config_file.build(Seq2SeqRun, values, assignments)
     start = run.training.init_from
     if start is not None and "model" not in (values.get("training") or {}):
@@ -107,7 +110,7 @@ def load_run(path: str | Path, assignments: Sequence[str] = ()) -> Seq2SeqRun | 
     return run
 
 
-def recorded_run(out: Path, assignments: Sequence[str] = ()) -> Seq2SeqRun | VQGANRun:
+def recorded_run(out: Path, assignments: Sequence[str] = ()) -> Run:
     """The settings that the run in `out` was started with, or last changed to, with overrides.
 
     Raises UserError where there is no run, or its record cannot be read.
@@ -115,7 +118,7 @@ def recorded_run(out: Path, assignments: Sequence[str] = ()) -> Seq2SeqRun | VQG
     found = started_with(out)
     if found is None:
         raise UserError(f"{out} holds no run to continue: name a CONFIG to start one")
-    kind = VQGANRun if found.get("trainer") == VQGAN else Seq2SeqRun
+    kind = KINDS.get(found.get("trainer"), Seq2SeqRun)
     names = {field.name for field in dataclasses.fields(kind)}
     values = {name: found[name] for name in names & found.keys()} | {"data": found.get(SOURCES, {})}
     try:
@@ -125,13 +128,14 @@ def recorded_run(out: Path, assignments: Sequence[str] = ()) -> Seq2SeqRun | VQG
     return config_file.build(kind, values, assignments)
 
 
-def train(run: Seq2SeqRun | VQGANRun, out: Path, *, resume: str = "auto", allow_changes: bool = False) -> Path:
+def train(run: Run, out: Path, *, resume: str = "auto", allow_changes: bool = False) -> Path:
     """Train into the folder `out`, or continue what is there; the weights are then in the folder that is returned.
 
     Raises UserError where something in the settings or the data is wrong; otherwise as `loop.run`.
     """
-    if isinstance(run, VQGANRun):
-        return vqgan_run.train(run, out, resume=resume, allow_changes=allow_changes)
+    if not isinstance(run, Seq2SeqRun):
+        module = clip_run if isinstance(run, CLIPRun) else vqgan_run
+        return module.train(run, out, resume=resume, allow_changes=allow_changes)
     prepared = prepare_run(run, out)
     settings = {name: dataclasses.asdict(getattr(run, name)) for name in ("samples", "tracking")}
     loop.run(

@@ -96,6 +96,12 @@ def keep_rows(x: jax.Array) -> jax.Array:
     return x if mesh.empty else jax.lax.with_sharding_constraint(x, PartitionSpec(DATA))
 
 
+def everywhere(x: jax.Array) -> jax.Array:
+    """`x` whole on every device, in a program that is traced for a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return x if mesh.empty else jax.lax.with_sharding_constraint(x, PartitionSpec())
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 

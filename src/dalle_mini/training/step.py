@@ -6,6 +6,7 @@ that the mean is exact over whatever is not masked, in all pieces and on all dev
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from dalle_mini.errors import UserError
 from dalle_mini.training import sharding
+from dalle_mini.training.accumulation import accumulated, through_embeddings
 from dalle_mini.training.checkpoint import holds_checkpoints, restore_parameters
 from dalle_mini.training.config import LoopConfig, MeshConfig, OptimizerConfig
 from dalle_mini.training.optimizer import in_groups, make_optimizer, schedule, trained_part, with_trained_part
@@ -72,6 +74,8 @@ class Trainer(Protocol):
         groups: top-level keys of the parameters that have an optimizer of their own, and which. May be missing.
         frozen: arrays that the loss reads and nothing trains, whole on every device and in no checkpoint: then `loss`
             takes a `Beside` as its fourth argument. May be missing.
+        trained: which parameters the optimizer moves, by their paths; None is all. May be missing.
+        decay_vectors: whether the optimizer's weight decay is for norms, biases and scales too. May be missing: it is.
     """
 
     name: str
@@ -79,6 +83,8 @@ class Trainer(Protocol):
     dtype: str
     groups: Mapping[str, OptimizerConfig]
     frozen: Any
+    trained: re.Pattern | None
+    decay_vectors: bool
 
     def parameters(self, key: jax.Array) -> tuple[Any, Any]:
         """(parameters, extra) to begin with, random; traced by jax."""
@@ -92,6 +98,17 @@ class Trainer(Protocol):
 
     def loss(self, params: Any, batch: Any, key: jax.Array | None, *beside: Beside) -> Loss:
         """Of a piece of a batch. Without a key nothing is random: no dropout."""
+        ...
+
+    def embed(self, params: Any, batch: Any) -> Any:
+        """Of a loss that is no sum over examples: arrays with a row for each, from which `joint` makes it.
+
+        A batch in pieces then goes through `through_embeddings`. May be missing.
+        """
+        ...
+
+    def joint(self, params: Any, embeds: Any, batch: Any) -> Loss:
+        """The loss of a whole batch, which is `loss` too. May be missing, where `embed` is."""
         ...
 
     def finish(self, params: Any, state: TrainState, loss: Loss, key: jax.Array) -> tuple[Any, Any, dict[str, Any]]:
@@ -153,11 +170,12 @@ def step_program(trainer: Trainer, loop: LoopConfig, mesh_config: MeshConfig, me
     """Raises UserError where the batch does not divide over the mesh, or the optimizer has nothing to train."""
     sharding.check_batch(mesh, loop.batch_size, loop.accumulation)
     groups = {name: make_optimizer(one, loop.steps) for name, one in getattr(trainer, "groups", {}).items()}
-    tx = in_groups(make_optimizer(trainer.optimizer, loop.steps), groups)
+    decay_vectors = getattr(trainer, "decay_vectors", True)
+    tx = in_groups(make_optimizer(trainer.optimizer, loop.steps, decay_vectors=decay_vectors), groups)
     frozen = getattr(trainer, "frozen", None)
 
     def begin(params, extra) -> TrainState:
-        part = trained_part(params, trainer.optimizer)
+        part = _trained(trainer, params)
         ema = jax.tree.map(jnp.copy, params) if trainer.optimizer.ema is not None else ()
         return TrainState(jnp.zeros((), jnp.int32), params, tx.init(part), ema, jnp.zeros(()), extra)
 
@@ -216,7 +234,7 @@ def make_step(
         beside = [Beside(state.step, arrays) for arrays in frozen]
         loss_key, finish_key = jax.random.split(key)
         compute = _compute_copy(state.params, jnp.dtype(trainer.dtype), mesh, shardings)
-        part, places = (trained_part(tree, trainer.optimizer) for tree in (state.params, shardings))
+        part, places = (_trained(trainer, tree) for tree in (state.params, shardings))
 
         def to_keep(grads):
             """Gradients in float32, split as their parameters are: they are reduced and scattered, not only reduced."""
@@ -235,11 +253,27 @@ def make_step(
                 loss = trainer.loss(with_trained_part(compute, part), rows, key, *beside)
                 return loss.total, loss
 
-            grads, loss = jax.grad(total, has_aux=True)(trained_part(compute, trainer.optimizer))
+            grads, loss = jax.grad(total, has_aux=True)(_trained(trainer, compute))
             return loss, to_keep(grads)
 
+        def in_pieces() -> tuple[Loss, Any]:
+            """The same of a batch that is more than the sum of its pieces."""
+
+            def embed(part, rows):
+                rows = jax.lax.with_sharding_constraint(rows, sharding.batch_sharding(mesh))
+                return trainer.embed(with_trained_part(compute, part), rows)
+
+            def joint(part, embeds):
+                loss = trainer.joint(with_trained_part(compute, part), embeds, batch)
+                return loss.total, loss
+
+            return through_embeddings(embed, joint, _trained(trainer, compute), batch, loop.accumulation, to_keep)
+
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for `sharding.keep_rows`
-            loss, grads = accumulated(piece, batch, loss_key, loop.accumulation)
+            if loop.accumulation > 1 and hasattr(trainer, "embed"):
+                loss, grads = in_pieces()
+            else:
+                loss, grads = accumulated(piece, batch, loss_key, loop.accumulation)
         weight = jnp.maximum(loss.weight, 1e-6)
         mean = loss.total / weight
         grads = jax.tree.map(lambda grad: grad / weight, grads)
@@ -274,25 +308,9 @@ def make_step(
     return step
 
 
-def accumulated(
-    piece: Callable[[Any, jax.Array], tuple[Loss, Any]], batch: Any, key: jax.Array, accumulation: int
-) -> tuple[Loss, Any]:
-    """What `piece(rows, key)` gives, (loss, gradients), summed over `accumulation` pieces of a batch."""
-    if accumulation == 1:
-        return piece(batch, jax.random.fold_in(key, 0))
-
-    def one(sums, numbered):
-        rows, number = numbered
-        loss, grads = piece(rows, jax.random.fold_in(key, number))
-        return jax.tree.map(jnp.add, sums, (loss._replace(aux=()), grads)), loss.aux
-
-    # Row i goes to piece i % accumulation: so each piece is spread over the devices as the batch is, and none moves.
-    pieces = jax.tree.map(lambda rows: rows.reshape(-1, accumulation, *rows.shape[1:]).swapaxes(0, 1), batch)
-    loss, grads = jax.eval_shape(piece, jax.tree.map(lambda rows: rows[0], pieces), key)
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (loss._replace(aux=()), grads))
-    (loss, grads), aux = jax.lax.scan(one, zeros, (pieces, jnp.arange(accumulation)))
-    aux = jax.tree.map(lambda rows: rows.swapaxes(0, 1).reshape(-1, *rows.shape[2:]), aux)
-    return loss._replace(aux=aux), grads
+def _trained(trainer: Trainer, params: Any) -> Any:
+    """The part of the parameters, or of a tree like them, that the optimizer moves."""
+    return trained_part(params, trainer.optimizer, getattr(trainer, "trained", None))
 
 
 def _compute_copy(params: Any, dtype: Any, mesh: Mesh, shardings: Any) -> Any:
