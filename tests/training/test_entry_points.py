@@ -107,8 +107,7 @@ def test_pictures_are_known_by_what_decides_them(tool):
     for name, other in {
         "split": entry.Pictures("heldout", 0),
         "seed": entry.Pictures("train", 9),
-        "emoji": entry.Pictures("train", 0, kinds=("food",)),
-        "jitter": entry.Pictures("train", 0, jitter=1),
+        "emoji": entry.Pictures("train", 0, distance=0.3),
     }.items():
         assert {field for field, value in other.origin().items() if value != train.origin()[field]} == {name}
 

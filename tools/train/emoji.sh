@@ -5,7 +5,7 @@
 #
 # Each stage continues where a kill left it, and is passed over once its output is there: run it again until it says
 # so. To make a stage anew, delete its output and those of the stages after it.
-# Needs the extra `train` and Debian's package fonts-noto-color-emoji. About three hours on 2 CPU cores.
+# Needs the extra `train` and Debian's package fonts-noto-color-emoji. About four hours on 2 CPU cores.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 runs=${1:-runs/emoji}
@@ -21,7 +21,7 @@ run() { # SCRIPT [ARGUMENT ...]
 
 [ -f "$runs/tokenizers/dalle/words.txt" ] || run make_tokenizers.py "$runs/tokenizers"
 [ -d "$runs/vqgan/final" ] || run train_vqgan.py "$runs/vqgan"
-run encode_emoji.py "$runs/vqgan/final" "$runs/tokens" --split train --rows 40000
+run encode_emoji.py "$runs/vqgan/final" "$runs/tokens" --split train --rows 64000
 run encode_emoji.py "$runs/vqgan/final" "$runs/tokens-heldout" --split heldout --rows 512
 [ -d "$runs/seq2seq/final" ] || {
   echo "== dalle-mini train tools/train/configs/emoji.yaml --output $runs/seq2seq" >&2
