@@ -62,14 +62,17 @@ def parser(description: str) -> Parser:
 
 
 def main(config: Any, build: Callable[[Any], Any], description: str) -> None:
-    """`OUT [key=value ...]`: train into OUT, or continue what is there."""
+    """`OUT [key=value ...] [--allow-changes]`: train into OUT, or continue what is there."""
     options = parser(description)
     options.add_argument("out", help="the run's folder; a run that is there is continued")
+    options.add_argument(
+        "--allow-changes", action="store_true", help="continue even with settings that change what is learned"
+    )
     options.add_argument("overrides", nargs="*", metavar="key=value", help="settings, e.g. loop.steps=100")
     with user_errors():
         args = options.parse_args()
         config = override(config, args.overrides)
-        run(build(config), config.loop, args.out)
+        run(build(config), config.loop, args.out, allow_changes=args.allow_changes)
 
 
 class user_errors:

@@ -31,7 +31,8 @@ TRAINING = VQGANTraining(
     model=MODEL,
     optimizer=OptimizerConfig(name="adamw", learning_rate=1.5e-3, warmup_steps=50, decay="cosine", final_rate=0.02),
     # A code is met less than once a step: half of the pictures is background, and there are 6144 of them.
-    revive_below=0.05,
+    codebook_decay=0.97,
+    revive_below=0.1,
 )
 
 
