@@ -46,6 +46,7 @@ MISTAKES = {
     "train_vqgan.py OUT loop.steps=0": "error: loop.steps: 0 is too small; it must be at least 1",
     "train_clip.py OUT training.noise=loud": "error: training.noise: 'loud' is not of type float",
     "train_clip.py": "error: the following arguments are required: out",
+    "make_codebook.py": "error: the following arguments are required: out",
     "encode_emoji.py": "error: the following arguments are required: vqgan, out",
     "encode_emoji.py VQGAN OUT --rows many": "error: argument --rows: invalid int value: 'many'",
     "make_tokenizers.py": "error: the following arguments are required: out",
@@ -160,7 +161,15 @@ def test_a_recipe_that_is_done_does_nothing_again(tmp_path):
     python.write_text(f'#!/bin/sh\necho "$1" >> {called}\n')
     python.chmod(0o755)
     runs = tmp_path / "runs"
-    for folder in ("vqgan/final", "seq2seq/final", "clip-first/final", "clip/final", "tokenizers/dalle", "quality"):
+    for folder in (
+        "codebook",
+        "vqgan/final",
+        "seq2seq/final",
+        "clip-first/final",
+        "clip/final",
+        "tokenizers/dalle",
+        "quality",
+    ):
         (runs / folder).mkdir(parents=True)
     (runs / "bundle").mkdir()
     for file in ("tokenizers/dalle/words.txt", "quality/quality.json", "bundle/README.md"):

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The model that ships with the package, from nothing: emoji font -> VQGAN -> tokens -> seq2seq -> CLIP -> bundle.
+# The model that ships with the package, from nothing: emoji font -> codebook -> VQGAN -> tokens -> seq2seq -> CLIP -> bundle.
 #
 #   tools/train/emoji.sh [RUNS=runs/emoji]
 #
@@ -20,9 +20,10 @@ run() { # SCRIPT [ARGUMENT ...]
 }
 
 [ -f "$runs/tokenizers/dalle/words.txt" ] || run make_tokenizers.py "$runs/tokenizers"
-[ -d "$runs/vqgan/final" ] || run train_vqgan.py "$runs/vqgan"
-run encode_emoji.py "$runs/vqgan/final" "$runs/tokens" --split train --rows 64000
-run encode_emoji.py "$runs/vqgan/final" "$runs/tokens-heldout" --split heldout --rows 512
+[ -d "$runs/codebook" ] || run make_codebook.py "$runs/codebook"
+[ -d "$runs/vqgan/final" ] || run train_vqgan.py "$runs/vqgan" "codebook=$runs/codebook"
+run encode_emoji.py "$runs/codebook" "$runs/tokens" --split train --rows 32000
+run encode_emoji.py "$runs/codebook" "$runs/tokens-heldout" --split heldout --rows 512
 [ -d "$runs/seq2seq/final" ] || {
   echo "== dalle-mini train tools/train/configs/emoji.yaml --output $runs/seq2seq" >&2
   "$python" -m dalle_mini.cli train tools/train/configs/emoji.yaml --output "$runs/seq2seq" \

@@ -1,6 +1,6 @@
 """Encode emoji scenes into token shards with a trained VQGAN.
 
-    python tools/train/encode_emoji.py runs/emoji/vqgan/final runs/emoji/tokens --split train --rows 64000
+    python tools/train/encode_emoji.py runs/emoji/vqgan/final runs/emoji/tokens --split train --rows 32000
 
 Run it again to continue after a kill.
 """
@@ -20,7 +20,7 @@ if __name__ == "__main__":
     options.add_argument("vqgan", help="the VQGAN's folder")
     options.add_argument("out", help="the folder of the shards")
     options.add_argument("--split", choices=SPLITS, default="train")
-    options.add_argument("--rows", type=int, default=64_000, help="(default: 64000)")
+    options.add_argument("--rows", type=int, default=32_000, help="(default: 32000)")
     options.add_argument("--seed", type=int, default=0)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with user_errors():
