@@ -13,8 +13,8 @@ from flax import nnx
 from dalle_mini.data.emoji import DEBIAN_FONT, everyday_candidates
 from dalle_mini.data.networks import identity
 from dalle_mini.data.tidy_scenes import TidyScenes
-from dalle_mini.models import VQGAN
-from dalle_mini.models.config import VQGANConfig
+from dalle_mini.models import VQGAN, DalleBart
+from dalle_mini.models.config import DalleBartConfig, VQGANConfig
 from dalle_mini.training.loop import run
 
 TOOLS = Path(__file__).parents[2] / "tools" / "train"
@@ -91,3 +91,31 @@ def test_codes_copy_patches_and_only_the_decoder_learns(tool, scenes, tmp_path):
     assert identity(end) == identity(start)  # its tokens are the same: they may be made before it is trained
     before, after = (jax.tree.leaves(nnx.state(one.decoder)) for one in (start, end))
     assert all(not np.array_equal(a, b) for a, b in zip(before, after, strict=True) if np.size(a) > 64)
+
+
+def test_tokens_that_look_alike_begin_alike(tool, tmp_path):
+    make_start = tool("make_start")
+    vqgan = VQGAN(MODEL, rngs=nnx.Rngs(0))
+    codes = np.random.default_rng(0).standard_normal((64, 16)).astype(np.float32)
+    codes[1] = codes[0] + 0.01
+    vqgan.codebook.embedding[...] = jnp.asarray(codes)
+    vqgan.save_pretrained(tmp_path / "codebook")
+    sizes = {"d_model": 32, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "encoder_layers": 1, "decoder_layers": 1}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    config = DalleBartConfig(
+        encoder_vocab_size=50, image_vocab_size=64, max_text_length=8, init_std=0.05, **sizes, **heads
+    )
+    make_start.make(tmp_path / "codebook", tmp_path / "start", config)
+    model = DalleBart.from_pretrained(tmp_path / "start")
+    random = DalleBart(config, rngs=nnx.Rngs(0))
+    for tokens, before in (
+        (model.decoder.embed_tokens.embedding[...], random.decoder.embed_tokens.embedding[...]),
+        (model.lm_head.kernel[...].T, random.lm_head.kernel[...].T),
+    ):
+        assert tokens.shape == before.shape
+        assert float(jnp.std(tokens)) == pytest.approx(float(jnp.std(before)), rel=0.15)
+        np.testing.assert_array_equal(tokens[64:], before[64:])  # the start token is no picture's
+        unit = tokens / jnp.linalg.norm(tokens, axis=1, keepdims=True)
+        near = np.array(unit @ unit.T)
+        assert near[0, 1] > 0.6 and np.abs(near[0, 2:]).mean() < 0.35
+    np.testing.assert_array_equal(model.encoder.embed_tokens.embedding[...], random.encoder.embed_tokens.embedding[...])

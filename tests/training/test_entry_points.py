@@ -47,6 +47,7 @@ MISTAKES = {
     "train_clip.py OUT training.noise=loud": "error: training.noise: 'loud' is not of type float",
     "train_clip.py": "error: the following arguments are required: out",
     "make_codebook.py": "error: the following arguments are required: out",
+    "make_start.py CODEBOOK": "error: the following arguments are required: out",
     "encode_emoji.py": "error: the following arguments are required: vqgan, out",
     "encode_emoji.py VQGAN OUT --rows many": "error: argument --rows: invalid int value: 'many'",
     "make_tokenizers.py": "error: the following arguments are required: out",

@@ -24,10 +24,12 @@ run() { # SCRIPT [ARGUMENT ...]
 [ -d "$runs/vqgan/final" ] || run train_vqgan.py "$runs/vqgan" "codebook=$runs/codebook"
 run encode_emoji.py "$runs/codebook" "$runs/tokens" --split train --rows 32000
 run encode_emoji.py "$runs/codebook" "$runs/tokens-heldout" --split heldout --rows 512
+[ -d "$runs/start" ] || run make_start.py "$runs/codebook" "$runs/start"
 [ -d "$runs/seq2seq/final" ] || {
   echo "== dalle-mini train tools/train/configs/emoji.yaml --output $runs/seq2seq" >&2
   "$python" -m dalle_mini.cli train tools/train/configs/emoji.yaml --output "$runs/seq2seq" \
-    "data.train=$runs/tokens" "data.validation=$runs/tokens-heldout" "data.tokenizer=$runs/tokenizers/dalle"
+    "data.train=$runs/tokens" "data.validation=$runs/tokens-heldout" "data.tokenizer=$runs/tokenizers/dalle" \
+    "training.init_from=$runs/start"
 }
 [ -d "$runs/clip-first/final" ] || run train_clip.py "$runs/clip-first" "tokenizer=$runs/tokenizers/clip"
 # Once it knows what is what, it learns to tell whole pictures from damaged ones.
