@@ -4,9 +4,9 @@
 
 In the closed world of the emoji scenes all patches of 8 x 8 pixels can be looked at, so nothing has to be found by
 gradients: the encoder is the patches' principal components, and the codebook is their k-means clusters there. Distances
-between codes are distances between pixels, and each patch gets the code that copies it best. What is left to train is
-the decoder (train_vqgan.py), which sees the codes around a patch and can do better than the cluster's mean; the seq2seq
-model need not wait for it.
+between codes are distances between pixels, and each patch gets the code that copies it best. The decoder begins as the
+clusters' means. What is left to train is what it can add (train_vqgan.py), for it sees the codes around a patch too;
+the seq2seq model need not wait for it.
 """
 
 import os
@@ -41,6 +41,7 @@ def make(out: Path, pictures: int, patches: int, rounds: int, model=MODEL) -> No
     print(f"{len(values)} patches; different ones are copied at {-10 * np.log10(noise):.2f} dB")
     vqgan = VQGAN(model, rngs=nnx.Rngs(0))
     set_linear_encoder(vqgan, mean, axes * scale)
+    set_linear_decoder(vqgan, mean, axes / scale)
     vqgan.codebook.embedding[...] = jnp.asarray(codes * scale)
     beside = out.with_name(out.name + ".tmp")
     shutil.rmtree(beside, ignore_errors=True)
@@ -124,6 +125,12 @@ def set_linear_encoder(vqgan: VQGAN, mean: np.ndarray, axes: np.ndarray) -> None
     set_conv(encoder.hidden, np.block([[unit, -unit], [-unit, unit]]))
     set_conv(encoder.conv_out, np.concatenate([unit, -unit])[:, : encoder.conv_out.bias[...].size])
     set_conv(vqgan.quant_conv, np.eye(*vqgan.quant_conv.kernel[...].shape[2:], dtype=np.float32))
+
+
+def set_linear_decoder(vqgan: VQGAN, mean: np.ndarray, axes: np.ndarray) -> None:
+    """Make the patch decoder begin as mean + vector axes^T, the cluster's mean."""
+    set_conv(vqgan.post_quant_conv, np.eye(*vqgan.post_quant_conv.kernel[...].shape[2:], dtype=np.float32))
+    set_conv(vqgan.decoder.direct, axes.T, mean)
 
 
 def set_conv(conv: nnx.Conv, matrix: np.ndarray, bias: np.ndarray | None = None) -> None:

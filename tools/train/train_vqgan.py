@@ -21,22 +21,19 @@ from dalle_mini.training.step import Loss, TrainState, loaded_parameters
 from dalle_mini.training.vqgan import VQGANTrainer, VQGANTraining
 
 MODEL = VQGANConfig(
-    ch=16,
-    ch_mult=(1, 1, 4, 8),  # narrow where there are many pixels: a patch goes from 128 numbers to 256 and 1024
-    num_res_blocks=1,
-    attn_resolutions=(),
+    ch_mult=(1, 1, 1, 1),  # f8
     resolution=SIZE,
     z_channels=64,
     embed_dim=64,
     n_embed=6144,
-    resamp_with_conv=False,
     norm_groups=4,
     patch_encoder=True,
+    patch_decoder=True,
 )
 
 TRAINING = VQGANTraining(
     model=MODEL,
-    optimizer=OptimizerConfig(name="adamw", learning_rate=1.5e-3, warmup_steps=50, decay="cosine", final_rate=0.02),
+    optimizer=OptimizerConfig(name="adamw", learning_rate=1e-3, warmup_steps=50, decay="cosine", final_rate=0.02),
 )
 
 
