@@ -56,7 +56,7 @@ class DecoderTrainer(VQGANTrainer):
     def loaded(self) -> Any:
         return loaded_parameters(VQGAN, self.config.model, self.codebook)
 
-    def loss(self, params: Any, batch: Any, key: jax.Array | None) -> Loss:
+    def loss(self, params: Any, batch: Any, key: jax.Array | None, *beside: Any) -> Loss:
         images = batch["images"].astype(jnp.float32) / 255
         vqgan = nnx.merge(self.graphdef, params)
         tokens = vqgan.quantize(vqgan.encode_latents(images))
