@@ -30,9 +30,25 @@ from dalle_mini.data.scene_layout import SCENE_SCALES
 from dalle_mini.data.tidy_scenes import WIDTH, TidyScenes
 from dalle_mini.errors import UserError
 from dalle_mini.evaluation.contact_sheet import PARTLY, RIGHT, WRONG, Entry, contact_sheet
-from dalle_mini.evaluation.emoji import EmojiJudge, EmojiPrompt, Judgement, held_out_prompts, mistakes, pick_gain, score
+from dalle_mini.evaluation.emoji import (
+    EmojiJudge,
+    EmojiPrompt,
+    Judgement,
+    held_out_prompts,
+    mistakes,
+    pick_gain,
+    plain_caption,
+    score,
+)
 from dalle_mini.evaluation.scene_judge import SceneJudge, SceneJudgement
-from dalle_mini.evaluation.scenes import ScenePrompt, held_out_scenes, is_right, right_picture, score_scenes
+from dalle_mini.evaluation.scenes import (
+    ScenePrompt,
+    held_out_scenes,
+    is_right,
+    right_picture,
+    score_scenes,
+    single_caption,
+)
 from dalle_mini.output import check_writable
 from dalle_mini.settings import GenerationSettings
 
@@ -100,7 +116,8 @@ def measure(args: argparse.Namespace) -> None:
     pipe = DalleMini.from_pretrained(args.model, vqgan=args.vqgan, clip=args.clip)
     baseline = DalleMini.from_pretrained(args.baseline) if args.baseline else None
     known = known_emoji(pipe.folders["dalle"], font)
-    prompts = held_out_prompts(args.prompts, known, args.seed)
+    words = single_caption if is_tidy(pipe.folders["dalle"]) else plain_caption
+    prompts = held_out_prompts(args.prompts, known, args.seed, words)
     scenes = held_out_scenes(args.scene_prompts, known, args.seed) if args.scene_prompts else []
     judges = draw_judges(pipe, font, bool(scenes))
 

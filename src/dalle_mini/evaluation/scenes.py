@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dalle_mini.data.emoji import PALETTE, Emoji, is_held_out
+from dalle_mini.data.emoji import EVERYDAY, PALETTE, Emoji, is_held_out
 from dalle_mini.data.emoji_captions import with_article
 from dalle_mini.data.emoji_nouns import noun_phrase, spoken
 from dalle_mini.data.emoji_scenes import TWO, Background, Scene, arrange, draw
@@ -18,6 +18,7 @@ from dalle_mini.data.scene_captions import RELATIONS
 from dalle_mini.data.scene_splits import is_pair_held_out
 from dalle_mini.data.tidy_scenes import arrange_tidily
 from dalle_mini.errors import UserError
+from dalle_mini.evaluation.emoji import plain_caption
 from dalle_mini.evaluation.scene_judge import SceneJudgement
 
 
@@ -77,6 +78,16 @@ def scene_caption(first: Emoji, relation: str, second: Emoji, color: str | None 
     one, other = noun_phrase(spoken(first.name)), noun_phrase(spoken(second.name))
     place = f" on {with_article(color)} background" if color else ""
     return f"{one} {RELATIONS[relation].phrases[0]} {other}{place}"
+
+
+def single_caption(emoji: Emoji, color: str) -> str:
+    """The commonest wording for one emoji in the captions of scenes: "a padlock on a blue background".
+
+    Those that the first edition draws go by their Unicode name, the others by the name one says, so not "locked".
+    """
+    if emoji.characters[0] in "".join(EVERYDAY.values()):
+        return plain_caption(emoji, color)
+    return f"{noun_phrase(spoken(emoji.name))} on {with_article(color)} background"
 
 
 def right_picture(
