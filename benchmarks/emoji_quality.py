@@ -25,16 +25,35 @@ import numpy as np
 from PIL import Image
 
 from dalle_mini.commands.terminal import Parser
-from dalle_mini.data.emoji import Emoji, EmojiPictures, all_emoji, everyday_emoji, find_font, render
+from dalle_mini.data.emoji import MEDIUM, Emoji, EmojiPictures, all_emoji, everyday_emoji, find_font, render
+from dalle_mini.data.scene_layout import SCENE_SCALES
+from dalle_mini.data.tidy_scenes import WIDTH, TidyScenes
 from dalle_mini.errors import UserError
 from dalle_mini.evaluation.contact_sheet import PARTLY, RIGHT, WRONG, Entry, contact_sheet
-from dalle_mini.evaluation.emoji import EmojiJudge, EmojiPrompt, Judgement, held_out_prompts, mistakes, pick_gain, score
+from dalle_mini.evaluation.emoji import (
+    EmojiJudge,
+    EmojiPrompt,
+    Judgement,
+    held_out_prompts,
+    mistakes,
+    pick_gain,
+    plain_caption,
+    score,
+)
 from dalle_mini.evaluation.scene_judge import SceneJudge, SceneJudgement
-from dalle_mini.evaluation.scenes import ScenePrompt, held_out_scenes, is_right, right_picture, score_scenes
+from dalle_mini.evaluation.scenes import (
+    ScenePrompt,
+    held_out_scenes,
+    is_right,
+    right_picture,
+    score_scenes,
+    single_caption,
+)
 from dalle_mini.output import check_writable
 from dalle_mini.settings import GenerationSettings
 
 EMOJI_LIST = "emoji.json"  # in a bundle: the names of the emoji that the model was trained on
+SCENES = "scenes.json"  # in a bundle: {"tidy": true} where it was trained on `TidyScenes`
 MISTAKES_SHOWN = 40
 
 
@@ -97,12 +116,12 @@ def measure(args: argparse.Namespace) -> None:
     pipe = DalleMini.from_pretrained(args.model, vqgan=args.vqgan, clip=args.clip)
     baseline = DalleMini.from_pretrained(args.baseline) if args.baseline else None
     known = known_emoji(pipe.folders["dalle"], font)
-    prompts = held_out_prompts(args.prompts, known, args.seed)
+    words = single_caption if is_tidy(pipe.folders["dalle"]) else plain_caption
+    prompts = held_out_prompts(args.prompts, known, args.seed, words)
     scenes = held_out_scenes(args.scene_prompts, known, args.seed) if args.scene_prompts else []
-    size = pipe.vqgan.config.resolution
-    judges = draw_judges(size, font, bool(scenes))
+    judges = draw_judges(pipe, font, bool(scenes))
 
-    vqgan = measure_vqgan(pipe.vqgan, judges, prompts, scenes, known, size, args.reconstructions, font)
+    vqgan = measure_vqgan(pipe, judges, prompts, scenes, known, args.reconstructions, font)
     drawn = draw_and_judge(pipe, judges, prompts, scenes, settings)
     gain, error = pick_gain(
         [[one.is_emoji(prompt) for one in row] for prompt, row in zip(prompts, drawn.judged, strict=True)]
@@ -116,9 +135,7 @@ def measure(args: argparse.Namespace) -> None:
     figures |= pipe.provenance()
     if baseline is not None:
         say(f"the same of {args.baseline}")
-        other_size = baseline.vqgan.config.resolution
-        judges = judges if other_size == size else draw_judges(other_size, font, bool(scenes))
-        shares = draw_and_judge(baseline, judges, prompts, scenes, settings).shares()
+        shares = draw_and_judge(baseline, draw_judges(baseline, font, bool(scenes)), prompts, scenes, settings).shares()
         figures |= {f"baseline_{name}": share for name, share in shares.items()}
         figures["baseline"] = baseline.provenance()
     figures["seconds"] = round(time.perf_counter() - started, 1)
@@ -131,16 +148,24 @@ def measure(args: argparse.Namespace) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Judges:
-    """For one size of pictures; `pairs` is None where no scenes are asked for."""
+    """For one model's pictures; `pairs` is None where no scenes are asked for."""
 
     single: EmojiJudge
     pairs: SceneJudge | None
 
 
-def draw_judges(size: int, font: Path, scenes: bool) -> Judges:
-    single = EmojiJudge(size, font=font, progress=every(1000, "emoji drawn to judge by"))
-    pairs = SceneJudge(size, font=font, progress=every(1000, "emoji drawn to judge scenes by")) if scenes else None
-    return Judges(single, pairs)
+def draw_judges(pipe, font: Path, scenes: bool) -> Judges:
+    """They look for emoji of the widths in which the model learned to draw them."""
+    size, tidy = pipe.vqgan.config.resolution, is_tidy(pipe.folders["dalle"])
+    single = EmojiJudge(
+        size, font=font, scales=(WIDTH if tidy else MEDIUM,), progress=every(1000, "emoji drawn to judge by")
+    )
+    if not scenes:
+        return Judges(single, None)
+    scales = (WIDTH,) if tidy else SCENE_SCALES
+    return Judges(
+        single, SceneJudge(size, font=font, scales=scales, progress=every(1000, "emoji drawn to judge scenes by"))
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,15 +201,30 @@ def known_emoji(dalle: Path, font: Path) -> list[Emoji]:
     return [by_name[name] for name in dict.fromkeys(names)]
 
 
-def measure_vqgan(vqgan, judges: Judges, prompts, scenes, known, size: int, count: int, font: Path) -> dict[str, float]:
+def is_tidy(dalle: Path) -> bool:
+    """Whether the model was trained on tidy scenes: its bundle's `scenes.json` says so."""
+    path = next((path for path in (dalle.parent / SCENES, dalle / SCENES) if path.is_file()), None)
+    if path is None:
+        return False
+    try:
+        return bool(json.loads(path.read_text("utf-8"))["tidy"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{path}: {{"tidy": true}} or false is expected ({error})') from None
+
+
+def measure_vqgan(pipe, judges: Judges, prompts, scenes, known, count: int, font: Path) -> dict[str, float]:
     """Losses on held-out pictures, and how the judge does on the prompts' own pictures after the VQGAN: the ceiling."""
     from dalle_mini.data.images import to_uint8
     from dalle_mini.evaluation.reconstruction import codebook_use, psnr, reconstruct
 
-    source = EmojiPictures(size, length=count, emoji=known, split="heldout", font=font, jitter=1)
+    vqgan, tidy = pipe.vqgan, is_tidy(pipe.folders["dalle"])
+    size = vqgan.config.resolution
+    options = {"length": count, "emoji": known, "split": "heldout", "font": font}
+    source = TidyScenes(size, **options) if tidy else EmojiPictures(size, jitter=1, **options)
     images, _ = source.batch(range(count))
     pictures, tokens = reconstruct(vqgan, images, every(256, "pictures through the VQGAN"))
-    asked = np.stack([render(prompt.emoji, prompt.color, size, font=font) for prompt in prompts])
+    scale = WIDTH if tidy else MEDIUM
+    asked = np.stack([render(prompt.emoji, prompt.color, size, scale, font=font) for prompt in prompts])
     ceiling = score(prompts, [[one] for one in judges.single(to_uint8(reconstruct(vqgan, asked)[0]))])
     figures = {
         "vqgan_psnr": psnr(images, pictures),
@@ -193,7 +233,7 @@ def measure_vqgan(vqgan, judges: Judges, prompts, scenes, known, size: int, coun
         "reconstructed_background_accuracy": ceiling.background_accuracy,
     }
     if scenes:
-        asked = np.stack([right_picture(prompt, size, font) for prompt in scenes])
+        asked = np.stack([right_picture(prompt, size, font, tidy=tidy) for prompt in scenes])
         seen = judges.pairs(to_uint8(reconstruct(vqgan, asked)[0]), [(one.first, one.second) for one in scenes])
         best = score_scenes(scenes, [[one] for one in seen])
         figures["reconstructed_pair_accuracy"] = best.pair_accuracy

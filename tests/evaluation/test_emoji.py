@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dalle_mini import DalleMini
 from dalle_mini.data.emoji import (
     DEBIAN_FONT,
     MEDIUM,
@@ -31,6 +32,7 @@ from dalle_mini.evaluation.emoji import (
     plain_caption,
     score,
 )
+from dalle_mini.evaluation.scenes import held_out_scenes, is_right, right_picture
 
 needs_font = pytest.mark.skipif(not DEBIAN_FONT.is_file(), reason="the package fonts-noto-color-emoji is not installed")
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "emoji_quality.py"
@@ -246,3 +248,30 @@ def test_mistakes_of_the_user_are_one_line(quality, options, message, tmp_path, 
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ") and message in error
     assert not (tmp_path / "out").exists()
+
+
+@needs_font
+def test_a_bundle_says_which_scenes_it_was_trained_on(quality, golden_bundle, tmp_path, monkeypatch):
+    for module in ("emoji", "scene_judge"):
+        monkeypatch.setattr(f"dalle_mini.evaluation.{module}.all_emoji", lambda font=None: everyday_emoji()[:20])
+    pipe = DalleMini.from_pretrained(golden_bundle)
+    dalle = tmp_path / "dalle"
+    dalle.mkdir()
+    pipe.folders["dalle"] = dalle
+    assert not quality.is_tidy(dalle)
+    free = quality.draw_judges(pipe, DEBIAN_FONT, scenes=True)
+    (tmp_path / "scenes.json").write_text('{"tidy": true}')
+    assert quality.is_tidy(dalle)
+    tidy = quality.draw_judges(pipe, DEBIAN_FONT, scenes=True)
+    # Its pictures, and nothing in the other one's sizes, are told by the judges that go with it.
+    size, few = pipe.vqgan.config.resolution, everyday_emoji()[:8]
+    shown = np.stack([render(one, "blue", size, 8) for one in few])
+    assert [one.name for one in tidy.single(shown)] == [one.name for one in few]
+    assert {one.scale for one in tidy.single(shown)} == {8} and {one.scale for one in free.single(shown)} == {12}
+    prompts = held_out_scenes(3, everyday_emoji()[:20])
+    pictures = np.stack([right_picture(prompt, size, tidy=True) for prompt in prompts])
+    found = tidy.pairs(pictures, [(prompt.first, prompt.second) for prompt in prompts])
+    assert all(is_right(one, prompt) for one, prompt in zip(found, prompts, strict=True))
+    (tmp_path / "scenes.json").write_text("[]")
+    with pytest.raises(UserError, match=r"scenes\.json"):
+        quality.is_tidy(dalle)

@@ -8,9 +8,12 @@ from PIL import Image
 from dalle_mini.data.emoji import DEBIAN_FONT, Emoji, everyday_candidates, is_held_out
 from dalle_mini.data.emoji_scenes import Background, Scene, Thing, draw
 from dalle_mini.data.scene_captions import RELATIONS
+from dalle_mini.data.scene_emoji import scene_candidates
 from dalle_mini.data.scene_layout import Box
 from dalle_mini.data.scene_splits import is_pair_held_out
+from dalle_mini.data.tidy_scenes import TidyScenes
 from dalle_mini.errors import UserError
+from dalle_mini.evaluation.emoji import held_out_prompts
 from dalle_mini.evaluation.scene_judge import Found, SceneJudge, SceneJudgement
 from dalle_mini.evaluation.scenes import (
     ScenePrompt,
@@ -20,6 +23,7 @@ from dalle_mini.evaluation.scenes import (
     right_picture,
     scene_caption,
     score_scenes,
+    single_caption,
 )
 
 needs_font = pytest.mark.skipif(not DEBIAN_FONT.is_file(), reason="the package fonts-noto-color-emoji is not installed")
@@ -45,6 +49,17 @@ def damaged(images):
     soft = np.stack([np.asarray(image.resize((64, 64), Image.Resampling.BICUBIC)) for image in half])
     noise = np.random.default_rng(0).normal(0, 20, soft.shape)
     return np.clip(soft + noise, 0, 255).astype(np.uint8)
+
+
+def test_single_emoji_are_asked_for_by_the_words_of_the_training_captions():
+    assert single_caption(Emoji("🍎", "red apple"), "blue") == "a red apple on a blue background"
+    assert single_caption(Emoji("🔒", "locked"), "orange") == "a padlock on an orange background"
+    asked = held_out_prompts(20, scene_candidates()[400:], caption=single_caption)
+    assert all(prompt.caption == single_caption(prompt.emoji, prompt.color) for prompt in asked)
+    source = TidyScenes(length=30_000, emoji=scene_candidates()[400:600])
+    told = {source.caption(index) for index in range(30_000)}
+    shown = [single_caption(one, "white") for one in source.emoji]
+    assert sum(caption in told for caption in shown) > 100
 
 
 @needs_font

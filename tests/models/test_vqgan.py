@@ -140,6 +140,24 @@ def test_a_patch_encoder_sees_one_patch_a_token():
     assert np.argwhere(difference > 1e-6).tolist() == [[1, 2]]
 
 
+def test_a_patch_decoder_puts_each_codes_patch_in_its_place():
+    config = dataclasses.replace(SMALL, patch_decoder=True, resolution=32)
+    vqgan = VQGAN(config, rngs=nnx.Rngs(0))
+    codes = np.random.default_rng(0).standard_normal((1, 16, 16, 6)).astype(np.float32)
+    changed = codes.copy()
+    changed[:, 8, 5] += 1
+    before, after = vqgan.decode_latents(codes), vqgan.decode_latents(changed)
+    assert before.shape == (1, 32, 32, 3)
+    # At first the surroundings say nothing: a code is its own patch of 2x2 pixels, and no other.
+    difference = np.abs(before - after).max(axis=(0, 3))
+    assert np.argwhere(difference > 1e-6).tolist() == [[16, 10], [16, 11], [17, 10], [17, 11]]
+    direct = vqgan.decoder.direct(vqgan.post_quant_conv(codes))[0, 8, 5].reshape(2, 2, 3)
+    np.testing.assert_allclose(before[0, 16:18, 10:12], direct, rtol=1e-5)
+    vqgan.decoder.conv_out.kernel[...] = vqgan.decoder.conv_out.kernel[...] + 1
+    moved = vqgan.decode_latents(changed) - vqgan.decode_latents(codes)
+    assert np.abs(moved[0, 8:10, 10:12]).max() > 1e-6  # and then they do
+
+
 def test_attention_is_where_the_config_wants_it(small):
     assert [len(level.attn) for level in small.encoder.down] == [0, 1]
     assert [len(level.attn) for level in small.decoder.up] == [0, 2]

@@ -46,6 +46,8 @@ MISTAKES = {
     "train_vqgan.py OUT loop.steps=0": "error: loop.steps: 0 is too small; it must be at least 1",
     "train_clip.py OUT training.noise=loud": "error: training.noise: 'loud' is not of type float",
     "train_clip.py": "error: the following arguments are required: out",
+    "make_codebook.py": "error: the following arguments are required: out",
+    "make_start.py CODEBOOK": "error: the following arguments are required: out",
     "encode_emoji.py": "error: the following arguments are required: vqgan, out",
     "encode_emoji.py VQGAN OUT --rows many": "error: argument --rows: invalid int value: 'many'",
     "make_tokenizers.py": "error: the following arguments are required: out",
@@ -107,8 +109,7 @@ def test_pictures_are_known_by_what_decides_them(tool):
     for name, other in {
         "split": entry.Pictures("heldout", 0),
         "seed": entry.Pictures("train", 9),
-        "emoji": entry.Pictures("train", 0, kinds=("food",)),
-        "jitter": entry.Pictures("train", 0, jitter=1),
+        "emoji": entry.Pictures("train", 0, distance=0.3),
     }.items():
         assert {field for field, value in other.origin().items() if value != train.origin()[field]} == {name}
 
@@ -161,7 +162,8 @@ def test_a_recipe_that_is_done_does_nothing_again(tmp_path):
     python.write_text(f'#!/bin/sh\necho "$1" >> {called}\n')
     python.chmod(0o755)
     runs = tmp_path / "runs"
-    for folder in ("vqgan/final", "seq2seq/final", "clip-first/final", "clip/final", "tokenizers/dalle", "quality"):
+    finished = (f"{name}/final" for name in ("vqgan", "seq2seq", "clip-first", "clip"))
+    for folder in (*finished, "codebook", "start", "tokenizers/dalle", "quality"):
         (runs / folder).mkdir(parents=True)
     (runs / "bundle").mkdir()
     for file in ("tokenizers/dalle/words.txt", "quality/quality.json", "bundle/README.md"):

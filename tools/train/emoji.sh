@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The model that ships with the package, from nothing: emoji font -> VQGAN -> tokens -> seq2seq -> CLIP -> bundle.
+# The model that ships with the package, from nothing: emoji font -> codebook -> VQGAN -> tokens -> seq2seq -> CLIP -> bundle.
 #
 #   tools/train/emoji.sh [RUNS=runs/emoji]
 #
 # Each stage continues where a kill left it, and is passed over once its output is there: run it again until it says
 # so. To make a stage anew, delete its output and those of the stages after it.
-# Needs the extra `train` and Debian's package fonts-noto-color-emoji. About three hours on 2 CPU cores.
+# Needs the extra `train` and Debian's package fonts-noto-color-emoji. About four hours on 2 CPU cores.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 runs=${1:-runs/emoji}
@@ -20,13 +20,16 @@ run() { # SCRIPT [ARGUMENT ...]
 }
 
 [ -f "$runs/tokenizers/dalle/words.txt" ] || run make_tokenizers.py "$runs/tokenizers"
-[ -d "$runs/vqgan/final" ] || run train_vqgan.py "$runs/vqgan"
-run encode_emoji.py "$runs/vqgan/final" "$runs/tokens" --split train --rows 40000
-run encode_emoji.py "$runs/vqgan/final" "$runs/tokens-heldout" --split heldout --rows 512
+[ -d "$runs/codebook" ] || run make_codebook.py "$runs/codebook"
+[ -d "$runs/vqgan/final" ] || run train_vqgan.py "$runs/vqgan" "codebook=$runs/codebook"
+run encode_emoji.py "$runs/codebook" "$runs/tokens" --split train --rows 32000
+run encode_emoji.py "$runs/codebook" "$runs/tokens-heldout" --split heldout --rows 512
+[ -d "$runs/start" ] || run make_start.py "$runs/codebook" "$runs/start"
 [ -d "$runs/seq2seq/final" ] || {
   echo "== dalle-mini train tools/train/configs/emoji.yaml --output $runs/seq2seq" >&2
   "$python" -m dalle_mini.cli train tools/train/configs/emoji.yaml --output "$runs/seq2seq" \
-    "data.train=$runs/tokens" "data.validation=$runs/tokens-heldout" "data.tokenizer=$runs/tokenizers/dalle"
+    "data.train=$runs/tokens" "data.validation=$runs/tokens-heldout" "data.tokenizer=$runs/tokenizers/dalle" \
+    "training.init_from=$runs/start"
 }
 [ -d "$runs/clip-first/final" ] || run train_clip.py "$runs/clip-first" "tokenizer=$runs/tokenizers/clip"
 # Once it knows what is what, it learns to tell whole pictures from damaged ones.

@@ -1,6 +1,6 @@
-"""Encode emoji pictures into token shards with a trained VQGAN.
+"""Encode emoji scenes into token shards with a trained VQGAN.
 
-    python tools/train/encode_emoji.py runs/emoji/vqgan/final runs/emoji/tokens --split train --rows 40000
+    python tools/train/encode_emoji.py runs/emoji/vqgan/final runs/emoji/tokens --split train --rows 32000
 
 Run it again to continue after a kill.
 """
@@ -10,6 +10,7 @@ import time
 from entry import Pictures, parser, user_errors
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dalle_mini.data.emoji_scenes import SPLITS
 from dalle_mini.data.emoji_source import UNFILTERED, EmojiSource
 from dalle_mini.data.encode import EncodeOptions, encode
 from dalle_mini.data.networks import Weights
@@ -18,8 +19,8 @@ if __name__ == "__main__":
     options = parser(__doc__)
     options.add_argument("vqgan", help="the VQGAN's folder")
     options.add_argument("out", help="the folder of the shards")
-    options.add_argument("--split", choices=("train", "heldout"), default="train")
-    options.add_argument("--rows", type=int, default=40_000, help="(default: 40000)")
+    options.add_argument("--split", choices=SPLITS, default="train")
+    options.add_argument("--rows", type=int, default=32_000, help="(default: 32000)")
     options.add_argument("--seed", type=int, default=0)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with user_errors():

@@ -11,40 +11,42 @@ from dataclasses import dataclass
 from typing import Any
 
 from dalle_mini.commands.terminal import Parser
-from dalle_mini.data.emoji import EmojiPictures, everyday_emoji, find_font
+from dalle_mini.data.emoji import Emoji, find_font
+from dalle_mini.data.scene_emoji import scene_emoji
+from dalle_mini.data.tidy_scenes import TWINS_APART, TidyScenes
 from dalle_mini.errors import UserError
 from dalle_mini.training.config_file import override
 from dalle_mini.training.loop import run
 
-SIZE = 64  # pixels
+SIZE = 128  # pixels
 EXAMPLES = 10_000_000  # enough never to come round again
-
-# What the shipped model draws. The rest of everyday_emoji() waits for a larger model.
-KINDS = ("animals", "plants", "food", "sky and weather", "vehicles", "places")
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Captioned emoji pictures, yet to be drawn; `split` is "train" or "heldout"."""
+    """Captioned emoji scenes, yet to be drawn; `split` is one of `emoji_scenes.SPLITS`.
+
+    `distance` says how easy its emoji are to tell apart, and with that how many there are (`scene_emoji`).
+    """
 
     split: str
     seed: int
-    kinds: tuple[str, ...] | None = KINDS
-    jitter: int = 0
+    distance: float = TWINS_APART
 
-    def source(self) -> EmojiPictures:
-        return EmojiPictures(
-            SIZE, self.seed, EXAMPLES, everyday_emoji(kinds=self.kinds), self.split, jitter=self.jitter
-        )
+    def emoji(self) -> list[Emoji]:
+        return scene_emoji(distance=self.distance)
+
+    def source(self) -> TidyScenes:
+        return TidyScenes(SIZE, self.seed, EXAMPLES, self.emoji(), self.split)
 
     def origin(self) -> dict[str, Any]:
         """What decides which pictures these are: it is kept with what is made of them."""
-        emoji = [(one.characters, one.name) for one in everyday_emoji(kinds=self.kinds)]
+        emoji = [(one.characters, one.name) for one in self.emoji()]
         return {
+            "scenes": "tidy",
             "split": self.split,
             "seed": self.seed,
             "size": SIZE,
-            "jitter": self.jitter,
             "emoji": short_hash(json.dumps(emoji).encode()),
             "font": short_hash(find_font().read_bytes()),
         }
@@ -60,14 +62,17 @@ def parser(description: str) -> Parser:
 
 
 def main(config: Any, build: Callable[[Any], Any], description: str) -> None:
-    """`OUT [key=value ...]`: train into OUT, or continue what is there."""
+    """`OUT [key=value ...] [--allow-changes]`: train into OUT, or continue what is there."""
     options = parser(description)
     options.add_argument("out", help="the run's folder; a run that is there is continued")
+    options.add_argument(
+        "--allow-changes", action="store_true", help="continue even with settings that change what is learned"
+    )
     options.add_argument("overrides", nargs="*", metavar="key=value", help="settings, e.g. loop.steps=100")
     with user_errors():
         args = options.parse_args()
         config = override(config, args.overrides)
-        run(build(config), config.loop, args.out)
+        run(build(config), config.loop, args.out, allow_changes=args.allow_changes)
 
 
 class user_errors:

@@ -11,10 +11,9 @@ import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
-from entry import KINDS, parser, user_errors
+from entry import Pictures, parser, user_errors
 from train_clip import PREPROCESSOR
 
-from dalle_mini.data.emoji import everyday_emoji
 from dalle_mini.data.encode import identity
 from dalle_mini.errors import UserError
 from dalle_mini.models import CLIP, VQGAN, DalleBart
@@ -34,8 +33,9 @@ def make(runs: Path, out: Path) -> None:
         for path in (runs / "tokenizers" / name).iterdir():
             shutil.copyfile(path, beside / name / path.name)
     (beside / "clip" / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR, indent=2) + "\n")
-    names = [emoji.name for emoji in everyday_emoji(kinds=KINDS)]
+    names = [emoji.name for emoji in Pictures("train", 0).emoji()]
     (beside / "emoji.json").write_text(json.dumps(names, indent=0) + "\n")
+    (beside / "scenes.json").write_text(json.dumps({"tidy": True}) + "\n")
     shutil.rmtree(out, ignore_errors=True)
     os.replace(beside, out)
 

@@ -55,12 +55,21 @@ def scores(quality: Path) -> dict[str, str]:
         "RANDOM_BACKGROUND": "random_background_accuracy",
         "ANY": "any_single_accuracy",
         "CEILING": "reconstructed_single_accuracy",
+        "PAIR": "pair_accuracy",
+        "RELATION": "relation_accuracy",
+        "RANDOM_PAIR": "random_pair_accuracy",
+        "RANDOM_RELATION": "random_relation_accuracy",
+        "ANY_PAIR": "any_pair_accuracy",
+        "ANY_RELATION": "any_relation_accuracy",
+        "CEILING_PAIR": "reconstructed_pair_accuracy",
+        "CEILING_RELATION": "reconstructed_relation_accuracy",
         "USE": "codebook_use",
     }
     try:
         figures = json.loads(quality.read_text("utf-8"))
         values = {name: f"{100 * figures[key]:.0f} %" for name, key in shares.items()}
-        values |= {name.upper(): f"{figures[name]:g}" for name in ("prompts", "candidates", "guidance", "temperature")}
+        plain = ("prompts", "scene_prompts", "candidates", "guidance", "temperature")
+        values |= {name.upper(): f"{figures[name]:g}" for name in plain}
         right = [[row["emoji"]["name"] in one["names"] for one in row["judged"]] for row in figures["details"]]
         gain, error = pick_gain(right)
         values |= {"GAIN": f"{100 * gain:+.1f}", "GAIN_ERROR": "unknown" if error is None else f"{100 * error:.1f}"}

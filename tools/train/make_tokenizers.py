@@ -10,17 +10,18 @@ import os
 import re
 from pathlib import Path
 
-from entry import parser, user_errors
+from entry import Pictures, parser, user_errors
 
-from dalle_mini.data.emoji import caption_corpus, everyday_emoji
 from dalle_mini.text import CaptionNormalizer
 from dalle_mini.text.train_tokenizer import train_caption_tokenizer, train_clip_tokenizer
 
-VOCABULARY = 2048  # every word of the captions is one token
+VOCABULARY = 4096  # every word of the captions is one token
+CAPTIONS = 50_000
 
 
 def make(out: Path) -> None:
-    corpus = list(caption_corpus(50_000, emoji=everyday_emoji()))
+    source = Pictures("train", 0).source()
+    corpus = [*(one.name for one in source.emoji), *(source.caption(index) for index in range(CAPTIONS))]
     normalize = CaptionNormalizer(None)
     captions = [normalize(caption) for caption in corpus]
     train_caption_tokenizer(captions, VOCABULARY, out / "dalle")

@@ -11,6 +11,7 @@ from PIL import Image
 
 from dalle_mini.data.emoji_scenes import SPLITS, EmojiScenes
 from dalle_mini.data.scene_emoji import scene_emoji
+from dalle_mini.data.tidy_scenes import TidyScenes
 from dalle_mini.errors import UserError
 from dalle_mini.evaluation.contact_sheet import Entry, contact_sheet
 
@@ -22,9 +23,11 @@ if __name__ == "__main__":
     options.add_argument("--split", choices=SPLITS, default="train", help="(default: train)")
     options.add_argument("--seed", type=int, default=0, help="(default: 0)")
     options.add_argument("--people", action="store_true", help="with people in all genders and skin tones")
+    options.add_argument("--tidy", action="store_true", help="as the shipped model learns them")
     with user_errors():
         args = options.parse_args()
-        source = EmojiScenes(args.size, args.seed, args.count, scene_emoji(people=args.people), args.split)
+        scenes = TidyScenes if args.tidy else EmojiScenes
+        source = scenes(args.size, args.seed, args.count, scene_emoji(people=args.people), args.split)
         examples = (source[index] for index in range(args.count))
         sheet = contact_sheet([Entry(Image.fromarray(one.image), one.caption) for one in examples], lines=5)
         beside = args.out.with_name(f".partial.{os.getpid()}.{args.out.name}")

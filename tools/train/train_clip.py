@@ -1,4 +1,4 @@
-"""Train a small CLIP on emoji pictures.
+"""Train a small CLIP on emoji scenes.
 
     python tools/train/train_clip.py runs/emoji/clip loop.steps=1500
 
@@ -17,22 +17,22 @@ from dalle_mini.training.config import LoopConfig
 
 MODEL = CLIPConfig(
     text=CLIPTextConfig(
-        vocab_size=2048,
-        hidden_size=128,
-        intermediate_size=512,
+        vocab_size=4096,
+        hidden_size=192,
+        intermediate_size=768,
         num_hidden_layers=2,
-        num_attention_heads=4,
+        num_attention_heads=6,
         max_position_embeddings=32,
     ),
     vision=CLIPVisionConfig(
-        hidden_size=128,
-        intermediate_size=512,
+        hidden_size=192,
+        intermediate_size=768,
         num_hidden_layers=4,
-        num_attention_heads=4,
+        num_attention_heads=6,
         image_size=SIZE,
-        patch_size=8,
+        patch_size=16,
     ),
-    projection_dim=128,
+    projection_dim=192,
 )
 
 PREPROCESSOR = {
@@ -50,8 +50,8 @@ PREPROCESSOR = {
 @dataclass(frozen=True)
 class Config:
     tokenizer: str = "runs/emoji/tokenizers/clip"
-    training: CLIPTraining = field(default_factory=lambda: CLIPTraining(model=MODEL))
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=500, batch_size=128, eval_every=250))
+    training: CLIPTraining = field(default_factory=lambda: CLIPTraining(model=MODEL, cell=8))
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1000, batch_size=128, eval_every=100))
 
 
 def build(config: Config) -> CLIPTrainer:

@@ -1,49 +1,87 @@
-"""Train a small VQGAN on emoji pictures.
+"""Train the decoder of a VQGAN on emoji scenes, behind the encoder and the codebook that make_codebook.py made.
 
-    python tools/train/train_vqgan.py runs/emoji/vqgan loop.steps=2000 training.model.n_embed=1024
+    python tools/train/train_vqgan.py runs/emoji/vqgan codebook=runs/emoji/codebook loop.steps=3000
 
-64 x 64 pictures become 16 x 16 tokens (f4). Run it again to continue after a kill.
+128 x 128 pictures become 16 x 16 tokens (f8). Run it again to continue after a kill.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 from entry import SIZE, Pictures, main
+from flax import nnx
 
+from dalle_mini.data.networks import identity
+from dalle_mini.models import VQGAN
 from dalle_mini.models.config import VQGANConfig
-from dalle_mini.training.config import LoopConfig
+from dalle_mini.training.config import LoopConfig, OptimizerConfig
+from dalle_mini.training.step import Loss, TrainState, loaded_parameters
 from dalle_mini.training.vqgan import VQGANTrainer, VQGANTraining
 
 MODEL = VQGANConfig(
-    ch=32,
-    ch_mult=(1, 2, 2),
-    num_res_blocks=1,
-    attn_resolutions=(),
+    ch_mult=(1, 1, 1, 1),  # f8
     resolution=SIZE,
-    z_channels=32,
-    embed_dim=16,
-    n_embed=1024,
+    z_channels=64,
+    embed_dim=64,
+    n_embed=6144,
     norm_groups=4,
     patch_encoder=True,
+    patch_decoder=True,
+)
+
+TRAINING = VQGANTraining(
+    model=MODEL,
+    optimizer=OptimizerConfig(name="adamw", learning_rate=1e-3, warmup_steps=50, decay="cosine", final_rate=0.02),
 )
 
 
 @dataclass(frozen=True)
 class Config:
-    training: VQGANTraining = field(default_factory=lambda: VQGANTraining(model=MODEL, crop=32))
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=700, batch_size=64, eval_every=200))
+    codebook: str = "runs/emoji/codebook"
+    training: VQGANTraining = TRAINING
+    loop: LoopConfig = field(
+        default_factory=lambda: LoopConfig(steps=1500, batch_size=16, log_every=10, eval_every=100)
+    )
 
 
-def build(config: Config) -> VQGANTrainer:
+class DecoderTrainer(VQGANTrainer):
+    """Encoder and codebook stay as they are: they get no gradients, and the codebook follows nothing."""
+
+    def __init__(self, codebook: str, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self.codebook = codebook
+
+    def loaded(self) -> Any:
+        return loaded_parameters(VQGAN, self.config.model, self.codebook)
+
+    def loss(self, params: Any, batch: Any, key: jax.Array | None, *beside: Any) -> Loss:
+        images = batch["images"].astype(jnp.float32) / 255
+        vqgan = nnx.merge(self.graphdef, params)
+        tokens = vqgan.quantize(vqgan.encode_latents(images))
+        error = vqgan.decode_latents(jax.lax.stop_gradient(vqgan.codebook(tokens))) - images
+        mse = jnp.mean(error**2)
+        count = jnp.float32(len(images))  # of equal weight, so that the pieces of a batch add up
+        loss = self.config.l1_weight * jnp.mean(jnp.abs(error)) + self.config.l2_weight * mse
+        return Loss(loss * count, count, {"mse": mse * count})
+
+    def finish(self, params: Any, state: TrainState, loss: Loss, key: jax.Array) -> tuple[Any, Any, dict[str, Any]]:
+        return params, state.extra, {"psnr": -10 * jnp.log10(loss.metrics["mse"] / loss.weight)}
+
+
+def build(config: Config) -> DecoderTrainer:
     loop = config.loop
-    # All kinds, and off the grid's centre: the more patterns it has seen, the better it draws new ones.
-    train, held_out = (Pictures(split, loop.seed, kinds=None, jitter=1) for split in ("train", "heldout"))
-    return VQGANTrainer(
+    train, held_out = (Pictures(split, loop.seed) for split in ("train", "heldout"))
+    data = {"train": train.origin(), "held_out": held_out.origin()}
+    return DecoderTrainer(
+        config.codebook,
         config.training,
         train.source(),
         held_out.source(),
         batch_size=loop.batch_size,
         seed=loop.seed,
-        data={"train": train.origin(), "held_out": held_out.origin()},
+        data=data | {"codebook": identity(VQGAN.from_pretrained(config.codebook))},
     )
 
 

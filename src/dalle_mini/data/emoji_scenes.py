@@ -237,7 +237,7 @@ class EmojiScenes:
         held_out = None
         if self.split != "train":
             held_out = pick(rng, HELD_OUT_KINDS) if self.split == "heldout" else self.split.removeprefix("heldout-")
-        kind = _kind(rng, held_out)
+        kind = self._kind(rng, held_out)
         wanted = frozenset({held_out} if held_out else ())
         # The kind of scene is decided before, so that what is held out does not change the shares.
         for _ in range(TRIES):
@@ -246,11 +246,37 @@ class EmojiScenes:
                 return scene
         raise UserError(f"split {self.split!r}: {len(self.emoji)} emoji make no such scene; give more emoji")
 
+    def _kind(self, rng: random.Random, held_out: str | None) -> str:
+        shares = dict(SHARES)
+        if held_out in (PAIR, RELATION):
+            shares = {kind: SHARES[kind] for kind in (TWO, THREE)}
+        elif held_out == ATTRIBUTES:
+            shares = {kind: SHARES[kind] for kind in (SINGLE, COUNTED, TWO)}
+        lot = rng.random() * sum(shares.values())
+        for kind, share in shares.items():
+            lot -= share
+            if lot < 0:
+                return kind
+        return kind
+
+    def _background(self, rng: random.Random, said: bool) -> Background | None:
+        """None is the white that is not said."""
+        if rng.random() < GRADIENT_SHARE:
+            if rng.random() < NAMED_GRADIENT_SHARE:
+                return Background(pick(rng, tuple(NAMED_GRADIENTS)), DOWN)
+            first, second = pick(rng, tuple(PALETTE)), pick(rng, tuple(PALETTE)[1:])
+            if first == second:
+                second = "white"
+            return Background((first, second), pick(rng, DIRECTIONS))
+        if said or rng.random() < COLOR_SAID_SHARE:
+            return Background((pick(rng, tuple(PALETTE)),))
+        return None
+
     def _make_up(self, rng: random.Random, kind: str, sized: bool) -> Scene:
         """A scene of a kind, held out or not; `sized`: with at least two attributes where that can be."""
-        background = _background(rng, said=sized)
+        background = self._background(rng, said=sized)
         if kind == SINGLE:
-            return self._single(rng, background)
+            return self._single(rng, background, sized)
         words = None if background is None else _background_words(rng, background)
         things, caption = {COUNTED: self._same, TWO: self._two, THREE: self._three}[kind](rng, sized)
         return Scene(on_background(rng, caption, words), things, background or Background(("white",)), kind)
@@ -263,9 +289,9 @@ class EmojiScenes:
                 families.append(one)
         return [pick(rng, one) for one in families]
 
-    def _single(self, rng: random.Random, background: Background | None) -> Scene:
+    def _single(self, rng: random.Random, background: Background | None, sized: bool) -> Scene:
         (emoji,) = self._pick(rng, 1)
-        scale, size, place, (x, y) = place_alone(rng, self.jitter)
+        scale, size, place, (x, y) = self._place_single(rng, sized)
         # What the first edition drew keeps its name there, so that its captions remain in the language.
         first = emoji.characters[0] in _EVERYDAY and rng.random() < FIRST_NAME_SHARE
         word = emoji.name if first else called(rng, emoji.name)
@@ -277,6 +303,12 @@ class EmojiScenes:
             caption = background_caption(rng, word, background.colors[0] if background else None, size, place)
         thing = Thing(emoji, Box(int(x), int(y), scale), size)
         return Scene(caption, (thing,), background or Background(("white",)), SINGLE)
+
+    def _place_single(
+        self, rng: random.Random, sized: bool
+    ) -> tuple[int, str | None, tuple[int, int] | None, tuple[float, float]]:
+        """As `place_alone`."""
+        return place_alone(rng, self.jitter)
 
     def _same(self, rng: random.Random, sized: bool) -> tuple[tuple[Thing, ...], str]:
         emoji = pick(rng, pick(rng, self._counted))
@@ -361,34 +393,6 @@ def family(name: str) -> str:
     """What an emoji has in common with all who differ from it in gender and skin alone: "firefighter", "running"."""
     words = [word for word in name.split() if word not in ("man", "woman", "person")]
     return " ".join(words[:-3] if words[-2:] == ["skin", "tone"] else words)
-
-
-def _kind(rng: random.Random, held_out: str | None) -> str:
-    shares = dict(SHARES)
-    if held_out in (PAIR, RELATION):
-        shares = {kind: SHARES[kind] for kind in (TWO, THREE)}
-    elif held_out == ATTRIBUTES:
-        shares = {kind: SHARES[kind] for kind in (SINGLE, COUNTED, TWO)}
-    lot = rng.random() * sum(shares.values())
-    for kind, share in shares.items():
-        lot -= share
-        if lot < 0:
-            return kind
-    return kind
-
-
-def _background(rng: random.Random, said: bool) -> Background | None:
-    """None is the white that is not said."""
-    if rng.random() < GRADIENT_SHARE:
-        if rng.random() < NAMED_GRADIENT_SHARE:
-            return Background(pick(rng, tuple(NAMED_GRADIENTS)), DOWN)
-        first, second = pick(rng, tuple(PALETTE)), pick(rng, tuple(PALETTE)[1:])
-        if first == second:
-            second = "white"
-        return Background((first, second), pick(rng, DIRECTIONS))
-    if said or rng.random() < COLOR_SAID_SHARE:
-        return Background((pick(rng, tuple(PALETTE)),))
-    return None
 
 
 def _background_words(rng: random.Random, background: Background) -> str:

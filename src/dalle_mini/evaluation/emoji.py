@@ -32,8 +32,12 @@ class EmojiPrompt:
     caption: str
 
 
-def held_out_prompts(count: int, emoji: Sequence[Emoji], seed: int = 0) -> list[EmojiPrompt]:
+def held_out_prompts(
+    count: int, emoji: Sequence[Emoji], seed: int = 0, caption: Callable[[Emoji, str], str] | None = None
+) -> list[EmojiPrompt]:
     """`count` different held-out pairs of the given emoji, captioned as "a snail on a yellow background".
+
+    `caption` makes the words, of an emoji and a colour: `plain_caption` if None.
 
     No emoji stands twice before each that has a held-out colour stood once. Raises UserError where there are too few.
     """
@@ -48,7 +52,7 @@ def held_out_prompts(count: int, emoji: Sequence[Emoji], seed: int = 0) -> list[
         turns.append(seen[one])
         seen[one] += 1
     order = sorted(range(len(pairs)), key=turns.__getitem__)[:count]
-    return [EmojiPrompt(*pairs[index], plain_caption(*pairs[index])) for index in order]
+    return [EmojiPrompt(*pairs[index], (caption or plain_caption)(*pairs[index])) for index in order]
 
 
 def plain_caption(emoji: Emoji, color: str) -> str:

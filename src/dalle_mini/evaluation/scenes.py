@@ -10,13 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from dalle_mini.data.emoji import PALETTE, Emoji, is_held_out
+from dalle_mini.data.emoji import EVERYDAY, PALETTE, Emoji, is_held_out
 from dalle_mini.data.emoji_captions import with_article
 from dalle_mini.data.emoji_nouns import noun_phrase, spoken
 from dalle_mini.data.emoji_scenes import TWO, Background, Scene, arrange, draw
 from dalle_mini.data.scene_captions import RELATIONS
 from dalle_mini.data.scene_splits import is_pair_held_out
+from dalle_mini.data.tidy_scenes import arrange_tidily
 from dalle_mini.errors import UserError
+from dalle_mini.evaluation.emoji import plain_caption
 from dalle_mini.evaluation.scene_judge import SceneJudgement
 
 
@@ -78,10 +80,26 @@ def scene_caption(first: Emoji, relation: str, second: Emoji, color: str | None 
     return f"{one} {RELATIONS[relation].phrases[0]} {other}{place}"
 
 
-def right_picture(prompt: ScenePrompt, size: int, font: str | Path | None = None, seed: int = 0) -> np.ndarray:
-    """One of the pictures that answer a prompt, as training would draw it: uint8 [size, size, 3]."""
+def single_caption(emoji: Emoji, color: str) -> str:
+    """The commonest wording for one emoji in the captions of scenes: "a padlock on a blue background".
+
+    Those that the first edition draws go by their Unicode name, the others by the name one says, so not "locked".
+    """
+    if emoji.characters[0] in "".join(EVERYDAY.values()):
+        return plain_caption(emoji, color)
+    return f"{noun_phrase(spoken(emoji.name))} on {with_article(color)} background"
+
+
+def right_picture(
+    prompt: ScenePrompt, size: int, font: str | Path | None = None, seed: int = 0, tidy: bool = False
+) -> np.ndarray:
+    """One of the pictures that answer a prompt, as training would draw it: uint8 [size, size, 3].
+
+    `tidy`: as `TidyScenes` would and not `EmojiScenes`.
+    """
     rng = random.Random(f"dalle-mini right picture {prompt.caption} {seed}")
-    things = arrange(rng, prompt.relation, [(prompt.first, None)], [(prompt.second, None)])
+    place = arrange_tidily if tidy else arrange
+    things = place(rng, prompt.relation, [(prompt.first, None)], [(prompt.second, None)])
     return draw(Scene(prompt.caption, things, Background((prompt.color or "white",)), TWO), size, font)
 
 

@@ -319,6 +319,8 @@ class VQGANConfig(Config):
     norm_groups: int = 32
     # Not in published configs: encode each patch by itself (models/vqgan.py, PatchEncoder).
     patch_encoder: bool = False
+    # Not in published configs: do all of the decoding on the grid of tokens (models/vqgan.py, PatchDecoder).
+    patch_decoder: bool = False
     # Not in published configs: what makes a vector a token. "nearest" is the codebook entry next to it, "cosine" the
     # one in the most similar direction, of vectors that are all of length 1 (ViT-VQGAN, Yu et al. 2021), "gumbel" the
     # largest of n_embed logits (GumbelVQ of taming-transformers).

@@ -213,6 +213,35 @@ class Decoder(nnx.Module):
         return self.conv_out(jax.nn.swish(self.norm_out(h)))
 
 
+class PatchDecoder(nnx.Module):
+    """Each token's patch of pixels at once, from the code and from those around it.
+
+    The convolutional decoder must find out where in a patch a pixel is, for repeating pixels and convolving them says
+    so only by how neighbouring codes differ: a small one takes thousands of steps to copy what a matrix could. Here
+    a matrix says what the code alone means, and residual blocks on the grid of tokens what its surroundings add.
+    """
+
+    WIDTH, BLOCKS = 192, 3  # the blocks see seven tokens in each direction
+
+    def __init__(self, config: VQGANConfig, make: Maker):
+        self.side, self.channels = config.downscale, config.out_ch
+        pixels = self.side**2 * self.channels
+        self.direct = make.conv(config.z_channels, pixels, 1)
+        self.conv_in = make.conv(config.z_channels, self.WIDTH, 3)
+        self.block = nnx.List(ResnetBlock(self.WIDTH, self.WIDTH, make) for _ in range(self.BLOCKS))
+        self.norm_out = make.norm(self.WIDTH)
+        self.conv_out = make.conv(self.WIDTH, pixels, 1, kernel_init=nnx.initializers.zeros)
+
+    def __call__(self, states):
+        h = self.conv_in(states)
+        for block in self.block:
+            h = block(h)
+        patches = self.direct(states) + self.conv_out(jax.nn.swish(self.norm_out(h)))
+        batch, height, width, _ = patches.shape
+        patches = patches.reshape(batch, height, width, self.side, self.side, self.channels).swapaxes(2, 3)
+        return patches.reshape(batch, height * self.side, width * self.side, self.channels)
+
+
 class VQGAN(Pretrained, nnx.Module):
     """Pictures <-> tokens.
 
@@ -228,7 +257,7 @@ class VQGAN(Pretrained, nnx.Module):
         self.config = config
         make = Maker(config, rngs, dtype)
         self.encoder = PatchEncoder(config, make) if config.patch_encoder else Encoder(config, make)
-        self.decoder = Decoder(config, make)
+        self.decoder = PatchDecoder(config, make) if config.patch_decoder else Decoder(config, make)
         self.codebook = nnx.Embed(config.n_embed, config.embed_dim, dtype=dtype, rngs=rngs)
         latent = 2 * config.z_channels if config.double_z else config.z_channels
         self.quant_conv = make.conv(latent, config.embed_dim, 1)

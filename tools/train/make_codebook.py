@@ -1,0 +1,149 @@
+"""Make the tokens of emoji scenes: an encoder and a codebook, without training a network.
+
+    python tools/train/make_codebook.py runs/emoji/codebook
+
+In the closed world of the emoji scenes all patches of 8 x 8 pixels can be looked at, so nothing has to be found by
+gradients: the encoder is the patches' principal components, and the codebook is their k-means clusters there. Distances
+between codes are distances between pixels, and each patch gets the code that copies it best. The decoder begins as the
+clusters' means. What is left to train is what it can add (train_vqgan.py), for it sees the codes around a patch too;
+the seq2seq model need not wait for it.
+"""
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from entry import Pictures, parser, user_errors
+from flax import nnx
+from train_vqgan import MODEL
+
+from dalle_mini.models import VQGAN
+
+PICTURES = 4000
+PATCHES = 200_000  # different ones, at most
+ROUNDS = 15  # of k-means
+BLOCK = 4096  # patches compared at a time
+SPREAD = 1.0  # root mean square of the entries of the patches' vectors
+
+
+def make(out: Path, pictures: int, patches: int, rounds: int, model=MODEL) -> None:
+    started = time.monotonic()
+    values, counts = all_patches(pictures, patches, model.downscale)
+    mean, axes = principal_axes(values, model.embed_dim)
+    vectors = (values - mean) @ axes
+    scale = SPREAD / np.sqrt(np.mean(vectors**2))
+    codes, error = k_means(vectors, counts, model.n_embed, rounds)
+    noise = float(np.mean(np.sum((values - mean - vectors @ axes.T) ** 2, axis=1)) + error) / values.shape[1]
+    print(f"{len(values)} patches; different ones are copied at {-10 * np.log10(noise):.2f} dB")
+    vqgan = VQGAN(model, rngs=nnx.Rngs(0))
+    set_linear_encoder(vqgan, mean, axes * scale)
+    set_linear_decoder(vqgan, mean, axes / scale)
+    vqgan.codebook.embedding[...] = jnp.asarray(codes * scale)
+    beside = out.with_name(out.name + ".tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    vqgan.save_pretrained(beside)
+    shutil.rmtree(out, ignore_errors=True)
+    os.replace(beside, out)
+    print(f"{out}: {time.monotonic() - started:.0f} s")
+
+
+def all_patches(pictures: int, most: int, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Different patches of training pictures, float32 [n, side * side * 3] in [0, 1], and how often each was seen."""
+    source = Pictures("train", 1).source()
+    tables = []
+    for start in range(0, pictures, 500):
+        images, _ = source.batch(range(start, min(start + 500, pictures)))
+        count, size = len(images), images.shape[1] // side
+        cells = images.reshape(count, size, side, size, side, 3).swapaxes(2, 3).reshape(-1, side * side * 3)
+        tables.append(np.unique(np.ascontiguousarray(cells).view(f"V{cells.shape[1]}").ravel(), return_counts=True))
+    cells, counts = (np.concatenate(parts) for parts in zip(*tables, strict=True))
+    cells, places = np.unique(cells, return_inverse=True)
+    counts = np.bincount(places, counts)
+    # The most frequent, which are the plain ones, are all kept; of the others a sample.
+    rng = np.random.default_rng(0)
+    chosen = np.argsort(-counts + rng.random(len(counts)))[:most]
+    values = cells[chosen].view(np.uint8).reshape(len(chosen), -1)
+    return values.astype(np.float32) / 255, counts[chosen].astype(np.float32)
+
+
+def principal_axes(values: np.ndarray, dimensions: int) -> tuple[np.ndarray, np.ndarray]:
+    """The mean [n] and the first principal axes [n, dimensions] of points [points, n]."""
+    mean = values.mean(axis=0)
+    centred = values - mean
+    _, axes = np.linalg.eigh(centred.T @ centred)
+    return mean, np.ascontiguousarray(axes[:, ::-1][:, :dimensions])
+
+
+def k_means(vectors: np.ndarray, counts: np.ndarray, clusters: int, rounds: int) -> tuple[np.ndarray, float]:
+    """Lloyd's k-means of weighted points: centres [clusters, n], and the mean squared distance to the nearest one.
+
+    It begins at points, the most frequent ones among them; centres without points move to those that are served worst.
+    """
+    rng = np.random.default_rng(0)
+    frequent = np.argsort(-counts)[: clusters // 8]
+    others = np.setdiff1d(np.arange(len(vectors)), frequent)
+    centres = vectors[np.concatenate([frequent, rng.choice(others, clusters - len(frequent), replace=False)])]
+    # Plain backgrounds are most of every picture: as they are, they would be all that counts.
+    weights = np.minimum(counts, 50)
+    points = jnp.asarray(np.pad(vectors, [(0, -len(vectors) % BLOCK), (0, 0)])).reshape(-1, BLOCK, vectors.shape[1])
+    for turn in range(rounds):
+        places, distances = (np.asarray(one).ravel()[: len(vectors)] for one in nearest(points, jnp.asarray(centres)))
+        totals = np.bincount(places, weights, clusters)
+        sums = np.stack([np.bincount(places, weights * column, clusters) for column in vectors.T], axis=1)
+        centres = np.where(totals[:, None] > 0, sums / np.maximum(totals, 1e-9)[:, None], centres).astype(np.float32)
+        worst = np.argsort(-weights * distances)[: np.sum(totals == 0)]
+        centres[totals == 0] = vectors[worst]
+        print(f"k-means {turn + 1}/{rounds}: {np.mean(distances):.4f}, {np.mean(totals == 0):.1%} empty", flush=True)
+    return centres, float(np.mean(distances))
+
+
+@jax.jit
+def nearest(points: jax.Array, centres: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """For points [blocks, BLOCK, n] the index of the nearest centre and the squared distance to it."""
+    squares = jnp.sum(centres**2, axis=1)
+
+    def of_block(block):
+        distances = squares - 2 * block @ centres.T
+        return jnp.argmin(distances, axis=1), jnp.min(distances, axis=1) + jnp.sum(block**2, axis=1)
+
+    return jax.lax.map(of_block, points)
+
+
+def set_linear_encoder(vqgan: VQGAN, mean: np.ndarray, axes: np.ndarray) -> None:
+    """Make the patch encoder compute (patch - mean) axes, although it has activations: swish(x) - swish(-x) is x."""
+    encoder, dimensions = vqgan.encoder, axes.shape[1]
+    half = encoder.WIDTH // 2
+    there = np.zeros((len(axes), half), np.float32)
+    there[:, :dimensions] = axes
+    both = np.concatenate([there, -there], axis=1)
+    set_conv(encoder.embed, both, -mean @ both)
+    unit = np.eye(half, dtype=np.float32)
+    set_conv(encoder.hidden, np.block([[unit, -unit], [-unit, unit]]))
+    set_conv(encoder.conv_out, np.concatenate([unit, -unit])[:, : encoder.conv_out.bias[...].size])
+    set_conv(vqgan.quant_conv, np.eye(*vqgan.quant_conv.kernel[...].shape[2:], dtype=np.float32))
+
+
+def set_linear_decoder(vqgan: VQGAN, mean: np.ndarray, axes: np.ndarray) -> None:
+    """Make the patch decoder begin as mean + vector axes^T, the cluster's mean."""
+    set_conv(vqgan.post_quant_conv, np.eye(*vqgan.post_quant_conv.kernel[...].shape[2:], dtype=np.float32))
+    set_conv(vqgan.decoder.direct, axes.T, mean)
+
+
+def set_conv(conv: nnx.Conv, matrix: np.ndarray, bias: np.ndarray | None = None) -> None:
+    conv.kernel[...] = jnp.asarray(matrix.reshape(conv.kernel[...].shape))
+    conv.bias[...] = jnp.zeros_like(conv.bias[...]) if bias is None else jnp.asarray(bias)
+
+
+if __name__ == "__main__":
+    options = parser(__doc__)
+    options.add_argument("out", type=Path, help="the folder of the VQGAN, whose decoder is yet to be trained")
+    options.add_argument("--pictures", type=int, default=PICTURES, help=f"to take patches from (default: {PICTURES})")
+    options.add_argument("--patches", type=int, default=PATCHES, help=f"different ones, at most (default: {PATCHES})")
+    options.add_argument("--rounds", type=int, default=ROUNDS, help=f"of k-means (default: {ROUNDS})")
+    with user_errors():
+        args = options.parse_args()
+        make(args.out, args.pictures, args.patches, args.rounds)
