@@ -23,9 +23,8 @@ ROWS = HERE / "scale"
 DOC = HERE.parent / "docs" / "scale.md"
 CONFIGS = HERE.parent / "tools" / "train" / "configs"
 HARDWARE = (
-    *("v3-8", "v3-32", "v3-128", "v3-512", "v4-16", "v4-64", "v4-128", "v4-512"),
-    *("v5e-8", "v5e-32", "v5e-64", "v5e-256", "v5p-16", "v5p-64", "v5p-128", "v5p-512"),
-    *("v6e-8", "v6e-32", "v6e-64", "v6e-256", "h100x8"),
+    *("v3-8", "v3-32", "v4-16", "v4-512", "v5e-8", "v5e-32", "v5e-64", "v5e-256"),
+    *("v5p-16", "v5p-512", "v6e-8", "v6e-256", "h100x8"),
 )
 # Pictures an update, which every number of devices up to 512 divides, and pictures a device at a time to begin with.
 MODELS = {"mini": (3584, 56), "mega": (4096, 32)}
