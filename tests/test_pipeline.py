@@ -126,6 +126,7 @@ def test_a_negative_prompt_that_does_nothing_is_noted(pipe, caplog, guidance, la
     assert caplog.text.count("negative prompt does nothing where guidance is 1") == notes
 
 
+@pytest.mark.slow
 def test_a_look_at_growing_pictures_changes_nothing(pipe):
     settings = GenerationSettings(candidates=3, keep=3)
     looks = list(pipe.stream(["a boat", "a snail"], settings, every=8, previews=2))
@@ -195,6 +196,7 @@ def test_pictures_and_masks_that_do_not_fit_are_refused(pipe, tmp_path):
         pipe.generate(["a boat"], canvas=Canvas([5000] + 15 * [-1]))
 
 
+@pytest.mark.slow
 def test_int8_weights_draw_and_are_told(golden_bundle):
     pipe = DalleMini.from_pretrained(golden_bundle, dtype="int8")
     assert pipe.generate(["a boat"], candidates=2)[0].tokens.shape == (2, 16)

@@ -66,6 +66,7 @@ def records(out):
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_pile_is_encoded_and_learned(trained):
     manifest = json.loads((trained / "tokens" / "00" / "manifest.json").read_text())
     assert manifest["seen"] == manifest["rows"] == PICTURES
@@ -128,6 +129,7 @@ def test_another_run_to_start_from(trained, tuning, inside, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, loaded, nnx.to_pure_dict(nnx.state(found)))
 
 
+@pytest.mark.slow
 def test_a_run_that_starts_from_a_run(trained, tuning, golden_bundle, tmp_path, capsys):
     """Without its `final` too: tokenizer and VQGAN are those that the run was told of."""
     before = tmp_path / "before"

@@ -225,6 +225,7 @@ def test_a_second_encoder_is_refused(vqgan, tmp_path):
     assert Manifest.read(out).seen == SEEN
 
 
+@pytest.mark.slow
 def test_shards_of_an_array_share_the_work(vqgan, whole, tmp_path):
     out, go = tmp_path / "out", tmp_path / "go"
     environ = {"SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "2"}

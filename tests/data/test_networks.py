@@ -46,6 +46,7 @@ def rows_of(folder):
     return [row for path in sorted(folder.glob("[tv]*.parquet")) for row in read_table(path).to_pylist()]
 
 
+@pytest.mark.slow
 def test_several_devices_take_turns_and_write_the_same(vqgan, tmp_path):
     encode(NoisePile(), Weights(vqgan), str(tmp_path / "one"), options(), workers=0)
     path = os.pathsep.join(entry for entry in sys.path if entry)

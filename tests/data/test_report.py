@@ -189,6 +189,7 @@ def test_the_shipped_vqgan_is_found_on_any_machine(tmp_path):
     assert write_report(out, rows=2) == out / "report.html"
 
 
+@pytest.mark.slow
 def test_command(folder, tmp_path, capsys):
     output = tmp_path / "pages" / "page.html"
     assert main(["data", "report", str(folder), "--output", str(output), "--rows", "2"]) == 0

@@ -166,6 +166,7 @@ def test_mistakes():
 
 
 @needs_font
+@pytest.mark.slow
 def test_benchmark_end_to_end(quality, golden_bundle, tmp_path, capsys, monkeypatch):
     few = everyday_emoji()[:40]
     monkeypatch.setattr("dalle_mini.evaluation.emoji.all_emoji", lambda font=None: few)

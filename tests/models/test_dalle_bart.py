@@ -163,8 +163,7 @@ def test_float16_weights_are_computed_with_in_float32(folder):
     "folder",
     [
         SCANNED,
-        MEGALIKE,
-        *(pytest.param(folder, marks=pytest.mark.slow) for folder in (UNROLLED, PRELN, POSTLN)),
+        *(pytest.param(folder, marks=pytest.mark.slow) for folder in (UNROLLED, PRELN, POSTLN, MEGALIKE)),
     ],
     ids=lambda folder: folder.name,
 )

@@ -56,7 +56,8 @@ VARIANTS = {
     "bare": {"use_final_ln_encoder": False, "use_final_ln_decoder": False, "scale_embedding": True},
     "logits bias": {"final_logits_bias": True},
 }
-COMBINED = {"postln-unrolled-scaled", "swinv2-deep", "rmsnorm-scaled", "rmsnorm-postln"}  # of what others have singly
+# Made of what others have singly
+COMBINED = {"postln-unrolled", "postln-unrolled-scaled", "swinv2-deep", "rmsnorm-scaled", "rmsnorm-postln"}
 
 
 def variant(name):

@@ -101,6 +101,7 @@ def test_fine_tuning_begins_at_the_published_clips_similarity(config, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, same, {name: params[name] for name in same})
 
 
+@pytest.mark.slow
 def test_a_run_from_yaml(config, classes, tmp_path, capsys):
     """It learns, is evaluated, shows what it finds, and ends as a CLIP that ranks; and tells how to go on."""
     evaluation = {"classes": list(COLOURS), "templates": ["{}", "a band of {}"], "pictures": [str(classes)]}

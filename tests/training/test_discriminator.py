@@ -167,6 +167,7 @@ def test_gradients_are_those_of_two_losses(trainer):
     assert float(quiet.total) == pytest.approx(float(loss.total), rel=1e-6)  # the curve has no step where it begins
 
 
+@pytest.mark.slow
 def test_it_learns_to_tell_and_its_state_is_in_the_checkpoint(trainer, tmp_path):
     """It learns from its start on, and not before. From a checkpoint all goes on to the bit."""
     program, state = tiny_runs.begin(trainer, tiny_runs.short_loop(steps=20))

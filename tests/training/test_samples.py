@@ -43,6 +43,7 @@ def assert_same(samples, results):
             np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_what_the_pipeline_draws_the_same_each_time(ours, expected):
     """Also after other parameters had their turn, whose pictures are others."""
     sampler, params = ours

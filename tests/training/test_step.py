@@ -101,6 +101,7 @@ def test_a_loss_that_is_no_number_leaves_the_state_as_it_was(pieces):
     jax.tree.map(np.testing.assert_array_equal, new._replace(step=0), before._replace(step=0))
 
 
+@pytest.mark.slow
 def test_a_spike_is_left_out():
     """Labels that were never seen, when the model has learned the others by heart."""
     made = trainer(TINY, optimizer=OptimizerConfig("adamw", 0.01, **CONSTANT))

@@ -74,6 +74,7 @@ def config(pile, tmp_path):
     return write
 
 
+@pytest.mark.slow
 def test_fine_tuning_begins_at_the_published_vqgans_psnr(config, tmp_path, monkeypatch):
     monkeypatch.setattr(vqgan, "EVALUATED", 4)  # one call
     settings, published = load_run(config()), VQGAN.from_pretrained(GOLDEN)

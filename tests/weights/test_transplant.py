@@ -127,7 +127,8 @@ def test_bart_itself_is_no_dalle_bart(layout, tmp_path):
         DalleBart.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
 def test_the_encoder_says_what_transformers_says(seed, tmp_path):
     torch = pytest.importorskip("torch", reason="needs the extra `oracle`")
     transformers = pytest.importorskip("transformers", reason="needs the extra `oracle`")
