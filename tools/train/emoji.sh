@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# The model that ships with the package, from nothing: emoji font -> codebook -> VQGAN -> tokens -> seq2seq -> CLIP -> bundle.
+# The second edition of the model that ships, from nothing: emoji font -> codebook -> VQGAN -> tokens -> seq2seq -> CLIP -> bundle.
 #
 #   tools/train/emoji.sh [RUNS=runs/emoji]
 #
 # Each stage continues where a kill left it, and is passed over once its output is there: run it again until it says
 # so. To make a stage anew, delete its output and those of the stages after it.
-# Needs the extra `train` and Debian's package fonts-noto-color-emoji. About four hours on 2 CPU cores.
+# Needs the extra `train` and Debian's package fonts-noto-color-emoji. Some three hours on 2 CPU cores, by its
+# arithmetic: it has not been run to its end yet.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 runs=${1:-runs/emoji}
