@@ -102,8 +102,9 @@ class DalleMini:
                 Hugging Face Hub or a wandb artifact (`entity/project/name:version`); None is the model that ships with
                 the package.
             vqgan, clip: those networks' sources; None takes the bundle's.
-            dtype: the type of the computation, "float32", "bfloat16" or "float16"; or "int8", the decoder's weights
-                rounded to 8 bits, and the rest in float32 on a CPU, in bfloat16 elsewhere.
+            dtype: the type of the computation, "float32", "bfloat16" (on a CPU of the seq2seq model's products alone)
+                or "float16"; or "int8", the decoder's weights in 8 bits, and the rest in float32 on a CPU, in
+                bfloat16 elsewhere.
             revision: branch, tag or commit of `source` on the Hub; every repository may also be written with its own,
                 `owner/name@revision`.
             token: for private and gated repositories; `HF_TOKEN` or the token of `hf auth login` by default.
