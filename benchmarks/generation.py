@@ -29,7 +29,7 @@ from flax import nnx
 from dalle_mini.generation import stream_tokens
 from dalle_mini.generation.decode import CACHES
 from dalle_mini.generation.pixels import PixelDecoder
-from dalle_mini.generation.prepare import prepare
+from dalle_mini.generation.prepare import compute_dtypes, prepare
 from dalle_mini.models import VQGAN, DalleBart
 from dalle_mini.models.config import DalleBartConfig, VQGANConfig
 from dalle_mini.weights.pretrained import flatten, unflatten
@@ -94,16 +94,12 @@ def main() -> None:
 
 def measured(size: str, dtype: str, candidates: int) -> dict:
     bandwidth, rate = machine()
-    model = prepare(random_model(DalleBart, SIZES[size], compute(dtype)), int8=dtype == "int8")
-    vqgan = random_model(VQGAN, TINY_VQGAN if size == "tiny" else F16, compute(dtype))
+    seq2seq, others = compute_dtypes(dtype)
+    model = prepare(random_model(DalleBart, SIZES[size], seq2seq), int8=dtype == "int8")
+    vqgan = random_model(VQGAN, TINY_VQGAN if size == "tiny" else F16, others)
     row = {"program": "dalle-mini", "size": size, "candidates": candidates, "dtype": dtype}
     row |= {"device": jax.devices()[0].device_kind, "gb_s": bandwidth / 1e9, "gflop_s": rate / 1e9}
     return row | measure(model, vqgan, candidates, bandwidth, rate)
-
-
-def compute(dtype: str):
-    """What int8 weights are multiplied in: float32 on a CPU, bfloat16 elsewhere."""
-    return jnp.dtype({"int8": "float32" if jax.default_backend() == "cpu" else "bfloat16"}.get(dtype, dtype))
 
 
 def random_model(network, config, dtype):

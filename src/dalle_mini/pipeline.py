@@ -27,7 +27,7 @@ from dalle_mini.errors import UserError
 from dalle_mini.generation import canvas as canvases
 from dalle_mini.generation.canvas import Canvas
 from dalle_mini.generation.engine import Engine, Job, Partial, Progress, Result, compile_ahead
-from dalle_mini.generation.prepare import prepare, restore
+from dalle_mini.generation.prepare import compute_dtypes, prepare, restore
 from dalle_mini.generation.ranking import ClipRanker
 from dalle_mini.models import VQGAN, DalleBart
 from dalle_mini.models.config import DalleBartConfig, VQGANConfig
@@ -37,7 +37,6 @@ from dalle_mini.weights.bundle import PARTS, check_fit, find_parts, save_compani
 from dalle_mini.weights.bundle import SHIPPED as SHIPPED  # for those who look for it here
 from dalle_mini.weights.folder import load_config
 from dalle_mini.weights.hub import origin
-from dalle_mini.weights.pretrained import compute_dtype
 
 MAX_CHARACTERS = 2000  # of a prompt are looked at: far more than 64 tokens hold, little enough to normalise at once
 LOOKS = 8  # at a picture while it is drawn
@@ -103,8 +102,9 @@ class DalleMini:
                 Hugging Face Hub or a wandb artifact (`entity/project/name:version`); None is the model that ships with
                 the package.
             vqgan, clip: those networks' sources; None takes the bundle's.
-            dtype: the type of the computation, "float32", "bfloat16" or "float16"; or "int8", the decoder's weights
-                rounded to 8 bits, and the rest in float32 on a CPU, in bfloat16 elsewhere.
+            dtype: the type of the computation, "float32", "bfloat16" (on a CPU of the seq2seq model's products alone)
+                or "float16"; or "int8", the decoder's weights in 8 bits, and the rest in float32 on a CPU, in
+                bfloat16 elsewhere.
             revision: branch, tag or commit of `source` on the Hub; every repository may also be written with its own,
                 `owner/name@revision`.
             token: for private and gated repositories; `HF_TOKEN` or the token of `hf auth login` by default.
@@ -132,19 +132,19 @@ class DalleMini:
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             # Its errors are not asked for: what is wrong with a config is told by the loading below.
             if ahead is not None and jax.config.jax_compilation_cache_dir:
-                pool.submit(ahead.compile, folders, _compute_dtype(dtype), int8=dtype == "int8")
+                pool.submit(ahead.compile, folders, compute_dtypes(dtype)[0], int8=dtype == "int8")
             return cls._load(folders, dtype)
 
     @classmethod
     def _load(cls, folders: Mapping[str, Path], dtype: str) -> "DalleMini":
-        compute = _compute_dtype(dtype)
+        compute, others = compute_dtypes(dtype)
         model = DalleBart.from_pretrained(folders["dalle"], dtype=compute)
-        vqgan_model = VQGAN.from_pretrained(folders["vqgan"], dtype=compute)
+        vqgan_model = VQGAN.from_pretrained(folders["vqgan"], dtype=others)
         check_fit(model.config, vqgan_model.config, folders)  # before the wait for CLIP
         return cls(
             model,
             vqgan_model,
-            ClipRanker.from_pretrained(folders["clip"], dtype=compute),
+            ClipRanker.from_pretrained(folders["clip"], dtype=others),
             CaptionTokenizer.from_pretrained(folders["dalle"]),
             CaptionNormalizer(folders.get("words")) if model.config.normalize_text else None,
             folders,
@@ -431,12 +431,6 @@ class Ahead:
         blank = np.zeros((2, config.text_length), np.int32)
         jobs = [Job(prompt, prompt, settings, blank, blank) for prompt in self.prompts]
         compile_ahead(jobs, config, vqgan_config, dtype, int8=int8, batch_size=self.batch_size)
-
-
-def _compute_dtype(dtype: str) -> np.dtype:
-    if dtype == "int8":
-        return compute_dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    return compute_dtype(dtype)
 
 
 def _resolved(settings: GenerationSettings, config: DalleBartConfig, vqgan_config: VQGANConfig) -> GenerationSettings:

@@ -15,7 +15,7 @@ from flax import nnx
 
 from dalle_mini.errors import UserError
 from dalle_mini.generation import generate_tokens, stream_tokens
-from dalle_mini.generation.prepare import prepare, restore
+from dalle_mini.generation.prepare import Int8Linear, compute_dtypes, prepare, restore
 from dalle_mini.generation.sampling import draw, guide, mask_beyond, warp
 from dalle_mini.models.dalle_bart import DalleBart
 
@@ -280,6 +280,41 @@ def test_a_prepared_model_draws_the_same_and_can_be_restored(model, golden):
     assert [path for path, _ in before] == [path for path, _ in after]
     for (_, one), (_, other) in zip(before, after, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_smaller_weights_draw_a_picture_the_same_in_any_company(golden, dtype):
+    model = DalleBart.from_pretrained(SCANNED, dtype=compute_dtypes(dtype)[0])
+    ready = prepare(model, int8=dtype == "int8")
+    keys = keys_of(3, 12)
+    together = generate(ready, golden, keys)
+    for candidates in (slice(2, 3), slice(5, 12)):  # 6 and 42 rows, and 72
+        np.testing.assert_array_equal(generate(ready, golden, keys[:, candidates]), together[:, candidates])
+
+
+def test_bfloat16_weights_keep_their_type_and_can_be_restored(golden):
+    model = DalleBart.from_pretrained(SCANNED, dtype=jnp.bfloat16)
+    args = golden["input_ids"], golden["attention_mask"], golden["decoder_input_ids"]
+    ready = prepare(model)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(nnx.state(ready.decoder.layers[0].ffn.linear))} == {"bfloat16"}
+    rms = [float(np.sqrt(np.mean((np.asarray(one(*args)) - golden["logits"]) ** 2))) for one in (model, ready)]
+    assert rms[1] < rms[0] < 0.05 * golden["logits"].std()  # less is rounded than in bfloat16 throughout
+    again = restore(ready)
+    before, after = (jax.tree.leaves(nnx.to_pure_dict(nnx.state(m))) for m in (model, again))
+    for one, other in zip(before, after, strict=True):
+        np.testing.assert_array_equal(one, other, strict=True)
+    np.testing.assert_array_equal(again(*args), model(*args))
+
+
+def test_int8_products_are_as_exact_as_float32():
+    linear = nnx.Linear(300, 20, rngs=nnx.Rngs(0), bias_init=nnx.initializers.normal())
+    ready = Int8Linear(linear)
+    wide = np.asarray(ready.weight[...], np.float64) * np.asarray(ready.scale[...], np.float64)[:, None]
+    x = np.random.default_rng(0).normal(size=(2, 3, 300)).astype(np.float32)
+    x[0, 1] = 0
+    want = x.astype(np.float64) @ wide.T + np.asarray(linear.bias[...])
+    np.testing.assert_allclose(ready(x), want, atol=1e-4 * np.abs(want).max())
+    np.testing.assert_array_equal(ready(x)[0, 1], linear.bias[...])
 
 
 def test_int8_weights_are_close_and_cannot_be_saved(model, golden):

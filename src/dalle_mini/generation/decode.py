@@ -325,7 +325,8 @@ def prefill(programs: Programs, params, text, keys) -> tuple[Prefilled, DecodeSt
             cross_mask=text[:, 1, :, None, None, :].astype(bool),
         )
         heads, length, room = config.decoder_attention_heads, config.image_length, _cache_lengths(config)[0]
-        empty = jnp.zeros((groups * keys.size, heads, room, config.d_model // heads), states.dtype)
+        kept = fixed.cross[0][0].dtype  # the type of a step, which need not be the encoder's
+        empty = jnp.zeros((groups * keys.size, heads, room, config.d_model // heads), kept)
         state = DecodeState(
             position=jnp.zeros((), jnp.int32),
             token=jnp.full(keys.shape, config.decoder_start_token_id, jnp.int32),

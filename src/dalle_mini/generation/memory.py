@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import psutil
 
+from dalle_mini.generation.prepare import step_dtype
 from dalle_mini.models.config import DalleBartConfig, VQGANConfig
 
 MOST = 32  # a device: beyond it arithmetic binds, and more only takes more memory
@@ -27,7 +27,7 @@ def batch_that_fits(config: DalleBartConfig, dtype, vqgan_config: VQGANConfig, d
 
 def picture_bytes(config: DalleBartConfig, dtype) -> int:
     """Of one picture while it is drawn, with its unconditional row: keys and values, logits and what sampling sorts."""
-    item = jnp.dtype(dtype).itemsize
+    item = step_dtype(dtype).itemsize
     cache = 2 * 2 * config.decoder_layers * config.image_length * config.d_model * item
     logits = 2 * 8 * 4 * config.image_vocab_size
     return int(GROWTH * cache) + logits

@@ -1,10 +1,17 @@
 """A DalleBart as the decoding loop reads it.
 
-A step multiplies a few rows by every weight of the decoder, so it takes about as long as reading them. Hence three
-things. The layers are unstacked, since slicing a stack would copy every weight at every token. On a CPU float32 weights
-lie in tiles, [out / 96, in, 96], and a product is one of each tile: XLA then reads every weight once, in order, which
-for 2 rows takes two thirds of the time of a product with the whole matrix; and the arithmetic of a row is the same for
-2 rows as for 200, so a picture does not depend on how many are drawn beside it. And weights may be stored as int8.
+A step multiplies a few rows by every weight of the decoder, so it takes about as long as reading them. Hence: the
+layers are unstacked, since slicing a stack would copy every weight at every token; and the weights lie as the machine
+reads them best, in as few bytes as the type that was asked for allows.
+
+On a CPU what a row comes to is the same to the bit for 2 rows as for 200, in each of the three types, so a picture does
+not depend on how many are drawn beside it:
+
+- float32 weights lie in tiles, [out / 96, in, 96], and a product is one of each tile: XLA then reads every weight once,
+  in order, which for 2 rows takes two thirds of the time of a product with the whole matrix.
+- bfloat16 weights are half the bytes, and products of them with bfloat16 rows, summed in float32, are quick. All else
+  there is float32, for XLA's small batched products, attention's, are slow in bfloat16.
+- int8 weights are a quarter. The rows are split into two int8 parts, so the products are of integers, and exact.
 """
 
 from __future__ import annotations
@@ -13,11 +20,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from dalle_mini.errors import UserError
 from dalle_mini.models.config import DalleBartConfig
 from dalle_mini.models.dalle_bart import DalleBart, unstack_layers
+from dalle_mini.weights.pretrained import compute_dtype
 
 LEAST_ROWS = 2  # in a step: the product of a single row is another routine with another rounding
 TILE = 96  # outputs: of 64, 96, 128, 192 and 512 the one that serves 1, 9 and 32 guided pictures well
@@ -26,20 +35,20 @@ FEWEST, MOST = 4, 48
 
 
 class RowLinear(nnx.Module):
-    """x W^T + b with weight [out, in]."""
+    """x W^T + b with weight [out, in]; multiplied in `dtype`, summed and returned in `out_dtype`."""
 
     def __init__(self, linear: nnx.Linear):
         self.weight = nnx.Param(linear.kernel[...].T)
         self.bias = None if linear.bias is None else nnx.Param(linear.bias[...])
-        self.dtype = linear.dtype
+        self.dtype, self.out_dtype = linear.dtype, step_dtype(linear.dtype)
 
     @property
     def kernel(self) -> jax.Array:
         return self.weight[...].T
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = _rows(x.astype(self.dtype), self.weight[...].astype(self.dtype))
-        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+        y = _rows(x.astype(self.dtype), self.weight[...].astype(self.dtype), self.out_dtype)
+        return y if self.bias is None else y + self.bias[...].astype(self.out_dtype)
 
 
 class TiledLinear(nnx.Module):
@@ -76,7 +85,10 @@ class TiledLinear(nnx.Module):
 
 
 class Int8Linear(nnx.Module):
-    """x W^T + b with weight int8 [out, in] and one scale an output: the largest weight of a row is 127."""
+    """x W^T + b with weight int8 [out, in] and one scale an output: the largest weight of a row is 127.
+
+    On a CPU the products are of integers, elsewhere of `dtype`: there the weights are made wide on their way in.
+    """
 
     def __init__(self, linear: nnx.Linear):
         weight = linear.kernel[...].T.astype(jnp.float32)
@@ -84,10 +96,14 @@ class Int8Linear(nnx.Module):
         self.weight = nnx.Param(jnp.round(weight / scale[:, None]).astype(jnp.int8))
         self.scale = nnx.Param(scale)
         self.bias = None if linear.bias is None else nnx.Param(linear.bias[...])
-        self.dtype = linear.dtype
+        self.dtype, self.integers = linear.dtype, jax.default_backend() == "cpu"
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = _rows(x.astype(self.dtype), self.weight[...].astype(self.dtype)) * self.scale[...].astype(self.dtype)
+        if self.integers:
+            y = _integer_rows(x.astype(jnp.float32), self.weight[...]) * self.scale[...]
+        else:
+            y = _rows(x.astype(self.dtype), self.weight[...].astype(self.dtype), self.dtype) * self.scale[...]
+        y = y.astype(self.dtype)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 
@@ -110,7 +126,25 @@ def prepare(model: DalleBart, *, int8: bool = False) -> DalleBart:
         swap(layer, LINEAR, make)
     ready.decoder.layers = nnx.List(layers)
     ready.lm_head = make(ready.lm_head)
+    if not int8:
+        _compute_in(ready.decoder, step_dtype(model.lm_head.dtype))
     return ready
+
+
+def compute_dtypes(dtype: str) -> tuple[np.dtype, np.dtype]:
+    """What `--dtype` asks for: the seq2seq model's type, and that of the VQGAN and CLIP.
+
+    A CPU computes those no faster in bfloat16. Raises UserError where no model computes in this type.
+    """
+    wide = jax.default_backend() == "cpu"
+    seq2seq = compute_dtype(("float32" if wide else "bfloat16") if dtype == "int8" else dtype)
+    return seq2seq, compute_dtype("float32") if wide and seq2seq == jnp.bfloat16 else seq2seq
+
+
+def step_dtype(dtype) -> jnp.dtype:
+    """What a model of this type computes a step in, but for the products with its weights; caches are of it too."""
+    dtype = jnp.dtype(dtype)
+    return jnp.dtype(jnp.float32) if jax.default_backend() == "cpu" and dtype == jnp.bfloat16 else dtype
 
 
 def prepared_shapes(config: DalleBartConfig, dtype, *, int8: bool = False) -> tuple[nnx.GraphDef, nnx.State]:
@@ -133,6 +167,7 @@ def restore(model: DalleBart) -> DalleBart:
     for layer in ready.decoder.layers:
         swap(layer, LINEAR, _plain)
     ready.lm_head = _plain(ready.lm_head)
+    _compute_in(ready.decoder, model.lm_head.dtype)
     if model.config.layers_are_alike(model.config.decoder_layers):
         graphdef = nnx.graphdef(ready.decoder.layers[0])
         states = [nnx.state(layer) for layer in ready.decoder.layers]
@@ -162,6 +197,35 @@ def swap(module: nnx.Module, kinds, make: Callable[[nnx.Module], nnx.Module]) ->
                 setattr(owner, name, make(child))
 
 
-def _rows(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """x [..., in], weight [out, in] -> [..., out]."""
-    return jax.lax.dot_general(x, weight, (((x.ndim - 1,), (1,)), ((), ())))
+def _compute_in(decoder: nnx.Module, dtype) -> None:
+    """Norms and embeddings compute in this type, and with them what is between the products.
+
+    Their parameters are of it too: XLA would convert the whole table of a narrow embedding for a few rows of it.
+    """
+    for _, module in nnx.iter_modules(decoder):
+        if isinstance(module, nnx.LayerNorm | nnx.RMSNorm | nnx.Embed):
+            module.dtype = dtype
+            nnx.update(module, jax.tree.map(lambda leaf: leaf.astype(dtype), nnx.state(module)))
+
+
+def _rows(x: jax.Array, weight: jax.Array, dtype) -> jax.Array:
+    """x [..., in], weight [out, in] -> [..., out], summed in `dtype`."""
+    rows = x.reshape(-1, x.shape[-1])
+    y = jax.lax.dot_general(rows, weight, (((1,), (1,)), ((), ())), preferred_element_type=dtype)
+    return y.reshape(*x.shape[:-1], -1)
+
+
+def _integer_rows(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """x float32 [..., in], weight int8 [out, in] -> float32 [..., out].
+
+    A row is its largest number / 127 times (high + low / 254), both of -127 to 127: to a 65,000th of that number, which
+    is far less than what rounding the weights did. High and low parts are rows of one product, which has no rounding.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    unit = jnp.maximum(jnp.abs(rows).max(axis=-1, keepdims=True), jnp.finfo(x.dtype).tiny) / 127
+    scaled = rows / unit
+    high = jnp.round(scaled)
+    low = jnp.round((scaled - high) * 254)
+    parts = jnp.concatenate([high, low]).astype(jnp.int8)
+    high, low = jnp.split(_rows(parts, weight, jnp.int32).astype(x.dtype), 2)
+    return ((high + low / 254) * unit).reshape(*x.shape[:-1], -1)
