@@ -95,7 +95,7 @@ def main() -> None:
 def measured(size: str, dtype: str, candidates: int) -> dict:
     bandwidth, rate = machine()
     seq2seq, others = compute_dtypes(dtype)
-    model = prepare(random_model(DalleBart, SIZES[size], seq2seq), int8=dtype == "int8")
+    model = prepare(random_model(DalleBart, SIZES[size], seq2seq), int8=dtype == "int8", consume=True)
     vqgan = random_model(VQGAN, TINY_VQGAN if size == "tiny" else F16, others)
     row = {"program": "dalle-mini", "size": size, "candidates": candidates, "dtype": dtype}
     row |= {"device": jax.devices()[0].device_kind, "gb_s": bandwidth / 1e9, "gflop_s": rate / 1e9}

@@ -61,7 +61,7 @@ def main() -> None:
 def lowered(size: str, candidates: int, devices) -> dict:
     """What compiles each of the two programs: one prompt's candidates, the cache at its full length."""
     mesh = Mesh(np.asarray(devices), ("devices",))
-    graphdef, params = prepared_shapes(SIZES[size], jnp.dtype("bfloat16"))
+    graphdef, params = prepared_shapes(SIZES[size], jnp.dtype("bfloat16"), platform="tpu")
     config = SIZES[size]
     programs = decode.Programs(
         graphdef=graphdef,

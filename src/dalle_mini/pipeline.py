@@ -142,7 +142,7 @@ class DalleMini:
         vqgan_model = VQGAN.from_pretrained(folders["vqgan"], dtype=others)
         check_fit(model.config, vqgan_model.config, folders)  # before the wait for CLIP
         return cls(
-            model,
+            prepare(model, int8=dtype == "int8", consume=True),
             vqgan_model,
             ClipRanker.from_pretrained(folders["clip"], dtype=others),
             CaptionTokenizer.from_pretrained(folders["dalle"]),

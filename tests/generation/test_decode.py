@@ -15,7 +15,7 @@ from flax import nnx
 
 from dalle_mini.errors import UserError
 from dalle_mini.generation import generate_tokens, stream_tokens
-from dalle_mini.generation.prepare import Int8Linear, compute_dtypes, prepare, restore
+from dalle_mini.generation.prepare import Int8Linear, compute_dtypes, prepare, prepared_shapes, restore
 from dalle_mini.generation.sampling import draw, guide, mask_beyond, warp
 from dalle_mini.models.dalle_bart import DalleBart
 
@@ -306,9 +306,15 @@ def test_bfloat16_weights_keep_their_type_and_can_be_restored(golden):
     np.testing.assert_array_equal(again(*args), model(*args))
 
 
+@pytest.mark.parametrize(("platform", "kinds"), [("tpu", {"bfloat16"}), ("cpu", {"bfloat16", "float32"})])
+def test_what_is_prepared_depends_on_where_it_will_compute(model, platform, kinds):
+    _, params = prepared_shapes(model.config, jnp.bfloat16, platform=platform)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(nnx.to_pure_dict(params)["decoder"])} == kinds
+
+
 def test_int8_products_are_as_exact_as_float32():
     linear = nnx.Linear(300, 20, rngs=nnx.Rngs(0), bias_init=nnx.initializers.normal())
-    ready = Int8Linear(linear)
+    ready = Int8Linear(linear, integers=True)
     wide = np.asarray(ready.weight[...], np.float64) * np.asarray(ready.scale[...], np.float64)[:, None]
     x = np.random.default_rng(0).normal(size=(2, 3, 300)).astype(np.float32)
     x[0, 1] = 0

@@ -17,6 +17,7 @@ not depend on how many are drawn beside it:
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -37,10 +38,10 @@ FEWEST, MOST = 4, 48
 class RowLinear(nnx.Module):
     """x W^T + b with weight [out, in]; multiplied in `dtype`, summed and returned in `out_dtype`."""
 
-    def __init__(self, linear: nnx.Linear):
+    def __init__(self, linear: nnx.Linear, out_dtype):
         self.weight = nnx.Param(linear.kernel[...].T)
         self.bias = None if linear.bias is None else nnx.Param(linear.bias[...])
-        self.dtype, self.out_dtype = linear.dtype, step_dtype(linear.dtype)
+        self.dtype, self.out_dtype = linear.dtype, out_dtype
 
     @property
     def kernel(self) -> jax.Array:
@@ -87,16 +88,16 @@ class TiledLinear(nnx.Module):
 class Int8Linear(nnx.Module):
     """x W^T + b with weight int8 [out, in] and one scale an output: the largest weight of a row is 127.
 
-    On a CPU the products are of integers, elsewhere of `dtype`: there the weights are made wide on their way in.
+    The products are of integers, or of `dtype`, and the weights are made wide on their way in.
     """
 
-    def __init__(self, linear: nnx.Linear):
+    def __init__(self, linear: nnx.Linear, integers: bool):
         weight = linear.kernel[...].T.astype(jnp.float32)
         scale = jnp.maximum(jnp.abs(weight).max(axis=1), 1e-12) / 127
         self.weight = nnx.Param(jnp.round(weight / scale[:, None]).astype(jnp.int8))
         self.scale = nnx.Param(scale)
         self.bias = None if linear.bias is None else nnx.Param(linear.bias[...])
-        self.dtype, self.integers = linear.dtype, jax.default_backend() == "cpu"
+        self.dtype, self.integers = linear.dtype, integers
 
     def __call__(self, x: jax.Array) -> jax.Array:
         if self.integers:
@@ -110,24 +111,30 @@ class Int8Linear(nnx.Module):
 LINEAR = nnx.Linear | RowLinear | TiledLinear | Int8Linear
 
 
-def prepare(model: DalleBart, *, int8: bool = False) -> DalleBart:
+def prepare(model: DalleBart, *, int8: bool = False, consume: bool = False, platform: str | None = None) -> DalleBart:
     """The same model with its decoder in the form that `generate_tokens` wants; one in that form is returned as it is.
 
-    The encoder's parameters are shared with `model`. With `int8` the decoder's linear layers are rounded to 8 bits.
+    Args:
+        int8: round the decoder's linear layers to 8 bits.
+        consume: free what is no longer needed on the way, so that memory holds little more than one model. What is
+            left of `model` is of no use then; else it stays whole, and shares the encoder's parameters.
+        platform: "cpu", "gpu" or "tpu", where it will compute; JAX's default is the default.
     """
     if is_prepared(model):
         return model
-    ready = nnx.merge(*nnx.split(model))
-    tiled = jax.default_backend() == "cpu" and model.lm_head.dtype == jnp.float32
-    plain = TiledLinear if tiled else RowLinear
-    make = Int8Linear if int8 else plain
-    layers = unstack_layers(ready.decoder.layers, model.config.decoder_layers)
+    ready, dtype = nnx.merge(*nnx.split(model)), model.lm_head.dtype
+    on_cpu = (platform or jax.default_backend()) == "cpu"
+    between = step_dtype(dtype, platform)
+    if int8:
+        make = partial(Int8Linear, integers=on_cpu)
+    else:
+        make = TiledLinear if on_cpu and dtype == jnp.float32 else partial(RowLinear, out_dtype=between)
+        _compute_in(ready.decoder, between)
+    layers = unstack_layers(ready.decoder.layers, model.config.decoder_layers, consume=consume)
     for layer in layers:
         swap(layer, LINEAR, make)
     ready.decoder.layers = nnx.List(layers)
     ready.lm_head = make(ready.lm_head)
-    if not int8:
-        _compute_in(ready.decoder, step_dtype(model.lm_head.dtype))
     return ready
 
 
@@ -141,16 +148,17 @@ def compute_dtypes(dtype: str) -> tuple[np.dtype, np.dtype]:
     return seq2seq, compute_dtype("float32") if wide and seq2seq == jnp.bfloat16 else seq2seq
 
 
-def step_dtype(dtype) -> jnp.dtype:
+def step_dtype(dtype, platform: str | None = None) -> np.dtype:
     """What a model of this type computes a step in, but for the products with its weights; caches are of it too."""
-    dtype = jnp.dtype(dtype)
-    return jnp.dtype(jnp.float32) if jax.default_backend() == "cpu" and dtype == jnp.bfloat16 else dtype
+    wide = (platform or jax.default_backend()) == "cpu" and dtype == jnp.bfloat16
+    return jnp.dtype(jnp.float32 if wide else dtype)
 
 
-def prepared_shapes(config: DalleBartConfig, dtype, *, int8: bool = False) -> tuple[nnx.GraphDef, nnx.State]:
-    """Of what `prepare` makes of a model of this configuration, without one."""
-    model = nnx.eval_shape(lambda: prepare(DalleBart(config, rngs=nnx.Rngs(0), dtype=dtype), int8=int8))
-    return nnx.split(model)
+def prepared_shapes(config: DalleBartConfig, dtype, **options) -> tuple[nnx.GraphDef, nnx.State]:
+    """Of what `prepare` makes, with these options, of a model of this configuration as it is loaded, without one."""
+    graph, state = DalleBart.shapes(config, dtype)
+    state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), state)
+    return nnx.split(nnx.eval_shape(lambda state: prepare(nnx.merge(graph, state), **options), state))
 
 
 def is_prepared(model: DalleBart) -> bool:
@@ -205,7 +213,9 @@ def _compute_in(decoder: nnx.Module, dtype) -> None:
     for _, module in nnx.iter_modules(decoder):
         if isinstance(module, nnx.LayerNorm | nnx.RMSNorm | nnx.Embed):
             module.dtype = dtype
-            nnx.update(module, jax.tree.map(lambda leaf: leaf.astype(dtype), nnx.state(module)))
+            for name, value in list(vars(module).items()):
+                if isinstance(value, nnx.Param):
+                    setattr(module, name, nnx.Param(value[...].astype(dtype)))
 
 
 def _rows(x: jax.Array, weight: jax.Array, dtype) -> jax.Array:

@@ -159,12 +159,22 @@ def _step(layer: Layer, body, how: Training):
     return step if how.remat == "none" else jax.checkpoint(step, policy=REMAT[how.remat], prevent_cse=False)
 
 
-def unstack_layers(layers: Layer | nnx.List, count: int) -> list[Layer]:
-    """The layers one by one, for decoding: slicing a stack at every token would copy every weight at every token."""
+def unstack_layers(layers: Layer | nnx.List, count: int, *, consume: bool = False) -> list[Layer]:
+    """The layers one by one, for decoding: slicing a stack at every token would copy every weight at every token.
+
+    With `consume` each stacked array is freed once it is sliced, so that memory never holds all of them twice.
+    """
     if isinstance(layers, nnx.List):
         return list(layers)
     graphdef, params = nnx.split(layers)
-    return [nnx.merge(graphdef, jax.tree.map(lambda leaf, i=i: leaf[i], params)) for i in range(count)]
+    stacks, tree = jax.tree.flatten(params)
+    slices = []
+    for stack in stacks:
+        slices.append([stack[i] for i in range(count)])
+        if consume:
+            jax.block_until_ready(slices[-1])
+            stack.delete()
+    return [nnx.merge(graphdef, tree.unflatten(layer)) for layer in zip(*slices, strict=True)]
 
 
 class Stack(nnx.Module):
