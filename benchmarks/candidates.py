@@ -1,0 +1,73 @@
+"""How much memory do many candidates of one prompt take, from the caption to ranked pictures?
+
+    python benchmarks/candidates.py                                  # 128 guided candidates of mini
+    python benchmarks/candidates.py --dtype bfloat16 --candidates 32 --json
+
+Random weights of the published shapes (mini, VQGAN f16-16384, CLIP ViT-B/32) through the engine that `generate` uses:
+the candidates in as many calls as it chooses for the memory that is free, decoded, scored and sorted. Prints the peak
+of the process and the seconds of each stage.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from dalle_mini.generation.engine import Engine, Job
+from dalle_mini.generation.memory import batch_that_fits
+from dalle_mini.generation.prepare import compute_dtypes, prepare
+from dalle_mini.generation.ranking import PREPROCESSING, ClipRanker
+from dalle_mini.models import CLIP, VQGAN, DalleBart
+from dalle_mini.models.config import CLIPConfig
+from dalle_mini.settings import GenerationSettings
+from dalle_mini.text import CaptionTokenizer
+from generation import F16, SIZES, peak_bytes, random_model
+
+TOKENIZER = Path(__file__).resolve().parents[1] / "tests" / "golden" / "clip"
+PROMPT = "a red apple"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="mini")
+    parser.add_argument("--candidates", type=int, default=128)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "int8"), default="float32")
+    parser.add_argument("--batch-size", type=int, help="candidates in a call (default: what fits)")
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    args = parser.parse_args()
+    seq2seq, others = compute_dtypes(args.dtype)
+    model = prepare(random_model(DalleBart, SIZES[args.size], seq2seq), int8=args.dtype == "int8", consume=True)
+    tokenizer = CaptionTokenizer.from_pretrained(TOKENIZER)
+    clip = random_model(CLIP, with_end_of(tokenizer), others)
+    sizes = {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}}
+    ranker = ClipRanker(clip, tokenizer, PREPROCESSING | sizes)
+    engine = Engine(model, random_model(VQGAN, F16, others), ranker)
+    together = args.batch_size or batch_that_fits(model.config, seq2seq, F16, engine.devices)
+    config = model.config
+    text = np.ones((2, config.text_length), np.int32)
+    settings = GenerationSettings(
+        candidates=args.candidates, keep=args.candidates, guidance=10.0, temperature=1.0, top_k=config.top_k
+    )
+    (result,) = engine.run([Job(PROMPT, PROMPT, settings, text, text)], batch_size=together)
+    assert len(result.images) == args.candidates
+    figures = {"candidates": args.candidates, "dtype": args.dtype, "at_once": together, "peak_gb": peak_bytes() / 1e9}
+    print(
+        f"{args.size}, {args.dtype}: {args.candidates} candidates, {together} at once: peak "
+        f"{figures['peak_gb']:.1f} GB; "
+        + ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in result.timings.items())
+    )
+    if args.json:
+        print(json.dumps(figures | {"seconds": result.timings}))
+
+
+def with_end_of(tokenizer: CaptionTokenizer) -> CLIPConfig:
+    """ViT-B/32, whose texts end as this tokenizer's do."""
+    config = CLIPConfig()
+    return dataclasses.replace(config, text=dataclasses.replace(config.text, eos_token_id=tokenizer.end_id))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
