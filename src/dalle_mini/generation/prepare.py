@@ -130,6 +130,8 @@ def prepare(model: DalleBart, *, int8: bool = False, consume: bool = False, plat
     else:
         make = TiledLinear if on_cpu and dtype == jnp.float32 else partial(RowLinear, out_dtype=between)
         _compute_in(ready.decoder, between)
+    if between != dtype:
+        _multiply_with(ready.encoder, flat_dot_general)
     layers = unstack_layers(ready.decoder.layers, model.config.decoder_layers, consume=consume)
     for layer in layers:
         swap(layer, LINEAR, make)
@@ -176,6 +178,7 @@ def restore(model: DalleBart) -> DalleBart:
         swap(layer, LINEAR, _plain)
     ready.lm_head = _plain(ready.lm_head)
     _compute_in(ready.decoder, model.lm_head.dtype)
+    _multiply_with(ready.encoder, jax.lax.dot_general)
     if model.config.layers_are_alike(model.config.decoder_layers):
         graphdef = nnx.graphdef(ready.decoder.layers[0])
         states = [nnx.state(layer) for layer in ready.decoder.layers]
@@ -216,6 +219,21 @@ def _compute_in(decoder: nnx.Module, dtype) -> None:
             for name, value in list(vars(module).items()):
                 if isinstance(value, nnx.Param):
                     setattr(module, name, nnx.Param(value[...].astype(dtype)))
+
+
+def _multiply_with(encoder: nnx.Module, dot_general: Callable[..., jax.Array]) -> None:
+    for _, module in nnx.iter_modules(encoder):
+        if isinstance(module, nnx.Linear):
+            module.dot_general = dot_general
+
+
+def flat_dot_general(x: jax.Array, kernel: jax.Array, dimensions, **options) -> jax.Array:
+    """The product of x's last axis with the kernel's first, as one of matrices.
+
+    With a third axis XLA makes bfloat16 weights float32 first on a CPU: a copy of the whole encoder, twice its size.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    return jax.lax.dot_general(rows, kernel, (((1,), (0,)), ((), ())), **options).reshape(*x.shape[:-1], -1)
 
 
 def _rows(x: jax.Array, weight: jax.Array, dtype) -> jax.Array:
