@@ -2,7 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 DEMO_OUTPUT ?= demo
-DEMO_PROMPTS ?= "a red apple on a blue background" "a snail on a yellow background" "a rocket"
+DEMO_PROMPTS ?= \
+  "a red apple on a blue background" "a snail to the left of a red car" "a cake on top of a piano" \
+  "two cats under a rainbow" "a rocket on a black background" "a small panda in the top left corner" \
+  "a crown on a purple background" "an octopus beside a lighthouse" "a penguin in front of a sunset background" \
+  "three sunflowers" "a robot above a pizza on a green background" "a dragon on an orange background"
 PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 
 BIN := $(VENV)/bin
@@ -12,7 +16,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 .PHONY: help demo test test-slow clean
 
 help:
-	@echo "make demo       pictures for a few prompts with the model in the package, into ./$(DEMO_OUTPUT)"
+	@echo "make demo       a dozen prompts drawn with the model in the package, into ./$(DEMO_OUTPUT)/showcase.png"
 	@echo "make test       lint, format check and the quick tests"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make clean      remove $(VENV) and ./$(DEMO_OUTPUT)"
@@ -34,7 +38,8 @@ $(VENV)/.test: $(VENV)/.core
 	@touch $@
 
 demo: $(VENV)/.core
-	@$(BIN)/dalle-mini generate $(DEMO_PROMPTS) --output $(DEMO_OUTPUT) --overwrite
+	@$(BIN)/dalle-mini generate $(DEMO_PROMPTS) --candidates 16 --keep 16 --output $(DEMO_OUTPUT) --overwrite
+	@$(BIN)/python tools/inference/showcase.py $(DEMO_OUTPUT) $(DEMO_OUTPUT)/showcase.png
 
 test: $(VENV)/.test
 	$(BIN)/ruff check .

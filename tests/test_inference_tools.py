@@ -10,13 +10,17 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from dalle_mini.generation.engine import Result
+from dalle_mini.output import write_result
+from dalle_mini.settings import GenerationSettings
+
 TOOLS = Path(__file__).parents[1] / "tools" / "inference"
 
 
 @pytest.fixture
-def gallery(monkeypatch):
+def showcase(monkeypatch):
     monkeypatch.syspath_prepend(TOOLS)
-    return importlib.import_module("gallery")
+    return importlib.import_module("showcase")
 
 
 @pytest.fixture
@@ -26,34 +30,53 @@ def batch(monkeypatch):
     return importlib.import_module("batch")
 
 
+def draw(folder, prompts, candidates):
+    """What `dalle-mini generate` writes, the best picture the lightest."""
+    for prompt in prompts:
+        pictures = [Image.new("RGB", (64, 64), (250 - 10 * number,) * 3) for number in range(candidates)]
+        scores = [9.5 - number for number in range(candidates)]
+        result = Result(prompt, pictures, scores, None, list(range(candidates)), {}, GenerationSettings())
+        write_result(result, folder, {})
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "the following arguments are required: out"),
-        (["."], "is a folder: name the PNG to write"),
-        (["file/grid.png"], "file/grid.png: cannot be written"),
-        (["/proc/nowhere/grid.png"], "/proc/nowhere/grid.png: cannot be written"),
-        (["x" * 300], "cannot be written (File name too long): name another place"),
+        (["drawn"], "the following arguments are required: out"),
+        (["nowhere", "a.png"], "nowhere: no folders with a results.json: let `dalle-mini generate --output nowhere`"),
+        (["drawn", "drawn"], "drawn: is a folder: name the PNG to write"),
+        (["drawn", "file/a.png"], "file/a.png cannot be written"),
+        (["damaged", "a.png"], "damaged/x/results.json: it or a picture beside it is damaged"),
     ],
 )
-def test_mistakes_are_one_line_before_anything_is_drawn(gallery, arguments, message, tmp_path, monkeypatch, capsys):
-    def load(model):
-        raise AssertionError("the model was loaded")
-
-    monkeypatch.setattr(gallery.DalleMini, "from_pretrained", load)
+def test_a_showcase_s_mistakes_are_one_line(showcase, arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "file").write_text("")
-    assert gallery.main(arguments) == 2
+    draw(Path("drawn"), ["a red apple"], 1)
+    Path("damaged/x").mkdir(parents=True)
+    Path("damaged/x/results.json").write_text('{"prompt": "x", "pictures": [{"file": "01.png", "score": 1}]}')
+    Path("file").write_text("")
+    assert showcase.main(arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and message in line
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged", "drawn", "file"]
 
 
-def test_a_gallery(gallery, golden_bundle, tmp_path):
-    out = tmp_path / "new" / "grid.png"
-    assert gallery.main([str(out), "a red apple", "--model", str(golden_bundle)]) == 0
-    assert Image.open(out).width > gallery.SIDE
-    assert [path.name for path in out.parent.iterdir()] == ["grid.png"]
+def test_a_showcase_has_a_card_for_each_prompt(showcase, tmp_path):
+    prompts = ["a boat", "an apple", "a caption that does not fit on one line, nor on two, however small it is written"]
+    draw(tmp_path, [*prompts, "a zebra"], 16)
+    drawn = showcase.read(tmp_path)
+    assert [one.prompt for one in drawn] == [*prompts, "a zebra"]  # as drawn, not by name
+    assert showcase.main([str(tmp_path), str(tmp_path / "new" / "sheet.png")]) == 0
+    sheet = Image.open(tmp_path / "new" / "sheet.png")
+    one = showcase.showcase(drawn[:1])
+    assert sheet.width > 2.8 * one.width and sheet.height > 1.9 * one.height
+    middle = showcase.GAP * 2 + showcase.PAGE + showcase.BEST // 2
+    assert one.getpixel((middle, one.height // 2)) == (250, 250, 250)  # the pick is the best one
+
+
+def test_a_showcase_of_one_picture_a_prompt(showcase, tmp_path):
+    draw(tmp_path, ["a boat"], 1)
+    assert showcase.main([str(tmp_path), str(tmp_path / "sheet.png")]) == 0
 
 
 def test_a_batch_and_its_best(batch, golden_bundle, tmp_path, capsys):

@@ -18,12 +18,15 @@ from dalle_mini.commands.terminal import Help, Parser
 from dalle_mini.commands.train import add_train
 from dalle_mini.commands.weights import add_convert, add_info
 from dalle_mini.errors import UserError
+from dalle_mini.huge_pages import start_again_with_huge_pages
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with `argv` (default: the process's arguments) and return its exit code."""
     try:
         args = build_parser().parse_args(argv)
+        if argv is None and args.computes:
+            start_again_with_huge_pages()
         return args.run(args) or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -41,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=Help,
     )
     parser.add_argument("--version", action="version", version=f"dalle-mini {__version__}")
+    parser.set_defaults(computes=False)  # true of the verbs that run networks
     verbs = parser.add_subparsers(metavar="VERB", required=True, title="verbs", description="VERB --help tells more")
     add_generate(verbs)
     add_encode(verbs)

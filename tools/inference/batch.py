@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import pyarrow.parquet
-from gallery import gallery
 from PIL import Image
 
 from dalle_mini import DalleMini
@@ -19,6 +18,7 @@ from dalle_mini.batch import Batch
 from dalle_mini.commands.terminal import Parser
 from dalle_mini.compilation import keep_compiled
 from dalle_mini.errors import UserError
+from dalle_mini.evaluation.contact_sheet import Entry, contact_sheet
 from dalle_mini.prompts import read_prompts
 from dalle_mini.settings import GenerationSettings
 
@@ -47,7 +47,8 @@ def best(table: Path, count: int) -> Image.Image:
     if not rows:
         raise UserError(f"{table}: no prompt could be drawn; its column `error` says why")
     pictures = [Image.open(table.parent / row["file"]) for row in rows]
-    return gallery(pictures, [f"{row['prompt']} ({row['score']:.1f})" for row in rows])
+    captions = [f"{row['prompt']} ({row['score']:.1f})" for row in rows]
+    return contact_sheet([Entry(*one) for one in zip(pictures, captions, strict=True)])
 
 
 def main(argv: list[str] | None = None) -> int:

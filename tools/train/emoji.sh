@@ -13,6 +13,7 @@ runs=${1:-runs/emoji}
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 # On a CPU, two half batches side by side run up to twice as fast as one whole one (training/sharding.py).
 export JAX_NUM_CPU_DEVICES=${JAX_NUM_CPU_DEVICES:-2}
+export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1} # as dalle_mini/huge_pages.py
 run() { # SCRIPT [ARGUMENT ...]
   local script=tools/train/$1
   shift

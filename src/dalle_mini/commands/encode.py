@@ -60,7 +60,7 @@ def add_encode(verbs) -> None:
     add("--engine", choices=("local", "ray"), default="local", help="this machine, or a Ray cluster (RAY_ADDRESS)")
     add("--shard-index", metavar="I", type=int, help="do part I, from 0, of the work ...")
     add("--shard-count", metavar="N", type=int, help="... of N (default: as an array launcher's environment says)")
-    parser.set_defaults(run=run_encode)
+    parser.set_defaults(run=run_encode, computes=True)
 
 
 def run_encode(args: argparse.Namespace) -> int:

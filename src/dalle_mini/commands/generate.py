@@ -95,7 +95,7 @@ def add_generate(verbs) -> None:
     )
     add("--replay", metavar="FILE", help="draw a picture of this results.json again")
     add("--index", metavar="N", type=int, help="which one, with --replay: 3 is 03.png (default: 1)")
-    parser.set_defaults(run=run_generate)
+    parser.set_defaults(run=run_generate, computes=True)
 
 
 def run_generate(args: argparse.Namespace) -> int:

@@ -37,7 +37,7 @@ def add_train(verbs) -> None:
     add("--resume", choices=RESUME, default="auto", help="auto continues a run that is there, never refuses to")
     add("--allow-changes", action="store_true", help="continue even with settings that change what is learned")
     add_distributed_option(add)
-    parser.set_defaults(run=run_train)
+    parser.set_defaults(run=run_train, computes=True)
 
 
 def run_train(args: argparse.Namespace) -> int:

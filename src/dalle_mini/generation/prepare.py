@@ -27,6 +27,7 @@ from flax import nnx
 from dalle_mini.errors import UserError
 from dalle_mini.models.config import DalleBartConfig
 from dalle_mini.models.dalle_bart import DalleBart, unstack_layers
+from dalle_mini.models.linear import Linear, product
 from dalle_mini.weights.pretrained import compute_dtype
 
 LEAST_ROWS = 2  # in a step: the product of a single row is another routine with another rounding
@@ -178,7 +179,7 @@ def restore(model: DalleBart) -> DalleBart:
         swap(layer, LINEAR, _plain)
     ready.lm_head = _plain(ready.lm_head)
     _compute_in(ready.decoder, model.lm_head.dtype)
-    _multiply_with(ready.encoder, jax.lax.dot_general)
+    _multiply_with(ready.encoder, product)
     if model.config.layers_are_alike(model.config.decoder_layers):
         graphdef = nnx.graphdef(ready.decoder.layers[0])
         states = [nnx.state(layer) for layer in ready.decoder.layers]
@@ -190,9 +191,7 @@ def _plain(linear: RowLinear | TiledLinear) -> nnx.Linear:
     inputs, outputs = linear.kernel.shape
     bias = linear.bias is not None
     made = nnx.eval_shape(
-        lambda: nnx.Linear(
-            inputs, outputs, use_bias=bias, dtype=linear.dtype, param_dtype=linear.dtype, rngs=nnx.Rngs(0)
-        )
+        lambda: Linear(inputs, outputs, use_bias=bias, dtype=linear.dtype, param_dtype=linear.dtype, rngs=nnx.Rngs(0))
     )
     made.kernel = nnx.Param(linear.kernel)
     if bias:

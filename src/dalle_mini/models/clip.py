@@ -13,6 +13,7 @@ from flax import nnx
 from dalle_mini.errors import UserError
 from dalle_mini.models.config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from dalle_mini.models.layers import activation
+from dalle_mini.models.linear import Linear
 from dalle_mini.weights import layouts
 from dalle_mini.weights.pretrained import Pretrained
 
@@ -26,7 +27,7 @@ class Attention(nnx.Module):
             raise UserError(f"CLIP config: hidden_size {width} is not a multiple of num_attention_heads {self.heads}")
 
         def projection(std: float) -> nnx.Linear:
-            return nnx.Linear(width, width, kernel_init=nnx.initializers.normal(std), dtype=dtype, rngs=rngs)
+            return Linear(width, width, kernel_init=nnx.initializers.normal(std), dtype=dtype, rngs=rngs)
 
         self.q_proj, self.k_proj, self.v_proj = (projection(width**-0.5) for _ in range(3))
         self.out_proj = projection(residual_std(config))
@@ -48,8 +49,8 @@ class MLP(nnx.Module):
         self.activation = activation(config.hidden_act)
         width, inner = config.hidden_size, config.intermediate_size
         wide, narrow = nnx.initializers.normal((2 * width) ** -0.5), nnx.initializers.normal(residual_std(config))
-        self.fc1 = nnx.Linear(width, inner, kernel_init=wide, dtype=dtype, rngs=rngs)
-        self.fc2 = nnx.Linear(inner, width, kernel_init=narrow, dtype=dtype, rngs=rngs)
+        self.fc1 = Linear(width, inner, kernel_init=wide, dtype=dtype, rngs=rngs)
+        self.fc2 = Linear(inner, width, kernel_init=narrow, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.fc2(self.activation(self.fc1(x)))
@@ -169,7 +170,7 @@ class CLIP(nnx.Module, Pretrained):
 
         def projection(width: int) -> nnx.Linear:
             init = nnx.initializers.normal(width**-0.5)
-            return nnx.Linear(width, config.projection_dim, use_bias=False, kernel_init=init, dtype=dtype, rngs=rngs)
+            return Linear(width, config.projection_dim, use_bias=False, kernel_init=init, dtype=dtype, rngs=rngs)
 
         self.text_projection = projection(config.text.hidden_size)
         self.visual_projection = projection(config.vision.hidden_size)

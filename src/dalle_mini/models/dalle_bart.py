@@ -28,6 +28,7 @@ from dalle_mini.models.layers import (
     optional,
     split_keys,
 )
+from dalle_mini.models.linear import Linear
 from dalle_mini.weights import layouts
 from dalle_mini.weights.pretrained import Pretrained
 
@@ -258,7 +259,7 @@ class DalleBart(Pretrained, nnx.Module):
         self.config = config
         self.encoder = Encoder(config, rngs=rngs, dtype=dtype)
         self.decoder = Decoder(config, rngs=rngs, dtype=dtype)
-        self.lm_head = nnx.Linear(
+        self.lm_head = Linear(
             config.d_model,
             config.image_vocab_size + 1,
             use_bias=config.final_logits_bias,

@@ -18,6 +18,7 @@ from flax import nnx
 
 from dalle_mini.errors import UserError
 from dalle_mini.models.config import DalleBartConfig
+from dalle_mini.models.linear import Linear
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -62,7 +63,7 @@ class Maker:
     def linear(self, in_features: int, out_features: int, *, gain: float = 1.0) -> nnx.Linear:
         init = nnx.initializers.normal(self.config.init_std * gain)
         options = {"use_bias": self.config.use_bias, "kernel_init": init, "dtype": self.dtype, "rngs": self.rngs}
-        return nnx.Linear(in_features, out_features, **options)
+        return Linear(in_features, out_features, **options)
 
     def embedding(self, rows: int, features: int | None = None) -> nnx.Embed:
         init = nnx.initializers.normal(self.config.init_std)
