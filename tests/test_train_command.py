@@ -1,5 +1,6 @@
 """`dalle-mini train`: from a config and a pile of pictures to weights that draw, and what is wrong with either."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -15,8 +16,8 @@ from PIL import Image
 from dalle_mini.cli import main
 from dalle_mini.models import DalleBart
 from dalle_mini.models.config import DalleBartConfig
-from dalle_mini.training.runs import load_run, prepare_run
-from dalle_mini.training.start import start_model, start_vqgan
+from dalle_mini.training.runs import load_run, prepare_run, recorded_run
+from dalle_mini.training.start import start_model, start_tokens, start_vqgan
 from dalle_mini.weights.folder import load_config
 
 PICTURES = 24
@@ -236,3 +237,28 @@ def test_tokens_of_another_vqgan(trained, config, golden_bundle, tmp_path, capsy
     both = f'data.train=["{trained / "tokens" / "00"}", "{tokens}"]'
     assert main(["train", str(config), "--output", str(tmp_path / "run"), both]) == 2
     assert "tokens of another VQGAN" in capsys.readouterr().err
+
+
+def test_weights_that_know_another_vqgans_tokens(trained, config, tuning, golden_bundle, tmp_path, capsys):
+    tokens = tmp_path / "tokens"
+    shutil.copytree(trained / "tokens" / "00", tokens)
+    manifest = json.loads((tokens / "manifest.json").read_text())
+    manifest["vqgan"]["identity"] = "0" * 16
+    (tokens / "manifest.json").write_text(json.dumps(manifest))
+    for start in (golden_bundle, trained, trained / "final"):
+        given = [f"data.train={tokens}", f"training.init_from={start}"]
+        assert main(["train", str(tuning), "--output", str(tmp_path / "run"), *given]) == 2
+        error = capsys.readouterr().err
+        assert f"init_from={start} knows the tokens of another VQGAN" in error and "training.new_tokens=true" in error
+        assert prepare_run(load_run(tuning, [*given, "training.new_tokens=true"]), tmp_path / "run")
+    (trained / "final" / "tokens.json").rename(tmp_path / "tokens.json")
+    assert start_tokens(str(trained / "final")) is None  # nothing tells
+    (tmp_path / "tokens.json").rename(trained / "final" / "tokens.json")
+
+
+def test_a_run_whose_folder_is_gone_is_found_by_its_checkpoints(trained, config, tmp_path, capsys):
+    shutil.copytree(trained / "checkpoints", tmp_path / "bucket")
+    assert main(["train", "--output", str(tmp_path / "gone")]) == 2
+    assert "or say where its checkpoints are (loop.checkpoints=...)" in capsys.readouterr().err
+    found = recorded_run(tmp_path / "gone", [f"loop.checkpoints={tmp_path / 'bucket'}"])
+    assert found.loop == dataclasses.replace(load_run(config).loop, checkpoints=str(tmp_path / "bucket"))

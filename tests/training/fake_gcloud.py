@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """As much of gcloud as tpu_vm.sh uses, over folders: $FAKE/vm is the VM's home, $FAKE/bucket is gs://bucket.
 
-$FAKE/state holds the VM's state, $FAKE/calls every call. $FAKE/full lets so many creations fail for want of room.
+$FAKE/state holds the VM's state, $FAKE/calls every call. With $FAKE/refusing nothing can be written to the bucket. $FAKE/full lets so many creations fail for want of room.
 """
 
 import contextlib
@@ -30,6 +30,8 @@ def storage(verb: str, *words: str) -> None:
     if verb == "ls":
         return None if local(source).exists() else fail("One or more URLs matched no objects.")
     target = local(rest[0])
+    if rest[0].startswith("gs://") and (FAKE / "refusing").exists():
+        fail("HTTPError 503: Service Unavailable")
     if verb == "rsync":
         if not local(source).exists():
             fail("no such folder")

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from lines import LOOP, Line
 from object_store import serving
-from test_loop import LOOP, Line
 
 from dalle_mini.errors import UserError
 from dalle_mini.training.checkpoint import Checkpoints, holds_checkpoints, recorded_config, restore_parameters

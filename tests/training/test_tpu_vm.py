@@ -263,6 +263,18 @@ def test_a_run_that_cannot_be_helped(cloud, lives, code, said):
     assert f"life: {lives[-1]}" in (cloud.folder / "mini" / "train.log").read_text()
 
 
+def test_weights_that_cannot_be_copied_keep_their_machine(cloud):
+    (cloud.folder / "lives").write_text("0")
+    (cloud.folder / "refusing").touch()
+    _, err = cloud("run", *RUN, "--interval", "0.3", code=74)
+    assert "the run is done, but its weights could not be copied to gs://bucket/mini" in err
+    assert "mini is kept, and costs: tpu_vm.sh logs copies once more" in err
+    assert (cloud.folder / "state").exists() and not cloud.calls("tpu-vm", "delete")
+    (cloud.folder / "refusing").unlink()
+    cloud("logs", *RUN)
+    assert (cloud.folder / "bucket" / "mini" / "out" / "report.html").read_text() == "a page"
+
+
 def wait_for(path):
     for _ in range(300):
         if path.exists():

@@ -126,8 +126,20 @@ vm_train() { # BUCKET CONFIG OVERRIDES...
     vm_sync "$bucket" || true
   done
   wait "$pid" || code=$?
-  vm_sync "$bucket" || true
+  vm_last_sync "$bucket" || { [ "$code" -ne 0 ] || code=$NOT_COPIED; }
   vm_end "$code"
+}
+
+NOT_COPIED=74 # EX_IOERR: the run is done, and what it made is on the VM alone
+
+vm_last_sync() { # BUCKET: with patience, for the weights are in it
+  local left=12
+  until vm_sync "$1"; do
+    left=$((left - 1))
+    echo "copying to $1 failed; $left more chances"
+    [ "$left" -gt 0 ] || return 1
+    sleep "${SYNC_PAUSE:-5}"
+  done
 }
 
 vm_end() { # CODE, whole when it is seen
@@ -149,8 +161,8 @@ vm_restore() { # BUCKET: what an earlier VM left there. Without it the next copy
 vm_sync() { # BUCKET
   [ -e "$HOME/run/first" ] || return 0 # the run's folder is worker 0's
   [ -d "$HOME/run/out" ] || return 0
-  gcloud storage rsync --recursive --exclude='^checkpoints/' "$HOME/run/out" "$1/out" 2> /dev/null
-  gcloud storage cp "$HOME/run/train.log" "$1/train.log" 2> /dev/null
+  gcloud storage rsync --recursive --exclude='^checkpoints/' "$HOME/run/out" "$1/out" 2> /dev/null &&
+    gcloud storage cp "$HOME/run/train.log" "$1/train.log" 2> /dev/null
 }
 
 vm_status() { # running, exit CODE, or none: never started, or the machine was started anew
@@ -324,6 +336,10 @@ watch() {
             say "the run is done"
             return 0
             ;;
+          "exit $NOT_COPIED")
+            say "the run is done, but its weights could not be copied to $bucket: they are in ~/run/out of $name alone"
+            return "$NOT_COPIED"
+            ;;
           'exit 2')
             say "the run cannot go on (wrong settings, a full disk, or a bad loss): see train.log"
             return 2
@@ -407,7 +423,9 @@ run() {
   begin || say "that failed; looking again"
   watch || code=$?
   logs
-  if [ "$keep" = yes ]; then
+  if [ "$code" -eq "$NOT_COPIED" ]; then
+    say "$name is kept, and costs: tpu_vm.sh logs copies once more, then tpu_vm.sh delete"
+  elif [ "$keep" = yes ]; then
     say "$name is kept, and costs: tpu_vm.sh delete"
   elif ! delete; then
     say "$name may still be there, and cost: tpu_vm.sh delete"

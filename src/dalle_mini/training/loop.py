@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 import math
@@ -45,6 +46,10 @@ MOST_LEFT_OUT = 20  # updates in a row, under on_bad_loss=skip: it will not get 
 BAD_BATCHES = "bad_batches.jsonl"
 
 logger = logging.getLogger("dalle_mini")
+
+
+class _Asked(Exception):
+    """The run was asked to stop while it evaluated."""
 
 
 class Trainer(StepTrainer, Protocol):
@@ -128,6 +133,8 @@ def run(
         else:
             state, record = found
         start = record.get("step", 0)
+        if "ended_by" in record and loop.on_bad_loss == "stop":
+            raise UserError(f"{out}: the run was ended at step {start}: {record['ended_by']}")
         tracker = Tracker(out, config, loop.steps, start, trainer.name, tracking, work)
         until_the_end.push(lambda kind, *_: tracker.close(failed=kind is not None))
         if start:
@@ -140,25 +147,70 @@ def run(
             lambda step: jax.random.fold_in(jax.random.key(loop.seed), step), out_shardings=program.key.sharding
         )
 
+        votes, unseen = Votes(), deque()  # unseen: (step, metrics) that may still be under way
+        stop = written = 0  # the exit code that is due; the step of the last save
+
         def evaluate(done: int) -> float:
-            """Evaluate and sample what is due after `done` steps, log it and return the loss."""
+            """Evaluate and sample what is due after `done` steps, log it and return the loss.
+
+            Asked to stop meanwhile, it leaves off: an evaluation may take longer than there is time for saving.
+            """
+            nonlocal stop
             loss = math.nan
-            if _due(done, loop.eval_every, loop.steps):
-                numbers = trainer.evaluate(program, state, loop.batch_size // loop.accumulation)
-                tracker.log(done, {f"eval_{name}": value for name, value in numbers.items()})
-                no_numbers[:] = [f"eval_{name}" for name, value in numbers.items() if not math.isfinite(value)]
-                loss = from_first_process(numbers.get("loss", math.nan))
-            if sampler is not None and _due(done, loop.sample_every or loop.eval_every, loop.steps):
-                tracker.pictures(done, sampler.draw(state.weights))
+            batches = itertools.count(1)
+
+            def go_on() -> None:
+                nonlocal stop
+                stop = votes(notice.code, 0)[0]
+                if stop:
+                    raise _Asked
+
+            def one_batch(*arguments: Any) -> Any:
+                go_on()
+                tracker.doing(f"evaluating, batch {next(batches)}")
+                return program.evaluate(*arguments)
+
+            try:
+                if _due(done, loop.eval_every, loop.steps):
+                    watched = dataclasses.replace(program, evaluate=one_batch)
+                    numbers = trainer.evaluate(watched, state, loop.batch_size // loop.accumulation)
+                    tracker.log(done, {f"eval_{name}": value for name, value in numbers.items()})
+                    no_numbers[:] = [f"eval_{name}" for name, value in numbers.items() if not math.isfinite(value)]
+                    loss = from_first_process(numbers.get("loss", math.nan))
+                if sampler is not None and _due(done, loop.sample_every or loop.eval_every, loop.steps):
+                    go_on()
+                    tracker.doing("drawing")
+                    tracker.pictures(done, sampler.draw(state.weights))
+            except _Asked:
+                pass
             tracker.report()
             return loss
 
         if not record.get("evaluated", True) and not _logged_evaluation(out, start):
             evaluate(start)  # as there was no time for when the run was asked to stop
-        votes, unseen = Votes(), deque()  # unseen: (step, metrics) that may still be under way
         window_at, window_step, saved_at = time.monotonic(), start, time.monotonic()
-        stop = written = 0  # the exit code that is due; the step of the last save
-        for step, batch in _prefetched(trainer, program, start, loop.steps):
+
+        def save(done: int, loss: float = math.nan, **more: Any) -> None:
+            nonlocal written
+            record = {
+                "seed": loop.seed,
+                "batch_size": loop.batch_size,
+                "processes": jax.process_count(),
+                "mesh": dict(program.mesh.shape),
+                "config": config,
+            }
+            if written:
+                checkpoints.wait()  # as the next save would
+                tracker.checkpoint(written, checkpoints.folder / str(written))
+            checkpoints.save(done, state, record | more, None if math.isnan(loss) else loss)
+            written = done
+
+        for step, batch in _prefetched(trainer, program, start, start if stop else loop.steps):
+            if isinstance(batch, UserError):  # what of the data is wrong; the steps before it shall not be lost
+                if jax.process_count() == 1 and step > max(written, start):
+                    save(step)
+                    checkpoints.wait()
+                raise batch
             with jax.transfer_guard("disallow"):  # what should be on the devices is
                 state, metrics = program.step(state, batch, key_of(state.step))
             done, notice.has_work = step + 1, True
@@ -167,13 +219,21 @@ def run(
             # Only process 0 has a clock, and every process the same ears.
             time_to_save = jax.process_index() == 0 and time.monotonic() - saved_at > 60 * loop.checkpoint_minutes
             saved_at = time.monotonic() if time_to_save else saved_at
-            stop, save = votes(notice.code, int(time_to_save))
+            stop, due = votes(notice.code, int(time_to_save))
             log = _due(done, loop.log_every, loop.steps)
             pause = _due(done, loop.eval_every, loop.steps) or _due(done, loop.sample_every, loop.steps)
+            if step == start and not log:  # compiling is no part of the speed
+                jax.block_until_ready(metrics)
+                window_at, window_step = time.monotonic(), done
 
             # The step before is waited for while this one runs; before its state is used, this one too.
-            while len(unseen) > (0 if log or pause or stop or save else 1):
-                look(*unseen.popleft())
+            while len(unseen) > (0 if log or pause or stop or due else 1):
+                try:
+                    look(*unseen.popleft())
+                except UserError as error:  # in every process
+                    save(done, ended_by=str(error))
+                    checkpoints.wait()
+                    raise
             if log:
                 numbers = {name: float(value) for name, value in metrics.items() if name != "bad"}
                 tracker.log(done, numbers, (done - window_step) * loop.batch_size / (time.monotonic() - window_at))
@@ -183,27 +243,15 @@ def run(
             if pause and not stop:
                 loss = evaluate(done)
                 window_at, window_step = time.monotonic(), done
-            if save or stop or done == loop.steps or loss < min(checkpoints.eval_losses.values(), default=math.inf):
-                record = {
-                    "seed": loop.seed,
-                    "batch_size": loop.batch_size,
-                    "evaluated": not (pause and stop),
-                    "processes": jax.process_count(),
-                    "mesh": dict(program.mesh.shape),
-                    "config": config,
-                }
-                if written:
-                    checkpoints.wait()  # as the next save would
-                    tracker.checkpoint(written, checkpoints.folder / str(written))
-                checkpoints.save(done, state, record, None if math.isnan(loss) else loss)
-                written = done
+            if due or stop or done == loop.steps or loss < min(checkpoints.eval_losses.values(), default=math.inf):
+                save(done, loss, evaluated=not (pause and stop))
             if stop:
                 break
         checkpoints.wait()
         if written:
             tracker.checkpoint(written, checkpoints.folder / str(written))
         if stop:
-            reason = notice.reason or "a notice to another process"
+            reason, done = notice.reason or "a notice to another process", written or start
             tracker.say(f"stopped by {reason}; step {done} is saved: run the same command again to continue")
             if stop == INTERRUPTED:
                 raise KeyboardInterrupt
@@ -229,14 +277,18 @@ def _due(done: int, every: int, steps: int) -> bool:
 
 
 def _prefetched(trainer: Trainer, program: StepProgram, start: int, stop: int) -> Iterator[tuple[int, Any]]:
-    """(step, its batch on the devices), made in a thread while the devices work on the ones before."""
+    """(step, its batch on the devices, or what is wrong with it), made in a thread while the devices work on others."""
     with ThreadPoolExecutor(max_workers=1) as pool:
         ahead: deque = deque()
         try:
             for step in range(start, stop):
                 while len(ahead) <= AHEAD and step + len(ahead) < stop:
                     ahead.append(pool.submit(lambda at: program.place(trainer.batch(at)), step + len(ahead)))
-                yield step, ahead.popleft().result()
+                try:
+                    batch = ahead.popleft().result()
+                except UserError as error:
+                    batch = error
+                yield step, batch
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -259,9 +311,9 @@ class _Overseer:
         where = f"{self.out / BAD_BATCHES} has the batch's keys" if rows else f"see {self.out / BAD_BATCHES}"
         if self.loop.on_bad_loss == "stop":
             raise UserError(
-                f"{self.trainer.name}: {what} ({where}), and continuing {self.out} would come to it again: start anew "
-                "in another folder, with a lower training.optimizer.learning_rate or more "
-                "training.optimizer.warmup_steps, or continue with loop.on_bad_loss=skip, which leaves such updates out"
+                f"{self.trainer.name}: {what} ({where}): start anew in another folder, with a lower "
+                "training.optimizer.learning_rate or more training.optimizer.warmup_steps, or continue with "
+                "loop.on_bad_loss=skip, which leaves such updates out"
             )
         self.tracker.say(f"{what}: its update is left out ({where})")
         if self.in_a_row >= MOST_LEFT_OUT:

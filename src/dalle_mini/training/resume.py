@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -20,6 +21,8 @@ from dalle_mini.training.config import check_choice
 
 CONFIG = "config.json"
 RESUME = ("auto", "never")
+CHECKSUM = "checksum"  # in it, of all else in it: a bit that flips must not become another learning rate
+SHOWN = 60  # characters of a value in a complaint
 PATIENCE = 5.0  # seconds that another process in the folder has for its end
 
 logger = logging.getLogger("dalle_mini")
@@ -38,7 +41,10 @@ MAY_CHANGE = {
     "loop.keep",
     "loop.keep_hours",
     "loop.grace_seconds",
+    "loop.checkpoints",
     "loop.on_bad_loss",  # a bad update is left out either way
+    "training.remat",
+    "training.new_tokens",  # checked at the start
 }
 
 
@@ -146,13 +152,17 @@ def _open(out: Path, config: dict[str, Any], found: dict[str, Any] | None, resum
     if found.get("data") is None:  # a run from before the data was recorded
         config.pop("data", None)
     changed = dict(differences(found, config))
-    if not changed:
-        return None if _is_whole(path) else _write(path, config)
+    if not changed:  # what may change is written down too, for those who continue the run without naming it
+        more = {"changes": history} if history else {}
+        return None if found == config and _is_whole(path) else _write(path, config | more)
     if not allow_changes:
+        before = ", ".join(f"{name}={_short(old)}" for name, (old, _) in changed.items())
         raise UserError(
             f"{path}: the run there was started with other values of {', '.join(changed)}: "
-            "continue it with those, or with --allow-changes, or choose another folder"
+            f"continue it with those ({before}), or with --allow-changes, or choose another folder"
         )
+    if "loop.batch_size" in changed:
+        logger.warning("loop.batch_size: step n takes other rows than before; some are passed over or come again")
     entry = {"time": round(time.time(), 1), "from": {}, "to": {}}
     for name, (old, new) in changed.items():
         entry["from"][name], entry["to"][name] = old, new
@@ -171,6 +181,11 @@ def differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, tup
             yield path, (a, b)
 
 
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
 def _settings(path: Path) -> dict[str, Any] | None:
     """What a `config.json` holds; None where there is none. Raises OSError or ValueError where it cannot be read."""
     try:
@@ -179,7 +194,14 @@ def _settings(path: Path) -> dict[str, Any] | None:
         return None
     if not isinstance(found, dict):
         raise ValueError("it is no object")
+    checksum = found.pop(CHECKSUM, None)  # runs of earlier versions have none
+    if checksum is not None and checksum != _checksum(found):
+        raise ValueError(f"its {CHECKSUM} is of another content")
     return found
+
+
+def _checksum(config: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _is_whole(path: Path) -> bool:
@@ -193,6 +215,7 @@ def _write(path: Path, config: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_suffix(".tmp")
+        config = config | {CHECKSUM: _checksum(config)}
         beside.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         os.replace(beside, path)
     except OSError as error:

@@ -28,13 +28,14 @@ from dalle_mini.training.resume import started_with
 from dalle_mini.training.samples import Sampler
 from dalle_mini.training.seq2seq import Seq2SeqTrainer, Seq2SeqTraining
 from dalle_mini.training.sharding import data_share, make_mesh
-from dalle_mini.training.start import start_model, start_tokenizer, start_vqgan
+from dalle_mini.training.start import start_model, start_tokenizer, start_tokens, start_vqgan
 from dalle_mini.training.tracking import Work
 from dalle_mini.training.vqgan_run import VQGANRun
 from dalle_mini.weights.bundle import find_part, word_list
 from dalle_mini.weights.pretrained import flatten, mismatch
 
 NETWORK, VQGAN, CLIP = "seq2seq", "vqgan", "clip"  # what the verb trains
+CHECKPOINTS = "loop.checkpoints"
 HELD_OUT = 0.1  # of a pile's pictures, for the evaluation
 
 logger = logging.getLogger("dalle_mini")
@@ -115,9 +116,13 @@ def recorded_run(out: Path, assignments: Sequence[str] = ()) -> Run:
 
     Raises UserError where there is no run, or its record cannot be read.
     """
-    found = started_with(out)
+    elsewhere = [value for name, _, value in (one.partition("=") for one in assignments) if name == CHECKPOINTS]
+    found = started_with(out, elsewhere[-1] if elsewhere else None)
     if found is None:
-        raise UserError(f"{out} holds no run to continue: name a CONFIG to start one")
+        raise UserError(
+            f"{out} holds no run to continue: name a CONFIG to start one, or say where its checkpoints are "
+            f"({CHECKPOINTS}=...)"
+        )
     kind = KINDS.get(found.get("trainer"), Seq2SeqRun)
     names = {field.name for field in dataclasses.fields(kind)}
     values = {name: found[name] for name in names & found.keys()} | {"data": found.get(SOURCES, {})}
@@ -184,6 +189,7 @@ def prepare_run(run: Seq2SeqRun, out: Path) -> Prepared:
     batches = TokenBatches(
         train, tokenizer, normalizer, caption_dropout=training.caption_dropout, weights=data.weights, **common
     )
+    _check_tokens(training, batches.vqgan)
     trainer = Seq2SeqTrainer(
         training, batches, TokenBatches(held_out, tokenizer, normalizer, **common), tokenizer, words
     )
@@ -201,6 +207,18 @@ def _check_start(training: Seq2SeqTraining) -> None:
     found, wanted = (flatten(DalleBart.shapes(config)[1]) for config in (start, training.model))
     if problem := mismatch(wanted, found):
         raise UserError(f"training.init_from={training.init_from} is of another model than training.model: {problem}")
+
+
+def _check_tokens(training: Seq2SeqTraining, vqgan: str) -> None:
+    """Raises UserError where the weights to start from draw with another VQGAN's tokens: to them these are noise."""
+    if training.init_from is None or training.new_tokens or training.optimizer.embeddings_only:
+        return
+    known = start_tokens(training.init_from)
+    if known is not None and known != vqgan:
+        raise UserError(
+            f"training.init_from={training.init_from} knows the tokens of another VQGAN ({known}) than the data's "
+            f"({vqgan}): encode the pictures with that one, or let it learn these anew with training.new_tokens=true"
+        )
 
 
 def _here(source: str) -> str:

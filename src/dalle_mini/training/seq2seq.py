@@ -29,10 +29,9 @@ from dalle_mini.text import CaptionTokenizer
 from dalle_mini.training.config import REMAT, OptimizerConfig, check_choice
 from dalle_mini.training.cross_entropy import cross_entropy
 from dalle_mini.training.sharding import gathered, keep_rows
-from dalle_mini.training.start import start_weights
+from dalle_mini.training.start import TOKENS_RECORD, start_weights
 from dalle_mini.training.step import Loss, StepProgram, TrainState, initial_parameters, loaded_parameters
 
-TOKENS_RECORD = "tokens.json"  # beside the weights: the identity of the VQGAN whose tokens they were trained on
 DTYPES = ("bfloat16", "float32")
 
 
@@ -47,6 +46,7 @@ class Seq2SeqTraining:
         remat: what is kept for the gradient: all ("none"), products with weights ("dots") or layers' inputs ("full").
         init_from: weights to start from instead of random ones: a model's folder or repository, a bundle, "shipped", or
             another run (`start.py`).
+        new_tokens: those weights may know another VQGAN's tokens than the data's, and shall learn these in their place.
     """
 
     model: DalleBartConfig = field(default_factory=DalleBartConfig)
@@ -56,6 +56,7 @@ class Seq2SeqTraining:
     dtype: str = "bfloat16"
     remat: str = "none"
     init_from: str | None = None
+    new_tokens: bool = False
 
     def __post_init__(self):
         check_choice("training.dtype", self.dtype, DTYPES)

@@ -165,6 +165,11 @@ class Tracker:
 
         self._write(lambda: write_report(self.out, self.config, self.steps, self.label))
 
+    def doing(self, what: str) -> None:
+        """Tell on a terminal's live line what takes so long."""
+        if self._on:
+            self._line.doing(what)
+
     def say(self, text: str) -> None:
         """A line that stays on the terminal."""
         if self._on:
@@ -220,12 +225,20 @@ class LiveLine:
         parts += shown[1:]  # behind what must not be cut off
         line = "  ".join(parts)
         if self._live:
-            width = shutil.get_terminal_size().columns
-            line = line if len(line) < width else line[: width - 2] + "…"  # one that wraps cannot be overwritten
-            print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
-            self._open = True
+            self._overwrite(line)
         else:
             print(line, file=sys.stderr, flush=True)
+
+    def doing(self, what: str) -> None:
+        """In place of the line until the next one, on a terminal only."""
+        if self._live:
+            self._overwrite(f"{self.label}  {what}".strip())
+
+    def _overwrite(self, line: str) -> None:
+        width = shutil.get_terminal_size().columns
+        line = line if len(line) < width else line[: width - 2] + "…"  # one that wraps cannot be overwritten
+        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+        self._open = True
 
     def seconds_left(self) -> float | None:
         """From the last records' rate, evaluations and checkpoints between them included; None before there are two.
