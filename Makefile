@@ -47,7 +47,7 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.test
-	$(BIN)/python -m pytest -m slow -rs -x
+	$(BIN)/python -m pytest -m slow -rs -x tests/training tests
 
 clean:
 	rm -rf $(VENV) $(DEMO_OUTPUT)

@@ -74,11 +74,20 @@ def main() -> None:
             row = None
         if row is None:
             print(f"| {size} | {batch} | {dtype} | {remat} | does not fit | | | | | |", flush=True)
+        what = {"size": size, "batch": batch, "dtype": dtype, "remat": remat, "layers": args.layers}
+        rows.append(what | {"fits": row is not None} | (row or {}))
+        if row is None:
             continue
-        rows.append({"size": size, "batch": batch, "dtype": dtype, "remat": remat, "layers": args.layers} | row)
         print(shown(rows[-1]), flush=True)
+    best = {}
+    for size in args.size:
+        fitting = [row for row in rows if row["size"] == size and row["fits"]]
+        if len(fitting) > 1:
+            best[size] = max(fitting, key=lambda row: row["pictures_per_second"])
+            print(f"\nbest for {size}: {shown(best[size])}")
     if args.json:
-        print(json.dumps({"device": devices[0].device_kind, "devices": len(devices), "rows": rows}))
+        found = {"device": devices[0].device_kind, "devices": len(devices), "rows": rows, "best": best}
+        print(json.dumps(found))
 
 
 def measure(config: DalleBartConfig, batch: int, dtype: str, remat: str, args) -> dict[str, float | None]:
@@ -105,6 +114,7 @@ def measure(config: DalleBartConfig, batch: int, dtype: str, remat: str, args) -
     rate = training_flops(config) * batch / step / len(jax.devices())
     peak = peak_flops(device.device_kind)
     alone = seconds_of_products(config, batch, dtype) if device.platform == "cpu" else None
+    # Of all rows so far: a process's peak never goes down. Name one row to have its own.
     memory = (device.memory_stats() or {}).get("peak_bytes_in_use")
     return {
         "seconds": step,

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """As much of gcloud as tpu_vm.sh uses, over folders: $FAKE/vm is the VM's home, $FAKE/bucket is gs://bucket.
 
-$FAKE/state holds the VM's state, $FAKE/calls every call. With $FAKE/refusing nothing can be written to the bucket. $FAKE/full lets so many creations fail for want of room.
+$FAKE/state holds the VM's state, $FAKE/calls every call. $FAKE/full lets so many creations fail for want of
+room. With $FAKE/refusing nothing can be written to the bucket.
 """
 
 import contextlib

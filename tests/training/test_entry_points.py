@@ -4,7 +4,6 @@ import importlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from functools import partial
@@ -193,8 +192,3 @@ def test_the_recipe_calls_scripts_that_there_are():
     called = re.findall(r"\brun (\w+\.py)", RECIPE.read_text())
     assert len(called) >= 5
     assert {*called} <= {*SCRIPTS}
-
-
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
-def test_shellcheck():
-    subprocess.run(["shellcheck", str(RECIPE)], check=True)

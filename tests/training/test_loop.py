@@ -75,9 +75,10 @@ def test_another_configuration_is_refused_by_name(finished, trainer, loop, befor
     log = (finished / "log.jsonl").read_bytes()
     with pytest.raises(UserError) as caught:
         run(Line(**trainer), dataclasses.replace(LOOP, **loop), finished)
+    values = ", ".join(f"{name}={value}" for name, value in before.items())
     assert str(caught.value) == (
         f"{finished / 'config.json'}: the run there was started with other values of {', '.join(before)}: "
-        f"continue it with those ({', '.join(f'{name}={value}' for name, value in before.items())}), or with --allow-changes, or choose another folder"
+        f"continue it with those ({values}), or with --allow-changes, or choose another folder"
     )
     assert (finished / "log.jsonl").read_bytes() == log
 

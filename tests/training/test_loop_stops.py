@@ -27,8 +27,7 @@ def test_not_a_number(tmp_path, log_every):
     assert "on 4.0, 4.1, 4.2, 4.3, 4.4 and 2 more" in message
     assert "lower training.optimizer.learning_rate" in message and "loop.on_bad_loss=skip" in message
     assert "\n" not in message
-    kept = sorted(int(entry.name) for entry in (tmp_path / "checkpoints").iterdir())
-    assert kept == ([4, 5] if log_every == 1 else [5, 6])  # the step after may be under way when it shows
+    assert sorted(entry.name for entry in (tmp_path / "checkpoints").iterdir()) == ["4", "5"]
     assert not (tmp_path / "final").exists()
     (bad,) = bad_batches(tmp_path)
     assert bad == {"step": 5, "loss": "nan", "grad_norm": "nan", "rows": [f"4.{i}" for i in range(7)]}

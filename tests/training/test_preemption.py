@@ -12,7 +12,14 @@ from pathlib import Path
 import pytest
 
 from dalle_mini.training import preemption
-from dalle_mini.training.preemption import INTERRUPTED, NOTICE_VARIABLE, PREEMPTED, Preempted, Preemption
+from dalle_mini.training.preemption import (
+    INTERRUPTED,
+    NOTICE_VARIABLE,
+    PREEMPTED,
+    Preempted,
+    Preemption,
+    leaving_when_asked,
+)
 
 
 def heard(notice, seconds=5.0):
@@ -167,3 +174,15 @@ def test_with_something_to_save_it_has_its_time():
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == PREEMPTED
     assert time.monotonic() - began >= 1.0
+
+
+def test_before_training_there_is_nothing_to_save(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Preempted) as stopped, leaving_when_asked():
+        with Preemption() as notice:  # while it trains, that one hears it
+            signal.raise_signal(signal.SIGTERM)
+            assert heard(notice) == (PREEMPTED, "SIGTERM")
+        signal.raise_signal(signal.SIGTERM)
+    assert stopped.value.code == PREEMPTED
+    assert "stopped by SIGTERM before training began: run the same command again" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -5,12 +5,13 @@ from pathlib import Path
 
 from dalle_mini.commands.distributed import add_distributed_option, join
 from dalle_mini.commands.sources import add_hub_options, hub_options
-from dalle_mini.commands.terminal import Help, notices, progress_bars, starting
+from dalle_mini.commands.terminal import Help, notices, out_of_memory, progress_bars, starting
 from dalle_mini.errors import UserError
 from dalle_mini.settings import DTYPES, GenerationSettings, check_prompts
 
 OPTIONS = ("seed", "guidance", "last_guidance", "negative_prompt", "temperature", "top_k", "top_p")
 PICTURE = ("picture", "keep_top", "mask", "vary")
+ADVICE = "draw fewer pictures at once (--batch-size) or with smaller weights (--dtype bfloat16, --dtype int8)"
 IDLE = {  # options that would do nothing
     "captions": ("index",),
     "--prompts": ("index", "overwrite", "progress_images"),
@@ -108,7 +109,7 @@ def run_generate(args: argparse.Namespace) -> int:
     if args.picture is None and (args.keep_top is not None or args.mask is not None or args.vary is not None):
         raise UserError("--keep-top, --mask and --vary want a --picture")
     args.dtype = _or(args.dtype, DTYPES[0])
-    with notices():
+    with notices(), out_of_memory(ADVICE):
         if args.prompts is not None:
             return _run_file(args)
         if args.replay is not None:

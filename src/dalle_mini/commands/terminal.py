@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -80,6 +81,18 @@ def progress_bars(shown: bool = True) -> Iterator[Callable[[str, int, int], None
             bars.update(tasks[stage], completed=done)
 
         yield show
+
+
+@contextlib.contextmanager
+def out_of_memory(advice: str) -> Iterator[None]:
+    """A device's lack of memory as a `UserError` with the way out, in place of pages of XLA's."""
+    try:
+        yield
+    except Exception as error:  # jax is not imported here, so its JaxRuntimeError is known by what it says
+        found = re.search(r"RESOURCE_EXHAUSTED:? ?(.*)", str(error))
+        if found is None:
+            raise
+        raise UserError(f"the device has too little memory ({found[1][:120].strip()}): {advice}") from error
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

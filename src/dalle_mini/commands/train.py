@@ -4,9 +4,13 @@ import argparse
 from pathlib import Path
 
 from dalle_mini.commands.distributed import add_distributed_option, join
-from dalle_mini.commands.terminal import Help, notices, starting
+from dalle_mini.commands.terminal import Help, notices, out_of_memory, starting
 
 RESUME = ("auto", "never")
+ADVICE = (
+    "take a batch in more pieces (loop.accumulation), keep less for the gradient (training.remat=full), split layers "
+    "over devices (mesh.model), or ask `dalle-mini plan CONFIG --topology ... --max-batch` what fits"
+)
 
 
 def add_train(verbs) -> None:
@@ -47,15 +51,17 @@ def run_train(args: argparse.Namespace) -> int:
     with notices():
         with starting():
             from dalle_mini.compilation import keep_compiled
+            from dalle_mini.training.preemption import leaving_when_asked
             from dalle_mini.training.resume import check_here
             from dalle_mini.training.runs import load_run, recorded_run, train
 
         check_here(args.output)
         out = Path(args.output)
-        run = load_run(args.config, assignments) if args.config else recorded_run(out, assignments)
-        writes = join(args.distributed)
-        keep_compiled()
-        final = train(run, out, resume=args.resume, allow_changes=args.allow_changes)  # or it leaves with exit code 75
+        with leaving_when_asked(), out_of_memory(ADVICE):
+            run = load_run(args.config, assignments) if args.config else recorded_run(out, assignments)
+            writes = join(args.distributed)
+            keep_compiled()
+            final = train(run, out, resume=args.resume, allow_changes=args.allow_changes)
     if writes:
         print(f"the weights are in {final.resolve()}")
     return 0

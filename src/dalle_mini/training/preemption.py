@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 PREEMPTED = 75  # the exit code: EX_TEMPFAIL of sysexits.h, "try again"
@@ -33,6 +34,27 @@ class Preempted(SystemExit):
 
     def __str__(self) -> str:
         return f"stopped by {self.reason} after step {self.step}"
+
+
+@contextlib.contextmanager
+def leaving_when_asked() -> Iterator[None]:
+    """SIGTERM ends the block at once with exit code 75: while a run is prepared there is nothing to save.
+
+    `Preemption` takes over within, while it trains.
+    """
+
+    def leave(*_) -> None:
+        print("\nstopped by SIGTERM before training began: run the same command again", file=sys.stderr, flush=True)
+        raise Preempted("SIGTERM", 0)
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 class Preemption:

@@ -237,7 +237,7 @@ def make_step(
         part, places = (_trained(trainer, tree) for tree in (state.params, shardings))
 
         def to_keep(grads):
-            """Gradients in float32, split as their parameters are: they are reduced and scattered, not only reduced."""
+            """Gradients in float32, split as their parameters are, so that what adds them up holds a part of them."""
             return jax.tree.map(
                 lambda grad, param, place: jax.lax.with_sharding_constraint(
                     sharding.without_padding(grad, param.shape).astype(jnp.float32), place
