@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO_OUTPUT ?= demo
 DEMO_PROMPTS ?= \
-  "a red apple on a blue background" "a snail to the left of a red car" "a cake on top of a piano" \
-  "two cats under a rainbow" "a rocket on a black background" "a small panda in the top left corner" \
-  "a crown on a purple background" "an octopus beside a lighthouse" "a penguin in front of a sunset background" \
-  "three sunflowers" "a robot above a pizza on a green background" "a dragon on an orange background"
+  "a red apple on a blue background" "a snail on a yellow background" "a rocket on a black background" \
+  "a panda on a pink background" "a tulip" "a small bus in the top left corner on an orange background" \
+  "a huge pizza on a green background" "a penguin on a light blue background" "a castle on a purple background" \
+  "a strawberry on a gray background" "a tiny dolphin at the bottom on a blue background" \
+  "a cactus on a brown background"
 PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 
 BIN := $(VENV)/bin
