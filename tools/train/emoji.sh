@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
 # The second edition of the model that ships, from nothing: emoji font -> codebook -> VQGAN -> tokens -> seq2seq -> CLIP -> bundle.
 #
-#   tools/train/emoji.sh [RUNS=runs/emoji]
+#   tools/train/emoji.sh [RUNS=runs/emoji [BUNDLE]]
+#
+# With a BUNDLE that this recipe made, such as tools/train/second-edition, it goes on from there: with its tokenizers, its
+# codebook, its CLIP, and its seq2seq model to start from.
 #
 # Each stage continues where a kill left it, and is passed over once its output is there: run it again until it says
 # so. To make a stage anew, delete its output and those of the stages after it.
-# Needs the extra `train` and Debian's package fonts-noto-color-emoji. Some three hours on 2 CPU cores, by its
-# arithmetic: it has not been run to its end yet.
+# Needs the extra `train` and Debian's package fonts-noto-color-emoji. Some three hours on 2 CPU cores,
+# by its arithmetic: it has not been run to its end yet.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 runs=${1:-runs/emoji}
@@ -21,6 +24,17 @@ run() { # SCRIPT [ARGUMENT ...]
   "$python" "$script" "$@"
 }
 
+if [ $# -gt 1 ] && [ ! -d "$runs/start" ]; then
+  mkdir -p "$runs/tokenizers" "$runs/clip"
+  cp -r "$2/vqgan" "$runs/codebook"
+  cp -r "$2/clip" "$runs/clip/final"
+  for part in dalle clip; do
+    cp -r "$2/$part" "$runs/tokenizers/$part"
+    rm "$runs/tokenizers/$part"/{config.json,model.safetensors}
+  done
+  rm -f "$runs/tokenizers/clip/preprocessor_config.json"
+  cp -r "$2/dalle" "$runs/start" # last: it tells that the others are there
+fi
 [ -f "$runs/tokenizers/dalle/words.txt" ] || run make_tokenizers.py "$runs/tokenizers"
 [ -d "$runs/codebook" ] || run make_codebook.py "$runs/codebook"
 [ -d "$runs/vqgan/final" ] || run train_vqgan.py "$runs/vqgan" "codebook=$runs/codebook"
@@ -33,7 +47,7 @@ run encode_emoji.py "$runs/codebook" "$runs/tokens-heldout" --split heldout --ro
     "data.train=$runs/tokens" "data.validation=$runs/tokens-heldout" "data.tokenizer=$runs/tokenizers/dalle" \
     "training.init_from=$runs/start"
 }
-[ -d "$runs/clip-first/final" ] || run train_clip.py "$runs/clip-first" "tokenizer=$runs/tokenizers/clip"
+[ -d "$runs/clip/final" ] || [ -d "$runs/clip-first/final" ] || run train_clip.py "$runs/clip-first" "tokenizer=$runs/tokenizers/clip"
 # Once it knows what is what, it learns to tell whole pictures from damaged ones.
 [ -d "$runs/clip/final" ] || run train_clip.py "$runs/clip" "tokenizer=$runs/tokenizers/clip" \
   "training.init_from=$runs/clip-first/final" training.damage=0.3 training.optimizer.learning_rate=0.0005 \
