@@ -1,5 +1,6 @@
 """Prompts of a file into a folder, through interruptions."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -72,12 +73,44 @@ def test_a_prompt_that_changed_is_drawn_again_and_leftovers_go(pipe, tmp_path):
     before = contents(tmp_path)
     (tmp_path / "pictures" / ".one.123.partial").mkdir()
     changed = [ENTRIES[0], Entry("two", "a tree", {})]
-    done = Batch(changed, tmp_path, SETTINGS).run(pipe)
+    with pytest.raises(UserError, match=r"two was drawn with another prompt and seed and .*, or .* with --overwrite"):
+        Batch(changed, tmp_path, SETTINGS).run(pipe)
+    assert contents(tmp_path) == before
+    done = Batch(changed, tmp_path, SETTINGS, overwrite=True).run(pipe)
     assert (done.drawn, done.found) == (1, 1)
     after = contents(tmp_path)
     assert after["pictures/one/01.png"] == before["pictures/one/01.png"]
     assert after["pictures/two/01.png"] != before["pictures/two/01.png"]
     assert sorted(os.listdir(tmp_path / "pictures")) == ["one", "two"]
+
+
+@pytest.mark.parametrize("damage", [os.unlink, lambda path: path.write_bytes(b"")])
+def test_pictures_that_were_lost_are_drawn_again(pipe, tmp_path, damage):
+    Batch(ENTRIES[:2], tmp_path, SETTINGS).run(pipe)
+    before = contents(tmp_path)
+    damage(tmp_path / "pictures" / "two" / "01.png")
+    done = Batch(ENTRIES[:2], tmp_path, SETTINGS).run(pipe)
+    assert (done.drawn, done.found) == (1, 1)
+    assert contents(tmp_path) == before
+
+
+def test_a_prompt_that_fails_while_it_is_drawn_fails_alone(pipe, tmp_path, monkeypatch):
+    draw = pipe.engine.run
+
+    def run(jobs, *arguments, **options):
+        for number, result in enumerate(draw(jobs, *arguments, **options)):
+            if jobs[number].prompt == "a snail":
+                raise UserError("CLIP's scores are no numbers")
+            yield result
+
+    monkeypatch.setattr(pipe.engine, "run", run)
+    entries = [Entry(name, prompt, {}) for name, prompt in (("a", "a boat"), ("b", "a snail"), ("c", "a tree"))]
+    done = Batch(entries, tmp_path, SETTINGS).run(pipe)
+    assert (done.drawn, done.failed) == (2, 1)
+    assert [row["error"] for row in table(tmp_path)] == [None, "CLIP's scores are no numbers", None]
+    monkeypatch.undo()
+    done = Batch(entries, tmp_path, SETTINGS).run(pipe)
+    assert (done.drawn, done.found, done.failed) == (1, 2, 0)
 
 
 def test_half_a_character_fails_its_prompt_alone(pipe, tmp_path):
@@ -103,7 +136,9 @@ def test_processes_agree_on_what_to_draw_before_any_draws(pipe, tmp_path, monkey
 def test_a_folder_of_another_run_is_refused(drawn, pipe, tmp_path):
     folder, _ = drawn
     with pytest.raises(UserError, match="another candidates"):
-        Batch(ENTRIES, folder, GenerationSettings(candidates=3, keep=1)).run(pipe)
+        Batch(ENTRIES, folder, GenerationSettings(candidates=3, keep=1, guidance=1.0)).run(pipe)
+    with pytest.raises(UserError, match="another seed and temperature"):
+        Batch(ENTRIES, folder, dataclasses.replace(SETTINGS, seed=9, temperature=0.5)).run(pipe)
     (tmp_path / "pictures").mkdir()
     with pytest.raises(UserError, match="pictures of no batch"):
         Batch(ENTRIES, tmp_path, SETTINGS).run(pipe)
@@ -132,7 +167,9 @@ def test_the_command(golden_bundle, tmp_path, capsys):
     (tmp_path / "p.csv").write_text("id,prompt\na,a boat\nb,a snail\n,\nc,<b></b>\n")
     options = ["--model", str(golden_bundle), "--candidates", "2", "--keep", "1", "--output", str(tmp_path / "out")]
     assert main(["generate", "--prompts", str(tmp_path / "p.csv"), *options]) == 1
-    assert "2 prompts drawn, 0 were there, 1 failed" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "2 prompts drawn, 0 were there, 1 failed" in out
+    assert "prompt c has no words" in err
 
 
 @pytest.mark.slow

@@ -63,7 +63,8 @@ def test_a_replay_spares_the_folder_it_is_of(generate, tmp_path):
     assert code == 0 and str(original.with_name("a-boat-2")) in shown
     assert {path.name: path.read_bytes() for path in original.iterdir()} == before
     Image.new("RGB", (16, 16)).save(original / "01.png")
-    assert "NOT the same as" in generate("--replay", original / "results.json", "--overwrite")[1]
+    code, shown, _ = generate("--replay", original / "results.json", "--overwrite")
+    assert code == 1 and "NOT the same as" in shown
     assert sorted(os.listdir(tmp_path / "out")) == ["a-boat", "a-boat-2"]
 
 

@@ -4,7 +4,8 @@
            pictures/<id>/        01.png ... of each prompt, and its results.json
            results.parquet       one row a picture, or a failure, written when all is done
 
-A prompt's folder appears whole or not at all, so it alone tells that the prompt is done.
+A prompt's folder appears whole or not at all, so it alone tells that the prompt is done; a folder that lost a picture
+since is drawn again.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,11 +67,14 @@ class Batch:
         entries: the prompts.
         output: the folder.
         settings: of all prompts, where their own options do not say otherwise.
+        overwrite: draw anew what the folder has of another prompt, or with other options, under the id of one of these.
     """
 
-    def __init__(self, entries: Sequence[Entry], output: Path, settings: GenerationSettings):
+    def __init__(
+        self, entries: Sequence[Entry], output: Path, settings: GenerationSettings, *, overwrite: bool = False
+    ):
         import_parquet()  # a missing library shows before the work
-        self.entries, self.output, self.settings = entries, output, settings
+        self.entries, self.output, self.settings, self.overwrite = entries, output, settings, overwrite
         self.failures: dict[str, str] = {}
 
     def run(
@@ -82,16 +87,18 @@ class Batch:
         """
         self._claim(pipe, canvas)
         todo = [entry for entry in self.entries if not self._is_done(entry)]
+        if not self.overwrite:
+            self._check_replaced(todo)
         _wait_for_all("all know what is to be drawn")  # what another draws now must not look as if it had been there
         found = len(self.entries) - len(todo)
         mine = todo[jax.process_index() :: jax.process_count()]
         for entry, result in self._results(pipe, mine, canvas, batch_size, progress):
             target = self.output / PICTURES / entry.id
             write_folder(result, target, pipe.provenance(), id=entry.id, asked=self._asked(entry))
+        if jax.process_count() > 1:
+            self._share_failures()
         _wait_for_all("all prompts are drawn")
         if jax.process_index() == 0:
-            if jax.process_count() > 1:  # what failed elsewhere fails here too
-                list(self._jobs(pipe, [entry for entry in todo if not self._is_done(entry)], canvas))
             self._write_table()
         return Done(len(todo) - len(self.failures), found, len(self.failures), self.output / TABLE)
 
@@ -101,6 +108,7 @@ class Batch:
         run = {
             "candidates": self.settings.candidates,
             "keep": self.settings.keep,
+            **{name: getattr(self.settings, name) for name in ("seed", *SAMPLING)},
             "weights": {part: model["sha256"] for part, model in provenance["models"].items()},
             "dtype": provenance["dtype"],
             "canvas": canvas.digest if canvas else None,
@@ -114,8 +122,9 @@ class Batch:
             earlier = None
         except (OSError, ValueError) as error:
             raise UserError(f"{file}: cannot be read ({error}): name another --output") from None
-        if earlier is not None and earlier != run:
-            names = [name for name in run if not isinstance(earlier, dict) or earlier.get(name) != run[name]]
+        # Folders of earlier versions do not tell seed and sampling; their prompts' folders do.
+        names = [name for name in run if not isinstance(earlier, dict) or earlier.get(name, run[name]) != run[name]]
+        if earlier is not None and names:
             raise UserError(f"{self.output} holds a batch with another {' and '.join(names)}: name another --output")
         if jax.process_index() == 0:
             write_whole(file, (json.dumps(run, indent=2) + "\n").encode())
@@ -130,8 +139,22 @@ class Batch:
     def _is_done(self, entry: Entry) -> bool:
         if entry.error:
             return False
-        report = read_report(self.output / PICTURES / entry.id)
-        return report is not None and report.get("asked") == self._asked(entry)
+        folder = self.output / PICTURES / entry.id
+        report = read_report(folder)
+        return report is not None and report.get("asked") == self._asked(entry) and _is_whole(folder, report)
+
+    def _check_replaced(self, todo: Sequence[Entry]) -> None:
+        """Raises UserError where pictures of something else are in a prompt's place: nobody asked to lose them."""
+        for entry in todo:
+            report = read_report(self.output / PICTURES / entry.id)
+            was = report.get("asked") if report else None
+            if entry.error or not isinstance(was, dict) or was == self._asked(entry):
+                continue
+            names = [name for name, value in self._asked(entry).items() if was.get(name) != value]
+            raise UserError(
+                f"{self.output / PICTURES / entry.id} was drawn with another {' and '.join(names)} than prompt "
+                f"{entry.id} has now: name another --output, or draw it anew with --overwrite"
+            )
 
     def _results(self, pipe, entries, canvas, batch_size, progress) -> Iterator:
         """(entry, result) of each prompt that can be drawn."""
@@ -146,10 +169,25 @@ class Batch:
                 scale = pipe.model.config.image_length if stage == "tokens" else 1
                 progress(stage, before * scale + done, total * scale)
 
-            results = pipe.engine.run(
-                [job for _, job in jobs], report if progress else None, batch_size=batch_size, alone=True
-            )
-            yield from zip((entry for entry, _ in jobs), results, strict=True)
+            def run(some, report=report):
+                yield from pipe.engine.run(some, report if progress else None, batch_size=batch_size, alone=True)
+
+            yield from self._each(jobs, run)
+
+    def _each(self, jobs, run) -> Iterator:
+        """(entry, result) of each job; where drawing fails, one by one, so that only what fails by itself does."""
+        results, done = run([job for _, job in jobs]), 0
+        try:
+            for result in results:
+                done += 1
+                yield jobs[done - 1][0], result
+            return
+        except UserError as error:
+            if len(jobs) == 1:
+                self.failures[jobs[0][0].id] = str(error)
+                return
+        for pair in jobs[done:]:
+            yield from self._each([pair], run)
 
     def _jobs(self, pipe, entries: Sequence[Entry], canvas) -> Iterator:
         """(entry, job) of each prompt that makes sense; the others are noted as failures."""
@@ -160,9 +198,26 @@ class Batch:
                 settings = dataclasses.replace(self.settings, **entry.options)
                 (job,) = pipe.jobs([entry.prompt], settings, canvas)
             except UserError as error:
-                self.failures[entry.id] = str(error)
+                # It is told of a list with one prompt in it.
+                self.failures[entry.id] = re.sub(r"^prompt 1\b", f"prompt {entry.id}", str(error))
             else:
                 yield entry, job
+
+    def _share_failures(self) -> None:
+        """Let the first process, which writes the table, know what failed in the others."""
+        name = f".failed-{jax.process_index()}.partial"
+        write_whole(self.output / name, json.dumps(self.failures).encode())
+        _wait_for_all("all have told what failed")
+        if jax.process_index() == 0:
+            for number in range(jax.process_count()):
+                file = self.output / f".failed-{number}.partial"
+                try:
+                    self.failures |= json.loads(file.read_text("utf-8"))
+                    file.unlink()
+                except (OSError, ValueError) as error:
+                    raise UserError(
+                        f"{file}: cannot be read ({error}): the processes of a batch need a folder that all of them see"
+                    ) from None
 
     def _write_table(self) -> None:
         import pyarrow
@@ -189,6 +244,14 @@ class Batch:
         sink = pyarrow.BufferOutputStream()
         import_parquet().write_table(pyarrow.Table.from_pylist(rows, schema), sink)
         write_whole(self.output / TABLE, sink.getvalue().to_pybytes())
+
+
+def _is_whole(folder: Path, report: dict) -> bool:
+    """Whether the pictures that a report names are there."""
+    try:
+        return all((folder / picture["file"]).stat().st_size for picture in report["pictures"])
+    except (OSError, KeyError, TypeError):
+        return False
 
 
 def _wait_for_all(what: str) -> None:

@@ -263,8 +263,8 @@ def _target(output: Path, name: str, overwrite: bool, taken: set[Path]) -> Path:
 @contextlib.contextmanager
 def written_beside(target: Path) -> Iterator[Path]:
     """A new folder that takes `target`'s place when the block ends well, and is removed when it does not."""
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    replaced = target.with_name(f".{target.name}.{os.getpid()}.replaced")
+    mark = uuid.uuid4().hex[:8]  # in a container every run may have the same process number
+    partial, replaced = (target.with_name(f".{target.name}.{mark}.{what}") for what in ("partial", "replaced"))
     try:
         partial.mkdir()
         yield partial

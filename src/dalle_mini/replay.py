@@ -14,6 +14,7 @@ from dalle_mini.generation.canvas import Canvas
 from dalle_mini.settings import DTYPES, PER_PROMPT, GenerationSettings, check_number, check_prompts
 from dalle_mini.weights.bundle import PARTS
 
+DIFFERS = "NOT the same as"
 NO_REPORT = "no results.json of a drawn prompt"
 WORDS = {list: "list", dict: "object", str: "text", int: "whole number", int | float: "number"}
 MAX_TOKEN = 2**31 - 1  # tokens are held in 32 bits
@@ -71,7 +72,7 @@ class Entry:
                 same = np.array_equal(np.asarray(earlier), np.asarray(image))
         except OSError:
             return f"({self.file} cannot be read to compare with)"
-        return f"{'the same as' if same else 'NOT the same as'} {self.file}"
+        return f"{'the same as' if same else DIFFERS} {self.file}"
 
 
 def read_entry(path: Path, index: int) -> Entry:

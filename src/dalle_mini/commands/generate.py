@@ -1,6 +1,7 @@
 """`dalle-mini generate`: pictures for a few prompts, for a file of prompts, or one picture again."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from dalle_mini.commands.distributed import add_distributed_option, join
@@ -11,10 +12,11 @@ from dalle_mini.settings import DTYPES, GenerationSettings, check_prompts
 
 OPTIONS = ("seed", "guidance", "last_guidance", "negative_prompt", "temperature", "top_k", "top_p")
 PICTURE = ("picture", "keep_top", "mask", "vary")
+SHOWN = 5  # failures of a batch that are told; its table has all
 ADVICE = "draw fewer pictures at once (--batch-size) or with smaller weights (--dtype bfloat16, --dtype int8)"
 IDLE = {  # options that would do nothing
     "captions": ("index",),
-    "--prompts": ("index", "overwrite", "progress_images"),
+    "--prompts": ("index", "progress_images"),
     "--replay": ("candidates", "keep", *OPTIONS, *PICTURE, "dtype", "batch_size", "distributed", "progress_images"),
 }
 WHY_IDLE = {
@@ -160,13 +162,17 @@ def _run_file(args: argparse.Namespace) -> int:
         from dalle_mini.prompts import read_prompts
 
     entries = read_prompts(args.prompts)
-    batch = Batch(entries, check_writable(args.output), _settings(args))
+    batch = Batch(entries, check_writable(args.output), _settings(args), overwrite=args.overwrite)
     parts = _find_parts(args)
     writes = join(args.distributed)
     with progress_bars(writes) as progress:
         pipe = _load(args, parts)
         done = batch.run(pipe, _canvas(pipe, args), batch_size=args.batch_size, progress=progress)
     if writes:
+        for number, message in enumerate(batch.failures.values()):
+            print(message if number < SHOWN else "...", file=sys.stderr)
+            if number == SHOWN:
+                break
         print(f"{done.drawn} prompts drawn, {done.found} were there, {done.failed} failed: {done.table}")
     return 1 if done.failed else 0
 
@@ -174,7 +180,7 @@ def _run_file(args: argparse.Namespace) -> int:
 def _run_replay(args: argparse.Namespace) -> int:
     with starting():
         from dalle_mini.output import check_writable, write_result
-        from dalle_mini.replay import read_entry
+        from dalle_mini.replay import DIFFERS, read_entry
 
     entry, output = read_entry(Path(args.replay), _or(args.index, 1)), check_writable(args.output)
     if args.model is None:
@@ -190,7 +196,7 @@ def _run_replay(args: argparse.Namespace) -> int:
         original = entry.file.parent.resolve()
         folder = write_result(result, output, pipe.provenance(), args.overwrite, {original})
     print(f"{folder}  score {result.scores[0]:.2f}  {verdict}")
-    return 0
+    return int(verdict.startswith(DIFFERS))
 
 
 def _check_idle(args: argparse.Namespace, way: str) -> None:
