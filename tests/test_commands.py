@@ -151,7 +151,7 @@ def test_int8_and_a_small_batch(generate, tmp_path):
         (["a boat", "--batch-size", "0"], "--batch-size is 0"),
         (["a boat", "--keep-top", "0.5"], "want a --picture"),
         (["a boat", "--index", "1"], "--index would do nothing with captions"),
-        (["--prompts", "p.txt", "--overwrite", "--progress-images"], "--overwrite and --progress-images would do noth"),
+        (["--prompts", "p.txt", "--overwrite", "--progress-images"], "--progress-images would do noth"),
         (["--replay", "r.json", "--seed", "0", "--negative-prompt", "x"], "--seed and --negative-prompt would do noth"),
         (["--replay", "r.json", "--vary", "0", "--dtype", "float32"], "--vary and --dtype would do nothing"),
         (["a boat", "--picture", "nothing.png", "--vary", "0.5"], "nothing.png"),

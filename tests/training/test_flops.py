@@ -34,7 +34,7 @@ ODD = DalleBartConfig(  # no two sizes alike, so that none can stand for another
 
 
 def products(jaxpr) -> int:
-    """FLOPs of every dot product in a jaxpr, a scan's body as often as it runs."""
+    """FLOPs of every dot product in a jaxpr, a scan's body as often as it runs, and one of a choice's branches."""
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
@@ -42,8 +42,11 @@ def products(jaxpr) -> int:
             inner = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
             total += 2 * inner * math.prod(equation.outvars[0].aval.shape)
         times = equation.params["length"] if equation.primitive.name == "scan" else 1
-        for inside in jex.jaxprs_in_params(equation.params):
-            total += times * products(inside)
+        inside = [products(jaxpr) for jaxpr in jex.jaxprs_in_params(equation.params)]
+        if equation.primitive.name == "cond":  # of the platform (`models/linear.py`): all branches do the same
+            assert len({*inside}) == 1
+            inside = inside[:1]
+        total += times * sum(inside)
     return total
 
 

@@ -45,7 +45,7 @@ def make(out: Path, pictures: int, patches: int, rounds: int, model=MODEL) -> No
     vqgan.codebook.embedding[...] = jnp.asarray(codes * scale)
     beside = out.with_name(out.name + ".tmp")
     shutil.rmtree(beside, ignore_errors=True)
-    vqgan.save_pretrained(beside, dtype=jnp.float16)  # as it ships: other roundings would be another VQGAN's tokens
+    vqgan.save_pretrained(beside)
     shutil.rmtree(out, ignore_errors=True)
     os.replace(beside, out)
     print(f"{out}: {time.monotonic() - started:.0f} s")

@@ -46,7 +46,9 @@ _product.defvjp(_forward, _backward)
 
 
 def _as_differentiated(x, kernel, grad):
-    return jax.vjp(_plain, x, kernel)[1](grad)
+    (of_x,) = jax.linear_transpose(lambda x: _plain(x, kernel), x)(grad)
+    (of_kernel,) = jax.linear_transpose(lambda kernel: _plain(x, kernel), kernel)(grad)
+    return of_x, of_kernel
 
 
 def _of_matrices(x, kernel, grad):
