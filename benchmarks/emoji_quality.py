@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dalle_mini.commands.terminal import Parser
+from dalle_mini.commands.terminal import Parser, exit_code
 from dalle_mini.data.emoji import MEDIUM, Emoji, EmojiPictures, all_emoji, everyday_emoji, find_font, render
 from dalle_mini.data.scene_layout import SCENE_SCALES
 from dalle_mini.data.tidy_scenes import WIDTH, TidyScenes
@@ -58,15 +58,7 @@ MISTAKES_SHOWN = 40
 
 
 def main(argv: list[str] | None = None) -> int:
-    try:
-        measure(parse(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: measure(parse(argv)))
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -34,6 +34,7 @@ from pathlib import Path
 import msgpack
 import numpy as np
 
+from dalle_mini.commands.terminal import Parser, exit_code
 from dalle_mini.errors import UserError
 from dalle_mini.weights.folder import CONFIG, INDEX, MSGPACK, save_tensors
 from dalle_mini.weights.tensors import Tensor
@@ -61,25 +62,12 @@ DTYPES = {"mega": "bfloat16", "mini": "float32", "tiny": "bfloat16"}
 
 
 def main(argv: list[str] | None = None) -> int:
-    try:
-        measure(parse(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UserError(f"{message} (see --help)")
+    return exit_code(lambda: measure(parse(argv)))
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     head, _, rest = __doc__.partition("\n")
-    parser = _Parser(description=head, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=head, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--size", choices=SIZES, default="mega", help="(default: mega)")
     add("--stored", choices=("float16", "float32"), help="in the file (default: float16, of mini float32)")

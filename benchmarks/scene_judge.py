@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dalle_mini.commands.terminal import Parser
+from dalle_mini.commands.terminal import Parser, exit_code
 from dalle_mini.data.emoji import GRID, Emoji, find_font
 from dalle_mini.data.emoji_scenes import SIZES, TWO, Background, Scene, arrange, draw
 from dalle_mini.data.scene_emoji import pixel_distances, scene_emoji
@@ -44,18 +44,14 @@ def main() -> int:
     parser.add_argument("--vqgan", metavar="FOLDER", help="of that resolution (default: none)")
     parser.add_argument("--seed", metavar="N", type=int, default=1, help="(default: 1)")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
-    try:
+
+    def run() -> None:
         args = parser.parse_args()
         figures = measure(args.prompts, args.size, args.vqgan, args.seed)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    if args.json:
-        print(json.dumps({"prompts": args.prompts, "size": args.size, "seed": args.seed, **figures}))
-    return 0
+        if args.json:
+            print(json.dumps({"prompts": args.prompts, "size": args.size, "seed": args.seed, **figures}))
+
+    return exit_code(run)
 
 
 def measure(count: int, size: int, vqgan: str | None, seed: int) -> dict[str, dict[str, float]]:

@@ -14,26 +14,22 @@ from dalle_mini.commands.data import add_data
 from dalle_mini.commands.encode import add_encode
 from dalle_mini.commands.generate import add_generate
 from dalle_mini.commands.plan import add_plan
-from dalle_mini.commands.terminal import Help, Parser
+from dalle_mini.commands.terminal import Help, Parser, exit_code
 from dalle_mini.commands.train import add_train
 from dalle_mini.commands.weights import add_convert, add_info
-from dalle_mini.errors import UserError
 from dalle_mini.huge_pages import start_again_with_huge_pages
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with `argv` (default: the process's arguments) and return its exit code."""
-    try:
+
+    def run() -> int | None:
         args = build_parser().parse_args(argv)
         if argv is None and args.computes:
             start_again_with_huge_pages()
-        return args.run(args) or 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        return args.run(args)
+
+    return exit_code(run)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from dalle_mini import DalleMini
 from dalle_mini.batch import Batch
-from dalle_mini.commands.terminal import Parser
+from dalle_mini.commands.terminal import Parser, exit_code
 from dalle_mini.compilation import keep_compiled
 from dalle_mini.errors import UserError
 from dalle_mini.evaluation.contact_sheet import Entry, contact_sheet
@@ -62,15 +62,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", metavar="SOURCE", help="(default: the shipped model)")
     parser.add_argument("--vqgan", metavar="SOURCE", help="(default: the bundle's)")
     parser.add_argument("--clip", metavar="SOURCE", help="(default: the bundle's)")
-    try:
+
+    def run() -> None:
         args = parser.parse_args(argv)
         sheet = best(draw(args), args.best)
         sheet.save(args.output / SHEET)
         print(args.output / SHEET)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_code(run)
 
 
 if __name__ == "__main__":

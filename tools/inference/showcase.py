@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from dalle_mini.commands.terminal import Parser
+from dalle_mini.commands.terminal import Parser, exit_code
 from dalle_mini.errors import UserError
 from dalle_mini.output import REPORT, write_whole
 
@@ -144,15 +144,7 @@ def draw(argv: Sequence[str] | None) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        draw(argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: draw(argv))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,18 @@ from collections.abc import Callable, Iterator
 from dalle_mini.errors import UserError
 
 
+def exit_code(command: Callable[[], int | None]) -> int:
+    """What a command's function returns, 0 for None; 2 after a `UserError` and 130 after Ctrl-C, told in one line."""
+    try:
+        return command() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
 @contextlib.contextmanager
 def starting() -> Iterator[None]:
     """Around imports: Ctrl-C ends the command on the spot.

@@ -18,7 +18,7 @@ from flax import nnx
 def product(x: jax.Array, kernel: jax.Array, dimensions, *, precision=None, out_sharding=None) -> jax.Array:
     """x [..., in] times kernel [in, out] -> [..., out]; `jax.lax.dot_general` as `nnx.Linear` calls it."""
     if dimensions != (((x.ndim - 1,), (0,)), ((), ())) or precision is not None or out_sharding is not None:
-        raise NotImplementedError("a linear layer's product alone: x's last axis with the kernel's first")
+        raise ValueError("a linear layer's product alone: x's last axis with the kernel's first")
     return _product(x, kernel)
 
 

@@ -48,6 +48,10 @@ BAD_BATCHES = "bad_batches.jsonl"
 logger = logging.getLogger("dalle_mini")
 
 
+class BadLoss(UserError):
+    """The loss, or what the update makes of the parameters, ended the run: in every process at the same step."""
+
+
 class _Asked(Exception):
     """The run was asked to stop while it evaluated."""
 
@@ -230,8 +234,8 @@ def run(
             while len(unseen) > (0 if log or pause or stop or due else 1):
                 try:
                     look(*unseen.popleft())
-                except UserError as error:  # in every process
-                    save(done, ended_by=str(error))
+                except BadLoss as error:
+                    save(done, ended_by=str(error), evaluated=not pause)
                     checkpoints.wait()
                     raise
             if log:
@@ -310,16 +314,14 @@ class _Overseer:
         what = f"{self._complaint(metrics)} at step {done}" + (f", on {listed(rows)}" if rows else "")
         where = f"{self.out / BAD_BATCHES} has the batch's keys" if rows else f"see {self.out / BAD_BATCHES}"
         if self.loop.on_bad_loss == "stop":
-            raise UserError(
+            raise BadLoss(
                 f"{self.trainer.name}: {what} ({where}): start anew in another folder, with a lower "
                 "training.optimizer.learning_rate or more training.optimizer.warmup_steps, or continue with "
                 "loop.on_bad_loss=skip, which leaves such updates out"
             )
         self.tracker.say(f"{what}: its update is left out ({where})")
         if self.in_a_row >= MOST_LEFT_OUT:
-            raise UserError(
-                f"{self.trainer.name}: {self.in_a_row} updates in a row had to be left out, the last: {what}"
-            )
+            raise BadLoss(f"{self.trainer.name}: {self.in_a_row} updates in a row had to be left out, the last: {what}")
 
     def _complaint(self, metrics: dict[str, jax.Array]) -> str:
         loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
