@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from tiny_runs import CAPTIONS, SEQ2SEQ, Tokens, begin, make, short_loop, train
 
 from dalle_mini.errors import UserError
@@ -48,7 +49,9 @@ def test_what_does_not_fit(tmp_path, config, message):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"token_noise": 40.0}, "training.token_noise 40.0: a share from 0 to 1"),
+        ({"token_noise": 40.0}, "training.token_noise 40.0: from 0 to 2, the most is a share of the tokens"),
+        ({"positions": 0}, "training.positions 0: 1 to 256, a picture's tokens"),
+        ({"positions": 257}, "training.positions 257: 1 to 256, a picture's tokens"),
         ({"caption_dropout": -0.1}, "training.caption_dropout -0.1: a share from 0 to 1"),
         ({"dtype": "float16"}, "training.dtype: 'float16' is none of bfloat16, float32"),
         ({"remat": "some"}, "training.remat: 'some' is none of none, dots, full"),
@@ -120,3 +123,36 @@ def test_noise_changes_what_the_decoder_sees(trainer, tmp_path):
     assert 0 <= seen.min() <= seen.max() < 16
     np.testing.assert_array_equal(noisy._with_noise(labels, None), labels)  # evaluation
     np.testing.assert_array_equal(trainer._with_noise(labels, jax.random.key(0)), labels)
+
+
+def test_half_of_the_pictures_can_be_all_noise(tmp_path):
+    noisy = make("seq2seq", tmp_path, short_loop(), dataclasses.replace(SEQ2SEQ, token_noise=2.0))
+    labels = jnp.full((500, 16), -1, jnp.int32)  # which no noise hits by chance
+    wrong = np.mean(noisy._with_noise(labels, jax.random.key(0)) != labels, axis=1)
+    assert 0.4 < np.mean(wrong == 1) < 0.65  # 0.5, and those with a share just below
+    assert wrong.min() < 0.2
+
+
+def test_an_update_can_learn_some_positions(trainer, tmp_path):
+    """What it learns there is what a model without any other positions would."""
+    some = make("seq2seq", tmp_path, short_loop(), dataclasses.replace(SEQ2SEQ, positions=5))
+    key = jax.random.key(3)
+    _, _, positions_key = jax.random.split(key, 3)
+    positions = np.asarray(some._positions(positions_key))
+    assert len(set(positions)) == 5 and np.all(np.diff(positions) > 0) and positions[0] >= 0 and positions[-1] < 16
+    assert not np.array_equal(positions, some._positions(jax.random.key(4)))
+    assert some._positions(None) is None
+
+    params, _ = some.parameters(jax.random.key(0))
+    batch = jax.tree.map(jnp.asarray, some.batch(0))
+    found = some.loss(params, batch, key)
+    model = nnx.merge(some.graphdef, params)
+    labels = batch["labels"].astype(jnp.int32)
+    start = jnp.full((len(labels), 1), model.config.decoder_start_token_id)
+    shifted = jnp.concatenate([start, labels[:, :-1]], axis=1)[:, positions]
+    table = model.decoder.embed_positions.embedding
+    table[...] = table[...].at[:5].set(table[...][positions])
+    scores = model(batch["input_ids"], batch["attention_mask"], shifted)[..., : model.config.image_vocab_size + 1]
+    wanted = -jnp.take_along_axis(jax.nn.log_softmax(scores), labels[:, positions][..., None], axis=-1)
+    assert float(found.weight) == labels[:, positions].size
+    assert float(found.total) == pytest.approx(float(wanted.sum()), rel=1e-5)

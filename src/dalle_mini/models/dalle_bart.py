@@ -196,10 +196,15 @@ class Stack(nnx.Module):
         x = self.token_scale * self.embed_tokens(tokens)
         return self.layernorm_embedding(x if self.embed_positions is None else x + self.embed_positions(positions))
 
-    def run(self, tokens, body, how: Training):
-        """The whole stack on tokens [B, T], `x = body(layer, x, key)` being a layer; [B, T, D]."""
+    def run(self, tokens, body, how: Training, positions=None):
+        """The whole stack on tokens [B, T], `x = body(layer, x, key)` being a layer; [B, T, D].
+
+        They are at `positions`, int [T], or where None the first T.
+        """
         for_embeddings, for_layers = how.split(2)
-        x = dropout(self.embed(tokens, jnp.arange(tokens.shape[1])), self.dropout, for_embeddings.key)
+        if positions is None:
+            positions = jnp.arange(tokens.shape[1])
+        x = dropout(self.embed(tokens, positions), self.dropout, for_embeddings.key)
         return self.finish(run_layers(self.layers, x, body, for_layers))
 
     def finish(self, x):
@@ -231,8 +236,8 @@ class Decoder(Stack):
             final_ln=config.use_final_ln_decoder,
         )
 
-    def __call__(self, tokens, states, attention_mask, how: Training = PLAIN):
-        """Teacher forcing: tokens [B, T], encoder states [B, S, D] -> [B, T, D]."""
+    def __call__(self, tokens, states, attention_mask, how: Training = PLAIN, positions=None):
+        """Teacher forcing: tokens [B, T] at rising `positions` [T], encoder states [B, S, D] -> [B, T, D]."""
         length = tokens.shape[1]
         cross_mask = attention_mask[:, None, None, :].astype(bool)
         causal_mask = jnp.tril(jnp.ones((length, length), bool))
@@ -240,7 +245,7 @@ class Decoder(Stack):
         def body(layer, x, key):
             return layer(x, layer.cross_attn.keys_values(states), cross_mask, causal_mask, key)
 
-        return self.run(tokens, body, how)
+        return self.run(tokens, body, how, positions)
 
 
 class DalleBart(Pretrained, nnx.Module):
@@ -275,11 +280,11 @@ class DalleBart(Pretrained, nnx.Module):
         """
         return self.logits(self.hidden(input_ids, attention_mask, decoder_input_ids))
 
-    def hidden(self, input_ids, attention_mask, decoder_input_ids, how: Training = PLAIN):
-        """What `logits` reads, [B, T, D]."""
+    def hidden(self, input_ids, attention_mask, decoder_input_ids, how: Training = PLAIN, positions=None):
+        """What `logits` reads, [B, T, D]; `positions` are those of `decoder_input_ids`, as in `Decoder`."""
         for_encoder, for_decoder = how.split(2)
         states = self.encoder(input_ids, attention_mask, for_encoder)
-        return self.decoder(decoder_input_ids, states, attention_mask, for_decoder)
+        return self.decoder(decoder_input_ids, states, attention_mask, for_decoder, positions)
 
     def encode(self, input_ids, attention_mask):
         """input_ids, attention_mask int [B, S] -> encoder states [B, S, D]."""

@@ -41,7 +41,10 @@ class Seq2SeqTraining:
 
     Attributes:
         caption_dropout: the share of captions that come as the empty one.
-        token_noise: each picture's share of wrong tokens in the decoder's input is drawn from [0, this).
+        token_noise: each picture's share of wrong tokens in the decoder's input is drawn from [0, this), and is 1 where
+            that is more: with 2.0, half of the pictures have to be told from the caption alone.
+        positions: how many of a picture's tokens an update learns, drawn anew each time; None: all. A few cost little,
+            and teach what the caption says of where things are, but not how one token follows from those before it.
         dtype: what is computed in; parameters, softmax, logits and loss are float32 in any case.
         remat: what is kept for the gradient: all ("none"), products with weights ("dots") or layers' inputs ("full").
         init_from: weights to start from instead of random ones: a model's folder or repository, a bundle, "shipped", or
@@ -53,6 +56,7 @@ class Seq2SeqTraining:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     caption_dropout: float = 0.1
     token_noise: float = 0.0
+    positions: int | None = None
     dtype: str = "bfloat16"
     remat: str = "none"
     init_from: str | None = None
@@ -61,9 +65,12 @@ class Seq2SeqTraining:
     def __post_init__(self):
         check_choice("training.dtype", self.dtype, DTYPES)
         check_choice("training.remat", self.remat, REMAT)
-        for name in ("caption_dropout", "token_noise"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"training.{name} {getattr(self, name)}: a share from 0 to 1")
+        if not 0 <= self.caption_dropout <= 1:
+            raise UserError(f"training.caption_dropout {self.caption_dropout}: a share from 0 to 1")
+        if not 0 <= self.token_noise <= 2:
+            raise UserError(f"training.token_noise {self.token_noise}: from 0 to 2, the most is a share of the tokens")
+        if self.positions is not None and not 1 <= self.positions <= self.model.image_length:
+            raise UserError(f"training.positions {self.positions}: 1 to {self.model.image_length}, a picture's tokens")
 
 
 class Batches(Protocol):
@@ -149,16 +156,19 @@ class Seq2SeqTrainer:
     def loss(self, params: Any, batch: Any, key: jax.Array | None) -> Loss:
         model: DalleBart = nnx.merge(self.graphdef, params)
         labels = batch["labels"].astype(jnp.int32)
-        noise_key, dropout_key = (None, None) if key is None else jax.random.split(key)
+        noise_key, dropout_key, positions_key = (None,) * 3 if key is None else jax.random.split(key, 3)
         seen = self._with_noise(labels, noise_key)
         start = jnp.full((len(labels), 1), self.config.model.decoder_start_token_id, jnp.int32)
         shifted = jnp.concatenate([start, seen[:, :-1]], axis=1)
-        how = Training(dropout_key, self.config.remat, keep_rows)
-        hidden = model.hidden(batch["input_ids"], batch["attention_mask"], shifted, how)
         weights = jnp.ones(labels.shape, jnp.float32)
         if "label_mask" in batch:
             mask = batch["label_mask"].astype(jnp.float32)
             weights = weights * (mask if mask.ndim == 2 else mask[:, None])
+        positions = self._positions(positions_key)
+        if positions is not None:
+            shifted, labels, weights = (one[:, positions] for one in (shifted, labels, weights))
+        how = Training(dropout_key, self.config.remat, keep_rows)
+        hidden = model.hidden(batch["input_ids"], batch["attention_mask"], shifted, how, positions)
         head = model.lm_head
         bias = None if head.bias is None else head.bias[...]
         vocab_size = self.config.model.image_vocab_size + 1
@@ -191,6 +201,13 @@ class Seq2SeqTrainer:
             if self.words is not None:
                 shutil.copyfile(self.words, folder / self.words.name)
             (folder / TOKENS_RECORD).write_text(json.dumps({"vqgan": self.train.vqgan}) + "\n")
+
+    def _positions(self, key: jax.Array | None) -> jax.Array | None:
+        """Those that an update learns, rising, the same for the whole batch; None: all, as in an evaluation."""
+        if key is None or self.config.positions is None:
+            return None
+        order = jax.random.permutation(key, self.config.model.image_length)
+        return jnp.sort(order[: self.config.positions])
 
     def _with_noise(self, labels: jax.Array, key: jax.Array | None) -> jax.Array:
         if key is None or not self.config.token_noise:
