@@ -28,6 +28,9 @@ PATCHES = 200_000  # different ones, at most
 ROUNDS = 15  # of k-means
 BLOCK = 4096  # patches compared at a time
 SPREAD = 1.0  # root mean square of the entries of the patches' vectors
+# Squared distance of such vectors. Patches that differ by one grey level in a pixel are nearer, and there are many of
+# them around each plain background; half of all codes are further than 7 from the next one.
+TWINS = 1e-3
 
 
 def make(out: Path, pictures: int, patches: int, rounds: int, model=MODEL) -> None:
@@ -36,13 +39,15 @@ def make(out: Path, pictures: int, patches: int, rounds: int, model=MODEL) -> No
     mean, axes = principal_axes(values, model.embed_dim)
     vectors = (values - mean) @ axes
     scale = SPREAD / np.sqrt(np.mean(vectors**2))
-    codes, error = k_means(vectors, counts, model.n_embed, rounds)
+    codes, error = k_means(vectors, counts, model.n_embed, rounds, TWINS / scale**2)
     noise = float(np.mean(np.sum((values - mean - vectors @ axes.T) ** 2, axis=1)) + error) / values.shape[1]
     print(f"{len(values)} patches; different ones are copied at {-10 * np.log10(noise):.2f} dB")
     vqgan = VQGAN(model, rngs=nnx.Rngs(0))
     set_linear_encoder(vqgan, mean, axes * scale)
     set_linear_decoder(vqgan, mean, axes / scale)
     vqgan.codebook.embedding[...] = jnp.asarray(codes * scale)
+    # Rounded as a bundle stores them: the tokens that are made with these weights are then the bundle's.
+    nnx.update(vqgan, jax.tree.map(lambda x: x.astype(jnp.float16).astype(x.dtype), nnx.state(vqgan, nnx.Param)))
     beside = out.with_name(out.name + ".tmp")
     shutil.rmtree(beside, ignore_errors=True)
     vqgan.save_pretrained(beside)
@@ -78,10 +83,13 @@ def principal_axes(values: np.ndarray, dimensions: int) -> tuple[np.ndarray, np.
     return mean, np.ascontiguousarray(axes[:, ::-1][:, :dimensions])
 
 
-def k_means(vectors: np.ndarray, counts: np.ndarray, clusters: int, rounds: int) -> tuple[np.ndarray, float]:
+def k_means(
+    vectors: np.ndarray, counts: np.ndarray, clusters: int, rounds: int, twins: float = 0.0
+) -> tuple[np.ndarray, float]:
     """Lloyd's k-means of weighted points: centres [clusters, n], and the mean squared distance to the nearest one.
 
-    It begins at points, the most frequent ones among them; centres without points move to those that are served worst.
+    It begins at points, the most frequent ones among them. Centres without points, and those nearer than `twins`
+    (squared) to one with more of them, move to the points that are served worst.
     """
     rng = np.random.default_rng(0)
     frequent = np.argsort(-counts)[: clusters // 8]
@@ -95,10 +103,24 @@ def k_means(vectors: np.ndarray, counts: np.ndarray, clusters: int, rounds: int)
         totals = np.bincount(places, weights, clusters)
         sums = np.stack([np.bincount(places, weights * column, clusters) for column in vectors.T], axis=1)
         centres = np.where(totals[:, None] > 0, sums / np.maximum(totals, 1e-9)[:, None], centres).astype(np.float32)
-        worst = np.argsort(-weights * distances)[: np.sum(totals == 0)]
-        centres[totals == 0] = vectors[worst]
-        print(f"k-means {turn + 1}/{rounds}: {np.mean(distances):.4f}, {np.mean(totals == 0):.1%} empty", flush=True)
+        idle = (totals == 0) | lesser_twins(centres, totals, twins)
+        worst = np.argsort(-weights * distances)[: np.sum(idle)]
+        centres[idle] = vectors[worst]
+        print(f"k-means {turn + 1}/{rounds}: {np.mean(distances):.4f}, {np.mean(idle):.1%} idle", flush=True)
     return centres, float(np.mean(distances))
+
+
+def lesser_twins(centres: np.ndarray, totals: np.ndarray, twins: float) -> np.ndarray:
+    """Which centres [clusters] are nearer than `twins` (squared) to one that stays and has more points, or as many."""
+    exact = centres.astype(np.float64)  # neighbours are nearer to each other than float32 can tell by products
+    squares = np.sum(exact**2, axis=1)
+    gone = np.zeros(len(centres), bool)
+    near = squares[:, None] + squares - 2 * exact @ exact.T < twins
+    np.fill_diagonal(near, False)
+    for one in np.argsort(-totals, kind="stable"):
+        if not gone[one]:
+            gone |= near[one] & (totals <= totals[one])
+    return gone
 
 
 @jax.jit
