@@ -155,6 +155,11 @@ def test_int8_and_a_small_batch(generate, tmp_path):
         (["--replay", "r.json", "--seed", "0", "--negative-prompt", "x"], "--seed and --negative-prompt would do noth"),
         (["--replay", "r.json", "--vary", "0", "--dtype", "float32"], "--vary and --dtype would do nothing"),
         (["a boat", "--picture", "nothing.png", "--vary", "0.5"], "nothing.png"),
+        (["a boat", "--picture", "nothing.png", "--keep-top", "1"], "--keep-top is 1.0"),
+        (
+            ["a boat", "--picture", "nothing.png"],
+            r"nothing would be .*\(--keep-top, --mask\), or .* \(--vary\)",
+        ),
         (["--prompts", "nothing.csv"], "nothing.csv: cannot be read"),
         (["--replay", "nothing.json"], "nothing.json: cannot be read"),
         (["a boat", "--guidance", "1e39"], "guidance is 1e[+]39"),

@@ -140,6 +140,8 @@ def test_a_look_at_growing_pictures_changes_nothing(pipe):
             assert row[:8].tolist() == drawn(plain)[index][:8]
     with pytest.raises(UserError, match="every"):
         pipe.stream(["a boat"], every=0)
+    with pytest.raises(UserError, match="give either settings or candidates, seed"):
+        pipe.stream(["a boat"], GenerationSettings(), candidates=2, seed=3)
 
 
 def test_looks_come_before_their_own_result_where_work_overlaps(pipe):
@@ -185,9 +187,16 @@ def test_pictures_and_masks_that_do_not_fit_are_refused(pipe, tmp_path):
         ({"mask": np.ones((7, 9), bool)}, "mask is 9 x 7"),
         ({"vary": 2}, "vary"),
         ({}, "nothing would be drawn"),
+        (
+            {"mask": np.ones((16, 16))},
+            r"the mask is an array of float64 \[16, 16\]: .* such as mask > 0",
+        ),
+        ({"mask": np.ones((16, 16, 4), np.uint8)}, r"the mask is an array of uint8 \[16, 16, 4\]"),
     ):
         with pytest.raises(UserError, match=match):
             pipe.canvas(picture, **options)
+    with pytest.raises(UserError, match=r"the picture is an array of float32 \[16, 16, 3\]"):
+        pipe.canvas(picture.astype(np.float32), top=0.5)
     with pytest.raises(UserError, match=r"no\.png: not a picture"):
         pipe.canvas(tmp_path / "no.png", top=0.5)
     with pytest.raises(UserError, match="canvas has 3 tokens"):

@@ -16,13 +16,14 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 from PIL import Image
 
-from dalle_mini.data.images import load_picture, resize_and_crop, white_cells
+from dalle_mini.data.images import load_picture, resize_and_crop
 from dalle_mini.errors import UserError
 from dalle_mini.generation import canvas as canvases
 from dalle_mini.generation.canvas import Canvas
@@ -244,15 +245,21 @@ class DalleMini:
         previews: int = 1,
         batch_size: int | None = None,
         progress: Progress | None = None,
+        **options: Any,
     ) -> Iterator[Partial | Result]:
         """Watch the pictures grow: a `Partial` every so many tokens (None: an eighth of all), and in the end of each
         prompt its `Result`.
 
-        The tokens are those of `generate`. A look costs decoding what there is of the first `previews` candidates.
+        The tokens are those of `generate`, whose arguments `options` may be, in place of `settings`. A look costs
+        decoding what there is of the first `previews` candidates.
 
-        >>> for look in pipe.stream(["a red apple"]):
+        >>> for look in pipe.stream(["a red apple"], candidates=4, seed=7):
         ...     look.images[0].show()
         """
+        if options:
+            if settings is not None:
+                raise UserError(f"give either settings or {', '.join(options)}")
+            settings = settings_of_each(len(check_prompts(prompts)), **options)
         every = max(1, self.model.config.image_length // LOOKS) if every is None else every
         if every < 1 or previews < 1:
             raise UserError(f"every is {every} and previews {previews}: both must be at least 1")
@@ -294,36 +301,27 @@ class DalleMini:
             mask: a picture as large as `picture`, or a pixel a token; white is drawn anew, also where it covers a
                 token in part, and what is black or transparent is kept.
             vary: how much of what is kept each candidate draws anew, at places of its own.
-        Raises UserError on a picture that cannot be read, a mask of another size, or where nothing would be drawn.
+        Raises UserError on a picture that cannot be read, arrays or a mask of other
+        shapes, or where nothing would be drawn.
         """
-        image = picture if isinstance(picture, Image.Image | np.ndarray) else load_picture(picture)
-        if isinstance(image, np.ndarray):
-            image = Image.fromarray(image)
-        pixels = resize_and_crop(image, self.vqgan.config.resolution)
+        canvases.check_kept(top, mask is not None, vary)
+        image = canvases.as_image(load_picture(picture) if isinstance(picture, str | os.PathLike) else picture)
+        config = self.vqgan.config
+        if mask is not None:
+            mask = load_picture(mask, background="black") if isinstance(mask, str | os.PathLike) else mask
+            mask = canvases.cells_to_draw(mask, image.size, config.resolution, config.grid)
+        pixels = resize_and_crop(image, config.resolution)
         tokens = np.asarray(self._encode(pixels[None].astype(np.float32) / 255))[0]
         if top is not None:
             tokens = canvases.below(tokens, top)
         if mask is not None:
-            tokens = canvases.inside(tokens, self._mask(mask, image.size))
+            tokens = np.where(mask.reshape(-1), canvases.DRAWN, tokens)
         return Canvas(tokens, vary)
 
     @functools.cached_property
     def _encode(self):
         graphdef, state = nnx.split(self.vqgan)
         return functools.partial(jax.jit(lambda state, pixels: nnx.merge(graphdef, state).encode(pixels)), state)
-
-    def _mask(self, mask: Picture, size: tuple[int, int]) -> np.ndarray:
-        """A mask as bool, one value a token, as `canvas.inside` wants it."""
-        image = mask if isinstance(mask, Image.Image | np.ndarray) else load_picture(mask, background="black")
-        if isinstance(image, np.ndarray):
-            image = Image.fromarray(image.astype(np.uint8) * 255 if image.dtype == bool else image)
-        grid = self.vqgan.config.grid
-        if image.size not in ((grid, grid), size):
-            raise UserError(
-                f"the mask is {image.width} x {image.height}: it must be as large as the picture, "
-                f"{size[0]} x {size[1]}, or {grid} x {grid}, a pixel a token"
-            )
-        return white_cells(image, self.vqgan.config.resolution, grid)
 
     def encode_text(self, prompts: Sequence[str], name: str = "prompt {}") -> tuple[np.ndarray, np.ndarray]:
         """input_ids and attention_mask, int32 [prompts, text_length], of the prompts as the model reads them.

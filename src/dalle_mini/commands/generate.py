@@ -3,6 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from dalle_mini.commands.distributed import add_distributed_option, join
 from dalle_mini.commands.sources import add_hub_options, hub_options
@@ -125,11 +126,13 @@ def _run_prompts(args: argparse.Namespace) -> int:
         from dalle_mini.output import Looks, check_writable, write_result
 
     output, parts = check_writable(args.output), _find_parts(args)
+    picture = _read_picture(args, parts)
     writes = join(args.distributed)
     with progress_bars(writes) as progress, Looks(output) as looks:
         pipe = _load(args, parts, prompts, settings)
+        canvas = picture and pipe.canvas(**picture)
         written = set()
-        for result in _drawn(pipe, args, prompts, settings, progress, looks if writes else None):
+        for result in _drawn(pipe, args, prompts, settings, canvas, progress, looks if writes else None):
             if writes:
                 folder = write_result(result, output, pipe.provenance(), args.overwrite, written, looks.take())
                 seconds = sum(result.timings.values())
@@ -139,9 +142,8 @@ def _run_prompts(args: argparse.Namespace) -> int:
     return 0
 
 
-def _drawn(pipe, args, prompts, settings, progress, looks):
+def _drawn(pipe, args, prompts, settings, canvas, progress, looks):
     """The results of the prompts, and their looks on the way into `looks`."""
-    canvas = _canvas(pipe, args)
     if not args.progress_images:
         yield from pipe.generate_each(prompts, settings, canvas, batch_size=args.batch_size, progress=progress)
         return
@@ -164,10 +166,12 @@ def _run_file(args: argparse.Namespace) -> int:
     entries = read_prompts(args.prompts)
     batch = Batch(entries, check_writable(args.output), _settings(args), overwrite=args.overwrite)
     parts = _find_parts(args)
+    picture = _read_picture(args, parts)
     writes = join(args.distributed)
     with progress_bars(writes) as progress:
         pipe = _load(args, parts)
-        done = batch.run(pipe, _canvas(pipe, args), batch_size=args.batch_size, progress=progress)
+        canvas = picture and pipe.canvas(**picture)
+        done = batch.run(pipe, canvas, batch_size=args.batch_size, progress=progress)
     if writes:
         for number, message in enumerate(batch.failures.values()):
             print(message if number < SHOWN else "...", file=sys.stderr)
@@ -234,7 +238,21 @@ def _load(args: argparse.Namespace, parts: dict[str, Path], prompts=None, settin
     return DalleMini.from_parts(parts, dtype=args.dtype, ahead=ahead)
 
 
-def _canvas(pipe, args: argparse.Namespace):
+def _read_picture(args: argparse.Namespace, parts: dict[str, Path]) -> dict[str, Any] | None:
+    """The arguments of `DalleMini.canvas`, looked at as far as can be before the weights are there."""
     if args.picture is None:
         return None
-    return pipe.canvas(args.picture, top=args.keep_top, mask=args.mask, vary=_or(args.vary, 0.0))
+    with starting():
+        from dalle_mini.data.images import load_picture
+        from dalle_mini.generation.canvas import cells_to_draw, check_kept
+        from dalle_mini.models.config import VQGANConfig
+        from dalle_mini.weights.folder import load_config
+
+    vary = _or(args.vary, 0.0)
+    check_kept(args.keep_top, args.mask is not None, vary, ("--keep-top", "--mask", "--vary"))
+    found = {"picture": load_picture(args.picture), "top": args.keep_top, "mask": None, "vary": vary}
+    if args.mask is not None:
+        config = VQGANConfig.from_dict(load_config(parts["vqgan"]))
+        mask = load_picture(args.mask, background="black")
+        found["mask"] = cells_to_draw(mask, found["picture"].size, config.resolution, config.grid)
+    return found

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from PIL import Image
 
+from dalle_mini.data.images import white_cells
 from dalle_mini.errors import UserError
 
 DRAWN = -1  # in a list of tokens: one is drawn here
@@ -63,31 +65,54 @@ class Canvas:
         return hashlib.sha256(repr((self.tokens, self.vary)).encode()).hexdigest()[:16]
 
 
-def below(tokens: np.ndarray, top: float) -> np.ndarray:
-    """Keep the upper part of a square picture, in whole rows of tokens; `top` is a fraction of its height.
+def check_kept(top: float | None, masked: bool, vary: float, names: Sequence[str] = ("top", "mask", "vary")) -> None:
+    """Raises UserError where `DalleMini.canvas` would, by its numbers alone; `names` are what the user calls them."""
+    if top is not None and not 0 < top < 1:
+        raise UserError(f"{names[0]} is {top!r}: it is the part of the picture that is kept, between 0 and 1")
+    if not 0 <= vary <= 1:
+        raise UserError(f"{names[2]} is {vary!r}: it is a fraction, from 0 to 1")
+    if top is None and not masked and not vary:
+        less, some = f"keep less of the picture ({names[0]}, {names[1]})", f"vary some of it ({names[2]})"
+        raise UserError(f"nothing would be drawn: {less}, or {some}")
 
-    Raises UserError where `top` is no such fraction.
+
+# Of arrays: dimensions, and the sizes of those behind height and width.
+SHAPES = {"picture": ((3, 3),), "mask": ((2,), (3, 3))}
+
+
+def as_image(picture: Image.Image | np.ndarray, what: str = "picture") -> Image.Image:
+    """An array as a PIL image. Raises UserError where it is none of a picture, or, if `what` is "mask", of a mask."""
+    if isinstance(picture, Image.Image):
+        return picture
+    if what == "mask" and picture.ndim == 2 and picture.dtype == bool:
+        return Image.fromarray(picture.astype(np.uint8) * 255)
+    if picture.dtype == np.uint8 and picture.size and (picture.ndim, *picture.shape[2:]) in SHAPES[what]:
+        return Image.fromarray(picture)
+    wanted = " or ".join(f"uint8 [{', '.join(('height', 'width', *map(str, one[1:])))}]" for one in SHAPES[what])
+    also = ", or bool, such as mask > 0.5" if what == "mask" else ""
+    raise UserError(f"the {what} is an array of {picture.dtype} {list(picture.shape)}: it must be {wanted}{also}")
+
+
+def cells_to_draw(mask: Image.Image | np.ndarray, size: tuple[int, int], resolution: int, grid: int) -> np.ndarray:
+    """Which tokens a mask has drawn anew, bool [grid, grid]: any white pixel in one is enough.
+
+    `size` is the picture's, width and height; `resolution` and `grid` are the VQGAN's. Raises UserError where the mask
+    has another size, or is nowhere white.
     """
+    image = as_image(mask, "mask")
+    if image.size not in ((grid, grid), size):
+        raise UserError(
+            f"the mask is {image.width} x {image.height}: it must be as large as the picture, "
+            f"{size[0]} x {size[1]}, or {grid} x {grid}, a pixel a token"
+        )
+    cells = white_cells(image, resolution, grid)
+    if not cells.any():
+        raise UserError("the mask is empty: paint white what is to be drawn anew")
+    return cells
+
+
+def below(tokens: np.ndarray, top: float) -> np.ndarray:
+    """Keep the upper part of a square picture, in whole rows of tokens; `top` is a fraction of its height."""
     side = int(len(tokens) ** 0.5)
-    if not 0 < top < 1:
-        raise UserError(f"top is {top!r}: it is the part of the picture that is kept, between 0 and 1")
     rows = min(max(round(top * side), 1), side - 1)  # something is kept, and something is drawn
     return np.where(np.arange(len(tokens)) < rows * side, tokens, DRAWN)
-
-
-def inside(tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Keep what is outside a mask, bool [height, width] in pixels or in tokens; any of it masks a token.
-
-    Raises UserError where the mask has no such size or masks nothing.
-    """
-    side = int(len(tokens) ** 0.5)
-    height, width = mask.shape
-    if height != width or height % side:
-        raise UserError(
-            f"the mask is {width} x {height}: it must be as large as the picture, or {side} x {side} tokens"
-        )
-    cell = height // side
-    drawn = mask.reshape(side, cell, side, cell).any(axis=(1, 3)).reshape(-1)
-    if not drawn.any():
-        raise UserError("the mask is empty: paint white what is to be drawn anew")
-    return np.where(drawn, DRAWN, tokens)
