@@ -35,7 +35,7 @@ def test_every_format_says_the_same(tmp_path):
 def test_text_is_a_prompt_a_line_and_blank_ones_are_passed_over(tmp_path):
     entries = read_prompts(written(tmp_path, "p.txt", "a boat\r\n\n  \n a snail \n" * 6))
     assert [entry.prompt for entry in entries] == ["a boat", "a snail"] * 6
-    assert [entry.id for entry in entries][:3] == ["01", "02", "03"]
+    assert [entry.id for entry in entries][:3] == ["000001", "000002", "000003"]
 
 
 def test_quoted_fields_may_hold_anything(tmp_path):
@@ -79,7 +79,7 @@ def test_damaged_text_of_a_parquet_file_is_refused(tmp_path):
 
 
 def test_whole_numbers_may_be_held_as_floats(tmp_path):
-    wanted = [Entry("7", "a", {"seed": 3}), Entry("2", "b", {"top_k": 5})]
+    wanted = [Entry("7", "a", {"seed": 3}), Entry("000002", "b", {"top_k": 5})]
     lines = '{"prompt": "a", "id": 7.0, "seed": 3.0}\n{"prompt": "b", "id": null, "seed": null, "top_k": 5.0}'
     assert read_prompts(written(tmp_path, "p.jsonl", lines)) == wanted
     assert read_prompts(written(tmp_path, "p.csv", "prompt,id,seed,top_k\na,7,3.0,\nb,,,5.0\n")) == wanted
@@ -91,8 +91,12 @@ def test_whole_numbers_may_be_held_as_floats(tmp_path):
 
 
 def test_a_number_that_is_anothers_id_is_not_taken(tmp_path):
-    lines = '{"prompt": "a", "id": "2"}\n{"prompt": "b"}\n{"prompt": "c", "id": "2_"}'
-    assert [entry.id for entry in read_prompts(written(tmp_path, "p.jsonl", lines))] == ["2", "2__", "2_"]
+    lines = '{"prompt": "a", "id": "000002"}\n{"prompt": "b"}\n{"prompt": "c", "id": "000002_"}'
+    assert [entry.id for entry in read_prompts(written(tmp_path, "p.jsonl", lines))] == [
+        "000002",
+        "000002__",
+        "000002_",
+    ]
 
 
 def test_text_is_split_at_newlines_alone(tmp_path):
@@ -102,7 +106,7 @@ def test_text_is_split_at_newlines_alone(tmp_path):
 
 def test_unknown_columns_are_ignored(tmp_path):
     (entry,) = read_prompts(written(tmp_path, "p.csv", "prompt,idx,prompt_id,note,,author\na,1,2,3,4,5\n"))
-    assert entry == Entry("1", "a", {})
+    assert entry == Entry("000001", "a", {})
 
 
 def test_a_file_that_is_not_there(tmp_path):
@@ -123,4 +127,4 @@ def test_what_is_wrong_with_a_row_is_kept_with_it(tmp_path):
     wanted = ["blank", "no text", "no name of a folder", "seed is 'x'", "not valid UTF-8"]
     for number, (entry, text) in enumerate(zip(entries[:5], wanted, strict=True), 1):
         assert f"line {number}" in entry.error and text in entry.error
-    assert entries[5] == Entry("6", "a", {})
+    assert entries[5] == Entry("000006", "a", {})

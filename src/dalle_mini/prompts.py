@@ -26,6 +26,9 @@ KNOWN = ("prompt", "id", *PER_PROMPT)
 WHOLE = ("seed", "top_k")
 ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 MAX_BYTES = 1 << 30
+DIGITS = (
+    6  # of the number that is the id of a prompt without one: the same however many follow, so that a list can grow
+)
 ALIKE = 0.85  # two names, from 0 to 1: a letter that is missing or another one, in words of this length
 
 
@@ -64,9 +67,8 @@ def read_prompts(path: str | os.PathLike) -> list[Entry]:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     if not rows:
         raise UserError(f"{path}: there is no prompt in it")
-    digits = len(str(len(rows)))
     own = {name.lower() for name in (_own_id(row) for _, row in rows) if name is not None}
-    entries = [_entry(row, _free(f"{number:0{digits}d}", own), where) for number, (where, row) in enumerate(rows, 1)]
+    entries = [_entry(row, _free(f"{number:0{DIGITS}d}", own), where) for number, (where, row) in enumerate(rows, 1)]
     seen = {}
     for entry, (where, _) in zip(entries, rows, strict=True):
         # Folders of file systems that do not know capitals from small letters would be the same.
