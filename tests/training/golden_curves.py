@@ -20,7 +20,7 @@ from dalle_mini.models import DalleBart
 from dalle_mini.training.config import LoopConfig, MeshConfig, OptimizerConfig
 from dalle_mini.training.seq2seq import Seq2SeqTrainer, Seq2SeqTraining
 from dalle_mini.training.sharding import gathered, make_mesh
-from dalle_mini.training.step import step_program
+from dalle_mini.training.step import StepProgram, TrainState, step_program
 from dalle_mini.weights.pretrained import flatten
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -58,6 +58,7 @@ class GoldenBatches:
             names = ("input_ids", "attention_mask", "labels", "decoder_input_ids")
             self.table = {key: arrays[key].reshape(STEPS, ROWS, -1) for key in names}
         self.rows, self.codebook_size, self.image_length = rows, config.image_vocab_size, config.image_length
+        self.held_out = GOLDEN / "training" / name / "eval_batches.npz"
 
     def at(self, step):
         spare = np.resize(np.arange(ROWS), self.rows)
@@ -66,7 +67,10 @@ class GoldenBatches:
         return {**batch, "label_mask": (np.arange(self.rows) < ROWS).astype(np.float32)}
 
     def evaluation(self, batch_size):
-        yield self.at(0)
+        """The published ones, of so many rows as they have."""
+        with np.load(self.held_out) as arrays:
+            for number in range(len(arrays["labels"])):
+                yield {name: arrays[name][number] for name in ("input_ids", "attention_mask", "labels")}
 
     def origin(self):
         return {}
@@ -94,6 +98,13 @@ def trainer(name: str, rows: int = ROWS, optimizer: OptimizerConfig | None = Non
 
 def run(trainer: Seq2SeqTrainer, mesh: MeshConfig, pieces: int = 1, steps: int = STEPS) -> dict[str, np.ndarray]:
     """`loss` and `grad_norm` of each step, and the final parameters by their paths."""
+    _, state, curves = trained(trainer, mesh, pieces, steps)
+    return curves | flatten(gathered(state.params))
+
+
+def trained(
+    trainer: Seq2SeqTrainer, mesh: MeshConfig, pieces: int = 1, steps: int = STEPS
+) -> tuple[StepProgram, TrainState, dict[str, np.ndarray]]:
     loop = LoopConfig(steps=STEPS, batch_size=trainer.train.rows, accumulation=pieces)
     program = step_program(trainer, loop, mesh, make_mesh(mesh, jax.devices()[: mesh.data * mesh.model]))
     state, metrics = program.init(jax.random.key(0)), []
@@ -101,8 +112,7 @@ def run(trainer: Seq2SeqTrainer, mesh: MeshConfig, pieces: int = 1, steps: int =
         key = jax.random.fold_in(jax.random.key(1), step)
         state, found = program.step(state, program.place(trainer.batch(step)), key)
         metrics.append(found)
-    curves = {name: np.array([float(found[name]) for found in metrics]) for name in ("loss", "grad_norm")}
-    return curves | flatten(gathered(state.params))
+    return program, state, {name: np.array([float(found[name]) for found in metrics]) for name in ("loss", "grad_norm")}
 
 
 def run_case(case: str) -> dict[str, np.ndarray]:

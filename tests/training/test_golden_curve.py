@@ -13,9 +13,10 @@ from types import SimpleNamespace
 import golden_curves
 import numpy as np
 import pytest
-from golden_curves import STEPS, TINY, WEIGHTS, golden, run_case, trainer
+from golden_curves import STEPS, TINY, WEIGHTS, golden, run_case, trained, trainer
 
 from dalle_mini.models import DalleBart
+from dalle_mini.training.config import MeshConfig
 from dalle_mini.weights import layouts
 
 NAMES = ("adafactor_tiny_scan", "adamw_tiny_scan", "adafactor_factored_scan", "trainpy_adafactor")
@@ -73,6 +74,14 @@ def test_the_shifted_labels_are_the_published_decoder_inputs():
 @pytest.mark.parametrize("name", NAMES)
 def test_the_published_curves(name):
     assert_golden(run_case(f"{name}:1x1:1"), name)
+
+
+def test_the_published_evaluation():
+    """After the 20 updates, over 12 held-out rows in batches of three."""
+    made = trainer("trainpy_adafactor")
+    program, state, _ = trained(made, MeshConfig(1, 1))
+    (published,) = golden("trainpy_adafactor")["eval_loss_final"]
+    assert abs(made.evaluate(program, state, 3)["loss"] - published) < 1e-4
 
 
 @pytest.fixture(scope="module")
