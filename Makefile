@@ -3,11 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO_OUTPUT ?= demo
 DEMO_PROMPTS ?= \
-  "a red apple on a blue background" "a snail on a yellow background" "a rocket on a black background" \
-  "a panda on a pink background" "a tulip" "a small bus in the top left corner on an orange background" \
-  "a huge pizza on a green background" "a penguin on a light blue background" "a castle on a purple background" \
-  "a strawberry on a gray background" "a tiny dolphin at the bottom on a blue background" \
-  "a cactus on a brown background"
+  "a snail to the left of a red car" "a cake on top of a piano" "two cats under a rainbow" \
+  "a rocket on a black background" "a robot beside a guitar on a pink background" "a penguin above a pizza" \
+  "a lion in front of a castle" "a sunflower in the top left corner on a light blue background" \
+  "an octopus below a crown on a sea gradient" "a ghost to the right of a cactus on a night gradient" \
+  "three red apples on a yellow background" "a dragon in the bottom right corner on a green background"
 PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 
 BIN := $(VENV)/bin

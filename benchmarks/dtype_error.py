@@ -19,10 +19,11 @@ import numpy as np
 
 from dalle_mini import DalleMini
 from dalle_mini.data.emoji import find_font
-from dalle_mini.evaluation.emoji import EmojiJudge, held_out_prompts
+from dalle_mini.evaluation.emoji import held_out_prompts
+from dalle_mini.evaluation.scenes import single_caption
 from dalle_mini.generation import generate_tokens
 from dalle_mini.generation.engine import picture_keys
-from emoji_quality import known_emoji
+from emoji_quality import draw_judges, is_tidy, known_emoji
 
 TOGETHER = 4  # captions in a call
 
@@ -34,8 +35,10 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=8)
     args = parser.parse_args()
     exact = DalleMini.from_pretrained()
-    asked = held_out_prompts(args.prompts, known_emoji(exact.folders["dalle"], find_font()))
-    judge = EmojiJudge(exact.vqgan.config.resolution)
+    font, folder = find_font(), exact.folders["dalle"]
+    words = single_caption if is_tidy(folder) else None
+    asked = held_out_prompts(args.prompts, known_emoji(folder, font), caption=words)
+    judge = draw_judges(exact, font, scenes=False).single
     expected = {greedy: tokens_of(exact, asked, args.candidates, greedy) for greedy in (True, False)}
     print(
         "| dtype | greedy tokens kept | drawn tokens kept | CLIP score, mean | of the pick | right emoji | background |"

@@ -8,7 +8,7 @@ Makes a folder of tars of captioned JPEG and PNG pictures, then measures in turn
 - encode: `dalle_mini.data.encode` from the tars to the manifest, without what it takes to start (reading weights,
   compiling, starting processes): the rate between the first picture that is reported and the last.
 
-The figure is the ratio of the medians: 1 would be decoding for nothing. The shipped VQGAN looks at 64 x 64 pixels and
+The figure is the ratio of the medians: 1 would be decoding for nothing. The shipped VQGAN looks at 128 x 128 pixels and
 is quick; with a larger one decoding matters less.
 """
 

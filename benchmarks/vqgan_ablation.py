@@ -107,7 +107,7 @@ def settings(name: str, steps: int, smoke: bool = False) -> VQGANRun:
     if "discriminator" in changes:
         changes["discriminator"] = {**changes["discriminator"], "start": steps * 4 // 5}
     model = {
-        **{"ch": 32, "ch_mult": [1, 2, 2], "num_res_blocks": 1, "attn_resolutions": [], "resolution": 64},
+        **{"ch": 16, "ch_mult": [1, 2, 2], "num_res_blocks": 1, "attn_resolutions": [], "resolution": 64},
         **{"z_channels": 32, "embed_dim": 16, "n_embed": 512, "norm_groups": 4},
         **({"ch": 8, "resolution": 32, "n_embed": 32} if smoke else {}),
         **changes.pop("model", {}),

@@ -131,6 +131,8 @@ class Lists:
 
 def test_lists_of_texts_and_numbers():
     assert override(Lists(), ["names=runs/a"]) == Lists(("runs/a",))
+    assert override(Lists(), ["names=[runs/a, gs://b/c]"]) == Lists(("runs/a", "gs://b/c"))
+    assert override(Lists(), ["names=[a"]) == Lists(("[a",))  # which no folder is called, and is then said
     assert override(Lists(), ['names=["a", "b"]', "weights=[1, 0.5]"]) == Lists(("a", "b"), (1.0, 0.5))
     assert override(Lists(folder="x"), ["folder=null"]) == Lists()
 

@@ -101,7 +101,7 @@ def test_the_numbers_of_the_report():
 def test_weights_to_start_from_bring_their_config():
     run = load_run(CONFIGS / "finetune-emoji.yaml", ["training.model.guidance=2.0"])
     assert run.training.init_from == "shipped"
-    assert (run.training.model.image_vocab_size, run.training.model.guidance) == (1024, 2.0)
+    assert (run.training.model.image_vocab_size, run.training.model.guidance) == (6144, 2.0)
 
 
 def test_the_emoji_vqgan_makes_sixteen_by_sixteen_tokens():

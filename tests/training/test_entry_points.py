@@ -161,8 +161,8 @@ def test_a_recipe_that_is_done_does_nothing_again(tmp_path):
     python.write_text(f'#!/bin/sh\necho "$1" >> {called}\n')
     python.chmod(0o755)
     runs = tmp_path / "runs"
-    finished = (f"{name}/final" for name in ("vqgan", "seq2seq", "clip-first", "clip"))
-    for folder in (*finished, "codebook", "start", "tokenizers/dalle", "quality"):
+    finished = (f"{name}/final" for name in ("vqgan", "seq2seq-where", "seq2seq", "clip-first", "clip"))
+    for folder in (*finished, "codebook", "tokenizers/dalle", "quality"):
         (runs / folder).mkdir(parents=True)
     (runs / "bundle").mkdir()
     for file in ("tokenizers/dalle/words.txt", "quality/quality.json", "bundle/README.md"):

@@ -61,8 +61,13 @@ def parser(description: str) -> Parser:
     return Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
-def main(config: Any, build: Callable[[Any], Any], description: str) -> None:
-    """`OUT [key=value ...] [--allow-changes]`: train into OUT, or continue what is there."""
+def main(
+    config: Any, build: Callable[[Any], Any], description: str, sampler: Callable[[Any, Any], Any] | None = None
+) -> None:
+    """`OUT [key=value ...] [--allow-changes]`: train into OUT, or continue what is there.
+
+    `sampler(config, trainer)` makes what draws pictures on the way, into OUT/samples.
+    """
     options = parser(description)
     options.add_argument("out", help="the run's folder; a run that is there is continued")
     options.add_argument(
@@ -72,7 +77,9 @@ def main(config: Any, build: Callable[[Any], Any], description: str) -> None:
     with user_errors():
         args = options.parse_args()
         config = override(config, args.overrides)
-        run(build(config), config.loop, args.out, allow_changes=args.allow_changes)
+        trainer = build(config)
+        draws = None if sampler is None else sampler(config, trainer)
+        run(trainer, config.loop, args.out, allow_changes=args.allow_changes, sampler=draws)
 
 
 class user_errors:

@@ -16,23 +16,25 @@ from entry import parser, user_errors
 from PIL import Image
 
 from dalle_mini import DalleMini
-from dalle_mini.data.emoji import PALETTE, EmojiPictures, everyday_emoji, is_held_out
-from dalle_mini.data.emoji_captions import with_article
+from dalle_mini.data.emoji import PALETTE, is_held_out
+from dalle_mini.data.scene_emoji import scene_emoji
+from dalle_mini.data.tidy_scenes import TidyScenes
 from dalle_mini.errors import UserError
 from dalle_mini.evaluation.contact_sheet import Entry, contact_sheet
+from dalle_mini.evaluation.scenes import single_caption
 
-NEW = "👑💡🎁🎈🔔🔑👟💎"
-KNOWN = ("a red apple on a blue background", "a snail on a yellow background")
-COUNT, SIZE, SEED, CANDIDATES = 200, 64, 11, 8
+NEW = "🎄🦛🪞🏮🛡🥖💖🪚"  # each has a background on which training does not show it
+KNOWN = ("a snail on a yellow background", "a cake on top of a piano")
+COUNT, SIZE, SEED, CANDIDATES = 200, 128, 11, 8
 
 
 def new_emoji():
-    return [emoji for emoji in everyday_emoji() if emoji.characters.replace("\ufe0f", "") in NEW]
+    return [emoji for emoji in scene_emoji() if emoji.characters.replace("\ufe0f", "") in NEW]
 
 
 def write_pictures(out: Path) -> None:
     """Raises UserError where the folder cannot be written."""
-    source = EmojiPictures(SIZE, SEED, COUNT, new_emoji(), "train", jitter=0)
+    source = TidyScenes(SIZE, SEED, COUNT, new_emoji(), "train")
     try:
         out.mkdir(parents=True, exist_ok=True)
         for index in range(COUNT):
@@ -46,7 +48,7 @@ def write_pictures(out: Path) -> None:
 
 def compare(model: str, out: Path) -> None:
     """CLIP's pick of the shipped model and of `model`, below one another for each prompt."""
-    prompts = [f"a {emoji.name} on {with_article(unseen(emoji))} background" for emoji in new_emoji()] + list(KNOWN)
+    prompts = [single_caption(emoji, unseen(emoji)) for emoji in new_emoji()] + list(KNOWN)
     entries = []
     for name, source in (("before", None), ("after", model)):
         pipe = DalleMini.from_pretrained(source, vqgan=source and "shipped", clip=source and "shipped")

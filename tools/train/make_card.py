@@ -20,7 +20,13 @@ from dalle_mini.evaluation.emoji import pick_gain
 from dalle_mini.weights.folder import load_tensors
 
 TEMPLATE = Path(__file__).with_name("emoji_model_card.md")
-STAGES = {"vqgan": "VQGAN", "seq2seq": "seq2seq", "clip-first": "CLIP", "clip": "CLIP, with damaged copies"}
+STAGES = {
+    "vqgan": "VQGAN",
+    "seq2seq-where": "seq2seq, some positions of each picture",
+    "seq2seq": "seq2seq",
+    "clip-first": "CLIP",
+    "clip": "CLIP, with damaged copies",
+}
 
 
 def fill(template: str, values: dict[str, str]) -> str:

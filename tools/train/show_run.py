@@ -66,20 +66,22 @@ def evolution(run: Path, columns: int) -> Image.Image | None:
     looks = [(path.parent, json.loads(path.read_text("utf-8"))) for path in (found[i] for i in chosen)]
     prompts = looks[-1][1]["prompts"][:ROWS]
     font, head = ImageFont.load_default(13), 22
-    sheet = Image.new("RGB", (CAPTION + len(looks) * (SIDE + 6), head + len(prompts) * (SIDE + 6)), PAPER)
+    with Image.open(looks[-1][0] / prompts[0]["thumb"]) as first:
+        tall = round(SIDE * first.height / first.width)  # a VQGAN's are two, one above the other
+    sheet = Image.new("RGB", (CAPTION + len(looks) * (SIDE + 6), head + len(prompts) * (tall + 6)), PAPER)
     draw = ImageDraw.Draw(sheet)
     for column, (folder, look) in enumerate(looks):
         x = CAPTION + column * (SIDE + 6)
         draw.text((x + SIDE / 2, 2), f"step {look['step']}", fill=INK, font=font, anchor="ma")
         for row, prompt in enumerate(look["prompts"][:ROWS]):
-            picture = Image.open(folder / prompt["thumb"]).convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-            sheet.paste(picture, (x, head + row * (SIDE + 6)))
+            picture = Image.open(folder / prompt["thumb"]).convert("RGB").resize((SIDE, tall), Image.Resampling.LANCZOS)
+            sheet.paste(picture, (x, head + row * (tall + 6)))
     for row, prompt in enumerate(prompts):
         words, lines = prompt["prompt"].split(), [""]
         for word in words:
             longer = f"{lines[-1]} {word}".strip()
             lines = [*lines, word] if font.getlength(longer) > CAPTION - 10 else [*lines[:-1], longer]
-        draw.multiline_text((0, head + row * (SIDE + 6) + 4), "\n".join(lines), fill=INK, font=font)
+        draw.multiline_text((0, head + row * (tall + 6) + 4), "\n".join(lines), fill=INK, font=font)
     return sheet
 
 

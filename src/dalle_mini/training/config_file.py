@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -48,7 +49,8 @@ def write(config: Any, path: Path, **more: Any) -> None:
 
 
 def override(config: T, assignments: Sequence[str]) -> T:
-    """`config` with each `a.b=value` applied; values are JSON (1e-3, true, null, [1, 2]) or else strings.
+    """`config` with each `a.b=value` applied; values are JSON (1e-3, true, null, [1, 2]) or else strings,
+    and names in a list need no quotes.
 
     Raises UserError for a key that is not there (naming the nearest) or a value of the wrong type.
     """
@@ -142,8 +144,8 @@ def _value(value: Any, wanted: Any, path: str) -> Any:
         try:
             value = json.loads(value)
         except ValueError:
-            many = next((kind for kind in kinds if get_origin(kind) is tuple), None)
-            value = (value,) if many == tuple[str, ...] else value
+            if tuple[str, ...] in kinds:
+                value = _names(value)
     if float in kinds and type(value) is int:
         value = float(value)
     for kind in kinds:
@@ -155,6 +157,14 @@ def _value(value: Any, wanted: Any, path: str) -> Any:
         elif type(value) is kind:
             return value
     raise UserError(f"{path}: {value!r} is not of type {' or '.join(map(_type_name, kinds))}")
+
+
+def _names(text: str) -> Any:
+    """One name, or, between brackets, several as a file would have them: [tokens, more-tokens]."""
+    if text.startswith("["):
+        with contextlib.suppress(yaml.YAMLError):
+            return yaml.safe_load(text)
+    return (text,)
 
 
 def _kinds(wanted: Any) -> tuple[Any, ...]:
