@@ -7,7 +7,7 @@ DEMO_PROMPTS ?= \
   "a rocket on a black background" "a robot beside a guitar on a pink background" "a penguin above a pizza" \
   "a lion in front of a castle" "a sunflower in the top left corner on a light blue background" \
   "an octopus below a crown on a sea gradient" "a ghost to the right of a cactus on a night gradient" \
-  "three red apples on a yellow background" "a dragon in the bottom right corner on a green background"
+  "three red apples on a yellow background" "a dragon in the bottom right corner on an orange background"
 PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 
 BIN := $(VENV)/bin
