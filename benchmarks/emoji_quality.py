@@ -55,6 +55,7 @@ from dalle_mini.settings import GenerationSettings
 EMOJI_LIST = "emoji.json"  # in a bundle: the names of the emoji that the model was trained on
 SCENES = "scenes.json"  # in a bundle: {"tidy": true} where it was trained on `TidyScenes`
 MISTAKES_SHOWN = 40
+PAIRS = 256  # held-out captions and pictures that CLIP has to match
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -114,12 +115,13 @@ def measure(args: argparse.Namespace) -> None:
     judges = draw_judges(pipe, font, bool(scenes))
 
     vqgan = measure_vqgan(pipe, judges, prompts, scenes, known, args.reconstructions, font)
+    clip = measure_clip(pipe, known, font)
     drawn = draw_and_judge(pipe, judges, prompts, scenes, settings)
     gain, error = pick_gain(
         [[one.is_emoji(prompt) for one in row] for prompt, row in zip(prompts, drawn.judged, strict=True)]
     )
 
-    figures = {**drawn.shares(), "pick_gain": gain, "pick_gain_error": error, **vqgan}
+    figures = {**drawn.shares(), "pick_gain": gain, "pick_gain_error": error, **vqgan, **clip}
     figures |= {"prompts": args.prompts, "scene_prompts": args.scene_prompts, "candidates": args.candidates}
     figures |= {"emoji_known": len(known), "reconstructions": args.reconstructions}
     figures |= {name: getattr(settings, name) for name in ("seed", "top_p")}
@@ -233,6 +235,28 @@ def measure_vqgan(pipe, judges: Judges, prompts, scenes, known, count: int, font
     return figures
 
 
+def measure_clip(pipe, known: list[Emoji], font: Path) -> dict[str, float]:
+    """Of held-out captions, how many find their picture among all of them, and the other way round."""
+    import jax
+
+    from dalle_mini.data.images import clip_pixels
+    from dalle_mini.evaluation.retrieval import recalls
+
+    source = TidyScenes if is_tidy(pipe.folders["dalle"]) else EmojiPictures
+    options = {"length": PAIRS, "emoji": known, "split": "heldout", "font": font}
+    images, captions = source(pipe.vqgan.config.resolution, **options).batch(range(PAIRS))
+    clip, ranker = pipe.ranker.clip, pipe.ranker
+    pixels = clip_pixels(images, ranker.preprocessor_config)
+    ids, mask = ranker.tokenizer(captions, clip.config.text.max_position_embeddings)
+    pictures = np.concatenate([clip.image_embeds(pixels[start : start + 32]) for start in range(0, PAIRS, 32)])
+    found = recalls(unit(pictures), unit(np.asarray(jax.device_get(clip.text_embeds(ids, mask)))), captions)
+    return {"clip_recall": found["recall"], "clip_caption_recall": found["caption_recall"]}
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
 def draw_and_judge(
     pipe, judges: Judges, prompts: list[EmojiPrompt], scenes: list[ScenePrompt], settings: GenerationSettings
 ) -> Drawn:
@@ -313,6 +337,8 @@ def print_report(figures: dict, drawn: Drawn) -> None:
             print(f"{label:<40} {pair:>11.1%} {relation:>20.1%}")
     print(f"\nVQGAN on {figures['reconstructions']} held-out pictures: ", end="")
     print(f"PSNR {figures['vqgan_psnr']:.2f} dB, codebook use {figures['codebook_use']:.1%}")
+    print(f"CLIP among {PAIRS} held-out pairs: recall@1 {figures['clip_recall']:.1%} of captions, ", end="")
+    print(f"{figures['clip_caption_recall']:.1%} of pictures")
     for what, background in (("emoji", False), ("background", True)):
         found = mistakes(drawn.prompts, drawn.judged, background)
         total = sum(one.count for one in found)

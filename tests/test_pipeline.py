@@ -183,7 +183,7 @@ def test_pictures_and_masks_that_do_not_fit_are_refused(pipe, tmp_path):
     (tmp_path / "no.png").write_text("no picture")
     for options, match in (
         ({"top": 1.5}, "top"),
-        ({"mask": np.zeros((16, 16), bool)}, "mask is empty"),
+        ({"mask": np.zeros((16, 16), bool)}, "mask is empty in the picture's central square"),
         ({"mask": np.ones((7, 9), bool)}, "mask is 9 x 7"),
         ({"vary": 2}, "vary"),
         ({}, "nothing would be drawn"),

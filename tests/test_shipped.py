@@ -99,6 +99,7 @@ def test_quality_benchmark(tmp_path):
     figures = json.loads(done.stdout.splitlines()[-1])
     assert figures["vqgan_psnr"] >= 28
     assert figures["codebook_use"] >= 0.8
+    assert figures["clip_recall"] >= 0.8
     assert figures["single_accuracy"] >= 0.9
     assert figures["background_accuracy"] >= 0.95
     assert figures["pair_accuracy"] >= 0.7

@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -44,6 +45,7 @@ MISTAKES = {
     "train_vqgan.py OUT loop.stepz=3": "error: loop.stepz: no such setting; did you mean steps?",
     "train_vqgan.py OUT loop.steps=0": "error: loop.steps: 0 is too small; it must be at least 1",
     "train_clip.py OUT training.noise=loud": "error: training.noise: 'loud' is not of type float",
+    "make_codebook.py OUT --rounds 0": "error: --rounds 0: at least 1",
     "train_clip.py": "error: the following arguments are required: out",
     "make_codebook.py": "error: the following arguments are required: out",
     "make_start.py CODEBOOK": "error: the following arguments are required: out",
@@ -181,6 +183,48 @@ def test_a_recipe_that_is_done_does_nothing_again(tmp_path):
     assert scripts() == [*encoding, "emoji_quality.py", "make_card.py"]
     (runs / "bundle").rmdir()
     assert scripts() == [*encoding, "make_bundle.py", "emoji_quality.py", "make_card.py"]
+
+
+def test_the_recipe_goes_on_from_a_bundle_wherever_it_is_killed(tmp_path):
+    python, bundle, runs = tmp_path / "python", tmp_path / "bundle", tmp_path / "runs"
+    called = tmp_path / "called"
+    python.write_text(f'#!/bin/sh\necho "$@" >> {called}\n')
+    python.chmod(0o755)
+    for part in ("dalle", "vqgan", "clip"):
+        (bundle / part).mkdir(parents=True)
+        for name in ("config.json", "model.safetensors", "tokenizer.json", "words.txt"):
+            (bundle / part / name).write_text(f"{part} {name}")
+
+    def recipe(*arguments, code=0):
+        called.write_text("")
+        environment = {**os.environ, "PYTHON": str(python)}
+        done = subprocess.run([RECIPE, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
+        return done.stderr
+
+    def tree():
+        kept = sorted(path for path in runs.rglob("*") if path.is_file() and path.name != "bundle.txt")
+        return {str(path.relative_to(runs)): path.read_text() for path in kept}
+
+    recipe("runs", "bundle")  # as the caller sees them
+    whole = tree()
+    assert whole["codebook/model.safetensors"] == "vqgan model.safetensors"
+    assert whole["clip/final/config.json"] == "clip config.json"
+    assert whole["seq2seq-where/final/model.safetensors"] == "dalle model.safetensors"
+    assert sorted(name for name in whole if name.startswith("tokenizers")) == [
+        f"tokenizers/{part}/{name}" for part in ("clip", "dalle") for name in ("tokenizer.json", "words.txt")
+    ]
+    assert "make_start.py" not in called.read_text() and "make_codebook.py" not in called.read_text()
+    for missing in ("codebook", "clip/final", "seq2seq-where/final", "tokenizers/dalle"):
+        shutil.rmtree(runs / missing)
+        (runs / f"{missing}.tmp").mkdir(parents=True)
+        (runs / f"{missing}.tmp" / "half").write_text("")
+        recipe("runs")  # which remembers the bundle
+        assert tree() == whole
+
+    (runs / "bundle.txt").unlink()
+    assert "began from nothing" in recipe("runs", "bundle", code=2)
+    assert "nowhere: no bundle" in recipe("others", "nowhere", code=2)
 
 
 def test_the_recipe_is_bash():

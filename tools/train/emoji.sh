@@ -11,8 +11,10 @@
 # Needs the extra `train` and Debian's package fonts-noto-color-emoji. Some three hours on 2 CPU cores, by its
 # arithmetic: what ships took this way with a detour (its card tells), not this script from end to end.
 set -euo pipefail
+runs=${1:+$(realpath -m "$1")}
+bundle=${2:+$(realpath -m "$2")}
 cd "$(dirname "$0")/../.."
-runs=${1:-runs/emoji}
+runs=${runs:-runs/emoji}
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 # On a CPU, two half batches side by side run up to twice as fast as one whole one (training/sharding.py).
 export JAX_NUM_CPU_DEVICES=${JAX_NUM_CPU_DEVICES:-2}
@@ -31,18 +33,35 @@ seq2seq() { # NAME key=value ...
     "data.validation=$runs/tokens-heldout" "data.tokenizer=$runs/tokenizers/dalle" "samples.vqgan=$runs/codebook" "$@"
 }
 
-if [ $# -gt 1 ] && [ ! -d "$runs/seq2seq-where" ]; then
-  mkdir -p "$runs/tokenizers" "$runs/clip"
-  cp -r "$2/vqgan" "$runs/codebook"
-  cp -r "$2/clip" "$runs/clip/final"
-  for part in dalle clip; do
-    cp -r "$2/$part" "$runs/tokenizers/$part"
-    rm "$runs/tokenizers/$part"/{config.json,model.safetensors}
+adopt() { # FROM TO [FILE ...]: a copy without those files, there whole or not at all
+  local from=$1 to=$2
+  shift 2
+  [ ! -e "$to" ] || return 0
+  mkdir -p "$(dirname "$to")"
+  rm -rf "$to.tmp"
+  cp -r "$from" "$to.tmp"
+  for file in "$@"; do rm -f "$to.tmp/$file"; done
+  mv "$to.tmp" "$to"
+}
+
+# A run that began from a bundle goes on from it, also where it is not named again.
+[ -n "$bundle" ] || [ ! -f "$runs/bundle.txt" ] || bundle=$(cat "$runs/bundle.txt")
+if [ -n "$bundle" ]; then
+  for part in dalle vqgan clip; do
+    [ -f "$bundle/$part/config.json" ] || { echo "error: $bundle: no bundle, $part/config.json is missing" >&2; exit 2; }
   done
-  rm -f "$runs/tokenizers/clip/preprocessor_config.json" "$runs/tokenizers/dalle/tokens.json"
-  cp -r "$2/dalle" "$runs/where.tmp"
-  mkdir "$runs/seq2seq-where" # last: it tells that the others are there
-  mv "$runs/where.tmp" "$runs/seq2seq-where/final"
+  [ ! -e "$runs/codebook" ] || [ -f "$runs/bundle.txt" ] || {
+    echo "error: $runs: there is a run that began from nothing: name another folder" >&2
+    exit 2
+  }
+  mkdir -p "$runs"
+  echo "$bundle" >"$runs/bundle.txt"
+  adopt "$bundle/vqgan" "$runs/codebook"
+  adopt "$bundle/clip" "$runs/clip/final"
+  adopt "$bundle/dalle" "$runs/seq2seq-where/final"
+  for part in dalle clip; do
+    adopt "$bundle/$part" "$runs/tokenizers/$part" config.json model.safetensors preprocessor_config.json tokens.json
+  done
 fi
 [ -f "$runs/tokenizers/dalle/words.txt" ] || run make_tokenizers.py "$runs/tokenizers"
 [ -d "$runs/codebook" ] || run make_codebook.py "$runs/codebook"

@@ -21,6 +21,7 @@ from entry import Pictures, parser, user_errors
 from flax import nnx
 from train_vqgan import MODEL
 
+from dalle_mini.errors import UserError
 from dalle_mini.models import VQGAN
 
 PICTURES = 4000
@@ -36,11 +37,17 @@ TWINS = 1e-3
 def make(out: Path, pictures: int, patches: int, rounds: int, model=MODEL) -> None:
     started = time.monotonic()
     values, counts = all_patches(pictures, patches, model.downscale)
+    if len(values) < 2 * model.n_embed:
+        raise UserError(
+            f"{len(values)} different patches are too few for {model.n_embed} codes: more --pictures or --patches"
+        )
     mean, axes = principal_axes(values, model.embed_dim)
     vectors = (values - mean) @ axes
     scale = SPREAD / np.sqrt(np.mean(vectors**2))
     codes, error = k_means(vectors, counts, model.n_embed, rounds, TWINS / scale**2)
     noise = float(np.mean(np.sum((values - mean - vectors @ axes.T) ** 2, axis=1)) + error) / values.shape[1]
+    if lesser_twins((codes * scale).astype(np.float16), np.ones(len(codes)), TWINS).any():
+        raise UserError(f"some of the {len(codes)} codes are alike: more --rounds or --patches tell them apart")
     print(f"{len(values)} patches; different ones are copied at {-10 * np.log10(noise):.2f} dB")
     vqgan = VQGAN(model, rngs=nnx.Rngs(0))
     set_linear_encoder(vqgan, mean, axes * scale)
@@ -98,15 +105,18 @@ def k_means(
     # Plain backgrounds are most of every picture: as they are, they would be all that counts.
     weights = np.minimum(counts, 50)
     points = jnp.asarray(np.pad(vectors, [(0, -len(vectors) % BLOCK), (0, 0)])).reshape(-1, BLOCK, vectors.shape[1])
-    for turn in range(rounds):
+    # Rounds are added while there are twins: what was moved in one may have become one.
+    for turn in range(2 * rounds):
         places, distances = (np.asarray(one).ravel()[: len(vectors)] for one in nearest(points, jnp.asarray(centres)))
         totals = np.bincount(places, weights, clusters)
         sums = np.stack([np.bincount(places, weights * column, clusters) for column in vectors.T], axis=1)
         centres = np.where(totals[:, None] > 0, sums / np.maximum(totals, 1e-9)[:, None], centres).astype(np.float32)
         idle = (totals == 0) | lesser_twins(centres, totals, twins)
+        if turn + 1 >= rounds and not idle.any():
+            break
         worst = np.argsort(-weights * distances)[: np.sum(idle)]
         centres[idle] = vectors[worst]
-        print(f"k-means {turn + 1}/{rounds}: {np.mean(distances):.4f}, {np.mean(idle):.1%} idle", flush=True)
+        print(f"k-means {turn + 1}: {np.mean(distances):.4f}, {np.mean(idle):.1%} idle", flush=True)
     return centres, float(np.mean(distances))
 
 
@@ -168,4 +178,7 @@ if __name__ == "__main__":
     options.add_argument("--rounds", type=int, default=ROUNDS, help=f"of k-means (default: {ROUNDS})")
     with user_errors():
         args = options.parse_args()
+        for name in ("pictures", "patches", "rounds"):
+            if getattr(args, name) < 1:
+                raise UserError(f"--{name} {getattr(args, name)}: at least 1")
         make(args.out, args.pictures, args.patches, args.rounds)

@@ -125,8 +125,9 @@ def _run_prompts(args: argparse.Namespace) -> int:
     with starting():
         from dalle_mini.output import Looks, check_writable, write_result
 
-    output, parts = check_writable(args.output), _find_parts(args)
-    picture = _read_picture(args, parts)
+    output, picture = check_writable(args.output), _read_picture(args)
+    parts = _find_parts(args)
+    _look_at_mask(picture, parts)
     writes = join(args.distributed)
     with progress_bars(writes) as progress, Looks(output) as looks:
         pipe = _load(args, parts, prompts, settings)
@@ -165,8 +166,9 @@ def _run_file(args: argparse.Namespace) -> int:
 
     entries = read_prompts(args.prompts)
     batch = Batch(entries, check_writable(args.output), _settings(args), overwrite=args.overwrite)
+    picture = _read_picture(args)
     parts = _find_parts(args)
-    picture = _read_picture(args, parts)
+    _look_at_mask(picture, parts)
     writes = join(args.distributed)
     with progress_bars(writes) as progress:
         pipe = _load(args, parts)
@@ -238,21 +240,27 @@ def _load(args: argparse.Namespace, parts: dict[str, Path], prompts=None, settin
     return DalleMini.from_parts(parts, dtype=args.dtype, ahead=ahead)
 
 
-def _read_picture(args: argparse.Namespace, parts: dict[str, Path]) -> dict[str, Any] | None:
-    """The arguments of `DalleMini.canvas`, looked at as far as can be before the weights are there."""
+def _read_picture(args: argparse.Namespace) -> dict[str, Any] | None:
+    """The arguments of `DalleMini.canvas`: mistakes show before anything is fetched."""
     if args.picture is None:
         return None
     with starting():
         from dalle_mini.data.images import load_picture
-        from dalle_mini.generation.canvas import cells_to_draw, check_kept
-        from dalle_mini.models.config import VQGANConfig
-        from dalle_mini.weights.folder import load_config
+        from dalle_mini.generation.canvas import check_kept
 
     vary = _or(args.vary, 0.0)
     check_kept(args.keep_top, args.mask is not None, vary, ("--keep-top", "--mask", "--vary"))
-    found = {"picture": load_picture(args.picture), "top": args.keep_top, "mask": None, "vary": vary}
-    if args.mask is not None:
-        config = VQGANConfig.from_dict(load_config(parts["vqgan"]))
-        mask = load_picture(args.mask, background="black")
-        found["mask"] = cells_to_draw(mask, found["picture"].size, config.resolution, config.grid)
-    return found
+    mask = None if args.mask is None else load_picture(args.mask, background="black")
+    return {"picture": load_picture(args.picture), "top": args.keep_top, "mask": mask, "vary": vary}
+
+
+def _look_at_mask(picture: dict[str, Any] | None, parts: dict[str, Path]) -> None:
+    """Makes a mask one value a token, as the VQGAN in `parts` cuts pictures, before the weights are read."""
+    if picture is None or picture["mask"] is None:
+        return
+    from dalle_mini.generation.canvas import cells_to_draw
+    from dalle_mini.models.config import VQGANConfig
+    from dalle_mini.weights.folder import load_config
+
+    config = VQGANConfig.from_dict(load_config(parts["vqgan"]))
+    picture["mask"] = cells_to_draw(picture["mask"], picture["picture"].size, config.resolution, config.grid)

@@ -18,6 +18,7 @@ from dalle_mini.weights.folder import CONFIG, load_config
 from dalle_mini.weights.hub import Folder, Needs, Repository, blaming_cache, open_source
 
 SHIPPED = Path(__file__).parents[1] / "assets" / "emoji"
+OF_EMOJI = ("emoji.json", "scenes.json")  # what an emoji model knows, for benchmarks/emoji_quality.py
 SHIPPED_NAME = "shipped"  # what it is called where a source is named
 PARTS = ("dalle", "vqgan", "clip")
 WORD_LISTS = ("words.txt", "enwiki-words-frequency.txt")  # ours, and the published name
@@ -141,7 +142,7 @@ def save_companions(parts: Mapping[str, Path], target: Path) -> None:
         files[target / "dalle" / parts["words"].name] = parts["words"]
     bundle = parts["dalle"].parent
     if all(parts[part] == bundle / part for part in PARTS):  # its card tells where the weights come from
-        files[target / CARD] = bundle / CARD
+        files |= {target / name: bundle / name for name in (CARD, *OF_EMOJI)}
     try:
         for new, old in files.items():
             if old.is_file():
