@@ -130,7 +130,7 @@ def test_another_clip_is_another_run(vqgan, tmp_path):
 
 @pytest.mark.skipif(not DEBIAN_FONT.exists(), reason="no emoji font")
 def test_emoji_are_encoded_as_every_other_pile(tmp_path):
-    pictures = EmojiPictures(64, seed=3, length=50, emoji=[Emoji("🐌", "snail"), Emoji("🍎", "red apple")])
+    pictures = EmojiPictures(128, seed=3, length=50, emoji=[Emoji("🐌", "snail"), Emoji("🍎", "red apple")])
     source = EmojiSource(pictures, 20, {"split": "train", "seed": 3})
     assert [part.size for part in source.parts()] == [20]
     manifest = encode(
@@ -145,7 +145,7 @@ def test_emoji_are_encoded_as_every_other_pile(tmp_path):
     model, _ = Weights().load(with_clip=False)
     same = np.array([row["tokens"] for row in rows]) == np.asarray(model.encode(images.astype(np.float32) / 255))
     assert same.mean() > 0.999  # another batch size may round a close call otherwise
-    assert Manifest.read(tmp_path).vqgan.resolution == 64
+    assert Manifest.read(tmp_path).vqgan.resolution == 128
 
 
 def test_more_emoji_than_there_are():
