@@ -50,14 +50,15 @@ def products(jaxpr) -> int:
     return total
 
 
-def loss(graphdef, config, batch, unrolled=False, remat="none"):
+def loss(graphdef, config, batch, unrolled=False, remat="none", positions=None):
     ids = jnp.zeros((batch, config.text_length), jnp.int32)
-    tokens = jnp.zeros((batch, config.image_length), jnp.int32)
+    places = None if positions is None else jnp.arange(positions)
+    tokens = jnp.zeros((batch, positions or config.image_length), jnp.int32)
 
     def run(params):
         model = nnx.merge(graphdef, params)
         if not unrolled:
-            return model.logits(model.hidden(ids, jnp.ones_like(ids), tokens, Training(remat=remat))).sum()
+            return model.logits(model.hidden(ids, jnp.ones_like(ids), tokens, Training(remat=remat), places)).sum()
         mask = jnp.ones((batch, 1, 1, config.text_length), bool)
         x = model.encoder.embed(ids, jnp.arange(config.text_length))
         for layer in unstack_layers(model.encoder.layers, config.encoder_layers):
@@ -96,6 +97,13 @@ def test_remat_computes_again_what_it_says(model, remat):
     config, graphdef, params = model
     run = loss(graphdef, config, batch=2, remat=remat)
     assert products(jax.make_jaxpr(jax.grad(run))(params).jaxpr) == 2 * forward_flops(config).executed(remat)
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_a_few_positions_cost_their_share(model, remat):
+    config, graphdef, params = model
+    run = loss(graphdef, config, batch=2, remat=remat, positions=3)
+    assert products(jax.make_jaxpr(jax.grad(run))(params).jaxpr) == 2 * forward_flops(config, 3).executed(remat)
 
 
 @pytest.mark.parametrize(("sizes", "published"), [(MINI, 0.39e12), (MEGA, 2.4e12)])

@@ -36,9 +36,13 @@ class Product:
         return 2 * self.rows * self.inner * self.columns * self.times
 
 
-def products(config: DalleBartConfig) -> list[Product]:
-    """Every matrix product of one picture's forward pass through DalleBart."""
-    text, image, d = config.text_length, config.image_length, config.d_model
+def products(config: DalleBartConfig, positions: int | None = None) -> list[Product]:
+    """Every matrix product of one picture's forward pass through DalleBart.
+
+    Args:
+        positions: how many of the picture's tokens it sees (`training.positions`); None: all.
+    """
+    text, image, d = config.text_length, positions or config.image_length, config.d_model
     encoder = [
         *_attention("encoder", text, text, d, config.encoder_attention_heads, config.encoder_layers),
         *_feed_forward("encoder", text, d, config.encoder_ffn_dim, config.use_glu, config.encoder_layers),
@@ -100,9 +104,9 @@ class Flops:
         return self.training + again[remat]
 
 
-def forward_flops(config: DalleBartConfig) -> Flops:
+def forward_flops(config: DalleBartConfig, positions: int | None = None) -> Flops:
     """FLOPs of one picture's forward pass through DalleBart; the gradient takes twice as many again."""
-    every = products(config)
+    every = products(config, positions)
     return Flops(
         encoder=sum(product.flops for product in every if product.part == "encoder"),
         decoder=sum(product.flops for product in every if product.part == "decoder"),
@@ -112,6 +116,6 @@ def forward_flops(config: DalleBartConfig) -> Flops:
     )
 
 
-def training_flops(config: DalleBartConfig) -> int:
+def training_flops(config: DalleBartConfig, positions: int | None = None) -> int:
     """FLOPs of one picture, forward and backward. Times pictures a second, over the peak rate, it is the MFU."""
-    return forward_flops(config).training
+    return forward_flops(config, positions).training

@@ -176,12 +176,13 @@ def make_plan(run: Any, topology: Topology) -> Plan:
         collectives = plan_hlo.collectives(compiled.as_text(), topology.devices)
         working, peak = memory.temporaries, memory.peak
 
-    config, remat, pieces = run.training.model, run.training.remat, run.loop.accumulation
-    forward = flops.forward_flops(config)
+    products = run.training.model, run.training.positions
+    remat, pieces = run.training.remat, run.loop.accumulation
+    forward = flops.forward_flops(*products)
     work = roofline.Work(
         flops=forward.executed(remat) * run.loop.batch_size / topology.devices,
         hbm_bytes=roofline.least_traffic(
-            flops.products(config),
+            flops.products(*products),
             remat,
             pictures=run.loop.batch_size / data,
             pieces=pieces,

@@ -151,7 +151,7 @@ def train(run: Run, out: Path, *, resume: str = "auto", allow_changes: bool = Fa
         resume=resume,
         allow_changes=allow_changes,
         tracking=run.tracking,
-        work=Work.of(run.training.model),
+        work=Work.of(run.training),
         sampler=prepared.sampler,
         settings={**settings, SOURCES: dataclasses.asdict(run.data)},
     )

@@ -26,8 +26,8 @@ from dalle_mini.errors import UserError
 from dalle_mini.training.config import TrackingConfig
 
 if TYPE_CHECKING:
-    from dalle_mini.models.config import DalleBartConfig
     from dalle_mini.training.samples import Sample
+    from dalle_mini.training.seq2seq import Seq2SeqTraining
 
 LOG, REPORT, SAMPLES = "log.jsonl", "report.html", "samples"
 # What depends on the machine and the hour; all else in a record is the same whenever the run is repeated.
@@ -58,11 +58,12 @@ class Work:
     peak_flops: float | None = None
 
     @classmethod
-    def of(cls, model: DalleBartConfig) -> Work:
-        """A seq2seq model's."""
+    def of(cls, training: Seq2SeqTraining) -> Work:
+        """A seq2seq model's: of the tokens that are computed."""
         from dalle_mini.training.flops import training_flops
 
-        return cls(model.text_length + model.image_length, training_flops(model))
+        model, positions = training.model, training.positions
+        return cls(model.text_length + (positions or model.image_length), training_flops(model, positions))
 
 
 class Tracker:
