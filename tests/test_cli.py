@@ -5,9 +5,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+import dalle_mini
 from dalle_mini.cli import main
 
 COMMAND = [sys.executable, "-m", "dalle_mini.cli"]
@@ -161,3 +163,12 @@ def test_an_interruption_amid_imports_is_one_line():
     process.send_signal(signal.SIGINT)
     shown, errors = process.communicate(timeout=60)
     assert (process.returncode, shown, errors) == (130, "", "interrupted\n")
+
+
+def test_ends_quietly_where_its_output_is_no_longer_read():
+    reader, writer = os.pipe()
+    os.close(reader)
+    shipped = ["info", str(Path(dalle_mini.__file__).parent / "assets" / "emoji" / "dalle")]
+    with os.fdopen(writer, "wb") as pipe:
+        done = subprocess.run([*COMMAND, *shipped], stdout=pipe, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (141, "")

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -59,8 +60,17 @@ def test_a_picture_depends_on_seed_prompt_and_number_only(pipe):
 
 
 def test_keys_are_all_different():
-    keys = [picture_keys(seed, prompt, np.arange(4)) for seed in (0, 1) for prompt in ("a", "b")]
-    assert len({tuple(key) for key in np.concatenate([jax.random.key_data(k) for k in keys]).tolist()}) == 16
+    keys = picture_keys([(seed, prompt) for seed in (0, 1) for prompt in ("a", "b")], np.arange(4))
+    assert len({tuple(key) for key in jax.random.key_data(keys).reshape(16, 2).tolist()}) == 16
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**31 + 5, 2**32 - 1])
+def test_keys_are_seed_prompt_and_number_folded_one_by_one(seed):
+    key = jax.random.key(seed, impl="threefry2x32")
+    for word in np.frombuffer(hashlib.sha256(b"a snail").digest(), "<u4"):
+        key = jax.random.fold_in(key, word)
+    wanted = [jax.random.key_data(jax.random.fold_in(key, number)).tolist() for number in (3, 4)]
+    assert jax.random.key_data(picture_keys([(seed, "a snail")], np.arange(3, 5)))[0].tolist() == wanted
 
 
 def test_results_are_ranked(pipe):

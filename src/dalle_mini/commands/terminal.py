@@ -14,9 +14,17 @@ from dalle_mini.errors import UserError
 
 
 def exit_code(command: Callable[[], int | None]) -> int:
-    """What a command's function returns, 0 for None; 2 after a `UserError` and 130 after Ctrl-C, told in one line."""
+    """What a command's function returns, 0 for None; 2 after a `UserError` and 130 after Ctrl-C, told in one line.
+
+    Where what it prints into has gone (`dalle-mini ... | head`), 141, as a program that dies of SIGPIPE.
+    """
     try:
-        return command() or 0
+        code = command() or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        return 141
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

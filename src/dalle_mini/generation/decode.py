@@ -128,7 +128,7 @@ def stream_tokens(
     looks, sizes = set(range(every, length, every)) | {length}, _cache_lengths(model.config)
     for stop in sorted(looks | set(sizes)):
         state = with_room(state, next(size for size in sizes if size >= stop))
-        state = advance(programs, params, fixed, state, call.keys, jnp.asarray(stop), call.warping, call.given)
+        state = advance(programs, params, fixed, state, call.keys, np.int32(stop), call.warping, call.given)
         if stop in looks:
             # The next call writes over the state: give away a copy.
             yield stop, state.tokens if stop == length else jnp.copy(state.tokens)
@@ -156,7 +156,7 @@ def compile_tokens(
     fixed, state = jax.eval_shape(partial(prefill, programs), params, call.text, call.keys)
     for room in _cache_lengths(config):
         state = jax.eval_shape(partial(with_room, room=room), state)
-        stop = jnp.asarray(room)
+        stop = np.int32(room)
         advance.lower(programs, params, fixed, state, call.keys, stop, call.warping, call.given).compile()
 
 
@@ -192,28 +192,28 @@ def _call(
     keys = keys[:, None] if keys.ndim == 1 else keys
     last_guidance = guidance if last_guidance is None else last_guidance
     guided = bool(np.any(np.asarray(guidance) != 1.0) or np.any(np.asarray(last_guidance) != 1.0))
-    text = [jnp.stack([jnp.asarray(input_ids), jnp.asarray(attention_mask)])]  # [2, P, S] each
+    text = [np.stack([input_ids, attention_mask])]  # [2, P, S] each
     if guided:
         if uncond_input_ids is None or uncond_attention_mask is None:
             raise ValueError(f"guidance {guidance} needs uncond_input_ids and uncond_attention_mask")
-        text.append(jnp.stack([jnp.asarray(uncond_input_ids), jnp.asarray(uncond_attention_mask)]))
+        text.append(np.stack([uncond_input_ids, uncond_attention_mask]))
     vocabulary = config.image_vocab_size + 1
     top_k = np.asarray(config.top_k if top_k is None else top_k, np.int32)
     top_k = np.where(top_k < vocabulary, top_k, 0)
 
-    def each(value, dtype=jnp.float32):
-        return jnp.broadcast_to(jnp.asarray(value, dtype), prompts)
+    # All this is numpy's: every operation of JAX's is a program to be found in the cache, some 7 ms at the first time.
+    def each(value, dtype=np.float32):
+        return np.broadcast_to(np.asarray(value, dtype), prompts)
 
     warping = Warping(
         each(guidance),
         each(last_guidance),
         each(temperature),
-        each(top_k, jnp.int32),
+        each(top_k, np.int32),
         None if top_p is None else each(top_p),
     )
-    given = (
-        None if given is None else jnp.broadcast_to(jnp.asarray(given, jnp.int32), (*keys.shape, config.image_length))
-    )
+    if given is not None:
+        given = np.broadcast_to(np.asarray(given, np.int32), (*keys.shape, config.image_length))
     programs = Programs(
         graphdef=graphdef,
         guided=guided,
@@ -223,7 +223,7 @@ def _call(
         shared=None if devices is None else _shared_axis(len(devices), *keys.shape),
         mesh=None if devices is None else _mesh(devices),
     )
-    return Call(programs, jnp.stack(text), keys, warping, given)
+    return Call(programs, np.stack(text).astype(np.int32), keys, warping, given)
 
 
 def replicated(model: DalleBart, devices: Sequence[jax.Device]) -> DalleBart:

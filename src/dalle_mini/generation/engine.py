@@ -12,9 +12,9 @@ import hashlib
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
@@ -113,6 +113,7 @@ class Engine:
         self.devices = list(devices or jax.local_devices())
         self.model, self.vqgan, self.ranker = model, vqgan, ranker
         self.pixels = PixelDecoder(vqgan, self.devices)
+        self._compiled = False  # or about to be
         if len(self.devices) > 1:
             self.model = replicated(model, self.devices)
 
@@ -149,6 +150,9 @@ class Engine:
         number = 0
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             waiting = None
+            if jobs and not self._compiled:
+                self._compiled = True
+                pool.submit(self._compile_the_rest, shares[0])
             for group in grouped(jobs, batch_size if every is None else 1):
                 clock = time.perf_counter()
                 chunks, share = [], -(-group[0].settings.candidates // processes)
@@ -220,6 +224,11 @@ class Engine:
             for job, *parts in zip(group, *rows, strict=True)
         ]
 
+    def _compile_the_rest(self, candidates: int) -> None:
+        """What pixels and scores need, while the first tokens are drawn. What fails here will fail when it runs."""
+        self.pixels.compile(candidates)
+        self.ranker.compile()
+
     def _look(self, group: list[Job], number: int, count: int, tokens: np.ndarray, previews: int) -> Iterator[Partial]:
         config = self.vqgan.config
         rows = count // config.grid // PREVIEW_ROWS * PREVIEW_ROWS
@@ -259,7 +268,7 @@ def decoding_arguments(
     """
     first = group[0].settings
     rows = _rows(len(devices), len(group), size, 1 + first.guided)
-    keys = jnp.stack([picture_keys(job.settings.seed, job.prompt, np.arange(start, start + rows)) for job in group])
+    keys = picture_keys([(job.settings.seed, job.prompt) for job in group], np.arange(start, start + rows))
     canvases = [job.canvas.given(row) for job, row in zip(group, keys, strict=True) if job.canvas is not None]
 
     def each(name: str, dtype=np.float32) -> np.ndarray:
@@ -329,12 +338,21 @@ def grouped(jobs: Sequence[Job], batch_size: int) -> Iterator[list[Job]]:
             yield alike[start : start + together]
 
 
-def picture_keys(seed: int, prompt: str, indices: np.ndarray) -> jax.Array:
-    """JAX keys [n]: the seed, into it the words of the prompt's SHA-256, and into that each picture's number."""
+def picture_keys(jobs: Sequence[tuple[int, str]], indices: np.ndarray) -> jax.Array:
+    """JAX keys [jobs, n], of seeds and prompts.
+
+    The seed, into it the words of the prompt's SHA-256, and into that each picture's number.
+    """
+    words = [np.frombuffer(hashlib.sha256(prompt.encode("utf-8")).digest(), "<u4") for _, prompt in jobs]
+    return _keys(np.asarray([seed for seed, _ in jobs], np.uint32), np.stack(words), np.asarray(indices, np.uint32))
+
+
+@jax.jit
+@partial(jax.vmap, in_axes=(0, 0, None))
+def _keys(seed: jax.Array, words: jax.Array, indices: jax.Array) -> jax.Array:
     key = jax.random.key(seed, impl="threefry2x32")
-    for word in np.frombuffer(hashlib.sha256(prompt.encode("utf-8")).digest(), "<u4"):
-        key = jax.random.fold_in(key, word)
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(indices, jnp.uint32))
+    key, _ = jax.lax.scan(lambda key, word: (jax.random.fold_in(key, word), None), key, words)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
 
 
 class Totals:

@@ -34,6 +34,13 @@ class PixelDecoder:
 
         self._decode = jax.jit(decode, static_argnums=2)
 
+    def compile(self, count: int) -> None:
+        """Be ready for so many pictures."""
+        size = chunked(count, decoded_at_once(self.devices[0]))[0][1]
+        rows = np.zeros((size, self.config.grid**2), np.int32)
+        for device, state in zip(self.devices, self._states, strict=True):
+            self._decode.lower(state, jax.device_put(rows, device), None).compile()
+
     def __call__(self, tokens: np.ndarray, progress: Callable[[int], None] = lambda count: None) -> np.ndarray:
         """Tokens [n, image_length] to uint8 [n, H, W, 3]; `progress` is told of pictures as they are done."""
         calls, images = chunked(len(tokens), decoded_at_once(self.devices[0])), []

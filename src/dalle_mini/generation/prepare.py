@@ -58,11 +58,8 @@ class TiledLinear(nnx.Module):
     """x W + b with weight [ceil(out / 96), in, 96]; what is beyond the last output is zero."""
 
     def __init__(self, linear: nnx.Linear):
-        kernel = linear.kernel[...]
-        inputs, self.outputs = kernel.shape
-        tiles = -(-self.outputs // TILE)
-        kernel = jnp.pad(kernel, ((0, 0), (0, tiles * TILE - self.outputs)))
-        self.weight = nnx.Param(kernel.reshape(inputs, tiles, TILE).swapaxes(0, 1))
+        self.outputs = linear.kernel.shape[1]
+        self.weight = nnx.Param(_tiled(linear.kernel[...]))
         self.bias = None if linear.bias is None else nnx.Param(linear.bias[...])
         self.dtype = linear.dtype
 
@@ -85,6 +82,14 @@ class TiledLinear(nnx.Module):
         y = jnp.concatenate([product(part) for part in parts], axis=1)[:, :count]
         y = y.swapaxes(0, 1).reshape(*x.shape[:-1], -1)[..., : self.outputs]
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+@jax.jit
+def _tiled(kernel: jax.Array) -> jax.Array:
+    inputs, outputs = kernel.shape
+    tiles = -(-outputs // TILE)
+    kernel = jnp.pad(kernel, ((0, 0), (0, tiles * TILE - outputs)))
+    return kernel.reshape(inputs, tiles, TILE).swapaxes(0, 1)
 
 
 class Int8Linear(nnx.Module):

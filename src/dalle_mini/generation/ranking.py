@@ -97,15 +97,26 @@ class ClipRanker:
         `images` is uint8 [n, height, width, 3]. `prompt` is the user's own text, not normalised; it is padded and,
         beyond the model's positions (77 in the published one), truncated.
         """
-        max_length = self.clip.config.text.max_position_embeddings
-        text = self._text_embeds(self._state, *self.tokenizer([prompt], max_length=max_length))  # [1, projection_dim]
+        text = self._text_embeds(self._state, *self._read(prompt))  # [1, projection_dim]
         scores = np.empty(len(images), np.float32)
         for start in range(0, len(images), self.chunk):
             pixels = clip_pixels(images[start : start + self.chunk], self.preprocessor_config)
             count = len(pixels)
             pixels = np.pad(pixels, ((0, self.chunk - count), (0, 0), (0, 0), (0, 0)))
-            scores[start : start + count] = self._image_logits(self._state, pixels, text)[:count, 0]
+            scores[start : start + count] = np.asarray(self._image_logits(self._state, pixels, text))[:count, 0]
         return scores
+
+    def compile(self) -> None:
+        """Be ready for the first call of `scores`."""
+        ids = self._read("")
+        size = self.clip.config.vision.image_size
+        pixels = np.zeros((self.chunk, size, size, 3), np.float32)
+        self._text_embeds.lower(self._state, *ids).compile()
+        text = self._text_embeds.eval_shape(self._state, *ids)
+        self._image_logits.lower(self._state, pixels, text).compile()
+
+    def _read(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        return self.tokenizer([text], max_length=self.clip.config.text.max_position_embeddings)
 
     @staticmethod
     def rank(scores: np.ndarray, keep: int) -> np.ndarray:

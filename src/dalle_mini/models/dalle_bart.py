@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, Self
 
 import jax
@@ -106,7 +107,7 @@ def make_layers(layer_class: type[Layer], make: Maker) -> Layer | nnx.List:
         return nnx.List(layer_class(make, index) for index in range(make.layers))
 
     def one(key) -> Layer:
-        return layer_class(Maker(make.config, make.stack, rngs=nnx.Rngs(key), dtype=make.dtype), 0)
+        return layer_class(Maker(make.config, make.stack, rngs=type(make.rngs)(key), dtype=make.dtype), 0)
 
     return nnx.vmap(one)(jax.random.split(make.rngs.params(), make.layers))
 
@@ -171,11 +172,16 @@ def unstack_layers(layers: Layer | nnx.List, count: int, *, consume: bool = Fals
     stacks, tree = jax.tree.flatten(params)
     slices = []
     for stack in stacks:
-        slices.append([stack[i] for i in range(count)])
+        slices.append(_slices(stack, count))
         if consume:
             jax.block_until_ready(slices[-1])
             stack.delete()
     return [nnx.merge(graphdef, tree.unflatten(layer)) for layer in zip(*slices, strict=True)]
+
+
+@partial(jax.jit, static_argnums=1)  # one program to compile, or to find compiled, for all stacks of a shape
+def _slices(stack: jax.Array, count: int) -> list[jax.Array]:
+    return [stack[i] for i in range(count)]
 
 
 class Stack(nnx.Module):

@@ -1,7 +1,9 @@
 """`from_pretrained` and `save_pretrained` for our Flax nnx modules."""
 
+import functools
 import math
 import os
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -94,7 +96,8 @@ class Pretrained:
     @classmethod
     def shapes(cls, config, dtype=jnp.float32) -> tuple[nnx.GraphDef, nnx.State]:
         """Of the model: drawing the random weights of a large one takes longer than reading the real ones."""
-        return nnx.split(nnx.eval_shape(lambda: cls(config, rngs=nnx.Rngs(0), dtype=dtype)))
+        with _SHAPES_LOCK:  # the thread that compiles ahead asks for the same as the one that loads
+            return _shapes(cls, config, np.dtype(dtype))
 
     def save_pretrained(self, folder: str | Path, dtype=None) -> None:
         """Write `config.json` and `model.safetensors` into a folder, made if need be.
@@ -115,6 +118,24 @@ class Pretrained:
         from dalle_mini.weights.publish import push
 
         return push(self.save_pretrained, repo_id, **options)
+
+
+class SameKeys:
+    """In place of nnx.Rngs where no number is ever drawn: its keys need no counters, which are most of the time."""
+
+    def __init__(self, key):
+        self._key = key
+
+    def params(self):
+        return self._key
+
+
+_SHAPES_LOCK = threading.Lock()
+
+
+@functools.lru_cache(maxsize=16)
+def _shapes(cls, config, dtype) -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(nnx.eval_shape(lambda: cls(config, rngs=SameKeys(jax.random.key(0)), dtype=dtype)))
 
 
 def compute_dtype(dtype) -> np.dtype:
