@@ -5,9 +5,11 @@
 
 Random weights of the published shapes, guidance on. For each row: milliseconds a token step (the median over the
 stretches between looks), seconds of the VQGAN, peak memory of a process that does only this, and the floor: the
-decoder's weights and the cache read at the bandwidth, or the arithmetic at the rate, both measured just before,
-whichever takes longer.
-`--peer` names a Python that has min-dalle (`python -m venv .peer && .peer/bin/pip install min-dalle torch`).
+decoder's weights and the cache read at the bandwidth, or the arithmetic at the rate of large products of the same
+type, both measured just before, whichever takes longer.
+As `dalle-mini generate` does, it begins once more with huge pages where Linux has them (`dalle_mini/huge_pages.py`).
+`--peer` names a Python that has min-dalle (`python -m venv .peer && .peer/bin/pip install min-dalle torch`), which runs
+as it is started by its users, without.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import concurrent.futures
 import itertools
 import json
 import multiprocessing
+import os
 import resource
 import subprocess
 import sys
@@ -30,6 +33,7 @@ from dalle_mini.generation import stream_tokens
 from dalle_mini.generation.decode import CACHES
 from dalle_mini.generation.pixels import PixelDecoder
 from dalle_mini.generation.prepare import compute_dtypes, prepare
+from dalle_mini.huge_pages import TUNABLES, start_again_with_huge_pages
 from dalle_mini.models import VQGAN, DalleBart
 from dalle_mini.models.config import DalleBartConfig, VQGANConfig
 from dalle_mini.weights.pretrained import flatten, unflatten
@@ -66,6 +70,7 @@ def main() -> None:
     )
     parser.add_argument("--json", metavar="FILE", help="write the rows there too")
     args = parser.parse_args()
+    start_again_with_huge_pages()
     rows = []
     # A process each: memory that an earlier row took does not count for a later one.
     with concurrent.futures.ProcessPoolExecutor(
@@ -76,7 +81,7 @@ def main() -> None:
                 row = processes.submit(measured, size, dtype, candidates).result()
                 if not rows:
                     print(
-                        f"{row['device']}: reads {row['gb_s']:.0f} GB/s, float32 products {row['gflop_s']:.0f} GFLOP/s"
+                        f"{row['device']}: reads {row['gb_s']:.0f} GB/s, {dtype} products {row['gflop_s']:.0f} GFLOP/s"
                     )
                     print(
                         "\n| size | candidates | dtype | ms a step | floor | of floor | prefill s | VQGAN s | peak GB |"
@@ -86,14 +91,15 @@ def main() -> None:
             for dtype, candidates in itertools.product(("float32", "bfloat16"), args.candidates) if args.peer else ():
                 if size != "tiny":
                     command = [args.peer, str(PEER), size, dtype, str(candidates)]
-                    line = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                    as_it_is = {name: value for name, value in os.environ.items() if name != TUNABLES}
+                    line = subprocess.run(command, check=True, capture_output=True, text=True, env=as_it_is).stdout
                     rows.append(show({"program": "min-dalle", "size": size, "dtype": dtype, **json.loads(line)}))
     if args.json:
         Path(args.json).write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def measured(size: str, dtype: str, candidates: int) -> dict:
-    bandwidth, rate = machine()
+    bandwidth, rate = machine(dtype)
     seq2seq, others = compute_dtypes(dtype)
     model = prepare(random_model(DalleBart, SIZES[size], seq2seq), int8=dtype == "int8", consume=True)
     vqgan = random_model(VQGAN, TINY_VQGAN if size == "tiny" else F16, others)
@@ -161,11 +167,14 @@ def floor(model, candidates: int, bandwidth: float, rate: float) -> float:
     return max(bytes_read / bandwidth, operations / rate)
 
 
-def machine() -> tuple[float, float]:
-    """Bytes a second that a sum reads, floating-point operations a second of a large float32 product."""
-    large = jnp.ones(1 << (26 if jax.default_backend() == "cpu" else 28), jnp.float32)
-    square = jnp.ones((4096, 4096), jnp.float32)
-    return large.nbytes / best(jax.jit(jnp.sum), large), 2 * 4096**3 / best(jax.jit(jnp.matmul), square, square)
+def machine(dtype: str) -> tuple[float, float]:
+    """Bytes a second that a sum reads, operations a second of a large product of the type that weights are read in."""
+    on_cpu = jax.default_backend() == "cpu"
+    large = jnp.ones(1 << (26 if on_cpu else 28), jnp.float32)
+    read_as = "bfloat16" if dtype == "int8" and not on_cpu else dtype
+    square, sums = jnp.ones((4096, 4096), read_as), jnp.int32 if read_as == "int8" else jnp.float32
+    product = jax.jit(lambda a, b: jax.lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=sums))
+    return large.nbytes / best(jax.jit(jnp.sum), large), 2 * 4096**3 / best(product, square, square)
 
 
 def best(function, *args) -> float:

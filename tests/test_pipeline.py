@@ -73,6 +73,18 @@ def test_keys_are_seed_prompt_and_number_folded_one_by_one(seed):
     assert jax.random.key_data(picture_keys([(seed, "a snail")], np.arange(3, 5)))[0].tolist() == wanted
 
 
+def test_pixels_while_tokens_are_drawn_are_the_same(pipe):
+    jobs, calls = pipe.jobs(["a boat", "a snail"], GenerationSettings(candidates=5, keep=5)), []
+    alone = list(pipe.engine.run(jobs, batch_size=2, overlap=False))
+    together = list(pipe.engine.run(jobs, lambda *call: calls.append(call), batch_size=2, overlap=True))
+    for one, other in zip(alone, together, strict=True):
+        assert (one.prompt, one.indices, one.scores) == (other.prompt, other.indices, other.scores)
+        np.testing.assert_array_equal(one.tokens, other.tokens)
+        np.testing.assert_array_equal(np.stack(one.images), np.stack(other.images))
+        assert set(other.timings) == {"text", "tokens", "pictures", "scores"}
+    assert {("tokens", 160, 160), ("pictures", 10, 10), ("scores", 10, 10)} <= set(calls)
+
+
 def test_results_are_ranked(pipe):
     calls = []
     result = pipe.generate(["a boat"], candidates=9, keep=3, progress=lambda *call: calls.append(call))[0]

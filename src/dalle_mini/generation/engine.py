@@ -1,7 +1,8 @@
 """From encoded prompts to ranked pictures: which rows share a call, on which devices, in how much memory.
 
 Prompts of few candidates are drawn together, many candidates of one prompt in several calls; a picture is the same
-either way. While the devices draw the next group, a thread finishes the last one: pixels, scores, PIL.
+either way. While the devices draw the tokens of the next call, a thread makes pixels of the last one's, and where
+these were a prompt's last, scores and PIL's pictures.
 """
 
 from __future__ import annotations
@@ -135,7 +136,8 @@ class Engine:
             progress: called as `progress(stage, done, total)`.
             batch_size: pictures that one call draws at most; None is what fits in memory.
             every, previews: yield a `Partial` of the first `previews` candidates every so many tokens.
-            overlap: finish a group while the next is drawn; None does so unless the CPU computes, which is busy.
+            overlap: make pixels and scores while the next tokens are drawn; None does so unless the CPU computes, which
+                is busy.
             alone: draw everything here. Else, where JAX runs in several processes, each of which must make the same
                 call, they share the candidates and all have the results.
         """
@@ -155,7 +157,7 @@ class Engine:
                 pool.submit(self._compile_the_rest, shares[0])
             for group in grouped(jobs, batch_size if every is None else 1):
                 clock = time.perf_counter()
-                chunks, share = [], -(-group[0].settings.candidates // processes)
+                parts, share = [], -(-group[0].settings.candidates // processes)
                 for start, size in chunked(share, batch_size):
                     first = group[0].first + process * share + start
                     for count, tokens in self._tokens(group, first, size, report, bool(every or progress), every):
@@ -164,21 +166,21 @@ class Engine:
                                 yield from waiting.result()
                                 waiting = None
                             yield from self._look(group, number, count, np.asarray(tokens), previews)
-                    chunks.append(tokens[:, :size])
-                tokens = np.concatenate([np.asarray(chunk) for chunk in chunks], axis=1)
-                if (tokens == UNDRAWABLE).any():
-                    raise UserError(
-                        "the decoder's logits are not numbers: its weights are damaged, or too large for this dtype"
-                    )
+                    drawn = np.asarray(tokens)[:, :size]
+                    if (drawn == UNDRAWABLE).any():
+                        raise UserError(
+                            "the decoder's logits are not numbers: its weights are damaged, or too large for this dtype"
+                        )
+                    parts.append((drawn, pool.submit(self._pictures, drawn, report) if overlap else None))
                 seconds = time.perf_counter() - clock
                 number += len(group)
                 if waiting is not None:
                     yield from waiting.result()
                     waiting = None
                 if overlap:
-                    waiting = pool.submit(self._finish, group, tokens, seconds, report, processes)
+                    waiting = pool.submit(self._finish, group, parts, seconds, report, processes)
                 else:
-                    yield from self._finish(group, tokens, seconds, report, processes)
+                    yield from self._finish(group, parts, seconds, report, processes)
             if waiting is not None:
                 yield from waiting.result()
 
@@ -197,17 +199,27 @@ class Engine:
             report.reach("tokens", before + count * size * len(group))
             yield count, tokens
 
-    def _finish(
-        self, group: list[Job], tokens: np.ndarray, seconds: float, report: Totals, processes: int
-    ) -> list[Result]:
-        """Tokens [jobs, candidates, image_length] to pixels, scores and the best pictures."""
-        timings = {"tokens": seconds / len(group)}
+    def _pictures(self, tokens: np.ndarray, report: Totals) -> tuple[np.ndarray, float]:
+        """Tokens [jobs, candidates, image_length] to uint8 [jobs, candidates, H, W, 3], and the seconds it took."""
         clock = time.perf_counter()
         images = self.pixels(
             tokens.reshape(-1, tokens.shape[-1]), lambda more: report.reach("pictures", report.done("pictures") + more)
         )
-        images = images.reshape(*tokens.shape[:2], *images.shape[1:])
-        timings["pictures"] = (time.perf_counter() - clock) / len(group)
+        return images.reshape(*tokens.shape[:2], *images.shape[1:]), time.perf_counter() - clock
+
+    def _finish(
+        self,
+        group: list[Job],
+        parts: list[tuple[np.ndarray, concurrent.futures.Future | None]],
+        seconds: float,
+        report: Totals,
+        processes: int,
+    ) -> list[Result]:
+        """Each call's tokens, and what makes pixels of them if something does yet, to scores and the best pictures."""
+        made = [self._pictures(tokens, report) if future is None else future.result() for tokens, future in parts]
+        tokens = np.concatenate([tokens for tokens, _ in parts], axis=1)
+        images = np.concatenate([images for images, _ in made], axis=1)
+        timings = {"tokens": seconds / len(group), "pictures": sum(took for _, took in made) / len(group)}
         clock = time.perf_counter()
         scores = []
         for job, pictures in zip(group, images, strict=True):
