@@ -19,6 +19,7 @@ from dalle_mini.models.config import DalleBartConfig
 from dalle_mini.training.runs import load_run, prepare_run, recorded_run
 from dalle_mini.training.start import start_model, start_tokens, start_vqgan
 from dalle_mini.weights.folder import load_config
+from dalle_mini.weights.pretrained import flatten
 
 PICTURES = 24
 GOLDEN = Path(__file__).parent / "golden"
@@ -90,6 +91,37 @@ def test_a_finished_run_goes_on_without_its_config(trained, capsys):
     assert main(["train", "--output", str(trained)]) == 0
     assert (trained / "final" / "model.safetensors").read_bytes() == before
     assert "continuing from step 4" in capsys.readouterr().err
+
+
+def test_a_run_outlives_what_it_began_from(golden_bundle, pile, config, tmp_path):
+    start, pictures, out = tmp_path / "start", tmp_path / "pictures", tmp_path / "out"
+    shutil.copytree(golden_bundle, start)
+    shutil.copytree(pile, pictures)
+    sources = [f"training.init_from={start}", f"data.train=[{pictures}]"]
+    assert main(["train", str(config), "--output", str(out), *sources, "loop.steps=2"]) == 0
+    shutil.rmtree(start)
+    shutil.rmtree(pictures)
+    assert main(["train", "--output", str(out), "loop.steps=3", "--allow-changes"]) == 0
+    assert [record["step"] for record in records(out) if "loss" in record] == [1, 2, 3]
+
+
+def test_a_checkpoint_becomes_a_models_folder(trained, golden_bundle, tmp_path):
+    assert main(["convert", str(trained / "checkpoints" / "4"), str(tmp_path / "model")]) == 0
+    found, final = (
+        flatten(nnx.state(DalleBart.from_pretrained(folder))) for folder in (tmp_path / "model", trained / "final")
+    )
+    assert found.keys() == final.keys()
+    jax.tree.map(np.testing.assert_array_equal, found, final)
+    beside = {file.name for file in (trained / "final").iterdir()}
+    assert (
+        {file.name for file in (tmp_path / "model").iterdir()}
+        == beside
+        >= {"tokenizer.json", "words.txt", "tokens.json"}
+    )
+    bundle = ["--vqgan", str(golden_bundle), "--clip", str(golden_bundle)]
+    assert main(["convert", str(trained), str(tmp_path / "bundle"), *bundle]) == 0
+    assert sorted(file.name for file in (tmp_path / "bundle").iterdir() if file.is_dir()) == ["clip", "dalle", "vqgan"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["bundle", "model"]
 
 
 @pytest.mark.parametrize(

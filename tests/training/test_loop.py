@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,7 @@ def test_what_a_run_leaves(tmp_path):
         "final",
         "log.jsonl",
         "report.html",
+        "saved.json",
     ]
     assert int(state.step) == 10
     assert list(logged(folder, "loss")) == [3, 6, 9, 10]
@@ -259,9 +261,47 @@ def test_checkpoints_elsewhere_know_what_the_run_was(tmp_path, capsys):
 def test_beginning_again_is_not_silent(tmp_path, capsys):
     run(Line(), LOOP, tmp_path)
     assert "beginning again" not in capsys.readouterr().err
+    (tmp_path / "saved.json").unlink()  # as if it had been killed before its first checkpoint was whole
     shutil.rmtree(tmp_path / "checkpoints")
     run(Line(), LOOP, tmp_path)
     assert f"no checkpoint in {tmp_path / 'checkpoints'}: beginning again at step 0" in capsys.readouterr().err
+
+
+def test_a_run_whose_checkpoints_are_not_found_does_not_begin_again_by_itself(tmp_path, capsys):
+    run(Line(), LOOP, tmp_path / "run")
+    out, there, typo = tmp_path / "run", tmp_path / "run" / "checkpoints", tmp_path / "typo"
+    before = {name: (out / name).read_bytes() for name in ("config.json", "log.jsonl", "final/w.npy")}
+    said = f"{typo}: there is no checkpoint, but the run in {out} has saved step 10 in {there}: continue with loop.chec"
+    with pytest.raises(UserError, match=re.escape(said)):
+        run(Line(), dataclasses.replace(LOOP, checkpoints=str(typo)), out)
+    there.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=r"has saved step 10 in .*: put it back, choose another folder, or begin"):
+        run(Line(), LOOP, out)
+    assert before == {name: (out / name).read_bytes() for name in before}
+    there.rmdir()
+    (tmp_path / "moved").rename(there)
+    run(Line(), LOOP, out)  # it has ended, and stays so
+    shutil.rmtree(there)
+    capsys.readouterr()
+    run(Line(), LOOP, out, allow_changes=True)
+    assert "beginning again at step 0" in capsys.readouterr().err
+
+
+def test_a_change_that_the_checkpoint_does_not_fit_is_not_written_down(tmp_path):
+    run(Line(), LOOP, tmp_path)
+    before = (tmp_path / "config.json").read_bytes()
+    other = Line()
+    other.optimizer = dataclasses.replace(other.optimizer, ema=0.9)
+    with pytest.raises(UserError, match=r"does not fit this run's configuration: ema/"):
+        run(other, LOOP, tmp_path, allow_changes=True)
+    assert (tmp_path / "config.json").read_bytes() == before
+    run(Line(), LOOP, tmp_path)
+
+
+def test_a_run_that_is_beyond_its_end_says_so(tmp_path, capsys):
+    run(Line(), LOOP, tmp_path)
+    run(Line(), dataclasses.replace(LOOP, steps=2), tmp_path, allow_changes=True)
+    assert "continuing from step 10, which is beyond loop.steps=2: nothing is left to do" in capsys.readouterr().err
 
 
 def test_parameters_to_start_from(finished):

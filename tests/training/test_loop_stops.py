@@ -7,12 +7,15 @@ import time
 import jax
 import numpy as np
 import pytest
-from lines import LOOP, Asked, Line, bad_batches, logged
+from lines import LOOP, Asked, Judged, Line, bad_batches, logged
+from PIL import Image
+from tiny_runs import begin, make, short_loop
 
 from dalle_mini.errors import UserError
 from dalle_mini.training import preemption
 from dalle_mini.training.loop import run
 from dalle_mini.training.preemption import Preempted
+from dalle_mini.training.samples import Sample
 
 
 @pytest.mark.parametrize("log_every", [1, 100])
@@ -181,3 +184,81 @@ def test_asked_to_stop_while_it_makes_up_for_an_evaluation(tmp_path):
     assert stopped.value.step == 4
     run(trainer, LOOP, tmp_path)
     assert trainer.evaluated == [4, 8, 10]
+
+
+class JudgedLater(Judged):
+    """The signal comes with the evaluation at step 4, before its loss is known."""
+
+    asked = False
+
+    def evaluate(self, program, state, batch_size):
+        if int(state.step) == 4 and not self.asked:
+            self.asked = True
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(0.05)
+            program.go_on()
+        return super().evaluate(program, state, batch_size)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_the_best_checkpoint_is_kept_though_its_evaluation_was_made_up_for(again, tmp_path):
+    loop = dataclasses.replace(LOOP, steps=8, eval_every=2, keep=1, checkpoint_minutes=0)
+    trainer = JudgedLater({2: 5.0, 4: 1.0, 6: 3.0, 8: 4.0})
+    with pytest.raises(Preempted) as stopped:
+        run(trainer, loop, tmp_path)
+    assert stopped.value.step == 4
+    if again:  # once more, after the evaluation was made up for: only the log knows of it
+        again = Asked(signal.SIGTERM, 5)
+        again.evaluate, trainer.batch = trainer.evaluate, again.batch
+        with pytest.raises(Preempted) as stopped:
+            run(trainer, loop, tmp_path)
+        assert stopped.value.step > 4
+        again.at = None
+    run(trainer, loop, tmp_path)
+    assert logged(tmp_path, "eval_loss") == {2: 5.0, 4: 1.0, 6: 3.0, 8: 4.0}
+    assert sorted(entry.name for entry in (tmp_path / "checkpoints").iterdir()) == ["4", "8"]
+
+
+class Draws:
+    """A sampler of one gray picture."""
+
+    def draw(self, params):
+        return [Sample("a line", [Image.new("L", (4, 4))], None, [0], dataclasses.make_dataclass("None_", [])())]
+
+
+class AskedAtTheEnd(Line):
+    """The signal comes when the evaluation at step 4 is done, before the pictures are drawn."""
+
+    def evaluate(self, program, state, batch_size):
+        found = super().evaluate(program, state, batch_size)
+        if int(state.step) == 4:
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(0.05)
+        return found
+
+
+def test_asked_to_stop_before_it_draws_it_draws_later(tmp_path):
+    with pytest.raises(Preempted):
+        run(AskedAtTheEnd(), LOOP, tmp_path, sampler=Draws())
+    assert list(logged(tmp_path, "eval_distance")) == [4] and not (tmp_path / "samples").exists()
+    trainer = Line()
+    run(trainer, LOOP, tmp_path, sampler=Draws())
+    assert trainer.evaluated == [8, 10]
+    assert sorted(folder.name for folder in (tmp_path / "samples").iterdir()) == ["00000004", "00000008", "00000010"]
+
+
+class Enough(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", ["vqgan", "clip"])
+def test_the_evaluation_of_pictures_can_be_left_off(name, tmp_path):
+    loop = short_loop(steps=1)
+    trainer = make(name, tmp_path, loop)
+    program, state = begin(trainer, loop)
+
+    def enough():
+        raise Enough
+
+    with pytest.raises(Enough):
+        trainer.evaluate(dataclasses.replace(program, go_on=enough), state, loop.batch_size)

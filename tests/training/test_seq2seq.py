@@ -14,7 +14,8 @@ from dalle_mini.errors import UserError
 from dalle_mini.models import DalleBart
 from dalle_mini.text import CaptionTokenizer
 from dalle_mini.training.config import OptimizerConfig
-from dalle_mini.training.seq2seq import TOKENS_RECORD, Seq2SeqTraining
+from dalle_mini.training.seq2seq import Seq2SeqTraining
+from dalle_mini.weights.bundle import TOKENS_RECORD
 
 LOOP = short_loop(steps=100, batch_size=16)
 

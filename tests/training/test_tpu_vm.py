@@ -245,7 +245,7 @@ def test_from_the_queue(cloud):
     ("lives", "code", "said"),
     [
         (
-            "2",
+            "2 2",
             2,
             "the run cannot go on (wrong settings, a full disk, or a bad loss): see train.log",
         ),
@@ -259,6 +259,13 @@ def test_a_run_that_cannot_be_helped(cloud, lives, code, said):
     assert said in err
     assert not (cloud.folder / "state").exists()
     assert f"life: {lives[-1]}" in (cloud.folder / "mini" / "train.log").read_text()
+
+
+def test_what_passes_costs_a_chance(cloud):
+    """Exit code 2 is of what the user must mend, and of a bucket or the Hub that could not be reached for a while."""
+    (cloud.folder / "lives").write_text("2 0")
+    _, err = cloud("run", *RUN, "--interval", "0.3", "--retries", "1")
+    assert "exit code 2; 0 more chances" in err and "the run is done" in err
 
 
 def test_weights_that_cannot_be_copied_keep_their_machine(cloud):

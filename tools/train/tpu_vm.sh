@@ -43,7 +43,8 @@ Options:
 The VM's service account must be allowed to write to the bucket. Files that are not committed do not come along: name
 data that is in a bucket (dalle-mini encode writes there; each machine of a pod copies it to its disk, once) or on the Hub.
 
-Exit codes: 0 the run is done, 2 the input is wrong or the run ended so, 130 interrupted (the run goes on without its watcher), 1 otherwise.
+Exit codes: 0 the run is done, 2 the input is wrong or the run ended so, 74 it is done but its weights could not be copied and
+are on the VM alone, which is kept, 130 interrupted (the run goes on without its watcher), 1 otherwise.
 TEXT
 }
 
@@ -159,7 +160,10 @@ vm_restore() { # BUCKET: what an earlier VM left there. Without it the next copy
 }
 
 vm_sync() { # BUCKET
-  [ -e "$HOME/run/first" ] || return 0 # the run's folder is worker 0's
+  if [ ! -e "$HOME/run/first" ]; then # the run's folder is worker 0's
+    gcloud storage cp "$HOME/run/train.log" "$1/train-$(hostname).log" 2> /dev/null
+    return
+  fi
   [ -d "$HOME/run/out" ] || return 0
   gcloud storage rsync --recursive --exclude='^checkpoints/' "$HOME/run/out" "$1/out" 2> /dev/null &&
     gcloud storage cp "$HOME/run/train.log" "$1/train.log" 2> /dev/null
@@ -340,17 +344,17 @@ watch() {
             say "the run is done, but its weights could not be copied to $bucket: they are in ~/run/out of $name alone"
             return "$NOT_COPIED"
             ;;
-          'exit 2')
-            say "the run cannot go on (wrong settings, a full disk, or a bad loss): see train.log"
-            return 2
-            ;;
           'exit 75' | none) # asked to stop, or the machine was started anew
             say "the run has stopped"
             restart || say "that failed; looking again"
             ;;
           exit*)
-            code=${status#exit }
+            code=${status#exit } # 2 too may pass: a bucket or the Hub that could not be reached
             if [ "$left" -eq 0 ]; then
+              if [ "$code" -eq 2 ]; then
+                say "the run cannot go on (wrong settings, a full disk, or a bad loss): see train.log"
+                return 2
+              fi
               say "the run failed with exit code $code, too often: see train.log"
               return 1
             fi
@@ -415,6 +419,10 @@ logs() {
   for file in train.log out/log.jsonl out/report.html out/config.json; do
     do_it gcloud storage cp "$bucket/$file" "$logs_folder/" 2> /dev/null || say "no $file yet"
   done
+  case "$type" in
+    *-8 | *-4 | *-1) ;; # one machine
+    *) do_it gcloud storage cp "$bucket/train-*.log" "$logs_folder/" 2> /dev/null || true ;; # the other workers'
+  esac
   say "logs are in $logs_folder"
 }
 

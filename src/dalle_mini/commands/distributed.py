@@ -2,10 +2,15 @@
 
 import functools
 import os
+import socket
+import sys
+import time
 from collections.abc import Callable
 
 from dalle_mini.commands.terminal import starting
 from dalle_mini.errors import UserError
+
+PATIENCE = 300.0  # seconds that the first process has to come up, as JAX's own
 
 
 def add_distributed_option(add: Callable) -> None:
@@ -25,13 +30,38 @@ def join(distributed: bool) -> bool:
         import jax
 
     whole = functools.partial(_whole, os.environ)
-    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    address, number = os.environ.get("JAX_COORDINATOR_ADDRESS"), whole("JAX_PROCESS_ID")
+    if address and number:
+        _wait_for(address)
     try:
-        jax.distributed.initialize(address, whole("JAX_NUM_PROCESSES"), whole("JAX_PROCESS_ID"))
+        jax.distributed.initialize(address, whole("JAX_NUM_PROCESSES"), number)
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--distributed: the other processes were not found ({reason}): see --help") from None
     return jax.process_index() == 0
+
+
+def _wait_for(address: str) -> None:
+    """Until the first process listens: JAX would end this one with a page of its own about it."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise UserError(f"JAX_COORDINATOR_ADDRESS is {address!r} in the environment: it must be HOST:PORT")
+    started, told = time.monotonic(), False
+    while True:
+        try:
+            return socket.create_connection((host, int(port)), timeout=2).close()
+        except OSError as error:
+            waited = time.monotonic() - started
+            if waited > PATIENCE:
+                reason = error.strerror or error
+                raise UserError(
+                    f"--distributed: the other processes were not found: none listens at {address} ({reason}); start "
+                    "the one with JAX_PROCESS_ID=0 there, or correct JAX_COORDINATOR_ADDRESS"
+                ) from None
+            if waited > 5 and not told:
+                told = True
+                print(f"note: waiting for the first process at {address}", file=sys.stderr, flush=True)
+            time.sleep(0.2)
 
 
 def _whole(environment, name: str) -> int | None:

@@ -16,14 +16,20 @@ def add_convert(verbs) -> None:
         description="Write DalleBart, VQGAN or CLIP as config.json and model.safetensors, whatever they came as:\n"
         "Flax msgpack, torch, taming-transformers' .ckpt with its .yaml, sharded or not, from a folder, Hugging\n"
         "Face or wandb. With --vqgan and --clip the result is a bundle of all three, with tokenizers and word\n"
-        "list, that `generate --model` takes. One tensor at a time is in memory.",
+        "list, that `generate --model` takes. One tensor at a time is in memory. A training run's checkpoint\n"
+        "(RUN/checkpoints/STEP) is written as such a folder, too.",
         epilog="example:\n"
         "  dalle-mini convert dalle-mini/dalle-mini mini --vqgan dalle-mini/vqgan_imagenet_f16_16384 \\\n"
-        "      --clip openai/clip-vit-base-patch32 --dtype float16",
+        "      --clip openai/clip-vit-base-patch32 --dtype float16\n"
+        "  dalle-mini convert runs/mine/checkpoints/4000 best",
         formatter_class=Help,
     )
     add = parser.add_argument
-    add("source", metavar="SOURCE", help="a network or a bundle: a folder, a .ckpt, owner/name, or a wandb artifact")
+    add(
+        "source",
+        metavar="SOURCE",
+        help="a network or a bundle: a folder, a .ckpt, owner/name, or a wandb artifact; or a run's checkpoint",
+    )
     add("target", metavar="TARGET", help="the folder to make; it must not be there yet")
     add("--vqgan", metavar="SOURCE", help="VQGAN's source, for a bundle")
     add("--clip", metavar="SOURCE", help="CLIP's source, for a bundle")

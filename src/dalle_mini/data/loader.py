@@ -202,7 +202,10 @@ def _folder(source: str | Path, split: str, hub: dict[str, Any]) -> Path:
         raise UserError(f"no such folder: {source} (a data set of the Hub is written owner/name)")
     from dalle_mini.data.hub import fetch_dataset
 
-    return fetch_dataset(source, split, **hub)
+    try:
+        return fetch_dataset(source, split, **hub)
+    except UserError as error:
+        raise UserError(f"no such folder: {source}; nor, as a data set of the Hub: {error}") from None
 
 
 def _notebook_shards(folder: Path, split: str) -> list[Path]:

@@ -101,13 +101,17 @@ class Checkpoints:
         sums = checksums(arrays)
         leaves = {name: [*_kind(leaf), total] for (name, leaf), total in zip(arrays.items(), sums, strict=True)}
         body = {**record, "step": step, "eval_loss": eval_loss, "leaves": leaves}
-        if eval_loss is not None and math.isfinite(eval_loss):
-            self.eval_losses[step] = eval_loss
+        self.evaluated(step, eval_loss)
         args = ocp.args.Composite(
             **{STATE: ocp.args.PyTreeSave(arrays), RECORD: ocp.args.JsonSave({"body": body, "sha256": _digest(body)})}
         )
         with self._in_one_line():
             self._manager.save(step, args=args)
+
+    def evaluated(self, step: int, loss: float | None) -> None:
+        """The evaluation loss of a checkpoint, which may come to be known after it was saved."""
+        if loss is not None and math.isfinite(loss):
+            self.eval_losses[step] = loss
 
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
         """The newest checkpoint that is whole, in the structure and shardings of `like`, and its record; or None.
@@ -163,11 +167,9 @@ class Checkpoints:
 
     def _remember(self, step: int) -> None:
         try:
-            loss = read_record(self.folder / str(step))["eval_loss"]
+            self.evaluated(step, read_record(self.folder / str(step))["eval_loss"])
         except Damaged:
             return
-        if loss is not None and math.isfinite(loss):
-            self.eval_losses[step] = loss
 
     def _put_aside(self, step: int) -> None:
         aside = self.folder / f"damaged-{step}"
@@ -216,16 +218,20 @@ class _Lowest:
 def restore_parameters(folder: str | epath.PathLike, like: Any) -> Any:
     """Only the parameters, for fine-tuning: of the newest whole checkpoint of the run in `folder`, shaped as `like`.
 
+    Where the run keeps a running mean of them, that: it is what was evaluated, and what the run ends with.
+
     `folder` is a run's, its `checkpoints`, or one checkpoint. `like` holds arrays or `jax.ShapeDtypeStruct`s; their
     shardings are those of the result. Raises UserError where there is no whole checkpoint, or its parameters are
     others.
     """
     folder, steps = _checkpoints_of(folder)
-    wanted = {f"params/{name}": leaf for name, leaf in flatten(like).items()}
+    leaves = (_newest_record(folder, steps) or {}).get("leaves", ())
+    group = "ema/" if any(name.startswith("ema/") for name in leaves) else "params/"
+    wanted = {group + name: leaf for name, leaf in flatten(like).items()}
     arrays, _, _ = newest_whole(folder, steps, wanted, among=None, advice="start from a run of the same model")
     if arrays is None:
         raise UserError(f"{folder}: no checkpoint there, so no parameters to start from")
-    return unflatten(like, {name.removeprefix("params/"): array for name, array in arrays.items()})
+    return unflatten(like, {name.removeprefix(group): array for name, array in arrays.items()})
 
 
 def holds_checkpoints(folder: str | epath.PathLike) -> bool:
@@ -236,10 +242,13 @@ def holds_checkpoints(folder: str | epath.PathLike) -> bool:
 
 def recorded_config(folder: str | epath.PathLike) -> dict[str, Any] | None:
     """The `config` of the newest record that can be read, or None; `folder` is as of `restore_parameters`."""
-    folder, steps = _checkpoints_of(folder)
+    return (_newest_record(*_checkpoints_of(folder)) or {}).get("config")
+
+
+def _newest_record(folder: epath.Path, steps: list[int]) -> dict[str, Any] | None:
     for step in reversed(steps):
         with contextlib.suppress(Damaged):
-            return read_record(folder / str(step)).get("config")
+            return read_record(folder / str(step))
     return None
 
 

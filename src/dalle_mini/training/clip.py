@@ -14,7 +14,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from dalle_mini.training.checkpoint import holds_checkpoints
 from dalle_mini.training.config import OptimizerConfig, check_choice
 from dalle_mini.training.contrastive import NOBODY, Contrast, Side, sigmoid_loss, softmax_loss
 from dalle_mini.training.sharding import DATA, batch_sharding, gathered, place
+from dalle_mini.training.start import TOKENIZER
 from dalle_mini.training.step import Loss, StepProgram, TrainState, initial_parameters, loaded_parameters
 from dalle_mini.training.zero_shot import EvaluationConfig, ZeroShot
 from dalle_mini.weights.bundle import PREPROCESSOR, find_part
@@ -52,6 +53,7 @@ TRAINED = {
 }
 MAX_LOGIT_SCALE = float(np.log(100.0))  # the softmax paper's clip: beyond it training is unstable
 SIGLIP_SCALE, SIGLIP_BIAS = math.log(10.0), -10.0  # nearly all pairs of a batch are wrong ones, so begin with no
+Between = Callable[[], None]
 CHUNK = 64  # pictures or texts of a call, where they are only embedded
 
 
@@ -229,34 +231,47 @@ class CLIPTrainer:
     def evaluate(self, program: StepProgram, state: TrainState, batch_size: int) -> dict[str, float]:
         """Over held-out pairs all against all: the loss and `retrieval.recalls`; then zero-shot classification."""
         images, captions = self.held_out_pairs()
-        pictures, texts = self.picture_vectors(state.weights, images), self.text_vectors(state.weights, captions)
+        pictures = self.picture_vectors(state.weights, images, program.go_on)
+        texts = self.text_vectors(state.weights, captions, program.go_on)
         learned = gathered({name: leaf for name, leaf in state.weights.items() if name.startswith("logit_")})
         numbers = np.stack([_numbered(captions), np.arange(len(captions))], axis=1).astype(np.int32)
         loss = self._contrast(learned, jnp.asarray(pictures), jnp.asarray(texts), jnp.asarray(numbers)).total
         found = {"loss": float(loss) / len(captions), **recalls(pictures, texts, captions)}
         if self._zero_shot is not None:
-            prompts = self.text_vectors(state.weights, self._zero_shot.prompts)
-            found |= self._zero_shot.measure(self.picture_vectors(state.weights, self._zero_shot.images), prompts)
+            prompts = self.text_vectors(state.weights, self._zero_shot.prompts, program.go_on)
+            pictures = self.picture_vectors(state.weights, self._zero_shot.images, program.go_on)
+            found |= self._zero_shot.measure(pictures, prompts)
         return found
 
     def held_out_pairs(self) -> tuple[np.ndarray, list[str]]:
         """The pictures that are evaluated on, uint8 [n, S, S, 3], and their captions."""
         return self.held_out.batch(range(min(self.evaluation.pairs, len(self.held_out))))
 
-    def picture_vectors(self, params: Any, images: np.ndarray) -> np.ndarray:
-        """Unit vectors float32 [n, D] of uint8 [n, S, S, 3], by parameters as they lie. All processes call it."""
-        return self._in_chunks(self._picture_vectors, params, self._squares(images))
+    def picture_vectors(self, params: Any, images: np.ndarray, between: Between = lambda: None) -> np.ndarray:
+        """Unit vectors float32 [n, D] of uint8 [n, S, S, 3], by parameters as they lie. All processes call it.
 
-    def text_vectors(self, params: Any, captions: Sequence[str]) -> np.ndarray:
+        `between` is called after every so many.
+        """
+        return self._in_chunks(self._picture_vectors, between, params, self._squares(images))
+
+    def text_vectors(self, params: Any, captions: Sequence[str], between: Between = lambda: None) -> np.ndarray:
         """Unit vectors float32 [n, D]; as `picture_vectors`."""
-        return self._in_chunks(self._text_vectors, params, *self._tokens(captions))
+        return self._in_chunks(self._text_vectors, between, params, *self._tokens(captions))
 
     def export(self, state: TrainState, folder: Path) -> None:
         params = gathered(state.weights)
         if jax.process_index() == 0:
             nnx.merge(self.graphdef, params).save_pretrained(folder)
-            self.tokenizer.save(folder)
-            (folder / PREPROCESSOR).write_text(json.dumps(self.preprocessor, indent=2) + "\n", "utf-8")
+            self._save_companions(folder)
+
+    def keep(self, out: Path) -> None:
+        """The tokenizer, and how pictures are made ready, for the network of a checkpoint."""
+        if not (out / TOKENIZER / PREPROCESSOR).exists():
+            self._save_companions(out / TOKENIZER)
+
+    def _save_companions(self, folder: Path) -> None:
+        self.tokenizer.save(folder)
+        (folder / PREPROCESSOR).write_text(json.dumps(self.preprocessor, indent=2) + "\n", "utf-8")
 
     def _augmented(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """The pictures of a batch [n, S, S, 3], and behind them their damaged copies, if there are any."""
@@ -302,7 +317,7 @@ class CLIPTrainer:
     def _embed_texts(self, params: Any, input_ids: jax.Array, attention_mask: jax.Array) -> jax.Array:
         return nnx.merge(self.graphdef, params).text_embeds(input_ids, attention_mask)
 
-    def _in_chunks(self, function: Any, params: Any, *arrays: np.ndarray) -> np.ndarray:
+    def _in_chunks(self, function: Any, between: Between, params: Any, *arrays: np.ndarray) -> np.ndarray:
         """`function` of some rows at a time, spread over the mesh on which the parameters are."""
         mesh = getattr(getattr(jax.tree.leaves(params)[0], "sharding", None), "mesh", None)
         parts = 1 if mesh is None else mesh.shape[DATA]
@@ -313,6 +328,7 @@ class CLIPTrainer:
             filled = [np.concatenate([array, np.repeat(array[-1:], chunk - len(array), axis=0)]) for array in rows]
             placed = filled if mesh is None else place(filled, [batch_sharding(mesh)] * len(filled))
             found.append(gathered(function(params, *placed))[: len(rows[0])])
+            between()
         return np.concatenate(found)
 
 

@@ -22,11 +22,11 @@ from dalle_mini.training.clip import CLIPTrainer, CLIPTraining
 from dalle_mini.training.config import LoopConfig, MeshConfig, TrackingConfig
 from dalle_mini.training.retrievals import RetrievalConfig, Retrievals
 from dalle_mini.training.sharding import make_mesh
+from dalle_mini.training.start import TOKENIZER, beside_checkpoints
 from dalle_mini.training.zero_shot import EvaluationConfig
 from dalle_mini.weights.bundle import find_part
 
 READ = 20_000  # captions that a new tokenizer is made of, at most
-TOKENIZER = "tokenizer"  # its folder in the run's
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,12 @@ def _companions(start: str) -> Path:
     """The folder with tokenizer and `preprocessor_config.json` of the CLIP to start from."""
     if not holds_checkpoints(start):
         return find_part("clip", start, weights=False)
-    final = Path(start) / "final"
-    if not final.is_dir():
-        raise UserError(f"training.init_from={start}: that run has not ended: it has no final/ with a tokenizer yet")
-    return final
+    beside = beside_checkpoints(start)
+    if beside is None:
+        raise UserError(
+            f"training.init_from={start}: there is no final/ nor tokenizer/ of that run, with its tokenizer"
+        )
+    return beside
 
 
 def _preprocessor(companions: Path | None, side: int) -> dict[str, Any]:

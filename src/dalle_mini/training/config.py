@@ -110,6 +110,8 @@ class LoopConfig:
         for name in ("sample_every", "checkpoint_minutes", "keep_hours", "grace_seconds"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"loop.{name}: {getattr(self, name)} is not a number of 0 or more")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"loop.seed: {self.seed} is not a number from 0 up")
         if self.spike != 0 and not 1 < self.spike < math.inf:
             raise UserError(f"loop.spike: {self.spike} is neither 0, which is no limit, nor a factor above 1")
         if self.batch_size % self.accumulation:

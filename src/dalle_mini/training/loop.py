@@ -35,11 +35,11 @@ from dalle_mini.training.agreement import Votes, first_process_does, from_first_
 from dalle_mini.training.checkpoint import Checkpoints
 from dalle_mini.training.config import LoopConfig, MeshConfig, TrackingConfig
 from dalle_mini.training.preemption import INTERRUPTED, Preempted, Preemption
-from dalle_mini.training.resume import alone_in, as_json, check_here, open_run
+from dalle_mini.training.resume import alone_in, as_json, check_here, check_not_lost, note_saved, open_run
 from dalle_mini.training.sharding import make_mesh
 from dalle_mini.training.step import StepProgram, TrainState, step_program
 from dalle_mini.training.step import Trainer as StepTrainer
-from dalle_mini.training.tracking import LOG, Tracker, Work, read_log
+from dalle_mini.training.tracking import LOG, Tracker, Work, read_log, samples_folder
 
 AHEAD = 2  # batches made and sent to the devices before their step
 MOST_LEFT_OUT = 20  # updates in a row, under on_bad_loss=skip: it will not get better by itself
@@ -71,8 +71,15 @@ class Trainer(StepTrainer, Protocol):
         """The names of the examples in a step's batch, for complaints about it. May be missing."""
         ...
 
+    def keep(self, out: Path) -> None:
+        """Put into the run's folder, in the first process, what a later start of it needs. May be missing."""
+        ...
+
     def evaluate(self, program: StepProgram, state: TrainState, batch_size: int) -> dict[str, float]:
-        """Numbers over the held-out set, the same in every process; the best checkpoint is that of the least `loss`."""
+        """Numbers over the held-out set, the same in every process; the best checkpoint is that of the least `loss`.
+
+        Between its parts it calls `program.evaluate`, or `program.go_on`.
+        """
         ...
 
     def export(self, state: TrainState, folder: Path) -> None:
@@ -126,25 +133,33 @@ def run(
         )
     with contextlib.ExitStack() as until_the_end:
         until_the_end.enter_context(alone_in(out))
-        open_run(out, config, place, resume=resume, allow_changes=allow_changes)
+        write_down = open_run(out, config, place, resume=resume, allow_changes=allow_changes)
         notice = until_the_end.enter_context(Preemption(loop.grace_seconds))
         notice.has_work = jax.process_count() > 1  # the others may have
         checkpoints = until_the_end.enter_context(Checkpoints(place, loop.keep, loop.keep_hours))
         found = checkpoints.restore(program.state)
-        lost = found is None and bool(read_log(out / LOG))
         if found is None:
+            check_not_lost(out, checkpoints.folder, allow_changes=allow_changes)
             state, record = program.init(jax.random.fold_in(jax.random.key(loop.seed), 0xD0)), {}
         else:
             state, record = found
         start = record.get("step", 0)
         if "ended_by" in record and loop.on_bad_loss == "stop":
             raise UserError(f"{out}: the run was ended at step {start}: {record['ended_by']}")
+        write_down()
+        if hasattr(trainer, "keep"):
+            first_process_does(lambda: _kept(trainer, out))
+        begins_again = found is None and bool(read_log(out / LOG))
         tracker = Tracker(out, config, loop.steps, start, trainer.name, tracking, work)
         until_the_end.push(lambda kind, *_: tracker.close(failed=kind is not None))
         if start:
-            tracker.say(f"continuing from step {start}")
-        elif lost:
+            beyond = f", which is beyond loop.steps={loop.steps}: nothing is left to do" if start > loop.steps else ""
+            tracker.say(f"continuing from step {start}{beyond}")
+        elif begins_again:
             tracker.say(f"no checkpoint in {place}: beginning again at step 0")
+        for step in checkpoints.steps:  # of one that was saved before there was time for its evaluation, the log tells
+            if step not in checkpoints.eval_losses:
+                checkpoints.evaluated(step, _logged_loss(out, step))
         no_numbers: list[str] = []  # of the last evaluation
         look = _Overseer(trainer, loop, out, tracker)
         key_of = jax.jit(
@@ -152,10 +167,10 @@ def run(
         )
 
         votes, unseen = Votes(), deque()  # unseen: (step, metrics) that may still be under way
-        stop = written = 0  # the exit code that is due; the step of the last save
+        stop = written = owed = 0  # the exit code that is due; the step of the last save; whether another one is due
 
-        def evaluate(done: int) -> float:
-            """Evaluate and sample what is due after `done` steps, log it and return the loss.
+        def evaluate(done: int, is_evaluated: bool = False, is_drawn: bool = False) -> float:
+            """Evaluate and sample what is due after `done` steps, and not done yet, log it and return the loss.
 
             Asked to stop meanwhile, it leaves off: an evaluation may take longer than there is time for saving.
             """
@@ -164,8 +179,9 @@ def run(
             batches = itertools.count(1)
 
             def go_on() -> None:
-                nonlocal stop
-                stop = votes(notice.code, 0)[0]
+                nonlocal stop, owed
+                stop, due = votes(notice.code, 0)
+                owed = owed or due
                 if stop:
                     raise _Asked
 
@@ -175,13 +191,17 @@ def run(
                 return program.evaluate(*arguments)
 
             try:
-                if _due(done, loop.eval_every, loop.steps):
-                    watched = dataclasses.replace(program, evaluate=one_batch)
+                if _due(done, loop.eval_every, loop.steps) and not is_evaluated:
+                    watched = dataclasses.replace(program, evaluate=one_batch, go_on=go_on)
                     numbers = trainer.evaluate(watched, state, loop.batch_size // loop.accumulation)
                     tracker.log(done, {f"eval_{name}": value for name, value in numbers.items()})
                     no_numbers[:] = [f"eval_{name}" for name, value in numbers.items() if not math.isfinite(value)]
                     loss = from_first_process(numbers.get("loss", math.nan))
-                if sampler is not None and _due(done, loop.sample_every or loop.eval_every, loop.steps):
+                if (
+                    sampler is not None
+                    and _due(done, loop.sample_every or loop.eval_every, loop.steps)
+                    and not is_drawn
+                ):
                     go_on()
                     tracker.doing("drawing")
                     tracker.pictures(done, sampler.draw(state.weights))
@@ -190,9 +210,13 @@ def run(
             tracker.report()
             return loss
 
-        if not record.get("evaluated", True) and not _logged_evaluation(out, start):
-            evaluate(start)  # as there was no time for when the run was asked to stop
+        if not record.get("evaluated", True):  # there was no time for it, or for all of it, when it was asked to stop
+            checkpoints.evaluated(start, evaluate(start, *_evaluated_and_drawn(out, start)))
         window_at, window_step, saved_at = time.monotonic(), start, time.monotonic()
+
+        def is_whole(step: int) -> None:
+            note_saved(out, step, checkpoints.folder)
+            tracker.checkpoint(step, checkpoints.folder / str(step))
 
         def save(done: int, loss: float = math.nan, **more: Any) -> None:
             nonlocal written
@@ -205,7 +229,7 @@ def run(
             }
             if written:
                 checkpoints.wait()  # as the next save would
-                tracker.checkpoint(written, checkpoints.folder / str(written))
+                is_whole(written)
             checkpoints.save(done, state, record | more, None if math.isnan(loss) else loss)
             written = done
 
@@ -224,6 +248,7 @@ def run(
             time_to_save = jax.process_index() == 0 and time.monotonic() - saved_at > 60 * loop.checkpoint_minutes
             saved_at = time.monotonic() if time_to_save else saved_at
             stop, due = votes(notice.code, int(time_to_save))
+            due, owed = due or owed, 0
             log = _due(done, loop.log_every, loop.steps)
             pause = _due(done, loop.eval_every, loop.steps) or _due(done, loop.sample_every, loop.steps)
             if step == start and not log:  # compiling is no part of the speed
@@ -253,7 +278,7 @@ def run(
                 break
         checkpoints.wait()
         if written:
-            tracker.checkpoint(written, checkpoints.folder / str(written))
+            is_whole(written)
         if stop:
             reason, done = notice.reason or "a notice to another process", written or start
             tracker.say(f"stopped by {reason}; step {done} is saved: run the same command again to continue")
@@ -270,10 +295,25 @@ def run(
     return state
 
 
-def _logged_evaluation(out: Path, step: int) -> bool:
-    """Whether the first process's log has one of that step."""
+def _evaluated_and_drawn(out: Path, step: int) -> tuple[bool, bool]:
+    """Whether the first process's folder has an evaluation and pictures of that step."""
     names = (name for record in read_log(out / LOG) if record["step"] == step for name in record)
-    return bool(from_first_process(float(any(name.startswith("eval_") for name in names))))
+    found = any(name.startswith("eval_") for name in names), samples_folder(out, step).is_dir()
+    evaluated, drawn = (bool(from_first_process(float(one))) for one in found)
+    return evaluated, drawn
+
+
+def _logged_loss(out: Path, step: int) -> float:
+    """Of an evaluation, as the first process's log has it; not a number where it has none."""
+    found = [record.get("eval_loss") for record in read_log(out / LOG) if record["step"] == step]
+    return from_first_process(next((loss for loss in reversed(found) if loss is not None), math.nan))
+
+
+def _kept(trainer: Trainer, out: Path) -> None:
+    try:
+        trainer.keep(out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot write there ({error.strerror or error})") from error
 
 
 def _due(done: int, every: int, steps: int) -> bool:

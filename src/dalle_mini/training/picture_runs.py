@@ -11,8 +11,7 @@ from dalle_mini.data.pictures import PictureData, Pictures, open_pictures, pack_
 from dalle_mini.errors import UserError
 from dalle_mini.training import config_file, loop
 from dalle_mini.training.agreement import first_process_does
-from dalle_mini.training.checkpoint import holds_checkpoints
-from dalle_mini.training.resume import started_with
+from dalle_mini.training.checkpoint import holds_checkpoints, recorded_config
 from dalle_mini.weights.bundle import find_part
 from dalle_mini.weights.folder import load_config
 
@@ -44,8 +43,8 @@ def build_run(kind: type[Run], part: str, values: Mapping[str, Any], assignments
 
 def _model_of_run(start: str, part: str, training: type) -> Any:
     """The config of the network whose checkpoints a run's folder holds."""
-    found, name = started_with(start) or {}, {"clip": "CLIP", "vqgan": "VQGAN"}[part]
-    problem = UserError(f"training.init_from={start}: no run of a {name}, whose config.json tells its model")
+    found, name = recorded_config(start) or {}, {"clip": "CLIP", "vqgan": "VQGAN"}[part]
+    problem = UserError(f"training.init_from={start}: no run of a {name}, whose record tells its model")
     if found.get("trainer") != part:
         raise problem
     try:

@@ -9,9 +9,11 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from dalle_mini.errors import UserError
 from dalle_mini.locks import Busy, lock
@@ -20,6 +22,7 @@ from dalle_mini.training.checkpoint import recorded_config
 from dalle_mini.training.config import check_choice
 
 CONFIG = "config.json"
+SAVED = "saved.json"  # the last checkpoint that is known to be whole: its step, and in which folder
 RESUME = ("auto", "never")
 CHECKSUM = "checksum"  # in it, of all else in it: a bit that flips must not become another learning rate
 SHOWN = 60  # characters of a value in a complaint
@@ -82,9 +85,14 @@ def started_with(out: str | Path, checkpoints: str | Path | None = None) -> dict
 def alone_in(out: Path) -> Iterator[None]:
     """Hold a run's folder while the block runs, in the first process: two runs in it would spoil each other's files.
 
-    The lock is on the folder itself, and goes with the process. Raises UserError where another process has it.
+    The lock is on the folder itself, and goes with the process. A block within a block holds it already; a folder that
+    was made for it and stays empty is removed. Raises UserError where another process has it.
     """
+    if out in _HELD:
+        yield
+        return
     held: list[int] = []
+    is_new = not out.exists()
 
     def take() -> None:
         try:
@@ -107,10 +115,30 @@ def alone_in(out: Path) -> Iterator[None]:
 
     try:
         first_process_does(take)
+        _HELD.add(out)
         yield
     finally:
+        _HELD.discard(out)
         for descriptor in held:
             os.close(descriptor)
+        if held and is_new:
+            with contextlib.suppress(OSError):  # it is not empty
+                out.rmdir()
+
+
+_HELD: set[Path] = set()  # the folders that this process has
+
+
+@contextlib.contextmanager
+def alone_in_run(out: Path, checkpoints: str | Path, resume: str) -> Iterator[None]:
+    """`alone_in`, for a run that may be continued or begun there.
+
+    So that this is known before data are fetched and made in the folder. Raises UserError where it may not.
+    """
+    check_here(out)
+    with alone_in(out):
+        first_process_does(lambda: refuse_if_there(out, started_with(out, checkpoints), resume))
+        yield
 
 
 def open_run(
@@ -120,11 +148,14 @@ def open_run(
     *,
     resume: str = "auto",
     allow_changes: bool = False,
-) -> None:
+) -> Callable[[], None]:
     """Begin a run with `config` in `out`, or check that the run there may be continued with it.
 
     A difference that would alter what is learned is refused by name; with `allow_changes` it is written down instead,
     under `changes` of `config.json`. In several processes, the first one looks and writes.
+
+    Returns what writes it down, all processes together: to be called once the checkpoint turned out to fit it. A new
+    run's is written at once.
 
     Args:
         config: plain JSON, in sections.
@@ -132,9 +163,63 @@ def open_run(
         resume: "auto" continues what is there, "never" refuses a folder that holds a run.
     Raises UserError where the run must not be continued, or the folder cannot be written.
     """
+    config, path, pending = as_json(config), Path(out) / CONFIG, []
+
+    def look() -> None:
+        found = started_with(out, checkpoints)
+        refuse_if_there(out, found, resume)
+        if found is None:
+            _write(path, config)
+        else:
+            pending.append(_continued(path, config, found, allow_changes))
+
+    first_process_does(look)
+    return lambda: first_process_does(lambda: [_write(path, one) for one in pending if one is not None])
+
+
+def refuse_if_there(out: str | Path, found: dict[str, Any] | None, resume: str) -> None:
+    """Raises UserError where there is a run, as of `started_with`, and `resume` is "never"."""
     check_choice("resume", resume, RESUME)
-    config = as_json(config)
-    first_process_does(lambda: _open(Path(out), config, started_with(out, checkpoints), resume, allow_changes))
+    if found is not None and resume == "never":
+        raise UserError(f"{out}: there is a run in it already; continue it with resume=auto, or choose another folder")
+
+
+def note_saved(out: Path, step: int, checkpoints: str | os.PathLike) -> None:
+    """Write down that the checkpoint of `step` is whole, in the first process."""
+
+    def write() -> None:
+        beside = out / f".{SAVED}.tmp"
+        with contextlib.suppress(OSError):  # a full disk; the checkpoint itself is what matters
+            beside.write_text(json.dumps({"step": step, "checkpoints": str(checkpoints)}) + "\n")
+            os.replace(beside, out / SAVED)
+
+    if jax.process_index() == 0:
+        write()
+
+
+def check_not_lost(out: Path, checkpoints: str | os.PathLike, *, allow_changes: bool) -> None:
+    """Raises UserError where there is no checkpoint in `checkpoints`, but the run in `out` is known to have saved some.
+
+    To begin again, as `allow_changes` allows, replaces its log and the weights it ended with.
+    """
+
+    def look() -> None:
+        try:
+            saved = json.loads((out / SAVED).read_text())
+            step, where = saved["step"], saved["checkpoints"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        if allow_changes:
+            (out / SAVED).unlink(missing_ok=True)
+            return
+        elsewhere = where != str(checkpoints)
+        raise UserError(
+            f"{checkpoints}: there is no checkpoint, but the run in {out} has saved step {step} in {where}: "
+            f"{f'continue with loop.checkpoints={where}' if elsewhere else 'put it back'}, choose another folder, "
+            "or begin this run again with --allow-changes"
+        )
+
+    first_process_does(look)
 
 
 def as_json(config: dict[str, Any]) -> dict[str, Any]:
@@ -142,19 +227,15 @@ def as_json(config: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(config, default=str))
 
 
-def _open(out: Path, config: dict[str, Any], found: dict[str, Any] | None, resume: str, allow_changes: bool) -> None:
-    path = out / CONFIG
-    if found is None:
-        return _write(path, config)
-    if resume == "never":
-        raise UserError(f"{out}: there is a run in it already; continue it with resume=auto, or choose another folder")
+def _continued(path: Path, config: dict[str, Any], found: dict[str, Any], allow_changes: bool) -> dict[str, Any] | None:
+    """What is to be written down of a run that was `found` and goes on with `config`; None: it stands there."""
     history = found.pop("changes", [])
     if found.get("data") is None:  # a run from before the data was recorded
         config.pop("data", None)
     changed = dict(differences(found, config))
     if not changed:  # what may change is written down too, for those who continue the run without naming it
         more = {"changes": history} if history else {}
-        return None if found == config and _is_whole(path) else _write(path, config | more)
+        return None if found == config and _is_whole(path) else config | more
     if not allow_changes:
         before = ", ".join(f"{name}={_short(old)}" for name, (old, _) in changed.items())
         raise UserError(
@@ -166,7 +247,7 @@ def _open(out: Path, config: dict[str, Any], found: dict[str, Any] | None, resum
     entry = {"time": round(time.time(), 1), "from": {}, "to": {}}
     for name, (old, new) in changed.items():
         entry["from"][name], entry["to"][name] = old, new
-    return _write(path, {**config, "changes": [*history, entry]})
+    return {**config, "changes": [*history, entry]}
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:

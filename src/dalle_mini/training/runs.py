@@ -21,14 +21,15 @@ from dalle_mini.models.config import DalleBartConfig
 from dalle_mini.text import CaptionNormalizer, CaptionTokenizer
 from dalle_mini.training import clip_run, config_file, loop, vqgan_run
 from dalle_mini.training.agreement import each_process_does, first_process_does
+from dalle_mini.training.checkpoint import holds_checkpoints
 from dalle_mini.training.clip_run import CLIPRun
 from dalle_mini.training.config import LoopConfig, MeshConfig, SampleConfig, TrackingConfig, check_choice
 from dalle_mini.training.picture_runs import SOURCES
-from dalle_mini.training.resume import started_with
+from dalle_mini.training.resume import alone_in_run, started_with
 from dalle_mini.training.samples import Sampler
 from dalle_mini.training.seq2seq import Seq2SeqTrainer, Seq2SeqTraining
 from dalle_mini.training.sharding import data_share, make_mesh
-from dalle_mini.training.start import start_model, start_tokenizer, start_tokens, start_vqgan
+from dalle_mini.training.start import TOKENIZER, start_model, start_tokenizer, start_tokens, start_vqgan
 from dalle_mini.training.tracking import Work
 from dalle_mini.training.vqgan_run import VQGANRun
 from dalle_mini.weights.bundle import find_part, word_list
@@ -138,9 +139,18 @@ def train(run: Run, out: Path, *, resume: str = "auto", allow_changes: bool = Fa
 
     Raises UserError where something in the settings or the data is wrong; otherwise as `loop.run`.
     """
-    if not isinstance(run, Seq2SeqRun):
-        module = clip_run if isinstance(run, CLIPRun) else vqgan_run
-        return module.train(run, out, resume=resume, allow_changes=allow_changes)
+    with alone_in_run(out, _checkpoints(run, out), resume):
+        if not isinstance(run, Seq2SeqRun):
+            module = clip_run if isinstance(run, CLIPRun) else vqgan_run
+            return module.train(run, out, resume=resume, allow_changes=allow_changes)
+        return _train(run, out, resume, allow_changes)
+
+
+def _checkpoints(run: Run, out: Path) -> str | Path:
+    return run.loop.checkpoints or out / "checkpoints"
+
+
+def _train(run: Seq2SeqRun, out: Path, resume: str, allow_changes: bool) -> Path:
     prepared = prepare_run(run, out)
     settings = {name: dataclasses.asdict(getattr(run, name)) for name in ("samples", "tracking")}
     loop.run(
@@ -167,8 +177,12 @@ def prepare_run(run: Seq2SeqRun, out: Path) -> Prepared:
     if not data.train:
         raise UserError("data.train: name the encoded pictures to learn from (dalle-mini encode makes them)")
     index, count = data_share(make_mesh(run.mesh))  # what is wrong shows before the wait for the encoding
-    _check_start(training)
-    tokenizer, normalizer, words = _text(_tokenizer_source(run), training.model)
+    goes_on = holds_checkpoints(_checkpoints(run, out))  # with its own weights: those that it began with may be gone
+    kept = out / TOKENIZER
+    if not goes_on:
+        _check_start(training)
+    source = str(kept) if goes_on and kept.is_dir() else _tokenizer_source(run)
+    tokenizer, normalizer, words = _text(source, training.model)
     sources = [
         _encoded(run, _here(source), out / "tokens" / f"{number:02d}") for number, source in enumerate(data.train)
     ]
@@ -189,13 +203,13 @@ def prepare_run(run: Seq2SeqRun, out: Path) -> Prepared:
     batches = TokenBatches(
         train, tokenizer, normalizer, caption_dropout=training.caption_dropout, weights=data.weights, **common
     )
-    _check_tokens(training, batches.vqgan)
+    if not goes_on:
+        _check_tokens(training, batches.vqgan)
     trainer = Seq2SeqTrainer(
         training, batches, TokenBatches(held_out, tokenizer, normalizer, **common), tokenizer, words
     )
-    sampler = Sampler(
-        run.samples, training.model, tokenizer, normalizer, vqgan=_vqgan_source(run), trained_on=batches.vqgan
-    )
+    drawn_by = _vqgan_source(run) if run.samples.prompts else None
+    sampler = Sampler(run.samples, training.model, tokenizer, normalizer, vqgan=drawn_by, trained_on=batches.vqgan)
     return Prepared(trainer, sampler)
 
 
@@ -233,6 +247,8 @@ def _here(source: str) -> str:
 def _encoded(run: Seq2SeqRun, source: str, folder: Path) -> str:
     """`source`, or where its pictures are once they are encoded: what holds neither shards nor a manifest is a pile."""
     pile = Path(source)
+    if "://" not in source and not pile.exists() and (folder / MANIFEST).exists():
+        return str(folder)  # the pile has gone since
     if "://" not in source and (
         not pile.exists() or (pile / MANIFEST).exists() or pile.suffix == ".parquet" or any(pile.glob("**/*.parquet"))
     ):

@@ -29,8 +29,9 @@ from dalle_mini.text import CaptionTokenizer
 from dalle_mini.training.config import REMAT, OptimizerConfig, check_choice
 from dalle_mini.training.cross_entropy import cross_entropy
 from dalle_mini.training.sharding import gathered, keep_rows
-from dalle_mini.training.start import TOKENS_RECORD, start_weights
+from dalle_mini.training.start import TOKENIZER, start_weights
 from dalle_mini.training.step import Loss, StepProgram, TrainState, initial_parameters, loaded_parameters
+from dalle_mini.weights.bundle import TOKENS_RECORD
 
 DTYPES = ("bfloat16", "float32")
 
@@ -192,14 +193,28 @@ class Seq2SeqTrainer:
             right += float(found.metrics["accuracy"])
         return {"loss": total / weight, "accuracy": right / weight}
 
+    def keep(self, out: Path) -> None:
+        """A copy of the tokenizer in the run's folder: where it came from may be gone when the run is continued."""
+        folder = out / TOKENIZER
+        if folder.exists():
+            return
+        beside = out / f".{TOKENIZER}.partial"
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir()
+        self._save_text(beside)
+        beside.rename(folder)
+
+    def _save_text(self, folder: Path) -> None:
+        self.tokenizer.save(folder)
+        if self.words is not None:
+            shutil.copyfile(self.words, folder / self.words.name)
+
     def export(self, state: TrainState, folder: Path) -> None:
         """Weights, tokenizer and the record of whose tokens they are. All processes call it; the first one writes."""
         params = gathered(state.weights)
         if jax.process_index() == 0:
             nnx.merge(self.graphdef, params).save_pretrained(folder)
-            self.tokenizer.save(folder)
-            if self.words is not None:
-                shutil.copyfile(self.words, folder / self.words.name)
+            self._save_text(folder)
             (folder / TOKENS_RECORD).write_text(json.dumps({"vqgan": self.train.vqgan}) + "\n")
 
     def _positions(self, key: jax.Array | None) -> jax.Array | None:

@@ -15,11 +15,11 @@ from dalle_mini.data.loader import known_vqgan
 from dalle_mini.errors import UserError
 from dalle_mini.models.config import DalleBartConfig
 from dalle_mini.training.checkpoint import holds_checkpoints, recorded_config
-from dalle_mini.weights.bundle import SHIPPED_NAME, find_part, has_part
+from dalle_mini.weights.bundle import SHIPPED_NAME, TOKENS_RECORD, find_part, has_part
 from dalle_mini.weights.folder import CONFIG, load_config
 
 FINAL = "final"
-TOKENS_RECORD = "tokens.json"  # beside the weights: the identity of the VQGAN whose tokens they were trained on
+TOKENIZER = "tokenizer"  # a run's own copy
 
 
 def start_model(source: str) -> DalleBartConfig:
@@ -42,11 +42,20 @@ def start_tokenizer(source: str) -> str | None:
     run = _run(source)
     if run is None:
         return _model(source)
-    for folder in (Path(source), *Path(source).absolute().parents[:2]):  # a run, its checkpoints, or one of them
-        if (folder / FINAL / CONFIG).is_file():
-            return str(folder / FINAL)
+    beside = beside_checkpoints(source)
+    if beside is not None:
+        return str(beside)
     before = run["training"].get("init_from")
     return run.get("sources", {}).get("tokenizer") or (before and start_tokenizer(before))
+
+
+def beside_checkpoints(source: str) -> Path | None:
+    """The folder with the tokenizer of a run, which may be named by its `checkpoints` or one of them, too."""
+    for folder in (Path(source), *Path(source).absolute().parents[:2]):
+        for name in (FINAL, TOKENIZER):
+            if (folder / name / "tokenizer.json").is_file():
+                return folder / name
+    return None
 
 
 def start_vqgan(source: str) -> str | None:

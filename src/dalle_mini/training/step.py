@@ -132,6 +132,8 @@ class StepProgram:
         evaluate: (parameters, batch) -> `Loss` without dropout.
         init: key -> the state that a run begins with, placed on the mesh.
         state, batch, key: shapes and shardings.
+        go_on: what a long evaluation calls between its parts, in all processes alike; it raises where the run was asked
+            to stop.
     """
 
     mesh: Mesh
@@ -141,6 +143,7 @@ class StepProgram:
     state: TrainState
     batch: dict[str, jax.ShapeDtypeStruct]
     key: jax.ShapeDtypeStruct
+    go_on: Callable[[], None] = lambda: None
 
     @property
     def state_shardings(self) -> TrainState:

@@ -145,7 +145,7 @@ class Tracker:
             return
         from dalle_mini.training.samples import mean_score, write_samples
 
-        folder = self.out / SAMPLES / f"{step:08d}"
+        folder = samples_folder(self.out, step)
         self._write(lambda: write_samples(folder, step, samples))
         if self._wandb is not None:
             self._wandb.pictures(step, samples)
@@ -302,6 +302,10 @@ def memory() -> dict[str, float]:
             found[name] = round(max(known) / 2**30, 3)
     found["host_memory_gib"] = round(psutil.Process().memory_info().rss / 2**30, 3)
     return found
+
+
+def samples_folder(out: Path, step: int) -> Path:
+    return out / SAMPLES / f"{step:08d}"
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -304,7 +304,7 @@ class VQGANTrainer:
     def evaluate(self, program: StepProgram, state: TrainState, batch_size: int) -> dict[str, float]:
         """Over at most 256 held-out pictures, whole ones: see `reconstruction.measure`; `loss` is L1 and L2 alone."""
         images, _ = self.held_out.batch(range(min(EVALUATED, len(self.held_out))))
-        pictures, tokens = reconstruction.reconstruct(self._network(state), images)
+        pictures, tokens = reconstruction.reconstruct(self._network(state), images, lambda *_: program.go_on())
         error = pictures - images.astype(np.float32) / 255
         c = self.config
         loss = c.l1_weight * np.abs(error).mean(dtype=np.float64) + c.l2_weight * (error**2).mean(dtype=np.float64)

@@ -23,6 +23,7 @@ SHIPPED_NAME = "shipped"  # what it is called where a source is named
 PARTS = ("dalle", "vqgan", "clip")
 WORD_LISTS = ("words.txt", "enwiki-words-frequency.txt")  # ours, and the published name
 PREPROCESSOR = "preprocessor_config.json"
+TOKENS_RECORD = "tokens.json"  # beside a DalleBart: the identity of the VQGAN whose tokens it was trained on
 WORDS_REPOSITORY = "dalle-mini/dalle-mini"  # has the published list
 CARD = "README.md"
 COMPANIONS = (

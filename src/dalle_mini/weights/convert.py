@@ -13,12 +13,14 @@ import jax.numpy as jnp
 from dalle_mini.errors import UserError
 from dalle_mini.models import CLIP, VQGAN, DalleBart
 from dalle_mini.text import CaptionTokenizer
-from dalle_mini.weights.bundle import PREPROCESSOR, WORD_LISTS, check_fit, find_parts, save_companions
+from dalle_mini.weights.bundle import PREPROCESSOR, TOKENS_RECORD, WORD_LISTS, check_fit, find_parts, save_companions
 from dalle_mini.weights.folder import CONFIG, load_config, save_tensors
 from dalle_mini.weights.hub import TOKENIZERS, Folder, Needs, blaming_cache, open_source
 from dalle_mini.weights.pretrained import Pretrained
 
 _TOKENIZERS = ", or ".join(" and ".join(form) for form in TOKENIZERS)
+
+BESIDE = (*WORD_LISTS, PREPROCESSOR, TOKENS_RECORD)  # what goes where a network goes, if it is there
 
 NETWORKS: dict[str, type[Pretrained]] = {"dalle": DalleBart, "vqgan": VQGAN, "clip": CLIP}
 
@@ -69,7 +71,8 @@ def convert(
     """Write a network, or a bundle of all three, in our format; the tokenizers and the word list come along.
 
     Args:
-        source: a network or a bundle: a folder, a `.ckpt`, a repository of the Hub or a wandb artifact.
+        source: a network or a bundle: a folder, a `.ckpt`, a repository of the Hub or a wandb artifact. Or a training
+            run's checkpoint, or a run, of which the newest checkpoint is taken.
         target: the folder to make. It must not be there yet; it appears when everything in it is written.
         vqgan, clip: with these two, `source` is DalleBart and the result is a bundle.
         dtype: to store floating-point values in, such as "float16"; as they are stored by default.
@@ -87,11 +90,17 @@ def convert(
         raise UserError("a bundle needs both --vqgan and --clip (vqgan= and clip= in Python)")
     stage = target.parent / f".{target.name}.{secrets.token_hex(4)}.partial"
     stored = None if dtype is None else jnp.dtype(dtype)
+    exported = stage.with_name(f"{stage.name}.export")
     try:
+        if _is_of_a_run(source):
+            from dalle_mini.training.export import export_checkpoint
+
+            export_checkpoint(str(source), exported)
+            source = exported
         parts = _bundle(source, vqgan, clip, hub)
         if parts is None:
             place = open_source(source, **hub)
-            folder = place.take("", Needs(optional=(*WORD_LISTS, PREPROCESSOR, *TOKENIZERS[0], *TOKENIZERS[1])))
+            folder = place.take("", Needs(optional=(*BESIDE, *TOKENIZERS[0], *TOKENIZERS[1])))
             with blaming_cache(folder):
                 written = [_network(part_of(load_config(folder), folder), folder, stage, stored)]
         else:
@@ -110,7 +119,16 @@ def convert(
         raise UserError(str(error).replace(str(stage), str(target))) from None
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+        shutil.rmtree(exported, ignore_errors=True)
     return [target / path.relative_to(stage) for path in written]
+
+
+def _is_of_a_run(source: str | os.PathLike) -> bool:
+    """A checkpoint, or a folder of them, or a run with them. Its record tells it, beside which Orbax is not needed."""
+    if str(source).startswith("gs://"):
+        return True
+    folder = Path(source).expanduser()
+    return folder.is_dir() and any(any(folder.glob(f"{at}record")) for at in ("", "*/", "checkpoints/*/"))
 
 
 def _has_tokenizer(folder: Path) -> bool:
@@ -134,7 +152,7 @@ def _network(part: str, folder: Path, target: Path, dtype) -> Path:
     beside = folder if folder.is_dir() else folder.parent
     if part != "vqgan" and _has_tokenizer(beside):
         CaptionTokenizer.from_pretrained(beside).save(target)
-    for name in (*WORD_LISTS, PREPROCESSOR):
+    for name in BESIDE:
         if part != "vqgan" and (beside / name).is_file():
             shutil.copyfile(beside / name, target / name)
     return target

@@ -1,0 +1,50 @@
+"""A run's checkpoint as a network's folder in our format: while the run goes on, or where the best was not the last."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from flax import nnx
+
+from dalle_mini.errors import UserError
+from dalle_mini.models import CLIP, VQGAN, DalleBart
+from dalle_mini.training import config_file
+from dalle_mini.training.checkpoint import recorded_config
+from dalle_mini.training.clip import CLIPTraining
+from dalle_mini.training.seq2seq import Seq2SeqTraining
+from dalle_mini.training.start import FINAL, beside_checkpoints
+from dalle_mini.training.step import loaded_parameters
+from dalle_mini.training.vqgan import VQGANTraining
+from dalle_mini.weights.bundle import TOKENS_RECORD
+from dalle_mini.weights.folder import CONFIG
+
+KINDS = {"seq2seq": (DalleBart, Seq2SeqTraining), "vqgan": (VQGAN, VQGANTraining), "clip": (CLIP, CLIPTraining)}
+
+
+def export_checkpoint(source: str, folder: Path) -> None:
+    """Write the network of a checkpoint into `folder`, float32, with the tokenizer that lies beside the checkpoints.
+
+    Args:
+        source: one checkpoint, or a run or its `checkpoints`, of which the newest whole one is taken; local or in a
+            bucket. Of a run that keeps a running mean of its parameters (`training.optimizer.ema`), the mean.
+    Raises UserError where there is no whole checkpoint, or its record cannot be read.
+    """
+    found = recorded_config(source) or {}
+    if found.get("trainer") not in KINDS:
+        raise UserError(f"{source}: no checkpoint there has a record that tells what network it is of")
+    network, training = KINDS[found["trainer"]]
+    settings = config_file.build(training, found["training"])
+    config = getattr(settings, "network", settings.model)
+    graphdef, _ = network.shapes(config)
+    nnx.merge(graphdef, loaded_parameters(network, config, source)).save_pretrained(folder)
+    beside = beside_checkpoints(source)
+    if network is not VQGAN and beside is not None:
+        for file in beside.iterdir():
+            is_network = file.name == CONFIG or file.name.startswith("model")
+            if file.is_file() and not (beside.name == FINAL and is_network):
+                shutil.copyfile(file, folder / file.name)
+    tokens = (found.get("data") or {}).get("vqgan")
+    if network is DalleBart and tokens is not None:
+        (folder / TOKENS_RECORD).write_text(json.dumps({"vqgan": tokens}) + "\n")
