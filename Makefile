@@ -40,7 +40,7 @@ $(VENV)/.test: $(VENV)/.core
 
 demo: $(VENV)/.core
 	@$(BIN)/dalle-mini generate $(DEMO_PROMPTS) --candidates 16 --keep 16 --output $(DEMO_OUTPUT) --overwrite
-	@$(BIN)/python tools/inference/showcase.py $(DEMO_OUTPUT) $(DEMO_OUTPUT)/showcase.png
+	@$(BIN)/python tools/inference/showcase.py $(DEMO_OUTPUT) $(DEMO_OUTPUT)/showcase.png --prompts $(DEMO_PROMPTS)
 
 test: $(VENV)/.test
 	$(BIN)/ruff check .

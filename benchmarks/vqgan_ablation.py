@@ -6,7 +6,8 @@
     python benchmarks/vqgan_ablation.py --smoke             # seconds a row, into a folder that is thrown away
 
 A row's figures are kept in benchmarks/vqgan_ablation/, one file each, and its run in --runs, so that it can be stopped
-and continued at any place; a file that is deleted is made again. Evaluation is over 256 held-out scenes.
+and continued at any place; a file that is deleted is made again. All rows are of as many steps. Evaluation is over 256
+held-out scenes.
 """
 
 import argparse
@@ -33,9 +34,10 @@ COSINE = {"model": {"quantizer": "cosine"}}
 TABLE = {  # name: (what is trained, what of `training` is other than in the second row)
     "l1": ("L1", {"l2_weight": 0.0}),
     "l1-l2": ("L1 + L2", {}),
-    "perceptual": ("L1 + L2 + perceptual", PERCEPTUAL),
-    "entropy": ("L1 + L2 + entropy", ENTROPY),
-    "adversarial": ("L1 + L2 + adversarial", JUDGE),
+    "l1-l2-again": ("L1 + L2, another seed", {}),
+    "perceptual": ("L1 + L2 + perceptual (weight 0.1)", PERCEPTUAL),
+    "entropy": ("L1 + L2 + entropy (weight 0.02)", ENTROPY),
+    "adversarial": ("L1 + L2 + adversarial (weight 0.2, last fifth)", JUDGE),
     "perceptual-adversarial": ("L1 + L2 + perceptual + adversarial", PERCEPTUAL | JUDGE),
     "no-revival": ("L1 + L2, dead codes left dead after the first step", {"revive_every": 10**9}),
     "loss-codebook": ("L1 + L2, codebook by a loss", {"codebook": "loss"}),
@@ -48,7 +50,7 @@ FIGURES = ("psnr", "ssim", "codebook_use", "perplexity")
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="NAME", help=f"of {', '.join(TABLE)}; none makes no row")
-    parser.add_argument("--steps", type=int, default=3000, help="of each row (default: 3000)")
+    parser.add_argument("--steps", type=int, default=300, help="of each row (default: 300)")
     parser.add_argument("--runs", type=Path, default=Path("runs/vqgan-ablation"), help="where the runs are")
     parser.add_argument("--smoke", action="store_true", help="every row for 4 steps; nothing of it is kept")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
@@ -77,6 +79,13 @@ def main() -> int:
 def kept_rows(names: list[str], steps: int, runs: Path) -> dict[str, dict]:
     """The figures of all rows there are, once those of `names` are made."""
     ROWS.mkdir(exist_ok=True)
+    others = {
+        name for name in TABLE if row_file(name).exists() and json.loads(row_file(name).read_text())["steps"] != steps
+    }
+    if names and others:
+        raise UserError(
+            f"--steps {steps}: {ROWS} has rows of other steps ({', '.join(sorted(others))}): delete them first"
+        )
     for name in names:
         if not row_file(name).exists():
             row_file(name).write_text(json.dumps(figures(name, steps, runs / name), indent=1) + "\n")
@@ -116,7 +125,10 @@ def settings(name: str, steps: int, smoke: bool = False) -> VQGANRun:
     values = {
         "data": {"train": ["emoji-scenes"]},
         "training": {"model": model, "optimizer": {**optimizer, "final_rate": 0.02}, **changes},
-        "loop": {"steps": steps, "batch_size": 4 if smoke else 32, "eval_every": max(steps // 4, 1)},
+        "loop": {
+            **{"steps": steps, "batch_size": 4 if smoke else 32, "eval_every": max(steps // 4, 1)},
+            "seed": int(name == "l1-l2-again"),
+        },
         "samples": {"pictures": 4},
     }
     return config_file.build(VQGANRun, values)

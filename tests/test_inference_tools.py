@@ -47,6 +47,7 @@ def draw(folder, prompts, candidates):
         (["drawn", "drawn"], "drawn: is a folder: name the PNG to write"),
         (["drawn", "file/a.png"], "file/a.png cannot be written"),
         (["damaged", "a.png"], "damaged/x/results.json: it or a picture beside it is damaged"),
+        (["drawn", "a.png", "--prompts", "a pear"], "drawn: nothing is drawn there of 'a pear'"),
     ],
 )
 def test_a_showcase_s_mistakes_are_one_line(showcase, arguments, message, tmp_path, monkeypatch, capsys):
@@ -72,6 +73,11 @@ def test_a_showcase_has_a_card_for_each_prompt(showcase, tmp_path):
     assert sheet.width > 2.8 * one.width and sheet.height > 1.9 * one.height
     middle = showcase.GAP * 2 + showcase.PAGE + showcase.BEST // 2
     assert one.getpixel((middle, one.height // 2)) == (250, 250, 250)  # the pick is the best one
+
+
+def test_a_showcase_of_some_prompts_passes_over_what_else_is_there(showcase, tmp_path):
+    draw(tmp_path, ["an old prompt", "a boat", "a zebra"], 2)
+    assert [one.prompt for one in showcase.read(tmp_path, ["a zebra", "a boat"])] == ["a zebra", "a boat"]
 
 
 def test_a_showcase_of_one_picture_a_prompt(showcase, tmp_path):

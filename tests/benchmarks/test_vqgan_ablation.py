@@ -1,5 +1,6 @@
 """The ablation's rows are runs that can be, and its table goes where it belongs."""
 
+import dataclasses
 import importlib
 from pathlib import Path
 
@@ -19,8 +20,12 @@ def test_every_row_is_a_run_of_as_many_steps(ablation):
     for name in ablation.TABLE:
         run = ablation.settings(name, 100)
         run.training.check()
-        assert run.loop == plain.loop
+        assert dataclasses.replace(run.loop, seed=0) == plain.loop
         assert (run == plain) == (name == "l1-l2")
+    rows = ablation.ROWS
+    assert {ablation.json.loads(file.read_text())["steps"] for file in rows.glob("*.json")} == {300}
+    with pytest.raises(ablation.UserError, match="has rows of other steps"):
+        ablation.kept_rows(["cosine"], 3000, rows)
     judged = ablation.settings("adversarial", 100).training.discriminator
     assert judged.start == 80
 

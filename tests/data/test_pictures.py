@@ -1,5 +1,6 @@
 """Pictures to learn from: packed once, whatever reads them; splits, mixtures and what is drawn."""
 
+import dataclasses
 import json
 import logging
 
@@ -183,6 +184,16 @@ def test_settings_that_cannot_be(change, message):
         PictureData(**change)
 
 
+@pytest.mark.skipif(not DEBIAN_FONT.exists(), reason="needs Debian's package fonts-noto-color-emoji")
+def test_people_in_their_variants():
+    data = PictureData(("emoji-scenes",), emoji_kinds=("sport and play",), people=True)
+    with_people = DrawnPictures("emoji-scenes", 32, 0, "train", data)
+    captions = " ".join(with_people.captions(index)[0] for index in range(300))
+    assert "woman" in captions and "with dark skin" in captions
+    without = DrawnPictures("emoji-scenes", 32, 0, "train", dataclasses.replace(data, people=False))
+    assert " skin" not in " ".join(without.captions(index)[0] for index in range(300))
+
+
 def test_piles_that_are_not_there(tmp_path):
     with pytest.raises(UserError, match=r"data.train: name the pictures to learn from"):
         pack_piles(PictureData(), SIZE, tmp_path, captions=False)
@@ -204,4 +215,8 @@ def test_what_is_drawn(kind, tmp_path):
     origins = [source.origin()["sources"][0] for source in (train, held_out)]
     assert [origin["split"] for origin in origins] == ["train", "heldout"]
     assert DrawnPictures(kind, 32, 4, "train", data).origin() != origins[0]
+    every = dataclasses.replace(data, emoji_kinds=None)
+    assert DrawnPictures(kind, 32, 3, "train", every).origin()["emoji"] != origins[0]["emoji"]
+    with pytest.raises(UserError, match="nonsense"):
+        DrawnPictures(kind, 32, 3, "train", dataclasses.replace(data, emoji_kinds=("nonsense",)))
     assert not (tmp_path / "pictures").exists()

@@ -1,6 +1,5 @@
 """tools/train/make_codebook.py and the decoder that train_vqgan.py trains behind it."""
 
-import dataclasses
 import importlib
 from pathlib import Path
 
@@ -98,7 +97,7 @@ def test_codes_copy_patches_and_only_the_decoder_learns(tool, scenes, tmp_path):
     rounding = 2**-11 * float(jnp.max(jnp.abs(codes)))  # of float16, in which the weights are
     np.testing.assert_allclose(start.encode_latents(start.decode_latents(codes)), codes, atol=rounding)
 
-    training = dataclasses.replace(train_vqgan.TRAINING, model=MODEL)
+    training = train_vqgan.DecoderTraining(model=MODEL)
     loop = train_vqgan.LoopConfig(steps=4, batch_size=2, eval_every=4)
     config = train_vqgan.Config(str(tmp_path / "codebook"), training, loop)
     run(train_vqgan.build(config), loop, tmp_path / "vqgan")

@@ -43,6 +43,7 @@ print(json.dumps(answers))
 
 MISTAKES = {
     "train_vqgan.py OUT loop.stepz=3": "error: loop.stepz: no such setting; did you mean steps?",
+    "train_vqgan.py OUT training.perceptual.kind=clip": "error: training.perceptual: no such setting",
     "train_vqgan.py OUT loop.steps=0": "error: loop.steps: 0 is too small; it must be at least 1",
     "train_clip.py OUT training.noise=loud": "error: training.noise: 'loud' is not of type float",
     "make_codebook.py OUT --rounds 0": "error: --rounds 0: at least 1",
@@ -225,6 +226,8 @@ def test_the_recipe_goes_on_from_a_bundle_wherever_it_is_killed(tmp_path):
     (runs / "bundle.txt").unlink()
     assert "began from nothing" in recipe("runs", "bundle", code=2)
     assert "nowhere: no bundle" in recipe("others", "nowhere", code=2)
+    (runs / "bundle.txt").write_text(f"{tmp_path / 'another'}\n")
+    assert "began from another bundle" in recipe("runs", "bundle", code=2)
 
 
 def test_the_recipe_is_bash():

@@ -3,7 +3,8 @@
     dalle-mini generate "a red apple" "a snail" --candidates 16 --keep 16 --output drawn
     python tools/inference/showcase.py drawn drawn/showcase.png
 
-Reads the folders that `dalle-mini generate` wrote, in the order in which it wrote them. Nothing is picked by hand.
+Reads the folders that `dalle-mini generate` wrote, in the order in which it wrote them, or those of --prompts, as some
+may be of earlier runs. Nothing is picked by hand.
 """
 
 import argparse
@@ -40,12 +41,21 @@ class Drawn:
     scores: list[float]
 
 
-def read(folder: Path) -> list[Drawn]:
-    """Raises UserError where there is nothing to show, or a folder is not whole."""
+def read(folder: Path, prompts: Sequence[str] | None = None) -> list[Drawn]:
+    """Every prompt's pictures, or those of `prompts`, as they were drawn last.
+
+    Raises UserError where there is nothing to show, or a folder is not whole.
+    """
     reports = sorted(folder.glob(f"*/{REPORT}"), key=lambda path: (path.stat().st_mtime_ns, path))
     if not reports:
         raise UserError(f"{folder}: no folders with a {REPORT}: let `dalle-mini generate --output {folder}` draw first")
-    return [_one(path) for path in reports]
+    every = [_one(path) for path in reports]
+    if prompts is None:
+        return every
+    last = {one.prompt: one for one in every}
+    if missing := [prompt for prompt in prompts if prompt not in last]:
+        raise UserError(f"{folder}: nothing is drawn there of {missing[0]!r}")
+    return [last[prompt] for prompt in prompts]
 
 
 def _one(report: Path) -> Drawn:
@@ -134,11 +144,12 @@ def draw(argv: Sequence[str] | None) -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where `dalle-mini generate` wrote: its --output")
     parser.add_argument("out", type=Path, help="the PNG to write")
+    parser.add_argument("--prompts", nargs="+", metavar="PROMPT", help="show these (default: all that is there)")
     args = parser.parse_args(argv)
     if args.out.is_dir():
         raise UserError(f"{args.out}: is a folder: name the PNG to write")
     data = io.BytesIO()
-    showcase(read(args.folder)).save(data, "PNG", optimize=True)
+    showcase(read(args.folder, args.prompts)).save(data, "PNG", optimize=True)
     write_whole(args.out, data.getvalue())
     print(args.out)
 

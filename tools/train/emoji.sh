@@ -54,6 +54,10 @@ if [ -n "$bundle" ]; then
     echo "error: $runs: there is a run that began from nothing: name another folder" >&2
     exit 2
   }
+  [ ! -f "$runs/bundle.txt" ] || [ "$(cat "$runs/bundle.txt")" = "$bundle" ] || {
+    echo "error: $runs: there is a run that began from another bundle, $(cat "$runs/bundle.txt"): name another folder" >&2
+    exit 2
+  }
   mkdir -p "$runs"
   echo "$bundle" >"$runs/bundle.txt"
   adopt "$bundle/vqgan" "$runs/codebook"

@@ -69,6 +69,7 @@ def scores(quality: Path) -> dict[str, str]:
         "ANY_RELATION": "any_relation_accuracy",
         "CEILING_PAIR": "reconstructed_pair_accuracy",
         "CEILING_RELATION": "reconstructed_relation_accuracy",
+        "EXACT_RELATION": "exact_relation_accuracy",
         "USE": "codebook_use",
     }
     try:
@@ -79,7 +80,7 @@ def scores(quality: Path) -> dict[str, str]:
         right = [[row["emoji"]["name"] in one["names"] for one in row["judged"]] for row in figures["details"]]
         gain, error = pick_gain(right)
         values |= {"GAIN": f"{100 * gain:+.1f}", "GAIN_ERROR": "unknown" if error is None else f"{100 * error:.1f}"}
-        return {**values, "PSNR": f"{figures['vqgan_psnr']:.1f}"}
+        return {**values, "PSNR": f"{figures['vqgan_psnr']:.1f}", "RECONSTRUCTIONS": f"{figures['reconstructions']:,}"}
     except FileNotFoundError:
         raise UserError(f"{quality}: no such file: run benchmarks/emoji_quality.py first") from None
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -31,18 +31,23 @@ MODEL = VQGANConfig(
     patch_encoder=True,
     patch_decoder=True,
 )
+OPTIMIZER = OptimizerConfig(name="adamw", learning_rate=1e-3, warmup_steps=50, decay="cosine", final_rate=0.02)
 
-TRAINING = VQGANTraining(
-    model=MODEL,
-    l1_weight=0.0,  # what a code leaves open is then its patches' mean, the best for PSNR
-    optimizer=OptimizerConfig(name="adamw", learning_rate=1e-3, warmup_steps=50, decay="cosine", final_rate=0.02),
-)
+
+@dataclass(frozen=True)
+class DecoderTraining:
+    """What of `VQGANTraining` the decoder alone has a use for. It computes in float32."""
+
+    model: VQGANConfig = MODEL
+    l1_weight: float = 0.0  # what a code leaves open is then its patches' mean, the best for PSNR
+    l2_weight: float = 4.0
+    optimizer: OptimizerConfig = OPTIMIZER
 
 
 @dataclass(frozen=True)
 class Config:
     codebook: str = "runs/emoji/codebook"
-    training: VQGANTraining = TRAINING
+    training: DecoderTraining = field(default_factory=DecoderTraining)
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(steps=2400, batch_size=16, log_every=10, eval_every=300)
     )
@@ -78,7 +83,7 @@ def build(config: Config) -> DecoderTrainer:
     data = {"train": train.origin(), "held_out": held_out.origin()}
     return DecoderTrainer(
         config.codebook,
-        config.training,
+        VQGANTraining(**vars(config.training)),
         train.source(),
         held_out.source(),
         batch_size=loop.batch_size,

@@ -45,7 +45,9 @@ class PictureData:
         held_out: the share that is held out then, by a hash of their names; emoji have held-out pairs of their own.
         min_side, max_aspect: pictures of shorter sides, pixels, or a larger ratio of sides are dropped; null: none.
         cache: where packed pictures are kept, for several runs; None is the run's folder.
-        emoji_kinds: of "emoji", those of `data.emoji.EVERYDAY`; None is all.
+        emoji_kinds: which emoji are drawn, by kinds of `data.emoji.EVERYDAY` for "emoji" and of `data.scene_emoji.MORE`
+            for "emoji-scenes"; None is all.
+        people: draw people too in "emoji-scenes", in the genders and skin tones that the font has.
         jitter: cells by which a single emoji may be off the centre.
     """
 
@@ -57,6 +59,7 @@ class PictureData:
     max_aspect: float | None = 2.0
     cache: str | None = None
     emoji_kinds: tuple[str, ...] | None = None
+    people: bool = False
     jitter: int = 1
 
     def __post_init__(self):
@@ -122,18 +125,20 @@ def open_labelled(data: PictureData, piles: Sequence[str], resolution: int, fold
 class DrawnPictures:
     """Emoji, or scenes of them, that are drawn when they are asked for.
 
-    Raises UserError where the font is missing, or the size is not one that it draws.
+    Raises UserError where the font is missing, the size is not one that it draws, or there is no such kind of emoji.
     """
 
     def __init__(self, kind: str, size: int, seed: int, split: str, data: PictureData):
         from dalle_mini.data.emoji import EmojiPictures, everyday_emoji, find_font
         from dalle_mini.data.emoji_scenes import EmojiScenes
+        from dalle_mini.data.scene_emoji import scene_emoji
 
         if kind == EMOJI:
             emoji = everyday_emoji(kinds=data.emoji_kinds)
             self._source = EmojiPictures(size, seed, DRAWN, emoji, split, jitter=data.jitter)
         else:
-            self._source = EmojiScenes(size, seed, DRAWN, split=split, jitter=data.jitter)
+            emoji = scene_emoji(kinds=data.emoji_kinds, people=data.people)
+            self._source = EmojiScenes(size, seed, DRAWN, emoji, split, jitter=data.jitter)
         drawn = [(one.characters, one.name) for one in self._source.emoji]
         self._made_from = {
             "kind": kind,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ from dalle_mini.training.config import LoopConfig, MeshConfig, TrackingConfig
 from dalle_mini.training.reconstructions import ReconstructionConfig, Reconstructions
 from dalle_mini.training.sharding import make_mesh
 from dalle_mini.training.vqgan import VQGANTrainer, VQGANTraining
+
+logger = logging.getLogger("dalle_mini")
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,12 @@ def prepare(run: VQGANRun, out: Path) -> VQGANTrainer:
     Raises UserError where settings do not go together, or pictures or a network are missing or damaged.
     """
     run.training.check()  # what is wrong shows before the wait for the packing
+    judge = run.training.discriminator
+    if judge is not None and judge.start >= run.loop.steps:
+        logger.warning(
+            "training.discriminator.start %d is not before loop.steps %d: this run ends without a discriminator",
+            *(judge.start, run.loop.steps),
+        )
     make_mesh(run.mesh)
     size = run.training.model.resolution
     train, held_out = picture_runs.open_data(run.data, size, out, captions=False, seed=run.loop.seed)
