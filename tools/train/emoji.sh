@@ -8,8 +8,8 @@
 #
 # Each stage continues where a kill left it, and is passed over once its output is there: run it again until it says
 # so. To make a stage anew, delete its output and those of the stages after it.
-# Needs the extra `train` and Debian's package fonts-noto-color-emoji. Some three hours on 2 CPU cores, by its
-# arithmetic: what ships took this way with a detour (its card tells), not this script from end to end.
+# Needs the extra `train` and Debian's package fonts-noto-color-emoji. From nothing it took 2 h 15 min of 2 CPU cores, for
+# 97 % right emoji and 83 % right relations of two; what ships took an hour and a detour more (its card tells).
 set -euo pipefail
 runs=${1:+$(realpath -m "$1")}
 bundle=${2:+$(realpath -m "$2")}
