@@ -8,7 +8,7 @@ DEMO_PROMPTS ?= \
   "a lion in front of a castle" "a sunflower in the top left corner on a light blue background" \
   "an octopus below a crown on a sea gradient" "a ghost to the right of a cactus on a night gradient" \
   "three red apples on a yellow background" "a dragon in the bottom right corner on an orange background"
-PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
+PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check

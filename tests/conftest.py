@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -13,7 +14,21 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(tempfile.gettempdir()) / f"dalle-mini-tests-{run}")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
+# What was started in the background of a script hears no Ctrl-C, nor do its children; tests of Ctrl-C want it heard.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 GOLDEN = Path(__file__).parent / "golden"
+# Where workers share the files out, the longest come first: the last file is one worker's alone.
+LONGEST = ("training", "generation", "test_commands.py", "test_batch.py", "weights", "data")
+
+
+def pytest_collection_modifyitems(items):
+    def place(item) -> int:
+        inside = item.path.relative_to(Path(__file__).parent).parts[0]
+        return LONGEST.index(inside) if inside in LONGEST else len(LONGEST)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
