@@ -25,8 +25,7 @@ LONGEST = ("training", "generation", "test_commands.py", "test_batch.py", "weigh
 
 def pytest_collection_modifyitems(items):
     def place(item) -> int:
-        inside = item.path.relative_to(Path(__file__).parent).parts[0]
-        return LONGEST.index(inside) if inside in LONGEST else len(LONGEST)
+        return next((number for number, name in enumerate(LONGEST) if name in item.path.parts), len(LONGEST))
 
     items.sort(key=place)
 
