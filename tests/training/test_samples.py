@@ -131,7 +131,6 @@ def test_two_processes_that_hold_a_model_together(golden_bundle, tmp_path, expec
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": "2",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
     command = [sys.executable, str(Path(draw_samples.__file__)), str(golden_bundle), str(tmp_path / "00000001")]
     children = [

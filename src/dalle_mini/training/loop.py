@@ -158,8 +158,9 @@ def run(
         elif begins_again:
             tracker.say(f"no checkpoint in {place}: beginning again at step 0")
         for step in checkpoints.steps:  # of one that was saved before there was time for its evaluation, the log tells
+            logged = _logged_loss(out, step)  # which all processes ask for, whatever they know
             if step not in checkpoints.eval_losses:
-                checkpoints.evaluated(step, _logged_loss(out, step))
+                checkpoints.evaluated(step, logged)
         no_numbers: list[str] = []  # of the last evaluation
         look = _Overseer(trainer, loop, out, tracker)
         key_of = jax.jit(
