@@ -9,8 +9,8 @@ import numpy as np
 from flax import nnx
 
 from dalle_mini.data.images import to_uint8
+from dalle_mini.generation.convolutions import with_fewer_products
 from dalle_mini.generation.memory import chunked, decoded_at_once
-from dalle_mini.generation.winograd import with_winograd
 from dalle_mini.models import VQGAN
 
 GRAY = 128  # where nothing is drawn yet
@@ -20,12 +20,12 @@ class PixelDecoder:
     """The VQGAN's decoder as `Engine` runs it.
 
     On a CPU a picture is decoded by itself, so that it has the same pixels whatever the others are, and with fewer
-    multiplications (`winograd.py`).
+    multiplications (`convolutions.py`).
     """
 
     def __init__(self, vqgan: VQGAN, devices: Sequence[jax.Device]):
         self.config, self.devices = vqgan.config, list(devices)
-        graphdef, state = nnx.split(with_winograd(vqgan) if self.devices[0].platform == "cpu" else vqgan)
+        graphdef, state = nnx.split(with_fewer_products(vqgan) if self.devices[0].platform == "cpu" else vqgan)
         alone = len(self.devices) == 1
         self._states = [state] if alone else [jax.device_put(state, device) for device in self.devices]
 

@@ -22,14 +22,31 @@ from dalle_mini.weights import layouts
 from dalle_mini.weights.pretrained import Pretrained
 
 
+class GroupNorm(nnx.GroupNorm):
+    """Flax's, but the pixels are summed before the channels of a group.
+
+    To reduce both at once splits the innermost axis into groups as narrow as 4, which is no width for a vector unit:
+    on a CPU a norm of [1, 256, 256, 128] took three times as long.
+    """
+
+    def __call__(self, x):
+        batch, _, _, channels = x.shape
+        wide = x.astype(jnp.float32)
+        moments = jnp.stack([jnp.mean(wide, (1, 2)), jnp.mean(wide**2, (1, 2))])
+        moments = jnp.mean(moments.reshape(2, batch, self.num_groups, -1), axis=-1)
+        mean, square = jnp.repeat(moments, channels // self.num_groups, axis=-1)[:, :, None, None]
+        factor = jax.lax.rsqrt(jnp.maximum(square - mean**2, 0) + self.epsilon) * self.scale[...]
+        return ((wide - mean) * factor + self.bias[...]).astype(self.dtype)
+
+
 class Maker:
     """Makes the two kinds of layer that everything here is built of."""
 
     def __init__(self, config: VQGANConfig, rngs: nnx.Rngs, dtype):
         self.groups, self.rngs, self.dtype = config.norm_groups, rngs, dtype
 
-    def norm(self, channels: int) -> nnx.GroupNorm:
-        return nnx.GroupNorm(channels, num_groups=self.groups, epsilon=1e-6, dtype=self.dtype, rngs=self.rngs)
+    def norm(self, channels: int) -> GroupNorm:
+        return GroupNorm(channels, num_groups=self.groups, epsilon=1e-6, dtype=self.dtype, rngs=self.rngs)
 
     def conv(self, in_channels: int, out_channels: int, side: int, **options) -> nnx.Conv:
         options = {"padding": "SAME", "dtype": self.dtype, **options}

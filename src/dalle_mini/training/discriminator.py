@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dalle_mini.errors import UserError
+from dalle_mini.models.vqgan import GroupNorm
 from dalle_mini.training.config import OptimizerConfig, check_choice
 
 LOSSES = ("hinge", "non-saturating")
@@ -90,8 +91,8 @@ class PatchGAN(nnx.Module):
                 rngs=rngs,
             )
 
-        def norm(width: int) -> nnx.GroupNorm:
-            return nnx.GroupNorm(width, num_groups=math.gcd(width, 32), epsilon=1e-5, dtype=dtype, rngs=rngs)
+        def norm(width: int) -> GroupNorm:
+            return GroupNorm(width, num_groups=math.gcd(width, 32), epsilon=1e-5, dtype=dtype, rngs=rngs)
 
         strides = [2] * (config.n_layers - 1) + [1]
         self.first = conv(channels, widths[0], 2)
