@@ -50,8 +50,8 @@ class WinogradConv(nnx.Module):
     """What a 3x3 convolution with stride 1 and padding SAME computes, x [batch, height, width, channels]."""
 
     def __init__(self, conv: nnx.Conv):
-        kernel = np.asarray(conv.kernel[...], np.float64)
-        self.kernel = nnx.Param(jnp.asarray(np.einsum("ti,ijck->tjck", KERNEL, kernel)[:, None], jnp.float32))
+        kernel = np.tensordot(KERNEL, np.asarray(conv.kernel[...], np.float64), axes=1)
+        self.kernel = nnx.Param(jnp.asarray(kernel[:, None], jnp.float32))
         self.bias = None if conv.bias is None else nnx.Param(conv.bias[...])
 
     def __call__(self, x: jax.Array) -> jax.Array:
