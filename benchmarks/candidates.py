@@ -38,20 +38,11 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, help="candidates in a call (default: what fits)")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     args = parser.parse_args()
-    seq2seq, others = compute_dtypes(args.dtype)
-    model = prepare(random_model(DalleBart, SIZES[args.size], seq2seq), int8=args.dtype == "int8", consume=True)
-    tokenizer = CaptionTokenizer.from_pretrained(TOKENIZER)
-    clip = random_model(CLIP, with_end_of(tokenizer), others)
-    sizes = {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}}
-    ranker = ClipRanker(clip, tokenizer, PREPROCESSING | sizes)
-    engine = Engine(model, random_model(VQGAN, F16, others), ranker)
-    together = args.batch_size or batch_that_fits(model.config, seq2seq, F16, engine.devices)
-    config = model.config
-    text = np.ones((2, config.text_length), np.int32)
-    settings = GenerationSettings(
-        candidates=args.candidates, keep=args.candidates, guidance=10.0, temperature=1.0, top_k=config.top_k
+    engine = random_engine(args.size, args.dtype)
+    together = args.batch_size or batch_that_fits(
+        engine.model.config, compute_dtypes(args.dtype)[0], F16, engine.devices
     )
-    (result,) = engine.run([Job(PROMPT, PROMPT, settings, text, text)], batch_size=together)
+    (result,) = engine.run([job(engine, args.candidates)], batch_size=together)
     assert len(result.images) == args.candidates
     figures = {"candidates": args.candidates, "dtype": args.dtype, "at_once": together, "peak_gb": peak_bytes() / 1e9}
     print(
@@ -61,6 +52,26 @@ def main() -> None:
     )
     if args.json:
         print(json.dumps(figures | {"seconds": result.timings}))
+
+
+def random_engine(size: str, dtype: str) -> Engine:
+    """Random weights of a published shape, with the f16 VQGAN and ViT-B/32."""
+    seq2seq, others = compute_dtypes(dtype)
+    model = prepare(random_model(DalleBart, SIZES[size], seq2seq), int8=dtype == "int8", consume=True)
+    tokenizer = CaptionTokenizer.from_pretrained(TOKENIZER)
+    clip = random_model(CLIP, with_end_of(tokenizer), others)
+    sizes = {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}}
+    return Engine(model, random_model(VQGAN, F16, others), ClipRanker(clip, tokenizer, PREPROCESSING | sizes))
+
+
+def job(engine: Engine, candidates: int) -> Job:
+    """So many guided candidates of one caption, all of them kept."""
+    config = engine.model.config
+    text = np.ones((2, config.text_length), np.int32)
+    settings = GenerationSettings(
+        candidates=candidates, keep=candidates, guidance=10.0, temperature=1.0, top_k=config.top_k
+    )
+    return Job(PROMPT, PROMPT, settings, text, text)
 
 
 def with_end_of(tokenizer: CaptionTokenizer) -> CLIPConfig:

@@ -32,7 +32,6 @@ from dalle_mini.settings import GenerationSettings
 
 Progress = Callable[[str, int, int], None]
 LOOK_EVERY = 16  # tokens from one report of progress to the next
-PREVIEW_ROWS = 2  # a preview's height in tokens is a multiple of it: each height is a program to compile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,8 +241,7 @@ class Engine:
         self.ranker.compile()
 
     def _look(self, group: list[Job], number: int, count: int, tokens: np.ndarray, previews: int) -> Iterator[Partial]:
-        config = self.vqgan.config
-        rows = count // config.grid // PREVIEW_ROWS * PREVIEW_ROWS
+        rows = count // self.vqgan.config.grid
         for place, job in enumerate(group):
             drawn = tokens[place, : min(previews, job.settings.candidates)]
             images = map(Image.fromarray, self.pixels.top(drawn, rows))

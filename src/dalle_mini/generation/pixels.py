@@ -56,10 +56,18 @@ class PixelDecoder:
         return np.concatenate(images)
 
     def top(self, tokens: np.ndarray, rows: int) -> np.ndarray:
-        """The pictures, uint8 [n, H, W, 3], with their first rows of tokens, [n, image_length]; the rest is gray."""
+        """The pictures, uint8 [n, H, W, 3], with their first rows of tokens, [n, image_length]; the rest is gray.
+
+        What is not drawn yet mirrors what is, so that the norms see one kind of picture. Half of the rows or all of
+        them are decoded: a program for each number of rows would take longer to compile than it saves.
+        """
         side, grid = self.config.resolution, self.config.grid
         images = np.full((len(tokens), side, side, 3), GRAY, np.uint8)
+        decoded = grid // 2 if rows <= grid // 2 else grid
+        mirrored = np.pad(np.arange(rows), (0, decoded - rows), "symmetric") if rows else []
+        height = rows * self.config.downscale
         for image, row in zip(images, tokens, strict=True) if rows else ():
-            pixels = to_uint8(self._decode(self._states[0], row[None, : rows * grid], grid))
-            image[: pixels.shape[1]] = pixels[0]
+            seen = jax.device_put(row.reshape(grid, grid)[mirrored].reshape(1, -1), self.devices[0])
+            pixels = self._decode(self._states[0], seen, None if decoded == grid else grid)
+            image[:height] = to_uint8(pixels)[0, :height]
         return images
