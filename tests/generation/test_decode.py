@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 
 from dalle_mini.errors import UserError
-from dalle_mini.generation import generate_tokens, stream_tokens
+from dalle_mini.generation import decode, generate_tokens, stream_tokens
 from dalle_mini.generation.prepare import Int8Linear, compute_dtypes, prepare, prepared_shapes, restore
 from dalle_mini.generation.sampling import draw, guide, mask_beyond, warp
 from dalle_mini.models.dalle_bart import DalleBart
@@ -71,6 +71,16 @@ def teacher_forced(model, golden, tokens, guidance):
     if guidance == 1.0:
         return cond
     return guide(cond, forward(*split, golden["input_ids_uncond"], golden["attention_mask_uncond"], shifted), guidance)
+
+
+def test_a_cache_that_grows_gives_the_same_tokens(model, golden, monkeypatch):
+    length, keys = model.config.image_length, keys_of(len(golden["input_ids"]), 3)
+    assert decode._cache_lengths(model.config) == [length]
+    whole = generate(model, golden, keys, codebook_size=ALL_IDS)
+    monkeypatch.setattr(decode, "LARGE_CACHE", 1)
+    assert len(decode._cache_lengths(model.config)) == decode.CACHES
+    # Another number that rules nothing out, so that the programs are not those of the whole cache.
+    np.testing.assert_array_equal(generate(model, golden, keys, codebook_size=ALL_IDS + 1), whole)
 
 
 @pytest.mark.parametrize(
