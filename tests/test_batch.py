@@ -14,6 +14,7 @@ import pytest
 from dalle_mini import UserError
 from dalle_mini.batch import Batch
 from dalle_mini.cli import main
+from dalle_mini.locks import lock
 from dalle_mini.prompts import Entry
 from dalle_mini.settings import GenerationSettings
 
@@ -142,6 +143,20 @@ def test_a_folder_of_another_run_is_refused(drawn, pipe, tmp_path):
     (tmp_path / "pictures").mkdir()
     with pytest.raises(UserError, match="pictures of no batch"):
         Batch(ENTRIES, tmp_path, SETTINGS).run(pipe)
+
+
+def test_two_runs_do_not_draw_into_one_folder(pipe, tmp_path):
+    folder = os.open(tmp_path, os.O_RDONLY)
+    try:
+        lock(folder)
+        with pytest.raises(UserError, match="another run is drawing into this folder"):
+            Batch(ENTRIES, tmp_path, SETTINGS).run(pipe)
+    finally:
+        os.close(folder)
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        Batch(ENTRIES, tmp_path / "file", SETTINGS).run(pipe)
 
 
 def test_a_full_disk_is_one_line_and_what_is_drawn_stays(pipe, tmp_path, monkeypatch):

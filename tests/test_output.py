@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 
@@ -6,8 +7,8 @@ import pytest
 from PIL import Image
 
 from dalle_mini import UserError, __version__
-from dalle_mini.output import check_writable, picture_grid, slug, write_result
-from dalle_mini.pipeline import Result
+from dalle_mini.output import check_writable, picture_grid, remove_leftovers, save_looks, slug, write_result
+from dalle_mini.pipeline import Partial, Result
 from dalle_mini.settings import GenerationSettings
 
 
@@ -121,3 +122,33 @@ def test_check_writable_refuses(tmp_path):
         with pytest.raises(UserError, match="--output"):
             check_writable(output)
     assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("kept", [[0, 1, 2, 3], [12, 5, 7, 0], [9, 3]])
+def test_an_animation_shows_every_look_and_ends_with_what_was_kept(tmp_path, kept):
+    tokens = np.zeros((4, 16), np.int32)
+    looks = [
+        Partial("a boat", 0, count, 16, [Image.new("RGB", (16, 16), (0, 0, 20 * count))] * 4, tokens)
+        for count in (4, 8, 12)
+    ]
+    red = Image.new("RGB", (16, 16), "red")
+    drawn = dataclasses.replace(result(keep=len(kept)), images=[red] * len(kept), indices=kept)
+    save_looks(tmp_path, looks, drawn)
+    with Image.open(tmp_path / "progress.gif") as animation:
+        assert animation.n_frames == len(looks) + 1
+        frames = []
+        for number in range(animation.n_frames):
+            animation.seek(number)
+            frames.append(np.asarray(animation.convert("RGB")).astype(int))
+    tile = 192**2  # a picture of 16 pixels, enlarged
+    red, blue = ([np.sum((frame[..., c] > 60) & (frame[..., 1] < 20)) for frame in frames] for c in (0, 2))
+    assert red == [0, 0, 0, len(kept) * tile]
+    assert blue == [4 * tile] * 3 + [0]
+
+
+def test_leftovers_of_a_killed_run_are_removed_be_they_files_or_folders(tmp_path):
+    (tmp_path / ".a.1.partial").mkdir()
+    (tmp_path / ".results.parquet.1.partial").write_text("half")
+    (tmp_path / "mine").write_text("whole")
+    remove_leftovers(tmp_path)
+    assert os.listdir(tmp_path) == ["mine"]

@@ -343,3 +343,20 @@ def test_provenance_names_the_weights(pipe):
     assert provenance["models"]["dalle"]["weights"] == ["flax_model.msgpack"]
     assert len({model["sha256"] for model in provenance["models"].values()}) == 3
     json.dumps(provenance)
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5])
+def test_sizes_are_whole_numbers(pipe, value):
+    with pytest.raises(UserError, match=r"batch_size is .*: it must be a whole number, at least 1"):
+        pipe.generate(["a boat"], candidates=1, batch_size=value)
+    for name in ("every", "previews"):
+        with pytest.raises(UserError, match=rf"{name} is .*: it must be a whole number, at least 1"):
+            pipe.stream(["a boat"], **{name: value})
+
+
+def test_what_is_no_picture_and_no_canvas_is_called_so(pipe):
+    for picture in (3, [[1]]):
+        with pytest.raises(UserError, match=r"the picture is (int|list): it must be a file, a PIL image or an array"):
+            pipe.canvas(picture, top=0.5)
+    with pytest.raises(UserError, match=r"a canvas is str: make one by pipe\.canvas"):
+        pipe.redraw("a boat", 0, canvas="x")

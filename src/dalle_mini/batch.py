@@ -10,6 +10,7 @@ since is drawn again.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -21,9 +22,10 @@ from typing import TYPE_CHECKING
 import jax
 
 from dalle_mini.errors import UserError
+from dalle_mini.locks import Busy, lock
 from dalle_mini.output import REPORT, remove_leftovers, write_folder, write_whole
 from dalle_mini.prompts import Entry, import_parquet
-from dalle_mini.settings import GenerationSettings
+from dalle_mini.settings import GenerationSettings, check_whole
 
 if TYPE_CHECKING:
     from dalle_mini.generation.canvas import Canvas
@@ -83,8 +85,37 @@ class Batch:
         """Draw what is not drawn yet, and write the table.
 
         In several processes of `jax.distributed` each draws its share of the prompts.
-        Raises UserError where the folder holds another run, or cannot be written: what is drawn stays.
+        Raises UserError where the folder holds another run, or one that draws now, or cannot be written: what is drawn
+        stays.
         """
+        if batch_size is not None:
+            check_whole("batch_size", batch_size, 1)
+        with self._alone():
+            return self._run(pipe, canvas, batch_size, progress)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Let no other run of this machine draw into the folder."""
+        with contextlib.ExitStack() as held:
+            if jax.process_index() == 0:
+                try:
+                    self.output.mkdir(parents=True, exist_ok=True)
+                    folder = os.open(self.output, os.O_RDONLY)
+                except OSError as error:
+                    reason = f"{self.output} cannot be written ({error.strerror}): name another --output"
+                    raise UserError(reason) from None
+                held.callback(os.close, folder)
+                try:
+                    lock(folder)
+                except Busy:
+                    raise UserError(
+                        f"{self.output}: another run is drawing into this folder: wait for it, or name another --output"
+                    ) from None
+                except OSError:
+                    pass  # a file system without locks
+            yield
+
+    def _run(self, pipe: DalleMini, canvas: Canvas | None, batch_size: int | None, progress) -> Done:
         self._claim(pipe, canvas)
         todo = [entry for entry in self.entries if not self._is_done(entry)]
         if not self.overwrite:
@@ -128,7 +159,8 @@ class Batch:
             raise UserError(f"{self.output} holds a batch with another {' and '.join(names)}: name another --output")
         if jax.process_index() == 0:
             write_whole(file, (json.dumps(run, indent=2) + "\n").encode())
-            remove_leftovers(self.output / PICTURES)
+            for folder in (self.output, self.output / PICTURES):
+                remove_leftovers(folder)
         _wait_for_all("the folder is this run's")
 
     def _asked(self, entry: Entry) -> dict:

@@ -133,7 +133,10 @@ def write_whole(file: Path, data: bytes) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Remove what a killed run was writing beside its place."""
     for leftover in folder.glob(".*.partial"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
     for replaced in folder.glob(".*.replaced"):
         target = replaced.with_name(replaced.name[1:].rsplit(".", 2)[0])
         if target.exists():
@@ -176,11 +179,15 @@ def save_looks(folder: Path, looks: "Sequence[Partial]", result: "Result") -> No
     grids = [picture_grid(look.prompt, look.images) for look in looks]
     for look, grid in zip(looks, grids, strict=True):
         grid.save(folder / "progress" / f"{look.count:04d}.png")
-    # The same candidates as in the looks, of those that were kept; the best where none was.
-    shown = [image for index, image in zip(result.indices, result.images, strict=True) if index < len(looks[0].images)]
-    last = picture_grid(result.prompt, (shown or result.images)[: len(looks[0].images)])
-    frames = [frame if frame.size == last.size else last.resize(frame.size) for frame in (*grids, last)]
-    durations = [FRAME_MS] * len(grids) + [LAST_FRAME_MS]
+    count, kept = len(looks[0].images), dict(zip(result.indices, result.images, strict=True))
+    # The candidates of the looks, in their places, if all were kept; else the best ones.
+    shown = [kept[index] for index in range(count)] if kept.keys() >= set(range(count)) else result.images[:count]
+    grids.append(picture_grid(result.prompt, shown))
+    size = tuple(max(sides) for sides in zip(*(grid.size for grid in grids), strict=True))
+    frames = [Image.new("RGB", size, "white") for _ in grids]
+    for frame, grid in zip(frames, grids, strict=True):
+        frame.paste(grid)
+    durations = [FRAME_MS] * len(looks) + [LAST_FRAME_MS]
     frames[0].save(folder / "progress.gif", save_all=True, append_images=frames[1:], duration=durations, loop=0)
 
 

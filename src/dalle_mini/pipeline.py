@@ -32,7 +32,7 @@ from dalle_mini.generation.prepare import compute_dtypes, prepare, restore
 from dalle_mini.generation.ranking import ClipRanker
 from dalle_mini.models import VQGAN, DalleBart
 from dalle_mini.models.config import DalleBartConfig, VQGANConfig
-from dalle_mini.settings import GenerationSettings, check_number, check_prompts, settings_of_each
+from dalle_mini.settings import GenerationSettings, check_number, check_prompts, check_whole, settings_of_each
 from dalle_mini.text import CaptionNormalizer, CaptionTokenizer
 from dalle_mini.weights.bundle import PARTS, check_fit, find_parts, save_companions
 from dalle_mini.weights.bundle import SHIPPED as SHIPPED  # for those who look for it here
@@ -261,8 +261,8 @@ class DalleMini:
                 raise UserError(f"give either settings or {', '.join(options)}")
             settings = settings_of_each(len(check_prompts(prompts)), **options)
         every = max(1, self.model.config.image_length // LOOKS) if every is None else every
-        if every < 1 or previews < 1:
-            raise UserError(f"every is {every} and previews {previews}: both must be at least 1")
+        check_whole("every", every, 1)
+        check_whole("previews", previews, 1)
         jobs = self.jobs(prompts, settings, canvas)
         self.note_idle(jobs)
         return self.engine.run(jobs, progress, batch_size=batch_size, every=every, previews=previews)
@@ -373,6 +373,8 @@ class DalleMini:
             if len(values) != len(prompts):
                 raise UserError(f"{name} has {len(values)} values for {len(prompts)} prompts: give one for each")
         for one in filter(None, canvas):
+            if not isinstance(one, Canvas):
+                raise UserError(f"a canvas is {type(one).__name__}: make one by pipe.canvas(picture, ...)")
             one.check_fits(self.model.config.image_length, self.vqgan.config.n_embed)
         started = time.perf_counter()
         ids, mask = self.encode_text(prompts)

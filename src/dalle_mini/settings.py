@@ -44,15 +44,15 @@ class GenerationSettings:
     top_p: float | None = None
 
     def __post_init__(self):
-        _check_whole("candidates", self.candidates, 1, MAX_CANDIDATES)
+        check_whole("candidates", self.candidates, 1, MAX_CANDIDATES)
         if self.keep is None:
             object.__setattr__(self, "keep", min(4, self.candidates))
-        _check_whole("keep", self.keep, 1, MAX_CANDIDATES)
+        check_whole("keep", self.keep, 1, MAX_CANDIDATES)
         if self.keep > self.candidates:
             raise UserError(
                 f"keep is {self.keep}, but only {self.candidates} candidates are drawn: lower keep or raise candidates"
             )
-        _check_whole("seed", self.seed, 0, MAX_SEED)
+        check_whole("seed", self.seed, 0, MAX_SEED)
         for name in ("guidance", "last_guidance", "temperature"):
             if getattr(self, name) is not None:
                 _check_positive(name, getattr(self, name), LARGEST, 1 / LARGEST)
@@ -60,7 +60,7 @@ class GenerationSettings:
             raise UserError(f"negative_prompt is {type(self.negative_prompt).__name__}, not text")
         check_utf8("negative_prompt", self.negative_prompt)
         if self.top_k is not None:
-            _check_whole("top_k", self.top_k, 1, None)
+            check_whole("top_k", self.top_k, 1, None)
         if self.top_p is not None:
             _check_positive("top_p", self.top_p, 1.0)
 
@@ -120,10 +120,11 @@ def check_utf8(name: str, text: str) -> None:
 
 def check_number(number) -> None:
     """Raises UserError on what is no candidate's number."""
-    _check_whole("the candidate's number", number, 0, MAX_CANDIDATES - 1)
+    check_whole("the candidate's number", number, 0, MAX_CANDIDATES - 1)
 
 
-def _check_whole(name: str, value, low: int, high: int | None) -> None:
+def check_whole(name: str, value, low: int, high: int | None = None) -> None:
+    """Raises UserError on what is no whole number within the bounds."""
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not whole or value < low or (high is not None and value > high):
         bounds = f"at least {low}" if high is None else f"from {low} to {high}"

@@ -73,14 +73,23 @@ def teacher_forced(model, golden, tokens, guidance):
     return guide(cond, forward(*split, golden["input_ids_uncond"], golden["attention_mask_uncond"], shifted), guidance)
 
 
+@pytest.mark.parametrize(("top_k", "unlimited"), [(63, False), (64, True), (80, True), (0, True)])
+def test_as_many_as_the_codebook_has_is_no_limit(mega, top_k, unlimited):
+    graphdef, ids = nnx.graphdef(mega[0]), np.ones((1, mega[0].config.text_length), np.int32)
+    call = decode._call(graphdef, mega[0].config, ids, ids, keys_of(1), guidance=1.0, top_k=top_k, codebook_size=64)
+    assert (call.programs.unlimited, call.programs.most) == (unlimited, 0 if unlimited else top_k)
+
+
 def test_a_cache_that_grows_gives_the_same_tokens(model, golden, monkeypatch):
     length, keys = model.config.image_length, keys_of(len(golden["input_ids"]), 3)
     assert decode._cache_lengths(model.config) == [length]
-    whole = generate(model, golden, keys, codebook_size=ALL_IDS)
-    monkeypatch.setattr(decode, "LARGE_CACHE", 1)
-    assert len(decode._cache_lengths(model.config)) == decode.CACHES
-    # Another number that rules nothing out, so that the programs are not those of the whole cache.
-    np.testing.assert_array_equal(generate(model, golden, keys, codebook_size=ALL_IDS + 1), whole)
+    whole = generate(model, golden, keys)
+    with monkeypatch.context() as patch:
+        patch.setattr(decode, "LARGE_CACHE", 1)
+        assert len(decode._cache_lengths(model.config)) == decode.CACHES
+        jax.clear_caches()  # of the programs with the whole cache
+        np.testing.assert_array_equal(generate(model, golden, keys), whole)
+    jax.clear_caches()
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,12 @@
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
+from dalle_mini.data.images import to_uint8
+from dalle_mini.generation.convolutions import PhaseUpsample, WinogradConv, with_fewer_products
 from dalle_mini.generation.pixels import GRAY, PixelDecoder
 from dalle_mini.models import VQGAN
 from dalle_mini.models.config import VQGANConfig
@@ -15,7 +19,7 @@ CONFIG = VQGANConfig(
 
 @pytest.fixture(scope="module")
 def decoder():
-    return PixelDecoder(VQGAN(CONFIG, rngs=nnx.Rngs(0)), jax.devices()[:1])
+    return PixelDecoder(nnx.jit(lambda: VQGAN(CONFIG, rngs=nnx.Rngs(0)))(), jax.devices()[:1])
 
 
 @pytest.fixture
@@ -41,3 +45,18 @@ def test_looks_need_two_programs(decoder, tokens):
     for rows in range(7):
         decoder.top(tokens, rows)
     assert decoder._decode._cache_size() <= 2
+
+
+def test_wide_networks_show_the_same_pixels_by_fewer_products():
+    config = dataclasses.replace(CONFIG, ch=128, ch_mult=(1, 1), resolution=16, attn_resolutions=(), norm_groups=32)
+    vqgan = nnx.jit(lambda: VQGAN(config, rngs=nnx.Rngs(0)))()
+    decoder = PixelDecoder(vqgan, jax.devices()[:1])
+    kinds = {type(layer) for _, layer in nnx.iter_modules(with_fewer_products(vqgan))}
+    assert {WinogradConv, PhaseUpsample} <= kinds
+    tokens = np.random.default_rng(0).integers(0, 32, (1, 64)).astype(np.int32)
+    mirrored = tokens.reshape(8, 8)[[0, 1, 2, 2]].reshape(1, -1)
+    for seen, expected in [
+        (decoder(tokens), vqgan.decode(tokens)),
+        (decoder.top(tokens, 3)[:, :6], vqgan.decode(mirrored, 8)[:, :6]),
+    ]:
+        assert np.abs(seen.astype(int) - to_uint8(expected)).max() <= 1  # a truncation may fall otherwise

@@ -236,7 +236,8 @@ def _load(args: argparse.Namespace, parts: dict[str, Path], prompts=None, settin
 
     keep_compiled()
     foreseen = prompts is not None and args.picture is None and not args.distributed
-    ahead = Ahead(prompts, settings, args.batch_size) if foreseen else None
+    together = 1 if args.progress_images else None  # prompts in a call: looks are of one at a time
+    ahead = Ahead(prompts[:together], settings, args.batch_size) if foreseen else None
     return DalleMini.from_parts(parts, dtype=args.dtype, ahead=ahead)
 
 

@@ -84,6 +84,8 @@ def as_image(picture: Image.Image | np.ndarray, what: str = "picture") -> Image.
     """An array as a PIL image. Raises UserError where it is none of a picture, or, if `what` is "mask", of a mask."""
     if isinstance(picture, Image.Image):
         return picture
+    if not isinstance(picture, np.ndarray):
+        raise UserError(f"the {what} is {type(picture).__name__}: it must be a file, a PIL image or an array")
     if what == "mask" and picture.ndim == 2 and picture.dtype == bool:
         return Image.fromarray(picture.astype(np.uint8) * 255)
     if picture.dtype == np.uint8 and picture.size and (picture.ndim, *picture.shape[2:]) in SHAPES[what]:

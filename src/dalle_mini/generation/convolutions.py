@@ -75,7 +75,7 @@ class PhaseUpsample(nnx.Module):
 
     def __init__(self, upsample: Upsample):
         kernel, self.bias = np.asarray(upsample.conv.kernel[...], np.float64), upsample.conv.bias
-        kernel = np.einsum("yti,xsj,ijck->tscyxk", PHASES, PHASES, kernel)
+        kernel = np.einsum("yti,xsj,ijck->tscyxk", PHASES, PHASES, kernel, optimize=True)
         self.kernel = nnx.Param(jnp.asarray(kernel.reshape(*kernel.shape[:3], -1), jnp.float32))
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -199,7 +199,8 @@ def _call(
         text.append(np.stack([uncond_input_ids, uncond_attention_mask]))
     vocabulary = config.image_vocab_size + 1
     top_k = np.asarray(config.top_k if top_k is None else top_k, np.int32)
-    top_k = np.where(top_k < vocabulary, top_k, 0)
+    codebook_size = min(vocabulary, config.image_vocab_size if codebook_size is None else codebook_size)
+    top_k = np.where(top_k < codebook_size, top_k, 0)  # to sort all of them would take longer than a step
 
     # All this is numpy's: every operation of JAX's is a program to be found in the cache, some 7 ms at the first time.
     def each(value, dtype=np.float32):
@@ -219,7 +220,7 @@ def _call(
         guided=guided,
         most=int(top_k.max()),
         unlimited=bool((top_k == 0).any()),
-        codebook_size=config.image_vocab_size if codebook_size is None else codebook_size,
+        codebook_size=codebook_size,
         shared=None if devices is None else _shared_axis(len(devices), *keys.shape),
         mesh=None if devices is None else _mesh(devices),
     )

@@ -28,7 +28,7 @@ from dalle_mini.generation.prepare import LEAST_ROWS
 from dalle_mini.generation.ranking import ClipRanker
 from dalle_mini.models import VQGAN, DalleBart
 from dalle_mini.models.config import DalleBartConfig, VQGANConfig
-from dalle_mini.settings import GenerationSettings
+from dalle_mini.settings import GenerationSettings, check_whole
 
 Progress = Callable[[str, int, int], None]
 LOOK_EVERY = 16  # tokens from one report of progress to the next
@@ -140,7 +140,9 @@ class Engine:
             alone: draw everything here. Else, where JAX runs in several processes, each of which must make the same
                 call, they share the candidates and all have the results.
         """
-        if batch_size is None:
+        if batch_size is not None:
+            check_whole("batch_size", batch_size, 1)
+        else:
             batch_size = batch_that_fits(self.model.config, self.model.lm_head.dtype, self.vqgan.config, self.devices)
         if overlap is None:
             overlap = jax.default_backend() != "cpu"
