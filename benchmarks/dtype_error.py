@@ -14,7 +14,6 @@ Against the float32 model, with the same prompts, seeds and keys:
 import argparse
 import sys
 
-import jax.numpy as jnp
 import numpy as np
 
 from dalle_mini import DalleMini
@@ -59,7 +58,7 @@ def text(pipe, asked):
 def tokens_of(pipe, asked, candidates: int, greedy: bool, given=None) -> np.ndarray:
     """int32 [prompts, candidates, image_length], drawn without guidance, as the shipped model does."""
     ids, mask, settings = text(pipe, asked)
-    keys = jnp.stack([picture_keys(0, one.caption, np.arange(candidates)) for one in asked])
+    keys = picture_keys([(0, one.caption) for one in asked], np.arange(candidates))
     chance = {"temperature": settings.temperature, "top_k": 1 if greedy else settings.top_k}
     codebook = pipe.vqgan.config.n_embed
     parts = []
