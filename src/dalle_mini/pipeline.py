@@ -251,7 +251,7 @@ class DalleMini:
         prompt its `Result`.
 
         The tokens are those of `generate`, whose arguments `options` may be, in place of `settings`. A look costs
-        decoding what there is of the first `previews` candidates.
+        decoding half of the rows, or all of them, of the first `previews` candidates.
 
         >>> for look in pipe.stream(["a red apple"], candidates=4, seed=7):
         ...     look.images[0].show()
