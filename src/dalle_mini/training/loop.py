@@ -19,7 +19,6 @@ import itertools
 import json
 import logging
 import math
-import shutil
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -34,6 +33,7 @@ from dalle_mini.errors import UserError, listed
 from dalle_mini.training.agreement import Votes, first_process_does, from_first_process
 from dalle_mini.training.checkpoint import Checkpoints
 from dalle_mini.training.config import LoopConfig, MeshConfig, TrackingConfig
+from dalle_mini.training.final import not_the_best, write_final
 from dalle_mini.training.preemption import INTERRUPTED, Preempted, Preemption
 from dalle_mini.training.resume import alone_in, as_json, check_here, check_not_lost, note_saved, open_run
 from dalle_mini.training.sharding import make_mesh
@@ -286,12 +286,14 @@ def run(
             if stop == INTERRUPTED:
                 raise KeyboardInterrupt
             raise Preempted(reason, done)
-        _export(trainer, state, out / "final")
+        write_final(trainer, state, out / "final")
         tracker.checkpoint(loop.steps, out / "final", "model")
         if look.in_a_row:
             tracker.say(f"WARNING: the last {look.in_a_row} updates were left out; {out / BAD_BATCHES} has them")
         if no_numbers:
             tracker.say(f"WARNING: {listed(no_numbers)} of the last evaluation is no number: look before you use it")
+        if warning := not_the_best(checkpoints.eval_losses, max(start, loop.steps), out / "final", checkpoints.folder):
+            tracker.say(warning)
         tracker.say(f"done: {out / 'final'}")
     return state
 
@@ -385,25 +387,3 @@ class _Overseer:
         beside = path.with_suffix(".tmp")
         beside.write_text("".join(json.dumps(line) + "\n" for line in lines))
         beside.replace(path)
-
-
-def _export(trainer: Trainer, state: TrainState, folder: Path) -> None:
-    """Whole or not at all, even where an older one is replaced."""
-    beside = folder.with_name(f".{folder.name}.partial")
-
-    def make_room():
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir()
-
-    def rename():
-        shutil.rmtree(folder, ignore_errors=True)
-        beside.rename(folder)
-
-    try:
-        first_process_does(make_room)
-        trainer.export(state, beside)
-        first_process_does(rename)
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be written ({error.strerror or error}); run the same command again to write it"
-        ) from error
