@@ -5,6 +5,7 @@ from pathlib import Path
 
 from dalle_mini.commands.sources import add_hub_options, hub_options
 from dalle_mini.commands.terminal import Help, notices, progress_bars, starting
+from dalle_mini.runtime import console
 
 
 def add_data(verbs) -> None:
@@ -46,4 +47,4 @@ def run_report(args: argparse.Namespace) -> None:
         with progress_bars() as progress:
             options = {"vqgan": args.vqgan, "rows": args.rows, "seed": args.seed, **hub_options(args)}
             path = write_report(args.folder, args.output, progress=progress, **options)
-    print(path)
+    console.answer(path)

@@ -3,12 +3,12 @@
 import functools
 import os
 import socket
-import sys
 import time
 from collections.abc import Callable
 
 from dalle_mini.commands.terminal import starting
 from dalle_mini.errors import UserError
+from dalle_mini.runtime import console
 
 PATIENCE = 300.0  # seconds that the first process has to come up, as JAX's own
 
@@ -60,7 +60,7 @@ def _wait_for(address: str) -> None:
                 ) from None
             if waited > 5 and not told:
                 told = True
-                print(f"note: waiting for the first process at {address}", file=sys.stderr, flush=True)
+                console.say(f"note: waiting for the first process at {address}")
             time.sleep(0.2)
 
 

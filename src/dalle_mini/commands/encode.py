@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -16,6 +15,7 @@ from dalle_mini.commands.data_options import (
 )
 from dalle_mini.commands.sources import add_hub_options, hub_options
 from dalle_mini.commands.terminal import Help, notices, starting
+from dalle_mini.runtime import console
 
 EVERY = 30  # seconds from one line to the next where no bar can be shown
 
@@ -95,7 +95,7 @@ def run_encode(args: argparse.Namespace) -> int:
         else:
             share = _of_jax(share)
         if share.count > 1:
-            print(f"shard {share.index} of {share.count}, as {share.said_by} say", file=sys.stderr)
+            console.say(f"shard {share.index} of {share.count}, as {share.said_by} say")
         with _shown() as progress:
             outcome = encode(
                 source, weights, args.out, options, engine=args.engine, workers=args.workers, share=share,
@@ -153,7 +153,7 @@ def _shown() -> Iterator[Callable]:
             bar.update(task, description=stage, completed=done, total=total, text=text)
             if not console.is_terminal and time.monotonic() - told > EVERY:
                 told = time.monotonic()
-                print(f"{stage}: {text}", file=sys.stderr, flush=True)
+                console.say(f"{stage}: {text}")
 
         yield show
 
@@ -176,16 +176,18 @@ def _tell(out: str, outcome) -> None:
     manifest = outcome.manifest
     if manifest is None:
         others = f"{outcome.parts_left:,} parts are left to other shards; the one that does the last makes the shards"
-        print(f"{out}: {others if outcome.parts_left else 'another shard is making the shards'}")
-        print("if none is at work any more, run the same command again")
+        console.answer(f"{out}: {others if outcome.parts_left else 'another shard is making the shards'}")
+        console.answer("if none is at work any more, run the same command again")
         return
     if outcome.was_finished:
-        print(f"{out} is finished already: nothing to do")
+        console.answer(f"{out} is finished already: nothing to do")
     sizes = ", ".join(f"{split.rows:,} {name}" for name, split in manifest.splits.items())
-    print(f"{out}: {manifest.rows:,} rows ({sizes}) of {manifest.kept:,} of {manifest.seen:,} pictures")
+    console.answer(f"{out}: {manifest.rows:,} rows ({sizes}) of {manifest.kept:,} of {manifest.seen:,} pictures")
     for reason, count in sorted(manifest.dropped.items(), key=lambda item: -item[1]):
-        print(f"  {count:>12,} dropped: {reason}")
+        console.answer(f"  {count:>12,} dropped: {reason}")
     if manifest.crops_dropped:
-        print(f"  {manifest.crops_dropped:>12,} crops dropped by their CLIP score, of pictures that have others")
+        console.answer(
+            f"  {manifest.crops_dropped:>12,} crops dropped by their CLIP score, of pictures that have others"
+        )
     used = sum(count > 0 for count in manifest.codebook_use)
-    print(f"  {used:,} of {len(manifest.codebook_use):,} codes are used")
+    console.answer(f"  {used:,} of {len(manifest.codebook_use):,} codes are used")

@@ -1,7 +1,6 @@
 """`dalle-mini generate`: pictures for a few prompts, for a file of prompts, or one picture again."""
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from dalle_mini.commands.distributed import add_distributed_option, join
 from dalle_mini.commands.sources import add_hub_options, hub_options
 from dalle_mini.commands.terminal import Help, notices, out_of_memory, progress_bars, starting
 from dalle_mini.errors import UserError
+from dalle_mini.runtime import console
 from dalle_mini.settings import DTYPES, GenerationSettings, check_prompts
 
 OPTIONS = ("seed", "guidance", "last_guidance", "negative_prompt", "temperature", "top_k", "top_p")
@@ -137,9 +137,9 @@ def _run_prompts(args: argparse.Namespace) -> int:
             if writes:
                 folder = write_result(result, output, pipe.provenance(), args.overwrite, written, looks.take())
                 seconds = sum(result.timings.values())
-                print(f"{folder}  best score {result.scores[0]:.2f}  {seconds:.1f} s", flush=True)
+                console.answer(f"{folder}  best score {result.scores[0]:.2f}  {seconds:.1f} s")
     if writes:
-        print(f"pictures of {len(prompts)} prompt{'s' * (len(prompts) > 1)} are in {output.resolve()}")
+        console.answer(f"pictures of {len(prompts)} prompt{'s' * (len(prompts) > 1)} are in {output.resolve()}")
     return 0
 
 
@@ -176,10 +176,10 @@ def _run_file(args: argparse.Namespace) -> int:
         done = batch.run(pipe, canvas, batch_size=args.batch_size, progress=progress)
     if writes:
         for number, message in enumerate(batch.failures.values()):
-            print(message if number < SHOWN else "...", file=sys.stderr)
+            console.say(message if number < SHOWN else "...")
             if number == SHOWN:
                 break
-        print(f"{done.drawn} prompts drawn, {done.found} were there, {done.failed} failed: {done.table}")
+        console.answer(f"{done.drawn} prompts drawn, {done.found} were there, {done.failed} failed: {done.table}")
     return 1 if done.failed else 0
 
 
@@ -201,7 +201,7 @@ def _run_replay(args: argparse.Namespace) -> int:
         verdict = entry.compare(result.images[0])
         original = entry.file.parent.resolve()
         folder = write_result(result, output, pipe.provenance(), args.overwrite, {original})
-    print(f"{folder}  score {result.scores[0]:.2f}  {verdict}")
+    console.answer(f"{folder}  score {result.scores[0]:.2f}  {verdict}")
     return int(verdict.startswith(DIFFERS))
 
 

@@ -5,7 +5,6 @@ import contextlib
 import json
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from typing import Any
 
 from dalle_mini.commands.terminal import Help, starting
 from dalle_mini.errors import UserError
+from dalle_mini.runtime import console
 
 GIB = 2**30
 
@@ -64,12 +64,11 @@ def run_plan(args: argparse.Namespace) -> None:
                 return in_thread(lambda: plan.make_plan(run, topology))
 
         found = plan.largest_plan(run, topology, make) if args.max_batch else make(run, topology)
-    print(args.config, "on", found.topology)
-    print("\n".join(describe(found, run)))
+    console.answer(f"{args.config} on {found.topology}", *describe(found, run))
     if args.max_batch:
-        print(largest_line(found))
+        console.answer(largest_line(found))
     if args.json:
-        print(json.dumps({"config": str(args.config), **found.to_dict()}))
+        console.answer(json.dumps({"config": str(args.config), **found.to_dict()}), limit=None)
 
 
 def describe(plan: Any, run: Any) -> Iterator[str]:
@@ -151,14 +150,14 @@ def waiting(text: str) -> Iterator[None]:
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    console, started = Console(stderr=True, soft_wrap=True), time.monotonic()
-    if not console.is_terminal:
-        print(f"{text} ...", file=sys.stderr, flush=True)
+    terminal, started = Console(stderr=True, soft_wrap=True), time.monotonic()
+    if not terminal.is_terminal:
+        console.say(f"{text} ...")
         yield
-        print(f"{text}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+        console.say(f"{text}: {time.monotonic() - started:.0f} s")
         return
     with Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True
+        SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=terminal, transient=True
     ) as bar:
         bar.add_task(text, total=None)
         yield

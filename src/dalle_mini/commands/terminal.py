@@ -11,25 +11,40 @@ import threading
 from collections.abc import Callable, Iterator
 
 from dalle_mini.errors import UserError
+from dalle_mini.runtime import console, files
+
+MEMORY_ADVICE = "use a smaller model or a smaller batch, close other programs, or take a machine with more"
 
 
 def exit_code(command: Callable[[], int | None]) -> int:
     """What a command's function returns, 0 for None; 2 after a `UserError` and 130 after Ctrl-C, told in one line.
 
-    Where what it prints into has gone (`dalle-mini ... | head`), 141, as a program that dies of SIGPIPE.
+    Streams that cannot be written end no command. Where what it prints into has gone before all was told
+    (`dalle-mini info ... | head`), it ends quietly with 141 in place of 0, as a program that dies of SIGPIPE.
     """
-    try:
-        code = command() or 0
-        sys.stdout.flush()
+    with console.guarded() as (out, _):
+        code = _told(command)
+        out.flush()
+        if out.broken is None:
+            return code
+        console.drop_unwritten(out)  # Python flushes once more at its end
+        if isinstance(out.broken, BrokenPipeError):
+            return code or 141
+        console.say(f"note: not all could be written to stdout ({files.reason(out.broken)})")
         return code
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
-        return 141
+
+
+def _told(command: Callable[[], int | None]) -> int:
+    try:
+        return command() or 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        console.say(f"error: {error}")
+        return 2
+    except MemoryError as error:
+        console.say(f"error: the machine has too little memory ({files.reason(error)}): {MEMORY_ADVICE}")
         return 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        console.say("interrupted")
         return 130
 
 
@@ -59,7 +74,7 @@ class Notes(logging.Handler):
     """Prints what the library logs, on whatever stderr is at the time: rich replaces it while bars are shown."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(f"note: {self.format(record)}", file=sys.stderr)
+        console.say(f"note: {self.format(record)}")
 
 
 @contextlib.contextmanager

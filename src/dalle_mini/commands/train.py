@@ -5,6 +5,7 @@ from pathlib import Path
 
 from dalle_mini.commands.distributed import add_distributed_option, join
 from dalle_mini.commands.terminal import Help, notices, out_of_memory, starting
+from dalle_mini.runtime import console
 
 RESUME = ("auto", "never")
 ADVICE = (
@@ -63,5 +64,5 @@ def run_train(args: argparse.Namespace) -> int:
             keep_compiled()
             final = train(run, out, resume=args.resume, allow_changes=args.allow_changes)
     if writes:
-        print(f"the weights are in {final.resolve()}")
+        console.answer(f"the weights are in {final.resolve()}")
     return 0

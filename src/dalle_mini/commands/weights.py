@@ -5,6 +5,7 @@ import json
 
 from dalle_mini.commands.sources import add_hub_options, hub_options
 from dalle_mini.commands.terminal import Help, notices, starting
+from dalle_mini.runtime import console
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -45,7 +46,7 @@ def run_convert(args: argparse.Namespace) -> None:
 
         options = hub_options(args)
         for folder in convert(args.source, args.target, args.vqgan, args.clip, dtype=args.dtype, **options):
-            print(folder)
+            console.answer(folder)
 
 
 def add_info(verbs) -> None:
@@ -71,6 +72,6 @@ def run_info(args: argparse.Namespace) -> None:
 
         described = describe(args.source, **hub_options(args))
     if args.json:
-        print(json.dumps([one.to_dict() for one in described]))
+        console.answer(json.dumps([one.to_dict() for one in described]), limit=None)
     else:
-        print(*described, sep="\n")
+        console.answer(*(line for one in described for line in str(one).split("\n")))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle_mini.errors import UserError
+from dalle_mini.runtime.console import one_line
 from dalle_mini.text import CaptionTokenizer
 from dalle_mini.weights.bundle import PREPROCESSOR, SHIPPED, WORD_LISTS, check_fit
 from dalle_mini.weights.convert import NETWORKS, check_kind, config_of, part_of
@@ -43,16 +44,16 @@ class Description:
     missing: list[str]
 
     def __str__(self) -> str:
-        lines = [f"{self.network}  {self.folder}"]
+        lines = [f"{self.network}  {one_line(self.folder)}"]
         if self.architecture:
             lines.append(f"  architecture  {self.architecture}")
         if self.dtypes:
             stored = ", ".join(f"{dtype} {count:,}" for dtype, count in self.dtypes.items())
             lines.append(f"  parameters    {self.parameters:,} ({stored})")
-        lines += [f"  file          {name}  {size:,} bytes" for name, size in self.files.items()]
+        lines += [f"  file          {one_line(name)}  {size:,} bytes" for name, size in self.files.items()]
         if self.tokens is not None:
             lines.append(f"  tokenizer     {self.tokens} tokens")
-        return "\n".join([*lines, *(f"  missing       {line}" for line in self.missing or ["nothing"])])
+        return "\n".join([*lines, *(f"  missing       {one_line(line)}" for line in self.missing or ["nothing"])])
 
     def to_dict(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "folder": str(self.folder)}

@@ -1,0 +1,55 @@
+"""What an input may take, in one table. Who trusts a file raises a limit; docs/limits.md tells each and why.
+
+`DALLE_MINI_LIMITS="pixels=400000000 json_bytes=1000000000"` raises limits of a command and of its workers;
+`raise_limits(pixels=400_000_000)` does so from Python.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+
+from dalle_mini.errors import UserError
+
+VARIABLE = "DALLE_MINI_LIMITS"
+
+
+def _limit(default: int, guards: str) -> int:
+    return dataclasses.field(default=default, metadata={"guards": guards})
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Whole numbers above 0. Each says in its metadata what it guards."""
+
+    json_bytes: int = _limit(64 << 20, "bytes of a JSON file: configs, manifests, records, indexes of shards")
+    json_depth: int = _limit(64, "lists and objects inside one another in JSON and YAML")
+    yaml_bytes: int = _limit(256 << 10, "bytes of a YAML file")
+    yaml_nodes: int = _limit(100_000, "values of a YAML file, every alias counted as often as it stands there")
+
+
+@functools.cache
+def _read(text: str) -> Limits:
+    known, given = {field.name for field in dataclasses.fields(Limits)}, {}
+    for assignment in text.replace(",", " ").split():
+        name, _, value = assignment.partition("=")
+        if name not in known:
+            raise UserError(f"{VARIABLE}: there is no limit {name!r:.60}; known are {', '.join(sorted(known))}")
+        if not (value.isascii() and value.isdecimal() and len(value) < 19 and int(value)):
+            raise UserError(f"{VARIABLE}: {name} is {value!r:.60}, not a whole number above 0")
+        given[name] = int(value)
+    return Limits(**given)
+
+
+def limits() -> Limits:
+    """The limits in force. Raises UserError where the environment's setting of them makes no sense."""
+    return _read(os.environ.get(VARIABLE, ""))
+
+
+def raise_limits(**values: int) -> None:
+    """Set limits for this process and for those that it starts. Raises UserError for a name that is none."""
+    given = " ".join(f"{name}={value}" for name, value in values.items())
+    both = f"{os.environ.get(VARIABLE, '')} {given}"
+    _read(both)
+    os.environ[VARIABLE] = both

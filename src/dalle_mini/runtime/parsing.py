@@ -1,0 +1,151 @@
+"""JSON and YAML of strangers: bounded in bytes, depth and numbers, checked against a schema once, where it is read.
+
+A schema is a dataclass, or any type that `msgspec.convert` takes. msgspec names the field that is wrong, and imports in
+a fiftieth of a second.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dalle_mini.errors import UserError
+from dalle_mini.runtime import files
+from dalle_mini.runtime.limits import limits
+
+T = TypeVar("T")
+
+MAX_INTEGER = 2**64  # beyond it nothing that we read has a number, and every float holds what lies below
+
+
+class ParseError(ValueError):
+    """Text that is not what it should be: one line, without the file's name."""
+
+
+def parse_json(data: bytes | str) -> Any:
+    """The value of a JSON text. Raises ParseError where it is none, is nested too deep, or holds a giant number."""
+    try:
+        value = json.loads(data, parse_int=_integer)
+    except RecursionError:
+        raise ParseError(f"it is nested more than {limits().json_depth} deep") from None
+    except ParseError:
+        raise
+    except ValueError as error:
+        raise ParseError(f"not valid JSON: {files.reason(error)}") from None
+    check_depth(value)
+    return value
+
+
+def read_json(path: str | os.PathLike, limit: int | None = None) -> Any:
+    """The value of a JSON file. Raises UserError, naming the file, where it cannot be read or is none."""
+    return _blaming(path, parse_json, _bytes(path, limit or limits().json_bytes))
+
+
+def read_object(path: str | os.PathLike, limit: int | None = None) -> dict[str, Any]:
+    """As `read_json`, and the value must be an object with named fields."""
+    value = read_json(path, limit)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds a JSON {type(value).__name__}, not an object with named fields")
+    return value
+
+
+def convert(value: Any, schema: type[T], *, strict: bool = True) -> T:
+    """`value` as the schema's type. Raises ParseError, naming the field, where a value is of another type."""
+    import msgspec
+
+    try:
+        return msgspec.convert(value, schema, strict=strict)
+    except (msgspec.ValidationError, ValueError, OverflowError) as error:
+        raise ParseError(files.reason(error).replace("`", "")) from None
+
+
+def read_record(path: str | os.PathLike, schema: type[T], limit: int | None = None) -> T:
+    """A JSON file as the schema's type. Raises UserError, naming the file and the field."""
+    return _blaming(path, convert, read_json(path, limit), schema)
+
+
+def read_yaml(path: str | os.PathLike) -> Any:
+    """The value of a YAML file. Raises UserError, naming the file, where it cannot be read or is none."""
+    return _blaming(path, parse_yaml, _bytes(path, limits().yaml_bytes))
+
+
+def parse_yaml(text: bytes | str) -> Any:
+    """The value of a YAML text of plain types.
+
+    Raises ParseError where it is none, nested too deep, too large once its aliases are written out, or holds a value
+    that Python cannot make, such as the date 2020-13-45.
+    """
+    import yaml
+
+    loader = None
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_size(node)
+        value = loader.construct_document(node)
+    except RecursionError:
+        raise ParseError(f"it is nested more than {limits().json_depth} deep") from None
+    except ParseError:
+        raise
+    except Exception as error:  # the constructors of dates, numbers and tags raise nearly every type there is
+        raise ParseError(f"not plain YAML: {' '.join(str(error).split())[:200] or type(error).__name__}") from None
+    finally:
+        if loader is not None:
+            loader.dispose()
+    check_depth(value)
+    return value
+
+
+def check_depth(value: Any) -> None:
+    """Raises ParseError where lists and objects lie deeper inside one another than the limit allows."""
+    level, depth = [value], 0
+    while level := [one for one in level if isinstance(one, dict | list | tuple)]:
+        depth += 1
+        if depth > limits().json_depth:
+            raise ParseError(f"it is nested more than {limits().json_depth} deep")
+        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
+
+
+def _check_size(root: Any) -> None:
+    """Raises ParseError where a YAML node has too many nodes, each alias written out, or contains itself."""
+    sizes: dict[int, int | None] = {}  # None while a node's children are counted
+    waiting = [(root, False)]
+    while waiting:
+        node, counted = waiting.pop()
+        if not counted and id(node) in sizes:
+            if sizes[id(node)] is None:
+                raise ParseError("an alias stands for something that contains it")
+            continue
+        children = node.value if isinstance(node.value, list) else []
+        children = [child for one in children for child in (one if isinstance(one, tuple) else (one,))]
+        if counted:
+            sizes[id(node)] = total = 1 + sum(sizes[id(child)] for child in children)
+            if total > limits().yaml_nodes:
+                raise ParseError(f"it holds more than {limits().yaml_nodes} values once its aliases are written out")
+        else:
+            sizes[id(node)] = None
+            waiting += [(node, True), *((child, False) for child in children)]
+
+
+def _integer(text: str) -> int:
+    if len(text) > 20 or abs(number := int(text)) > MAX_INTEGER:
+        raise ParseError(f"the number {text[:20]}... of {len(text)} digits is too large")
+    return number
+
+
+def _bytes(path: str | os.PathLike, limit: int) -> bytes:
+    try:
+        return files.read_bytes(path, limit)
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero in it
+        raise UserError(f"{path} cannot be read ({files.reason(error)})") from None
+
+
+def _blaming(path: str | os.PathLike, parse, *arguments):
+    try:
+        return parse(*arguments)
+    except ParseError as error:
+        raise UserError(f"{Path(path)}: {error}") from None
