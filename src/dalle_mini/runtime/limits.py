@@ -53,3 +53,8 @@ def raise_limits(**values: int) -> None:
     both = f"{os.environ.get(VARIABLE, '')} {given}"
     _read(both)
     os.environ[VARIABLE] = both
+
+
+def exceeded(name: str) -> str:
+    """The way out of an error about a limit: "limit NAME; ..."."""
+    return f"limit {name}: if you trust it, raise the limit with {VARIABLE}={name}=N"
