@@ -59,6 +59,8 @@ def test_where_the_decays_are(decay, middle, end):
         ({"warmup_steps": -1}, "optimizer.warmup_steps: -1 is not a number of 0 or more"),
         ({"clip": float("inf")}, "optimizer.clip: inf is not"),
         ({"decay_every": 0}, "optimizer.decay_every: 0 is too small"),
+        ({"eps": 0.0}, "optimizer.eps: 0.0 is not a number of at least 1e-37"),
+        ({"eps": float("inf")}, "optimizer.eps: inf is not"),
         ({"ema": 1.0}, "optimizer.ema: 1.0 is not a decay"),
         ({"b2": 1.5}, "optimizer.b2: 1.5 is not a decay"),
     ],

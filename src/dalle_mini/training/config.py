@@ -11,6 +11,7 @@ OPTIMIZERS = ("adafactor", "adamw", "muon")
 DECAYS = ("constant", "linear", "cosine", "exponential")
 REMAT = ("none", "dots", "full")
 ON_BAD_LOSS = ("stop", "skip")
+LEAST_EPS = 1e-37  # what is less may be 0 in float32, and a row without a gradient would be 0 / 0
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class OptimizerConfig:
             times the learning rate (AdamW, Muon).
         clip: Adafactor's limit on an update's root mean square; the others' on the gradients' global norm. 0 is none.
         b1, b2: decay of AdamW's running means, also where it serves Muon. Adafactor has its own.
+        eps: what AdamW adds to the root of its second mean, in float32, also where it serves Muon (which adds it to
+            the norms that it divides by as well). The published program's `adam_epsilon`.
         ema: decay of a running mean of the parameters, which is then what is evaluated and exported; None is off.
         embeddings_only: train the decoder's embeddings, their norm, the final norm and the head; leave the rest.
     """
@@ -54,6 +57,7 @@ class OptimizerConfig:
     clip: float = 1.0
     b1: float = 0.9
     b2: float = 0.99
+    eps: float = 1e-8
     ema: float | None = None
     embeddings_only: bool = False
 
@@ -66,6 +70,8 @@ class OptimizerConfig:
         for name in ("warmup_steps", "final_rate", "weight_decay", "clip"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"optimizer.{name}: {getattr(self, name)} is not a number of 0 or more")
+        if not LEAST_EPS <= self.eps < math.inf:
+            raise UserError(f"optimizer.eps: {self.eps} is not a number of at least {LEAST_EPS}")
         if self.decay_every < 1:
             raise UserError(f"optimizer.decay_every: {self.decay_every} is too small; it must be at least 1")
         for name in ("b1", "b2", "ema"):

@@ -49,7 +49,7 @@ def make_optimizer(config: OptimizerConfig, steps: int, *, decay_vectors: bool =
             weight_decay_mask=mask,
         )
         return per_layer(one)
-    adamw = optax.adamw(rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=mask)
+    adamw = optax.adamw(rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=mask)
     tx = per_layer(adamw) if config.name == "adamw" else per_layer(_muon(config, rate), single=adamw)
     return optax.chain(optax.clip_by_global_norm(config.clip), tx) if config.clip else tx
 
@@ -110,6 +110,7 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 def _muon(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
     return contrib.muon(
         rate,
+        eps=config.eps,
         weight_decay=config.weight_decay,
         adam_b1=config.b1,
         adam_b2=config.b2,
