@@ -147,8 +147,25 @@ def test_ctrl_c_exits_130_without_a_partial_folder(tmp_path, golden_bundle):
     assert all((folder / "results.json").is_file() for folder in output.iterdir())
 
 
-def test_an_interruption_amid_imports_is_one_line():
-    code = """if True:
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_who_is_asked_to_stop_leaves_whole_folders_only(tmp_path, golden_bundle, name):
+    output, number = tmp_path / "out", getattr(signal, name)
+    arguments = ["generate", *(f"a boat {one}" for one in range(500)), "--model", str(golden_bundle)]
+    process = subprocess.Popen(
+        [*COMMAND, *arguments, "--progress-images", "--output", str(output)], stdout=-1, stderr=-1, text=True
+    )
+    process.stdout.readline()
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (128 + number, f"stopped by {name}\n")
+    assert all((folder / "results.json").is_file() for folder in output.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "line"), [("SIGINT", 130, "interrupted\n"), ("SIGTERM", 143, "stopped by SIGTERM\n")]
+)
+def test_an_interruption_amid_imports_is_one_line(name, code, line):
+    program = """if True:
         import time
         from dalle_mini.commands.terminal import starting
         with starting():
@@ -158,11 +175,11 @@ def test_an_interruption_amid_imports_is_one_line():
             except BaseException:
                 print("swallowed")  # as imports do
     """
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True)
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=-1, stderr=-1, text=True)
     process.stdout.readline()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(getattr(signal, name))
     shown, errors = process.communicate(timeout=60)
-    assert (process.returncode, shown, errors) == (130, "", "interrupted\n")
+    assert (process.returncode, shown, errors) == (code, "", line)
 
 
 def test_ends_quietly_where_its_output_is_no_longer_read():

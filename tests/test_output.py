@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import dalle_mini.output
 from dalle_mini import UserError, __version__
-from dalle_mini.output import check_writable, picture_grid, remove_leftovers, save_looks, slug, write_result
+from dalle_mini.output import Looks, check_writable, picture_grid, save_looks, slug, write_result
 from dalle_mini.pipeline import Partial, Result
+from dalle_mini.runtime.files import remove_leftovers
 from dalle_mini.settings import GenerationSettings
 
 
@@ -45,6 +47,39 @@ def test_a_result_is_pictures_a_grid_and_a_report(tmp_path):
 def test_an_earlier_folder_is_kept_and_the_new_one_numbered(tmp_path):
     names = [write_result(result(), tmp_path, PROVENANCE).name for _ in range(3)]
     assert names == ["a-red-apple", "a-red-apple-2", "a-red-apple-3"]
+
+
+def test_a_run_that_is_quicker_keeps_its_name(tmp_path, monkeypatch):
+    save, others = dalle_mini.output._save, []
+
+    def save_while_another_does(*args):
+        if not others:
+            others.append("on its way")
+            others.append(write_result(result(keep=1), tmp_path, PROVENANCE))
+        save(*args)
+
+    monkeypatch.setattr(dalle_mini.output, "_save", save_while_another_does)
+    assert write_result(result(keep=3), tmp_path, PROVENANCE).name == "a-red-apple-2"
+    assert others[1].name == "a-red-apple" and not (others[1] / "03.png").exists()
+    assert sorted(os.listdir(tmp_path)) == ["a-red-apple", "a-red-apple-2"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_link_in_a_prompts_place_is_kept(tmp_path, overwrite):
+    (tmp_path / "a-red-apple").symlink_to(tmp_path / "missing")
+    assert write_result(result(), tmp_path, PROVENANCE, overwrite=overwrite).name == "a-red-apple-2"
+    assert sorted(os.listdir(tmp_path)) == ["a-red-apple", "a-red-apple-2"]
+
+
+def test_a_look_of_a_living_run_stays_and_those_of_dead_ones_go(tmp_path):
+    (tmp_path / f".progress-{'0' * 32}.png").write_text("of a killed run")
+    with Looks(tmp_path) as looks:
+        for count in (8, 16):
+            looks.add(Partial("a red apple", 0, count, 16, result(keep=4).images, np.zeros((4, 16), np.int32)))
+            check_writable(tmp_path)
+            (name,) = os.listdir(tmp_path)
+            assert name.startswith(".progress-") and "000" not in name
+    assert os.listdir(tmp_path) == []
 
 
 def test_overwrite_replaces_an_earlier_run_but_not_this_one(tmp_path):

@@ -23,8 +23,9 @@ import jax
 
 from dalle_mini.errors import UserError
 from dalle_mini.locks import Busy, lock
-from dalle_mini.output import REPORT, remove_leftovers, write_folder, write_whole
+from dalle_mini.output import REPORT, write_folder
 from dalle_mini.prompts import Entry, import_parquet
+from dalle_mini.runtime.files import remove_leftovers, write_whole
 from dalle_mini.settings import GenerationSettings, check_whole
 
 if TYPE_CHECKING:
@@ -161,6 +162,8 @@ class Batch:
             write_whole(file, (json.dumps(run, indent=2) + "\n").encode())
             for folder in (self.output, self.output / PICTURES):
                 remove_leftovers(folder)
+            for file in self.output.glob(".failed-*.partial"):
+                file.unlink(missing_ok=True)
         _wait_for_all("the folder is this run's")
 
     def _asked(self, entry: Entry) -> dict:

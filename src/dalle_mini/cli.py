@@ -1,7 +1,8 @@
 """The `dalle-mini` command. Every verb is a parser and a function that calls the library; no logic lives here.
 
 Exit codes: 0 done, 2 the user's input is wrong (one line on stderr that starts with `error:`), 130 interrupted, 75
-asked to stop (a training run can be continued), 1 anything else. Nothing heavy is imported before a verb runs, so that
+asked to stop (a training run can be continued), 143 and 129 asked to stop by SIGTERM and SIGHUP (other verbs), 1
+anything else. Nothing heavy is imported before a verb runs, so that
 `--help` answers at once.
 """
 

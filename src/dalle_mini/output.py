@@ -6,8 +6,9 @@
                          progress/, progress.gif   the first candidates while they were drawn, if asked for
 
 A folder is written beside its place under a hidden name and renamed when it is whole, so that an interrupted run leaves
-whole folders only. A folder that exists is kept and the new one is numbered (`a-red-apple-2`), unless overwriting was
-asked for; and even then a folder without a `results.json`, which is somebody else's, is kept.
+whole folders only; what a killed run left of others, the next one removes. A folder that exists is kept and the new one
+is numbered (`a-red-apple-2`), also where another run is quicker, unless overwriting was asked for; and even then a
+folder without a `results.json`, which is somebody else's, is kept.
 """
 
 import contextlib
@@ -17,11 +18,10 @@ import json
 import math
 import os
 import re
-import shutil
+import secrets
 import tempfile
 import textwrap
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,8 @@ from unidecode import unidecode
 
 from dalle_mini import __version__
 from dalle_mini.errors import UserError
+from dalle_mini.locks import Busy
+from dalle_mini.runtime import files
 
 if TYPE_CHECKING:
     from dalle_mini.pipeline import Partial, Result
@@ -45,7 +47,7 @@ CAPTION_LINES = 4
 
 
 def check_writable(output: str | Path) -> Path:
-    """The folder for results as a path, tried before any work is done and left as it was.
+    """The folder for results as a path, tried before any work is done; what a killed run left in it is removed.
 
     Raises UserError where the folder, or the parents that it lacks, cannot be made or written to.
     """
@@ -63,8 +65,8 @@ def check_writable(output: str | Path) -> Path:
     except (OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise UserError(f"--output {output} cannot be written ({reason}): name another folder") from None
+        raise UserError(f"--output {output} cannot be written ({files.reason(error)}): name another folder") from None
+    files.remove_leftovers(output)
     return output
 
 
@@ -89,18 +91,22 @@ def write_result(
     Raises UserError where the folder cannot be written.
     """
     taken = set() if taken is None else taken
-    try:
+    with files.blamed(f"--output {output}"):
         output.mkdir(parents=True, exist_ok=True)
-        target = _target(output, slug(result.prompt), overwrite, taken)
-        with written_beside(target) as folder:
-            _save(result, folder, provenance)
-            picture_grid(result.prompt, result.images, result.scores).save(folder / "grid.png")
-            if looks:
-                save_looks(folder, looks, result)
-    except OSError as error:
-        raise UserError(f"--output {output} cannot be written: {error}") from None
-    taken.add(target.resolve())
-    return target
+        while True:
+            target, replace = _target(output, slug(result.prompt), overwrite, taken)
+            try:
+                with files.written_beside(target, replace=replace) as folder:
+                    _save(result, folder, provenance)
+                    picture_grid(result.prompt, result.images, result.scores).save(folder / "grid.png")
+                    if looks:
+                        save_looks(folder, looks, result)
+            except FileExistsError:
+                if not os.path.lexists(target):
+                    raise
+                continue  # another run has taken the name meanwhile
+            taken.add(_real(target))
+            return target
 
 
 def write_folder(result: "Result", target: Path, provenance: dict, **more) -> None:
@@ -108,64 +114,43 @@ def write_folder(result: "Result", target: Path, provenance: dict, **more) -> No
 
     Raises UserError where the folder cannot be written.
     """
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with written_beside(target) as folder:
-            _save(result, folder, provenance, **more)
-    except OSError as error:
-        raise UserError(f"{target} cannot be written: {error}") from None
-
-
-def write_whole(file: Path, data: bytes) -> None:
-    """Write a file beside its place and rename it. Raises UserError where that fails."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_bytes(data)
-            partial.replace(file)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{file} cannot be written: {error.strerror or error}") from None
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed run was writing beside its place."""
-    for leftover in folder.glob(".*.partial"):
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
-    for replaced in folder.glob(".*.replaced"):
-        target = replaced.with_name(replaced.name[1:].rsplit(".", 2)[0])
-        if target.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
-        else:
-            replaced.rename(target)
+    with files.blamed(target), files.written_beside(target) as folder:
+        _save(result, folder, provenance, **more)
 
 
 class Looks:
     """Looks at pictures while they are drawn: the last one is a file in the output folder, until the block ends.
 
-    Its name, `.progress-....png`, is one that no other run and nobody else has.
+    Its name, `.progress-....png`, is one that no other run and nobody else has. What a killed run left,
+    `files.remove_leftovers` removes.
     """
 
     def __init__(self, output: Path):
-        self._file, self._seen = output / f".progress-{uuid.uuid4().hex}.png", []
+        self._file, self._seen = output / f".progress-{secrets.token_hex(16)}.png", []
+        self._held: int | None = None
 
     def __enter__(self) -> "Looks":
         return self
 
     def __exit__(self, *_) -> None:
         self._file.unlink(missing_ok=True)
+        self._let_go()
 
     def add(self, look: "Partial") -> None:
         """Raises UserError where the picture cannot be written."""
         self._seen.append(look)
         buffer = io.BytesIO()
         picture_grid(look.prompt, look.images).save(buffer, "PNG")
-        write_whole(self._file, buffer.getvalue())
+        with files.blamed(self._file):
+            files.write_whole(self._file, buffer.getvalue(), sync=False)
+            self._let_go()
+            with contextlib.suppress(FileNotFoundError, Busy):  # another run has just removed it: there will be more
+                self._held = files.hold(self._file)
+
+    def _let_go(self) -> None:
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
 
     def take(self) -> "list[Partial]":
         """Those of the prompt that is drawn now; the next ones are another's."""
@@ -259,30 +244,19 @@ def _report(result: "Result", names: list[str], provenance: dict) -> dict:
     }
 
 
-def _target(output: Path, name: str, overwrite: bool, taken: set[Path]) -> Path:
+def _target(output: Path, name: str, overwrite: bool, taken: set[Path]) -> tuple[Path, bool]:
+    """The folder for a prompt, and whether it is there and to be replaced."""
     target, number = output / name, 1
-    while target.resolve() in taken or (target.exists() and not (overwrite and (target / REPORT).is_file())):
+    while os.path.lexists(target):
+        if overwrite and _real(target) not in taken and (target / REPORT).is_file():
+            return target, True
         number += 1
         target = output / f"{name}-{number}"
-    return target
+    return target, False
 
 
-@contextlib.contextmanager
-def written_beside(target: Path) -> Iterator[Path]:
-    """A new folder that takes `target`'s place when the block ends well, and is removed when it does not."""
-    mark = uuid.uuid4().hex[:8]  # in a container every run may have the same process number
-    partial, replaced = (target.with_name(f".{target.name}.{mark}.{what}") for what in ("partial", "replaced"))
-    try:
-        partial.mkdir()
-        yield partial
-        if target.exists():
-            target.rename(replaced)
-        partial.rename(target)
-    finally:
-        if replaced.exists() and not target.exists():
-            replaced.rename(target)
-        for leftover in (partial, replaced):
-            shutil.rmtree(leftover, ignore_errors=True)
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))
 
 
 def _to_ascii(text: str) -> str:

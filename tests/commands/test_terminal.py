@@ -1,6 +1,8 @@
+import warnings
+
 import pytest
 
-from dalle_mini.commands.terminal import out_of_memory
+from dalle_mini.commands.terminal import exit_code, out_of_memory
 from dalle_mini.errors import UserError
 
 
@@ -15,3 +17,14 @@ def test_too_little_memory_of_a_device_is_one_line_with_the_way_out():
 def test_other_errors_pass():
     with pytest.raises(RuntimeError, match="INTERNAL"), out_of_memory("take fewer"):
         raise RuntimeError("INTERNAL: something else")
+
+
+def test_warnings_of_libraries_are_one_line_each(capsys):
+    def warned() -> None:
+        for _ in range(2):
+            warnings.warn("odd file 'x\x1b[31m\nerror: fake'", RuntimeWarning, stacklevel=1)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert exit_code(warned) == 0
+    assert capsys.readouterr().err == "note: RuntimeWarning: odd file 'x\\x1b[31m\\nerror: fake'\n"

@@ -18,7 +18,7 @@ from dalle_mini.data.report_page import page, perplexity
 from dalle_mini.data.shards import DROPPED, DROPPED_SCHEMA, Shard, write_table
 from dalle_mini.data.survey import survey
 from dalle_mini.errors import UserError
-from dalle_mini.output import write_whole
+from dalle_mini.runtime.files import write_whole
 
 HOSTILE = '<script src="http://evil.example/x.js">alert(1)</script><img src=x onerror=alert(1)>"\'&amp;</q></figure>'
 

@@ -1,10 +1,12 @@
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
 from dalle_mini.errors import UserError
+from dalle_mini.locks import Busy
 from dalle_mini.runtime import files
 
 
@@ -57,21 +59,93 @@ def test_of_runs_that_want_a_name_one_gets_it(tmp_path):
     assert os.listdir(target) == ["b"] and os.listdir(tmp_path) == ["name"]
 
 
+def test_the_last_of_two_that_replace_a_folder_stays(tmp_path):
+    target = tmp_path / "name"
+    with files.written_beside(target) as first:
+        (first / "a").write_text("first")
+        with files.written_beside(target) as second:
+            (second / "b").write_text("second")
+    assert os.listdir(target) == ["a"] and os.listdir(tmp_path) == ["name"]
+
+
+@pytest.mark.parametrize("point_at", ["precious", "missing"])
+def test_a_link_in_the_place_of_a_folder_is_replaced_and_not_followed(tmp_path, point_at):
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "a").write_text("x")
+    (tmp_path / "name").symlink_to(tmp_path / point_at)
+    with pytest.raises(FileExistsError), files.written_beside(tmp_path / "name", replace=False):
+        pass
+    with files.written_beside(tmp_path / "name") as folder:
+        (folder / "b").write_text("y")
+    assert os.listdir(tmp_path / "name") == ["b"] and not (tmp_path / "name").is_symlink()
+    assert sorted(os.listdir(tmp_path)) == ["name", "precious"] and os.listdir(tmp_path / "precious") == ["a"]
+
+
+KILLED = """if True:
+    import os, signal, pathlib
+    from dalle_mini.runtime import files
+    with files.{name}(pathlib.Path({place!r}) / "{name}") as made:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
 def test_leftovers_of_killed_runs_go_and_those_of_living_ones_stay(tmp_path):
-    code = f"""if True:
-        import os, signal, pathlib
-        from dalle_mini.runtime import files
-        with files.written_beside(pathlib.Path({str(tmp_path)!r}) / "killed") as folder:
-            os.kill(os.getpid(), signal.SIGKILL)
-        """
-    subprocess.run([sys.executable, "-c", code])
+    for name in ("written_beside", "writing_whole"):
+        subprocess.run([sys.executable, "-c", KILLED.format(name=name, place=str(tmp_path))])
     (tmp_path / f".lost.{'0' * 16}.replaced").mkdir()
+    (tmp_path / f".progress-{'0' * 32}.png").write_text("")
+    (tmp_path / f".link.{'0' * 16}.partial").symlink_to(tmp_path)  # nothing that we write
     (tmp_path / ".mine.partial").mkdir()  # somebody else's name
-    with files.written_beside(tmp_path / "alive"):
-        assert len(os.listdir(tmp_path)) == 4
+    with files.written_beside(tmp_path / "alive"), files.writing_whole(tmp_path / "file") as file:
+        assert len(os.listdir(tmp_path)) == 8
         files.remove_leftovers(tmp_path)
-        assert len(os.listdir(tmp_path)) == 3
-    assert sorted(os.listdir(tmp_path)) == [".mine.partial", "alive", "lost"]
+        assert len(os.listdir(tmp_path)) == 5
+        file.write(b"whole")
+    assert sorted(os.listdir(tmp_path)) == [f".link.{'0' * 16}.partial", ".mine.partial", "alive", "file", "lost"]
+    assert (tmp_path / "file").read_bytes() == b"whole"
+
+
+def test_where_there_are_no_locks_what_was_touched_lately_stays(tmp_path, monkeypatch):
+    def lock(*_, **__):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(files, "lock", lock)
+    for name, age in (("new", 60), ("old", 25 * 3600)):
+        path = tmp_path / f".{name}.{'0' * 16}.partial"
+        path.write_text("")
+        os.utime(path, (time.time() - age,) * 2)
+    with files.written_beside(tmp_path / "alive"):
+        files.remove_leftovers(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [f".new.{'0' * 16}.partial", "alive"]
+
+
+def test_a_lock_file_that_its_holder_removed_is_no_lock(tmp_path):
+    path = tmp_path / "run.lock"
+    earlier, opened = files.open_lock_file, []
+
+    def open_lock_file(path):
+        file = earlier(path)
+        if not opened:
+            os.unlink(path)  # the holder has finished, and tidies up, before we have the lock
+        opened.append(file)
+        return file
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "open_lock_file", open_lock_file)
+        with files.locked(path) as missing:
+            assert missing is None and len(opened) == 2 and path.exists()
+            with pytest.raises(Busy), files.locked(path):
+                pass
+
+
+def test_appending_follows_no_link(tmp_path):
+    (tmp_path / "precious").write_text("x")
+    (tmp_path / "log").symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError):
+        files.append(tmp_path / "log", "y")
+    files.append(tmp_path / "other", "a")
+    files.append(tmp_path / "other", "b")
+    assert (tmp_path / "precious").read_text() == "x" and (tmp_path / "other").read_text() == "ab"
 
 
 def test_pipes_devices_and_what_is_too_large_are_refused_at_once(tmp_path):

@@ -19,7 +19,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dalle_mini.commands.terminal import Parser, exit_code
 from dalle_mini.errors import UserError
-from dalle_mini.output import REPORT, write_whole
+from dalle_mini.output import REPORT
+from dalle_mini.runtime.files import write_whole
 
 COLUMNS = 3
 BEST, NEXT, REJECTED = 232, 58, 56  # pixels, the sides of the pictures

@@ -14,7 +14,7 @@ from entry import parser, user_errors
 from PIL import Image, ImageDraw, ImageFont
 
 from dalle_mini.errors import UserError
-from dalle_mini.output import write_whole
+from dalle_mini.runtime.files import write_whole
 from dalle_mini.training.chart import linear_ticks
 from dalle_mini.training.tracking import LOG, SAMPLES, read_log
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from dalle_mini.commands.terminal import starting
 from dalle_mini.errors import UserError
-from dalle_mini.runtime import console
+from dalle_mini.runtime import console, stopping
 
 PATIENCE = 300.0  # seconds that the first process has to come up, as JAX's own
 
@@ -34,7 +34,8 @@ def join(distributed: bool) -> bool:
     if address and number:
         _wait_for(address)
     try:
-        jax.distributed.initialize(address, whole("JAX_NUM_PROCESSES"), number)
+        with stopping.kept():
+            jax.distributed.initialize(address, whole("JAX_NUM_PROCESSES"), number)
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--distributed: the other processes were not found ({reason}): see --help") from None

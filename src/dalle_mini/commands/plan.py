@@ -3,14 +3,13 @@
 import argparse
 import contextlib
 import json
-import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from dalle_mini.commands.terminal import Help, starting
+from dalle_mini.commands.terminal import Help, end_at_once, starting
 from dalle_mini.errors import UserError
 from dalle_mini.runtime import console
 
@@ -164,11 +163,7 @@ def waiting(text: str) -> Iterator[None]:
 
 
 def in_thread(work: Callable[[], Any]) -> Any:
-    """The result of `work`, done in a thread, so that this one hears Ctrl-C, and SIGTERM in the same way."""
-
-    def stop(*_) -> None:
-        os.write(2, b"interrupted\n")
-        os._exit(130)
+    """The result of `work`, done in a thread, so that this one hears Ctrl-C and SIGTERM."""
 
     found: dict[str, Any] = {}
 
@@ -181,7 +176,9 @@ def in_thread(work: Callable[[], Any]) -> Any:
     thread, earlier = threading.Thread(target=run, daemon=True), signal.getsignal(signal.SIGTERM)
     thread.start()
     while thread.is_alive():
-        signal.signal(signal.SIGTERM, stop)  # again and again: libtpu has a handler of its own, which prints its stack
+        signal.signal(
+            signal.SIGTERM, end_at_once
+        )  # again and again: libtpu has a handler of its own, which prints its stack
         thread.join(0.2)
     signal.signal(signal.SIGTERM, earlier or signal.SIG_DFL)
     if "error" in found:

@@ -1,4 +1,4 @@
-"""What every verb shares: parsing, notices, bars, and an end at once on Ctrl-C."""
+"""What every verb shares: parsing, notices, bars, and an end in one line, also when it is asked to stop."""
 
 import argparse
 import contextlib
@@ -8,21 +8,25 @@ import re
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 
 from dalle_mini.errors import UserError
-from dalle_mini.runtime import console, files
+from dalle_mini.runtime import console, files, stopping
 
+CURSOR = "\x1b[?25h"  # shows it
 MEMORY_ADVICE = "use a smaller model or a smaller batch, close other programs, or take a machine with more"
 
 
 def exit_code(command: Callable[[], int | None]) -> int:
-    """What a command's function returns, 0 for None; 2 after a `UserError` and 130 after Ctrl-C, told in one line.
+    """What a command's function returns, 0 for None; 2 after a `UserError`, told in one line.
+
+    After Ctrl-C it is 130, after SIGTERM 143 and after SIGHUP 129: the command has tidied up.
 
     Streams that cannot be written end no command. Where what it prints into has gone before all was told
     (`dalle-mini info ... | head`), it ends quietly with 141 in place of 0, as a program that dies of SIGPIPE.
     """
-    with console.guarded() as (out, _):
+    with console.guarded() as (out, _), _warnings_in_one_line():
         code = _told(command)
         out.flush()
         if out.broken is None:
@@ -36,38 +40,62 @@ def exit_code(command: Callable[[], int | None]) -> int:
 
 def _told(command: Callable[[], int | None]) -> int:
     try:
-        return command() or 0
+        with stopping.unwinding():
+            return command() or 0
     except UserError as error:
         console.say(f"error: {error}")
         return 2
     except MemoryError as error:
         console.say(f"error: the machine has too little memory ({files.reason(error)}): {MEMORY_ADVICE}")
         return 2
+    except stopping.Stopped as stop:
+        console.say(stop)
+        return stop.exit_code
     except KeyboardInterrupt:
         console.say("interrupted")
         return 130
 
 
 @contextlib.contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Python's warnings, some of which quote a file, as notices; each text once, as Python's own default."""
+
+    def show(message, category, *_) -> None:
+        console.say(f"note: {category.__name__}: {message}")
+
+    before, warnings.showwarning = warnings.showwarning, show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
+
+
+@contextlib.contextmanager
 def starting() -> Iterator[None]:
-    """Around imports: Ctrl-C ends the command on the spot.
+    """Around imports: Ctrl-C, SIGTERM and SIGHUP end the command on the spot.
 
     An exception raised amid an import may be swallowed by it, or leave a traceback; nothing is written yet that
     would have to be tidied away.
     """
 
-    def stop(*_) -> None:
-        os.write(2, b"\x1b[?25hinterrupted\n" if os.isatty(2) else b"interrupted\n")  # a bar has hidden the cursor
-        os._exit(130)
-
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    earlier = signal.signal(signal.SIGINT, stop)
+    numbers = (signal.SIGINT, *(number for number in stopping.ASKED if signal.getsignal(number) != signal.SIG_IGN))
+    earlier = {number: signal.signal(number, end_at_once) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, earlier)
+        for number, handler in earlier.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+def end_at_once(number: int, *_) -> None:
+    """A handler that ends the process, with a line and no tidying up."""
+    told = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+    with contextlib.suppress(OSError):
+        os.write(2, f"{CURSOR if os.isatty(2) else ''}{told}\n".encode())  # a bar has hidden the cursor
+    os._exit(128 + number)
 
 
 class Notes(logging.Handler):

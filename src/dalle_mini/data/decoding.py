@@ -188,7 +188,8 @@ def read_here(parts: Sequence[tuple[int, Part]], preparation: Preparation, batch
 
 def _work(connection: Connection, memory, place, preparation: Preparation, batch_size: int) -> None:
     """The process: reads the parts that it is told of, until its pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, and the parent ends us
+    for number in (signal.SIGINT, signal.SIGHUP):  # which a terminal sends to all: the parent ends us
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     size = preparation.resolution
     batches = np.frombuffer(memory, np.uint8).reshape(-1, batch_size, size, size, 3)

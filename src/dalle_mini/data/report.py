@@ -42,7 +42,7 @@ def write_report(
     Raises:
         UserError: the folder is not encoded or damaged, the VQGAN is not found or another, the page cannot be written.
     """
-    from dalle_mini.output import write_whole
+    from dalle_mini.runtime.files import write_whole
 
     folder = Path(folder)
     if not folder.is_dir():

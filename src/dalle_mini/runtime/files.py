@@ -13,15 +13,21 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from dalle_mini.errors import UserError
 from dalle_mini.locks import Busy, lock
 
-_LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{16}\.(?P<what>partial|replaced)")
+# Of this version and of those before; and what `output.Looks` shows while it draws.
+_LEFTOVER = re.compile(
+    r"\.(?P<name>.+)\.([0-9a-f]{16}|[0-9a-f]{8}|\d+)\.(?P<what>partial|replaced)|\.progress-[0-9a-f]{32}\.png"
+)
 _NOT_FOLLOWED = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+_DAY = 24 * 3600  # seconds without a change, after which nobody writes where there are no locks to tell it
+_TRIES = 100
 
 
 def beside(target: Path, what: str = "partial") -> Path:
@@ -31,7 +37,7 @@ def beside(target: Path, what: str = "partial") -> Path:
 
 def create(path: str | os.PathLike) -> BinaryIO:
     """Open a new file for writing. Raises FileExistsError where anything, a link too, has that name."""
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOT_FOLLOWED, 0o666), "wb")
+    return os.fdopen(_new_file(path), "wb")
 
 
 def write_whole(path: str | os.PathLike, data: bytes | str, *, work: Path | None = None, sync: bool = True) -> None:
@@ -56,15 +62,16 @@ def writing_whole(path: Path, *, work: Path | None = None, sync: bool = True) ->
     Raises OSError; then, as after an exception in the block, the file that was there is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = beside((work or path.parent) / path.name)
-    partial.parent.mkdir(parents=True, exist_ok=True)
+    work = work or path.parent
+    work.mkdir(parents=True, exist_ok=True)
+    partial, descriptor = _new(work / path.name, _new_file)
     try:
-        with create(partial) as file:
+        with os.fdopen(descriptor, "wb") as file:
             yield file
+            file.flush()
             if sync:
-                file.flush()
-                os.fsync(file.fileno())  # or the name may survive a power cut, and the bytes not
-        os.replace(partial, path)
+                os.fsync(descriptor)  # or the name may survive a power cut, and the bytes not
+            os.replace(partial, path)  # while it is locked: to others it would look like a leftover
     finally:
         partial.unlink(missing_ok=True)
 
@@ -73,27 +80,36 @@ def writing_whole(path: Path, *, work: Path | None = None, sync: bool = True) ->
 def written_beside(target: Path, *, replace: bool = True) -> Iterator[Path]:
     """A new folder that takes `target`'s place when the block ends well, and is removed when it does not.
 
-    With `replace` false a folder that is there, or has come meanwhile, is kept and FileExistsError is raised: of
-    several runs that want a name, one gets it. Raises OSError where it cannot be written.
+    With `replace` false what is there, or has come meanwhile, is kept and FileExistsError is raised: of several runs
+    that want a name, one gets it. Raises OSError where it cannot be written.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial, replaced = beside(target), beside(target, "replaced")
-    holding = None
+    partial, descriptor = _new(target, _new_folder)
     try:
-        partial.mkdir()
-        with contextlib.suppress(OSError):  # a file system without locks
-            holding = _hold(partial)
         yield partial
-        if replace and target.exists():
-            target.rename(replaced)
-        _move(partial, target)
+        _put(partial, target, replace)
     finally:
-        if holding is not None:
-            os.close(holding)
-        if replaced.exists() and not target.exists():
+        os.close(descriptor)
+        _remove(partial)
+
+
+def _put(folder: Path, target: Path, replace: bool) -> None:
+    replaced = beside(target, "replaced")
+    try:
+        for left in reversed(range(_TRIES)):
+            if replace:
+                with contextlib.suppress(FileNotFoundError):
+                    target.rename(replaced)
+            try:
+                return _move(folder, target)
+            except FileExistsError:
+                if not (replace and left):
+                    raise
+                _remove(replaced)  # another run has come in between: the last one stays
+    finally:
+        if os.path.lexists(replaced) and not os.path.lexists(target):
             replaced.rename(target)
-        for leftover in (partial, replaced):
-            shutil.rmtree(leftover, ignore_errors=True)
+        _remove(replaced)
 
 
 def _move(folder: Path, target: Path) -> None:
@@ -105,36 +121,80 @@ def _move(folder: Path, target: Path) -> None:
         raise
 
 
-def _hold(folder: Path) -> int:
-    """A descriptor that holds the lock of a folder, so that `remove_leftovers` of another run lets it be.
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
-    Raises Busy where another process has it, OSError where there are no locks.
+
+def _new(target: Path, make: Callable[[Path], int]) -> tuple[Path, int]:
+    """Something new beside the target, and the descriptor that locks it: `remove_leftovers` of others lets it be."""
+    while True:
+        partial = beside(target)
+        descriptor = make(partial)
+        try:
+            lock(descriptor)
+        except Busy:  # another run took it for a leftover before it was locked, and removes it
+            os.close(descriptor)
+            continue
+        except OSError:  # a file system without locks
+            pass
+        if os.path.lexists(partial):
+            return partial, descriptor
+        os.close(descriptor)
+
+
+def _new_file(path: str | os.PathLike) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOT_FOLLOWED, 0o666)
+
+
+def _new_folder(path: Path) -> int:
+    path.mkdir()
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | _NOT_FOLLOWED)
+
+
+def hold(path: Path) -> int | None:
+    """A descriptor that holds the lock of a file or folder, until it is closed or the process ends.
+
+    None where the file system has no locks. Raises Busy where another has it, OSError where it cannot be opened.
     """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | _NOT_FOLLOWED)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | _NOT_FOLLOWED)
     try:
         lock(descriptor)
-    except BaseException:
+    except BaseException as error:
         os.close(descriptor)
-        raise
+        if not isinstance(error, OSError):
+            raise
+        return None
     return descriptor
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed runs were writing beside its place; what a run is still writing stays.
+    """Remove what killed runs were writing in a folder; what a run is still writing stays.
 
-    A folder that was moved aside is put back where its successor did not come.
+    What was moved aside is put back where its successor did not come.
     """
     for leftover in _entries(folder):
         found = _LEFTOVER.fullmatch(leftover.name)
-        if found is None or leftover.is_symlink() or _is_held(leftover):
-            continue
-        target = leftover.with_name(found["name"])
-        if found["what"] == "replaced" and not target.exists():
-            leftover.rename(target)
-        elif leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
+        if found is not None:
+            with contextlib.suppress(OSError, Busy):
+                _remove_leftover(leftover, found)
+
+
+def _remove_leftover(leftover: Path, found: re.Match) -> None:
+    held = hold(leftover)
+    try:
+        if held is None and time.time() - leftover.stat().st_mtime < _DAY:
+            return
+        if found["what"] == "replaced" and not os.path.lexists(leftover.with_name(found["name"])):
+            leftover.rename(leftover.with_name(found["name"]))
         else:
-            leftover.unlink(missing_ok=True)
+            _remove(leftover)
+    finally:
+        if held is not None:
+            os.close(held)
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -144,20 +204,46 @@ def _entries(folder: Path) -> list[Path]:
         return []
 
 
-def _is_held(leftover: Path) -> bool:
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.close(_hold(leftover))
-    except Busy:
-        return True
-    except OSError:  # a file, or a file system without locks
-        return False
-    return False
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def append(path: Path, text: str) -> None:
+    """Add text to a file, made where it is missing. Raises OSError; where the name is a link, too."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | _NOT_FOLLOWED, 0o666)
+    with _regular(descriptor, path, "ab") as file:
+        file.write(text.encode("utf-8", "backslashreplace"))
 
 
 def open_lock_file(path: str | os.PathLike) -> BinaryIO:
     """Open a file to be locked, made where it is missing and never emptied. Raises OSError where the name is a link."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | _NOT_FOLLOWED, 0o666)
     return _regular(descriptor, path, "r+b")
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike, *, shared: bool = False) -> Iterator[OSError | None]:
+    """Hold the lock of a file, made where it is missing; it goes with the process, however that ends.
+
+    It yields the reason where the file system has no locks. Raises Busy where another process has it (shared: has it
+    for itself alone), OSError where the file cannot be made, or is a link.
+    """
+    while True:
+        with open_lock_file(path) as file:
+            missing = None
+            try:
+                lock(file, shared=shared)
+            except OSError as error:
+                missing = error
+            if missing is None and not os.fstat(file.fileno()).st_nlink:
+                continue  # who held it has removed it: whoever comes now would make another
+            yield missing
+            return
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:

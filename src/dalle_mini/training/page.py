@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dalle_mini.output import write_whole
+from dalle_mini.runtime.files import write_whole
 from dalle_mini.training.chart import Series, chart, number
 
 Row = tuple[str, Sequence[str], str | None]  # of a comparison's table: name, cells, what went wrong

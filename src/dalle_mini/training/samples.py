@@ -28,7 +28,8 @@ from dalle_mini.errors import UserError
 from dalle_mini.generation.ranking import ClipRanker
 from dalle_mini.models import VQGAN, DalleBart
 from dalle_mini.models.config import DalleBartConfig, VQGANConfig
-from dalle_mini.output import REPORT, picture_grid, slug, written_beside
+from dalle_mini.output import REPORT, picture_grid, slug
+from dalle_mini.runtime.files import written_beside
 from dalle_mini.settings import GenerationSettings, check_prompts
 from dalle_mini.text import CaptionNormalizer, CaptionTokenizer
 from dalle_mini.training.config import SampleConfig
@@ -164,7 +165,6 @@ def mean_score(samples: Sequence[Sample]) -> float | None:
 
 def write_samples(folder: Path, step: int, samples: Sequence[Sample]) -> None:
     """Write a step's folder whole; one that is there is replaced. Raises OSError where that fails."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with written_beside(folder) as beside:
         (beside / "thumbs").mkdir()
         rows = []

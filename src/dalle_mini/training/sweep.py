@@ -30,14 +30,22 @@ from typing import Any
 
 from dalle_mini.errors import UserError
 from dalle_mini.locks import Busy, lock
-from dalle_mini.output import check_writable, write_whole
+from dalle_mini.output import check_writable
+from dalle_mini.runtime.files import write_whole
+from dalle_mini.runtime.stopping import ASKED
 from dalle_mini.training.chart import number
 from dalle_mini.training.page import Row, write_comparison
 from dalle_mini.training.sweep_points import Point
 from dalle_mini.training.tracking import duration, read_log
 
 TRAIN = (sys.executable, "-m", "dalle_mini.cli", "train")
-STOPPED = (75, 130, -signal.SIGINT, -signal.SIGTERM)  # exit codes of a run that was asked to stop and can go on
+STOPPED = (
+    75,
+    130,
+    -signal.SIGINT,
+    -signal.SIGTERM,
+    -signal.SIGHUP,
+)  # exit codes of a run that was asked to stop and can go on
 
 METRICS = ("eval_loss", "loss", "sample_score", "pictures_per_second")
 
@@ -291,7 +299,8 @@ class Children:
             for process in list(self._processes):
                 process.send_signal(number)
 
-        earlier = {number: signal.signal(number, tell) for number in (signal.SIGINT, signal.SIGTERM)}
+        heard = [number for number in (signal.SIGINT, *ASKED) if signal.getsignal(number) is not signal.SIG_IGN]
+        earlier = {number: signal.signal(number, tell) for number in heard}
         try:
             yield
         finally:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dalle_mini.errors import UserError
-from dalle_mini.output import write_whole
+from dalle_mini.runtime.files import write_whole
 from dalle_mini.training.config import TrackingConfig
 
 if TYPE_CHECKING:
