@@ -15,7 +15,7 @@ class UserError(ValueError):
 
 
 def listed(names: Iterable[str], limit: int = 5) -> str:
-    """The first names of a possibly long list, for a message of one line: 'a, b and 7 more'."""
+    """The first names of a possibly long list, each cut, for a message of one line: 'a, b and 7 more'."""
     names = list(names)
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest
+    return ", ".join(name if len(name) <= 200 else f"{name[:200]}..." for name in names[:limit]) + rest

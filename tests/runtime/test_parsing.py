@@ -41,6 +41,10 @@ def test_json_that_is_refused(text, why):
         ("&a [*a]", "contains it"),
         ("a: &a {b: {c: *a}}", "contains it"),
         ("a: [", "not plain YAML"),
+        ("a: 1" + ":59" * 50_000, "a number has 150001 digits"),
+        ("a: 0x" + "f" * 90, "a number that is too large"),
+        ("{0x" + "f" * 90 + ": 1}", "a number that is too large"),
+        ("a: &a " + "x" * 100_000 + "\nb: [" + "*a," * 5000 + "]", "more than 100000 values"),
         ("\x00", "not plain YAML"),
     ],
 )

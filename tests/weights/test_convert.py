@@ -221,7 +221,7 @@ def test_info_of_a_repository_that_lacks_a_part(bundle, hub):
 @pytest.mark.parametrize(
     ("part", "config", "problem"),
     [
-        ("dalle", "{", "is not valid JSON"),
+        ("dalle", "{", "not valid JSON"),
         ("vqgan", '{"ch_mult": [1, 2], "n_embed": "many"}', "n_embed must be a whole number"),
         ("clip", '{"model_type": "t5"}', "model_type='t5' is none of"),
     ],

@@ -112,7 +112,8 @@ def test_a_cut_file_names_the_tensor(tmp_path):
         (msgpack.ExtType(1, msgpack.packb(((1,), "object", b"\0" * 8))), "dtype 'object'"),
         (msgpack.ExtType(1, msgpack.packb(((1,), "V8", b"\0" * 8))), "dtype 'V8'"),
         (msgpack.ExtType(1, msgpack.packb(((4,), "float32", b"\0" * 8))), "8 bytes do not make a float32"),
-        (msgpack.ExtType(1, msgpack.packb(((1 << 62, 1 << 62), "float32", b""))), "0 bytes do not make"),
+        (msgpack.ExtType(1, msgpack.packb(((1 << 62, 1 << 62), "float32", b""))), "no array has the shape"),
+        (msgpack.ExtType(1, msgpack.packb(((1 << 32,) * 3, "float32", b""))), "no array has the shape"),
         (msgpack.ExtType(1, msgpack.packb(((-1,), "float32", b""))), "not packed"),
         (msgpack.ExtType(1, msgpack.packb("float32")), "not packed"),
         (msgpack.ExtType(1, b"\xc1"), "flax_model.msgpack"),
@@ -131,7 +132,7 @@ def test_a_cut_file_names_the_tensor(tmp_path):
         ),
         (
             {"__msgpack_chunked_array__": True, "shape": {"0": -2}, "chunks": {"0": packed(np.ones(2))}},
-            "2 values in all",
+            "no array has the shape",
         ),
         (
             {"__msgpack_chunked_array__": True, "shape": {"0": 1}, "chunks": {"0": packed(np.ones((1, 1)))}},
@@ -198,3 +199,30 @@ def test_random_damage_never_escapes(tmp_path):
         except UserError:
             continue
         assert all(isinstance(tensor.read(), np.ndarray) for tensor in tensors.values())
+
+
+def test_names_and_shapes_that_grow(tmp_path, monkeypatch):
+    """Joined names of many leaves in deep maps take gigabytes, and so may the product of a long shape."""
+    path = tmp_path / "flax_model.msgpack"
+    tree = {str(i): {} for i in range(60_000)}
+    for _ in range(60):
+        tree = {"n" * 1000: tree}
+    with pytest.raises(
+        UserError, match=r"more than 1024 characters \(limit tensor_name: .*DALLE_MINI_LIMITS=tensor_name"
+    ):
+        read_msgpack(write(path, tree))
+    shape = {str(i): (1 << 64) - 1 for i in range(100_000)}
+    with pytest.raises(UserError, match="an array has 100000 axes"):
+        read_msgpack(write(path, {"a": {"__msgpack_chunked_array__": True, "shape": shape, "chunks": {}}}))
+    monkeypatch.setenv("DALLE_MINI_LIMITS", "tensors=50")
+    with pytest.raises(UserError, match=r"more than 50 tensors and maps of them \(limit tensors"):
+        read_msgpack(write(path, {str(i): {} for i in range(51)}))
+    chunks = {str(i): packed(np.ones(1)) for i in range(51)}
+    with pytest.raises(UserError, match=r"more than 50 tensors and maps of them \(limit tensors"):
+        read_msgpack(write(path, {"a": {"__msgpack_chunked_array__": True, "shape": {"0": 51}, "chunks": chunks}}))
+
+
+def test_a_pipe_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "flax_model.msgpack")
+    with pytest.raises(OSError, match="a pipe or a device"):
+        read_msgpack(tmp_path / "flax_model.msgpack")

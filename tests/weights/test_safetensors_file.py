@@ -89,7 +89,9 @@ def entry(begin=0, end=8, dtype="F32", shape=(2,)):
         ([], "its header is not a JSON object"),
         (b'{"a": 1, "a": 2}', "the name a occurs twice"),
         (b"{" * 1000, "Expecting property name"),
-        (b"[" * 100_000, "its header is nested too deep"),
+        (b"[" * 100_000, "it is nested more than 64 deep"),
+        ({"a": entry(shape=(0,) * 65, end=0), "b": entry()}, "tensor a: an array has 65 axes"),
+        (b'{"a": {"dtype": "F32", "shape": [1' + b"0" * 400 + b"], ", "the number 10+... of 401 digits is too large"),
         (b"\xff{}", "codec can't decode"),
     ],
 )
@@ -128,3 +130,15 @@ def test_random_damage_never_escapes(tmp_path):
         except UserError:
             continue
         assert all(isinstance(tensor.read(), np.ndarray) for tensor in tensors.values())
+
+
+def test_headers_beyond_the_limits(tmp_path, monkeypatch):
+    monkeypatch.setenv("DALLE_MINI_LIMITS", "safetensors_header_bytes=500 tensors=3 tensor_name=40")
+    for header, limit in (
+        (b" " * 501, "safetensors_header_bytes"),
+        ({str(i): {} for i in range(4)}, "tensors"),
+        ({"n" * 41: entry()}, "tensor_name"),
+    ):
+        write(tmp_path / "t", header)
+        with pytest.raises(UserError, match=rf"t: .* \(limit {limit}: .*DALLE_MINI_LIMITS={limit}=N"):
+            read_safetensors(tmp_path / "t")

@@ -275,15 +275,19 @@ def test_the_yaml_of_a_checkpoint(tmp_path):
     ("old", "new", "message"),
     [
         ("vqgan.VQModel", "cond_transformer.Net2NetTransformer", r"taming\.models\..*Net2NetTransformer is not supp"),
-        ("taming.models.vqgan.VQModel", "[1]", r"model\.target \[1\] is not supported \(supported: VQModel, "),
+        (
+            "taming.models.vqgan.VQModel",
+            "[1]",
+            r"model\.target of another kind than text is not supported \(supported: V",
+        ),
         ("n_embed: 40", "", "model.params lacks n_embed"),
         ("ch: 32", "", "model.params.ddconfig lacks ch$"),
         ("ddconfig:", "other:", "model.params lacks ddconfig"),
         ("model:", "data:", "the file lacks model"),
         ("monitor: val/rec_loss", "remap: used.npy", "model.params.remap"),
-        ("monitor: val/rec_loss", "x: !!python/object/apply:os.system [echo]", "is not plain YAML: could not determ"),
-        ("monitor: val/rec_loss", "x: [", "is not plain YAML"),
-        ("double_z: false", "\x00", "is not plain YAML"),
+        ("monitor: val/rec_loss", "x: !!python/object/apply:os.system [echo]", "not plain YAML: could not determ"),
+        ("monitor: val/rec_loss", "x: [", "not plain YAML"),
+        ("double_z: false", "\x00", "not plain YAML"),
         ("", "", None),
     ],
 )
@@ -302,10 +306,10 @@ def test_files_that_are_no_yaml(tmp_path):
     path = tmp_path / "model.yaml"
     for data, message in (
         (b"", "no named fields"), (b"[1]", "no named fields"), (b"\xff\xfe\xfa", "not plain YAML"),
-        (b"[" * 5000, "not plain YAML"), (b"# " + b"x" * (1 << 20), "larger than 1 MiB"),
+        (b"[" * 5000, "nested more than 64 deep"), (b"# " + b"x" * (1 << 20), "larger than 256 KiB; limit yaml_bytes"),
     ):  # fmt: skip
         path.write_bytes(data)
         with pytest.raises(UserError, match=message):
             vqgan_yaml_config(path)
-    with pytest.raises(UserError, match=r"cannot read .*nowhere\.yaml"):
+    with pytest.raises(UserError, match=r"nowhere\.yaml cannot be read"):
         vqgan_yaml_config(tmp_path / "nowhere.yaml")

@@ -240,9 +240,10 @@ def test_other_files(tmp_path):
 
 
 def test_a_description_that_is_too_long(tmp_path, monkeypatch):
-    monkeypatch.setattr("dalle_mini.weights.torch_file.MAX_PICKLE_BYTES", 100)
-    assert "data.pkl is larger than 100 bytes" in error(save(tmp_path / "m.bin", STATE))
-    assert "is cut short or damaged" in error(save(tmp_path / "m.bin", STATE, legacy=True))
+    path, old = save(tmp_path / "m.bin", STATE), save(tmp_path / "old.bin", STATE, legacy=True)
+    monkeypatch.setenv("DALLE_MINI_LIMITS", "pickle_bytes=100")
+    for file in (path, old):
+        assert "more than 100 bytes" in error(file) and "DALLE_MINI_LIMITS=pickle_bytes=N" in error(file)
 
 
 def test_damage_anywhere_is_a_user_error_or_does_no_harm(tmp_path, legacy):
@@ -281,3 +282,52 @@ def test_what_torch_itself_writes(tmp_path, legacy, protocol):
     for key, value in torch.load(path, weights_only=False)["state_dict"].items():
         assert f"torch.{found[key].dtype.name}" == str(value.dtype)
         np.testing.assert_array_equal(found[key].read().astype(np.float64), value.detach().double().numpy())
+
+
+def test_small_pickles_of_endless_values(tmp_path, monkeypatch):
+    tree = b")" + b"2\x86" * 40  # an empty tuple, then 40 times DUP TUPLE2: 2**40 leaves
+    text = instructions("m")
+    big = b"\x8b" + (65536).to_bytes(4, "little") + b"\xff" * 65535 + b"\x7f"
+    kinds = {
+        "hash of a storage's type": Code(instructions(("storage", Code(text + tree + b"\x93"), "0", "cpu", 1)) + b"Q"),
+        "text of a name": Code(text + tree + b"\x93)\x81"),
+        "text of a module": Code(tree + text + b"\x93)R"),
+        "a key": Code(b"}" + tree + b"K\1s"),
+        "a shape of trees": tensor("0", "FloatStorage", 1, 0, (Code(tree),), (1,)),
+        "a shape of long numbers": tensor("0", "FloatStorage", 1, 0, (Code(big),) * 3000, (0,) * 3000),
+        "strides of long numbers": tensor("0", "FloatStorage", 1, 0, (1,) * 60, (Code(big),) * 60),
+    }
+    storages = {"0": bytes(4)}
+    for kind, code in kinds.items():
+        path = save_zip(tmp_path / "m.bin", program({"a": code, "state": 1}), storages)
+        assert "m.bin" in error(path), kind
+    legacy = save(tmp_path / "m.bin", STATE, legacy=True).read_bytes()
+    (tmp_path / "m.bin").write_bytes(legacy.replace(instructions(["0", "1", "2"]) + b".", tree + b"."))
+    assert "it does not tell its storages by name" in error(tmp_path / "m.bin")
+    monkeypatch.setenv("DALLE_MINI_LIMITS", "pickle_steps=1000 tensors=2 tensor_name=20")
+    path = save_zip(tmp_path / "m.bin", program({"a": Code(b"(" * 1000)}), storages)
+    assert "its pickle has more than 1000 instructions (limit pickle_steps" in error(path)
+    assert "more than 2 tensors" in error(save(tmp_path / "m.bin", STATE))
+    assert "more than 20 characters" in error(save(tmp_path / "m.bin", {"n" * 21: np.ones(1)}))
+
+
+def test_a_directory_that_lies_about_sizes(tmp_path):
+    """The directory of the zip archive asks for gigabytes, which a sparse file has."""
+    path = save(tmp_path / "m.bin", STATE)
+    whole = bytearray(path.read_bytes())
+    with path.open("wb") as stream:
+        stream.seek(6 << 30)
+        end = whole.rindex(b"PK\5\6")
+        whole[end + 12 : end + 20] = (3 << 30).to_bytes(4, "little") + (1 << 30).to_bytes(4, "little")
+        stream.write(whole[end:])
+    with path.open("r+b") as stream:
+        stream.write(b"PK\3\4")
+    assert "more than 33554432 bytes at once" in error(path)
+
+
+def test_values_that_lie_far_apart_are_read_one_by_one(tmp_path):
+    count = 1 << 21
+    values = np.arange(count, dtype=np.float32)
+    view = tensor("0", "FloatStorage", count, 0, (4,), (count // 4,))
+    found = read_torch_file(save_zip(tmp_path / "m.bin", program({"a": view}), {"0": values.tobytes()}))
+    np.testing.assert_array_equal(found["a"].read(), values[:: count // 4])

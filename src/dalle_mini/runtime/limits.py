@@ -26,7 +26,16 @@ class Limits:
     json_bytes: int = _limit(64 << 20, "bytes of a JSON file: configs, manifests, records, indexes of shards")
     json_depth: int = _limit(64, "lists and objects inside one another in JSON and YAML")
     yaml_bytes: int = _limit(256 << 10, "bytes of a YAML file")
-    yaml_nodes: int = _limit(100_000, "values of a YAML file, every alias counted as often as it stands there")
+    yaml_nodes: int = _limit(
+        100_000,
+        "values of a YAML file (100 characters of text count as one), every alias counted as often as it stands",
+    )
+    config_bytes: int = _limit(4 << 20, "bytes of a config.json and of the settings beside a tokenizer")
+    safetensors_header_bytes: int = _limit(16 << 20, "bytes of a safetensors file's header")
+    pickle_bytes: int = _limit(32 << 20, "bytes of a torch file's pickle, and of the directory of its zip archive")
+    pickle_steps: int = _limit(2_000_000, "instructions of a torch file's pickle; a tensor takes some 25")
+    tensors: int = _limit(100_000, "tensors of a weights file, with the modules that hold them")
+    tensor_name: int = _limit(1024, "characters of a tensor's name, the modules' names in it included")
 
 
 @functools.cache
@@ -58,3 +67,14 @@ def raise_limits(**values: int) -> None:
 def exceeded(name: str) -> str:
     """The way out of an error about a limit: "limit NAME; ..."."""
     return f"limit {name}: if you trust it, raise the limit with {VARIABLE}={name}=N"
+
+
+class Exceeded(ValueError):
+    """An input takes more than a limit allows: one line, without the input's name."""
+
+
+def check(name: str, value: int, told: str) -> None:
+    """Raises Exceeded where `value` is above the limit `name`; `told` says so, with {} for the limit."""
+    most = getattr(limits(), name)
+    if value > most:
+        raise Exceeded(f"{told.format(most)} ({exceeded(name)})")

@@ -6,28 +6,35 @@ a fiftieth of a second.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any, TypeVar
 
 from dalle_mini.errors import UserError
 from dalle_mini.runtime import files
-from dalle_mini.runtime.limits import limits
+from dalle_mini.runtime.limits import exceeded, limits
 
 T = TypeVar("T")
 
 MAX_INTEGER = 2**64  # beyond it nothing that we read has a number, and every float holds what lies below
+
+LONGEST_NUMBER = 100  # characters, in YAML
 
 
 class ParseError(ValueError):
     """Text that is not what it should be: one line, without the file's name."""
 
 
-def parse_json(data: bytes | str) -> Any:
-    """The value of a JSON text. Raises ParseError where it is none, is nested too deep, or holds a giant number."""
+def parse_json(data: bytes | str, *, unique: bool = False) -> Any:
+    """The value of a JSON text. Raises ParseError where it is none, is nested too deep, or holds a giant number.
+
+    With `unique` also where a name occurs twice in an object, of which otherwise the last one counts.
+    """
     try:
-        value = json.loads(data, parse_int=_integer)
+        value = json.loads(data, parse_int=_integer, object_pairs_hook=_unique if unique else None)
     except RecursionError:
         raise ParseError(f"it is nested more than {limits().json_depth} deep") from None
     except ParseError:
@@ -38,12 +45,15 @@ def parse_json(data: bytes | str) -> Any:
     return value
 
 
-def read_json(path: str | os.PathLike, limit: int | None = None) -> Any:
-    """The value of a JSON file. Raises UserError, naming the file, where it cannot be read or is none."""
-    return _blaming(path, parse_json, _bytes(path, limit or limits().json_bytes))
+def read_json(path: str | os.PathLike, limit: str = "json_bytes") -> Any:
+    """The value of a JSON file. Raises UserError, naming the file, where it cannot be read or is none.
+
+    `limit` is the name of the limit of its bytes.
+    """
+    return _blaming(path, parse_json, read_bytes(path, limit))
 
 
-def read_object(path: str | os.PathLike, limit: int | None = None) -> dict[str, Any]:
+def read_object(path: str | os.PathLike, limit: str = "json_bytes") -> dict[str, Any]:
     """As `read_json`, and the value must be an object with named fields."""
     value = read_json(path, limit)
     if not isinstance(value, dict):
@@ -61,14 +71,23 @@ def convert(value: Any, schema: type[T], *, strict: bool = True) -> T:
         raise ParseError(files.reason(error).replace("`", "")) from None
 
 
-def read_record(path: str | os.PathLike, schema: type[T], limit: int | None = None) -> T:
+def read_record(path: str | os.PathLike, schema: type[T], limit: str = "json_bytes") -> T:
     """A JSON file as the schema's type. Raises UserError, naming the file and the field."""
     return _blaming(path, convert, read_json(path, limit), schema)
 
 
 def read_yaml(path: str | os.PathLike) -> Any:
     """The value of a YAML file. Raises UserError, naming the file, where it cannot be read or is none."""
-    return _blaming(path, parse_yaml, _bytes(path, limits().yaml_bytes))
+    return _blaming(path, parse_yaml, read_bytes(path, "yaml_bytes"))
+
+
+def read_bytes(path: str | os.PathLike, limit: str) -> bytes:
+    """A file's bytes, as many as the limit of that name allows. Raises UserError, naming the file."""
+    try:
+        return files.read_bytes(path, getattr(limits(), limit))
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero in it
+        way_out = f"; {exceeded(limit)}" if getattr(error, "errno", None) == errno.EFBIG else ""
+        raise UserError(f"{path} cannot be read ({files.reason(error)}{way_out})") from None
 
 
 def parse_yaml(text: bytes | str) -> Any:
@@ -97,6 +116,7 @@ def parse_yaml(text: bytes | str) -> Any:
         if loader is not None:
             loader.dispose()
     check_depth(value)
+    _check_integers(value)
     return value
 
 
@@ -110,8 +130,20 @@ def check_depth(value: Any) -> None:
         level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
 
 
+def _check_integers(value: Any) -> None:
+    """Raises ParseError for a number as YAML can write it and JSON's reader refuses it: 0xffff..., 1:59:59:..."""
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, int) and abs(one) > MAX_INTEGER:
+            raise ParseError("it holds a number that is too large")
+        waiting += (
+            [*one, *one.values()] if isinstance(one, dict) else one if isinstance(one, list | tuple | set) else []
+        )
+
+
 def _check_size(root: Any) -> None:
-    """Raises ParseError where a YAML node has too many nodes, each alias written out, or contains itself."""
+    """Raises ParseError where a YAML node has too much in it, each alias written out, or contains itself."""
     sizes: dict[int, int | None] = {}  # None while a node's children are counted
     waiting = [(root, False)]
     while waiting:
@@ -120,10 +152,13 @@ def _check_size(root: Any) -> None:
             if sizes[id(node)] is None:
                 raise ParseError("an alias stands for something that contains it")
             continue
+        if isinstance(node.value, str) and len(node.value) > LONGEST_NUMBER and node.tag.endswith((":int", ":float")):
+            raise ParseError(f"a number has {len(node.value)} digits")  # of 1:59:59:... Python's cost grows as a square
         children = node.value if isinstance(node.value, list) else []
         children = [child for one in children for child in (one if isinstance(one, tuple) else (one,))]
         if counted:
-            sizes[id(node)] = total = 1 + sum(sizes[id(child)] for child in children)
+            text = len(node.value) // 100 if isinstance(node.value, str) else 0
+            sizes[id(node)] = total = 1 + text + sum(sizes[id(child)] for child in children)
             if total > limits().yaml_nodes:
                 raise ParseError(f"it holds more than {limits().yaml_nodes} values once its aliases are written out")
         else:
@@ -131,17 +166,18 @@ def _check_size(root: Any) -> None:
             waiting += [(node, True), *((child, False) for child in children)]
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        [(name, _)] = Counter(name for name, _ in pairs).most_common(1)
+        raise ParseError(f"the name {name:.200} occurs twice")
+    return values
+
+
 def _integer(text: str) -> int:
-    if len(text) > 20 or abs(number := int(text)) > MAX_INTEGER:
+    if len(text) > 21 or abs(number := int(text)) > MAX_INTEGER:
         raise ParseError(f"the number {text[:20]}... of {len(text)} digits is too large")
     return number
-
-
-def _bytes(path: str | os.PathLike, limit: int) -> bytes:
-    try:
-        return files.read_bytes(path, limit)
-    except (OSError, ValueError) as error:  # ValueError: a name with a zero in it
-        raise UserError(f"{path} cannot be read ({files.reason(error)})") from None
 
 
 def _blaming(path: str | os.PathLike, parse, *arguments):

@@ -14,7 +14,8 @@ import ml_dtypes
 import numpy as np
 
 from dalle_mini.errors import UserError
-from dalle_mini.weights.tensors import Tensor, TensorFile
+from dalle_mini.runtime.limits import Exceeded, check, limits
+from dalle_mini.weights.tensors import MAX_AXES, Tensor, TensorFile, check_shape
 
 # Extension codes of flax.serialization; 2, a Python complex number, has no business among weights.
 NDARRAY, NUMPY_SCALAR = 1, 3
@@ -27,8 +28,6 @@ DTYPES = {name: np.dtype(name) for name in ["bool", "float16", "float32", "float
 }
 
 MAX_DEPTH = 64
-MAX_AXES = 64  # numpy's own limit
-MAX_TEXT_BYTES = 1024
 READ_BYTES = 4096  # more than stands between the values of one tensor and those of the next
 
 # The first byte of an object -> (kind, bytes that its length or value takes). The kinds are named as Python's types.
@@ -67,6 +66,8 @@ def read_msgpack(path: Path) -> dict[str, Tensor]:
             f"{path} is cut short: its {file.size} bytes end inside {tree.place}, after {len(tree.tensors)} whole "
             "tensors; download or copy it again"
         ) from None
+    except Exceeded as error:
+        raise UserError(f"{path}, at {tree.place}: {error}") from None
     except ValueError as error:
         raise UserError(f"{path} is damaged or not a Flax weights file, at {tree.place}: {error}") from None
     return tree.tensors
@@ -81,6 +82,8 @@ class _Tree:
         self._file = file
         self._position = 0
         self._buffer, self._buffer_start = b"", 0
+        self._longest = limits().tensor_name
+        self._names = 0
 
     def walk(self, name: str, depth: int) -> None:
         if depth > MAX_DEPTH:
@@ -97,10 +100,16 @@ class _Tree:
                 self._add(name, self._chunked(name))
                 return
             child = f"{name}/{key}" if name else key
+            check("tensor_name", len(child), "a tensor's name has more than {} characters")
+            self._named()
             self.place = f"tensor {child}"
             self.walk(child, depth + 1)
         if not depth and self._position != self._file.size:
             raise ValueError(f"{self._file.size - self._position} bytes follow the end of the map")
+
+    def _named(self) -> None:
+        self._names += 1
+        check("tensors", self._names, "it has more than {} tensors and maps of them")
 
     def _add(self, name: str, tensor: Tensor) -> None:
         if name in self.tensors:
@@ -140,10 +149,10 @@ class _Tree:
         for _ in range(2):
             key = self._text(_UNCHUNKED)
             items = range(self._expect("dict", _UNCHUNKED))
-            if key == "shape":
-                parts[key] = {self._text(_UNCHUNKED): self._expect("int", _UNCHUNKED) for _ in items}
-            else:
-                parts[key] = {self._text(_UNCHUNKED): self._array(name, *self._head()) for _ in items}
+            if key == "shape" and len(items) > MAX_AXES:
+                raise ValueError(f"an array has {len(items)} axes")
+            read = (lambda: self._expect("int", _UNCHUNKED)) if key == "shape" else (lambda: self._chunk(name))
+            parts[key] = {self._text(_UNCHUNKED): read() for _ in items}
         try:
             shape = [parts["shape"][str(i)] for i in range(len(parts["shape"]))]
             chunks = [parts["chunks"][str(i)] for i in range(len(parts["chunks"]))]
@@ -152,9 +161,14 @@ class _Tree:
         if not chunks or any(len(chunk.shape) != 1 or chunk.dtype != chunks[0].dtype for chunk in chunks):
             raise ValueError("the chunks of an array are not flat arrays of one dtype")
         flat = Tensor.concatenate(chunks)
-        if min(shape, default=0) < 0 or math.prod(shape) != flat.shape[0]:
+        check_shape(shape, flat.dtype)
+        if math.prod(shape) != flat.shape[0]:
             raise ValueError(f"chunks of {flat.shape[0]} values in all do not make an array of shape {shape}")
         return flat.reshape(*shape)
+
+    def _chunk(self, name: str) -> Tensor:
+        self._named()
+        return self._array(name, *self._head())
 
     def _key(self) -> str:
         kind, length = self._head()
@@ -166,8 +180,8 @@ class _Tree:
         return self._decoded(self._expect("str", complaint))
 
     def _decoded(self, length: int) -> str:
-        if length > MAX_TEXT_BYTES:
-            raise ValueError(f"a name has {length} bytes")
+        if length > self._longest:
+            check("tensor_name", length, "a name has more than {} bytes")
         return self._take(length).decode()
 
     def _expect(self, kind: str, complaint: str = _UNPACKED) -> int:

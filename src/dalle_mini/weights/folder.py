@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from dalle_mini.errors import UserError, listed
+from dalle_mini.runtime import files, parsing
 from dalle_mini.weights import taming
 from dalle_mini.weights.flax_msgpack import read_msgpack
 from dalle_mini.weights.safetensors_file import read_safetensors, write_safetensors
@@ -29,8 +30,6 @@ MSGPACK = "flax_model.msgpack"
 TORCH = "pytorch_model.bin"
 INDEX = ".index.json"
 WEIGHTS = tuple(name + end for name in (SAFETENSORS, MSGPACK, TORCH) for end in ("", INDEX))  # in order of preference
-
-MAX_JSON_BYTES = 64 << 20
 
 _A_MODEL = f"a model is a folder with {CONFIG} and {SAFETENSORS} (or {MSGPACK}, or {TORCH})"
 
@@ -58,7 +57,7 @@ def load_config(folder: str | Path) -> dict:
     folder = _existing(folder)
     path = (folder.parent if folder.is_file() else folder) / CONFIG
     if path.is_file():
-        return _read_json(path)
+        return parsing.read_object(path, "config_bytes")
     checkpoint = taming.find_checkpoint(folder)
     if checkpoint:
         return taming.vqgan_yaml_config(taming.find_yaml(checkpoint))
@@ -124,7 +123,7 @@ def save_tensors(folder: str | Path, config: dict, tensors: Mapping[str, Tensor 
         finally:
             shutil.rmtree(stage, ignore_errors=True)
     except OSError as error:
-        raise UserError(f"cannot save into {folder}: {_reason(error)}") from None
+        raise UserError(f"cannot save into {folder}: {files.reason(error)}") from None
 
 
 def _existing(folder: str | Path) -> Path:
@@ -135,44 +134,29 @@ def _existing(folder: str | Path) -> Path:
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"no such folder: {folder} ({_A_MODEL})") from None
     except OSError as error:
-        raise UserError(f"cannot read {folder}: {_reason(error)}") from None
+        raise UserError(f"cannot read {folder}: {files.reason(error)}") from None
     if not os.access(folder if folder.is_dir() else folder.parent, os.X_OK):
         raise UserError(f"cannot read {folder}: Permission denied")
     return folder
 
 
-def _read_json(path: Path) -> dict:
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise UserError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB: that is no configuration")
-        value = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {_reason(error)}") from None
-    except RecursionError:
-        raise UserError(f"{path} is not valid JSON: it is nested too deep") from None
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds a JSON {type(value).__name__}, expected an object with named fields")
-    return value
-
-
 def _read_shards(index: Path) -> dict[str, Tensor]:
     """All the shards that `{"weight_map": {tensor name: file name}}` lists."""
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = parsing.read_object(index).get("weight_map")
     if not (isinstance(weight_map, dict) and weight_map and all(isinstance(f, str) for f in weight_map.values())):
         raise UserError(f"{index} has no weight_map from tensor names to files")
+    promised: dict[str, list[str]] = {}
+    for name, file in weight_map.items():
+        promised.setdefault(file, []).append(name)
     tensors = {}
-    for file in sorted(set(weight_map.values())):
+    for file, names in sorted(promised.items()):
         if Path(file).name != file:
-            raise UserError(f"{index} names the file {file!r}: shards lie in the folder of their index")
+            raise UserError(f"{index} names the file {file!r:.200}: shards lie in the folder of their index")
         path = index.parent / file
-        if not path.is_file():
+        if not os.path.isfile(path):  # unlike Path's, it bears names that no file can have
             raise UserError(f"{path} is missing: {index.name} lists it as one of the shards")
         shard = _read_weights(path)
-        absent = [name for name in weight_map if weight_map[name] == file and name not in shard]
+        absent = [name for name in names if name not in shard]
         if absent:
             raise UserError(f"{path} lacks tensors that {index.name} promises: {listed(absent)}")
         twice = [name for name in shard if name in tensors]
@@ -184,7 +168,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
-        with path.open("rb") as stream:
+        with files.open_regular(path) as stream:
             foreign = _foreign(stream.read(64), path.suffix)
         if foreign:
             raise UserError(f"{path} is {foreign}")
@@ -192,7 +176,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             return read_safetensors(path)
         return read_msgpack(path) if path.suffix == ".msgpack" else read_torch_file(path)
     except OSError as error:
-        raise UserError(f"cannot read {path}: {_reason(error)}") from None
+        raise UserError(f"cannot read {path}: {files.reason(error)}") from None
 
 
 def _foreign(head: bytes, suffix: str) -> str | None:
@@ -216,7 +200,3 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)

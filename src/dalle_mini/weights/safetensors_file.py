@@ -11,7 +11,6 @@ Format: https://github.com/huggingface/safetensors#format
 
 import json
 import math
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,6 +18,8 @@ import ml_dtypes
 import numpy as np
 
 from dalle_mini.errors import UserError, listed
+from dalle_mini.runtime import parsing
+from dalle_mini.runtime.limits import Exceeded, check
 from dalle_mini.weights.tensors import Tensor, TensorFile, is_float
 
 # In the library's order, by which it arranges the tensors it writes. A closed list: other names are refused.
@@ -38,7 +39,6 @@ DTYPES = {
     "U64": np.dtype(np.uint64),
 }
 METADATA = "__metadata__"
-MAX_HEADER_BYTES = 100_000_000  # the library's own limit
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -69,8 +69,8 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         return {name: _tensor(file, name, header[name], begin + spans[name][0]) for name in header}
     except UserError:
         raise
-    except RecursionError:
-        raise UserError(f"{path} is damaged or not a safetensors file: its header is nested too deep") from None
+    except Exceeded as error:
+        raise UserError(f"{path}: {error}") from None
     except ValueError as error:
         raise UserError(f"{path} is damaged or not a safetensors file: {error}; download or copy it again") from None
 
@@ -104,21 +104,16 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], dtype=None) -> 
 def _header(file: TensorFile) -> tuple[int, dict]:
     """Where the tensors begin, and what the header says of each."""
     length = int.from_bytes(file.bytes(0, 8), "little")
-    if length > min(file.size - 8, MAX_HEADER_BYTES):
+    if length > file.size - 8:
         raise ValueError(f"its first 8 bytes announce a header of {length} bytes, and it has {file.size} in all")
-    header = json.loads(file.bytes(8, length), object_pairs_hook=_unique)
+    check("safetensors_header_bytes", length, "its header has more than {} bytes")
+    header = parsing.parse_json(file.bytes(8, length), unique=True)
     if not isinstance(header, dict):
         raise ValueError("its header is not a JSON object")
     header.pop(METADATA, None)
+    check("tensors", len(header), "it has more than {} tensors")
+    check("tensor_name", max(map(len, header), default=0), "a tensor's name has more than {} characters")
     return 8 + length, header
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        [(name, _)] = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"the name {name} occurs twice")
-    return values
 
 
 def _span(name: str, entry: object) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from dalle_mini.errors import UserError
+from dalle_mini.runtime import parsing
 
 # The classes of `taming.models.vqgan` that turn pictures into tokens -> our config's quantizer.
 QUANTIZERS = {"VQModel": "nearest", "VQNoDiscModel": "nearest", "GumbelVQ": "gumbel"}
@@ -18,8 +19,6 @@ QUANTIZERS = {"VQModel": "nearest", "VQNoDiscModel": "nearest", "GumbelVQ": "gum
 # What the classes have no default for: neither has a file that lacks it.
 PARAMS = ("embed_dim", "n_embed", "ddconfig")
 DDCONFIG = ("ch", "ch_mult", "num_res_blocks", "attn_resolutions", "resolution", "in_channels", "out_ch", "z_channels")
-
-MAX_YAML_BYTES = 1 << 20
 
 
 def find_checkpoint(source: str | Path) -> Path | None:
@@ -65,26 +64,15 @@ def vqgan_yaml_config(path: str | Path) -> dict:
     Raises:
         UserError: the file cannot be read, or describes something else than a VQGAN.
     """
-    import yaml
-
     path = Path(path)
-    try:
-        with path.open("rb") as stream:
-            text = stream.read(MAX_YAML_BYTES + 1)
-        if len(text) > MAX_YAML_BYTES:
-            raise UserError(f"{path} is larger than {MAX_YAML_BYTES >> 20} MiB: that is no configuration")
-        content = yaml.safe_load(text)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:100]
-        raise UserError(f"{path} is not plain YAML: {reason}") from None
+    content = parsing.read_yaml(path)
     model = _fields(path, "the file", content, ("model",))["model"]
     model = _fields(path, "model", model, ("target", "params"))
-    kind = str(model["target"]).rpartition(".")[2]
+    target = model["target"] if isinstance(model["target"], str) else "of another kind than text"
+    kind = target.rpartition(".")[2]
     if kind not in QUANTIZERS:
         known = ", ".join(QUANTIZERS)
-        raise UserError(f"{path}: model.target {str(model['target'])[:60]} is not supported (supported: {known})")
+        raise UserError(f"{path}: model.target {target:.60} is not supported (supported: {known})")
     params = _fields(path, "model.params", model["params"], PARAMS)
     ddconfig = _fields(path, "model.params.ddconfig", params["ddconfig"], DDCONFIG)
     if params.get("remap"):

@@ -20,10 +20,13 @@ import ml_dtypes
 import numpy as np
 
 from dalle_mini.errors import UserError
+from dalle_mini.runtime import files
 
 PIECE_BYTES = 4 << 20  # at most, unless a row is longer, are in memory beside the array that rows are read into
 CAST_BYTES = 1 << 20  # small enough to stay in a processor's cache between being read and being cast
 READ_BYTES = 1 << 30  # in one call; some systems refuse more than 2**31
+MAX_AXES = 64  # numpy's own limit
+END = 1 << 62  # numpy makes no array of so many bytes, even if it is empty
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,16 @@ def is_float(dtype) -> bool:
     return np.issubdtype(dtype, np.floating) or np.dtype(dtype) == ml_dtypes.bfloat16
 
 
+def check_shape(shape: Sequence[int], dtype: np.dtype) -> None:
+    """Raises ValueError where no array has this shape. Its numbers are looked at before they are multiplied."""
+    if len(shape) > MAX_AXES:
+        raise ValueError(f"an array has {len(shape)} axes")
+    if any(type(n) is not int or not 0 <= n < END for n in shape):
+        raise ValueError("no array has the shape: its numbers are not all from 0 to 2**62")
+    if math.prod(n or 1 for n in shape) * dtype.itemsize >= END:
+        raise ValueError(f"no array has the shape {list(shape)}")
+
+
 class TensorFile:
     """A file open for its tensors, and closed when none of them is left.
 
@@ -146,9 +159,10 @@ class TensorFile:
     """
 
     def __init__(self, path: Path):
-        """Raises OSError where the file cannot be opened."""
+        """Raises OSError where the file cannot be opened, or is a pipe or a device."""
         self.path = path
-        self._descriptor = os.open(path, os.O_RDONLY)
+        with files.open_regular(path) as file:
+            self._descriptor = os.dup(file.fileno())
         weakref.finalize(self, os.close, self._descriptor)
         self.size = os.fstat(self._descriptor).st_size
 
@@ -162,10 +176,9 @@ class TensorFile:
         Raises:
             ValueError: so many bytes do not make such an array.
         """
+        check_shape(shape, dtype)
         if math.prod(shape) * dtype.itemsize != length:
             raise ValueError(f"{length} bytes do not make a {dtype.name} array of shape {list(shape)}")
-        if math.prod(n or 1 for n in shape) * dtype.itemsize >= 1 << 62:  # numpy makes no such array, even if empty
-            raise ValueError(f"no array has the shape {list(shape)}")
         row = math.prod(shape[1:])
 
         def rows(begin: int, end: int) -> np.ndarray:
