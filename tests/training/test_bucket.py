@@ -12,6 +12,7 @@ from object_store import serving
 from dalle_mini.errors import UserError
 from dalle_mini.training.checkpoint import Checkpoints, holds_checkpoints, recorded_config, restore_parameters
 from dalle_mini.training.loop import run
+from dalle_mini.training.ownership import Claim
 
 pytest.importorskip("gcsfs")
 
@@ -82,3 +83,19 @@ def test_a_run_outlives_its_machine(store, tmp_path, capsys):
     second = run(Line(), loop, tmp_path / "second")
     assert "continuing from step 10" in capsys.readouterr().err
     jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_of_two_runs_that_share_a_bucket_one_saves(store, tmp_path):
+    """Nothing tells there whether the first is alive: it may save until the second has begun."""
+    first, second = (Claim(tmp_path / name, FOLDER) for name in ("first", "second"))
+    first.take()
+    with pytest.raises(UserError, match=f"{FOLDER}: these checkpoints belong to another run, that in .*first"):
+        second.take()  # both saw an empty folder: the store lets one of them write
+    run(Line(rate=0.5), dataclasses.replace(LOOP, checkpoints=FOLDER), tmp_path / "third")
+    with pytest.raises(UserError, match=f"{FOLDER}: these checkpoints belong to another run, that in .*third"):
+        first.check()
+    run(Line(), LOOP, tmp_path / "fourth")
+    before = dict(store)
+    with pytest.raises(UserError, match=f"{FOLDER}: these checkpoints belong to another run, that in .*third"):
+        run(Line(), dataclasses.replace(LOOP, checkpoints=f"{FOLDER}/"), tmp_path / "fourth")
+    assert store == before

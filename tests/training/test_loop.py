@@ -207,7 +207,7 @@ def test_a_runs_folder_is_here(out, monkeypatch, tmp_path):
 def test_the_best_checkpoint_is_kept(tmp_path):
     loop = dataclasses.replace(LOOP, steps=5, eval_every=1, keep=1)
     run(Judged({1: 5.0, 2: 3.0, 3: 4.0, 4: float("nan"), 5: 6.0}), loop, tmp_path)
-    assert sorted(entry.name for entry in (tmp_path / "checkpoints").iterdir()) == ["2", "5"]
+    assert sorted(entry.name for entry in (tmp_path / "checkpoints").iterdir()) == ["2", "5", "run.json"]
 
 
 def test_never_and_auto(finished):

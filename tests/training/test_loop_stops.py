@@ -30,7 +30,7 @@ def test_not_a_number(tmp_path, log_every):
     assert "on 4.0, 4.1, 4.2, 4.3, 4.4 and 2 more" in message
     assert "lower training.optimizer.learning_rate" in message and "loop.on_bad_loss=skip" in message
     assert "\n" not in message
-    assert sorted(entry.name for entry in (tmp_path / "checkpoints").iterdir()) == ["4", "5"]
+    assert sorted(entry.name for entry in (tmp_path / "checkpoints").iterdir()) == ["4", "5", "run.json"]
     assert not (tmp_path / "final").exists()
     (bad,) = bad_batches(tmp_path)
     assert bad == {"step": 5, "loss": "nan", "grad_norm": "nan", "rows": [f"4.{i}" for i in range(7)]}
@@ -61,7 +61,7 @@ def test_data_that_cannot_be_read_cost_no_steps(tmp_path):
     trainer = Gone(broken_at=7)
     with pytest.raises(UserError, match="data: gone"):
         run(trainer, LOOP, tmp_path)
-    assert [entry.name for entry in (tmp_path / "checkpoints").iterdir()] == ["7"]
+    assert sorted(entry.name for entry in (tmp_path / "checkpoints").iterdir()) == ["7", "run.json"]
     trainer.broken_at = None
     state, whole = run(trainer, LOOP, tmp_path), run(Line(), LOOP, tmp_path / "whole")
     jax.tree.map(np.testing.assert_array_equal, state, whole)
@@ -122,7 +122,7 @@ def test_asked_to_stop_it_saves_and_goes_on_later(number, stop, tmp_path, capsys
     trainer = Asked(number, 5)
     with pytest.raises(stop) as caught:
         run(trainer, LOOP, tmp_path)
-    (step,) = (int(entry.name) for entry in (tmp_path / "checkpoints").iterdir())
+    (step,) = (int(entry.name) for entry in (tmp_path / "checkpoints").glob("[0-9]*"))
     assert 3 <= step <= 6
     assert f"step {step} is saved: run the same command again to continue" in capsys.readouterr().err
     if stop is Preempted:
@@ -166,7 +166,7 @@ def test_asked_to_stop_while_it_evaluates_it_saves_at_once(tmp_path):
         run(trainer, LOOP, tmp_path)
     assert stopped.value.step == 4
     assert trainer.evaluated == []
-    assert [entry.name for entry in (tmp_path / "checkpoints").iterdir()] == ["4"]
+    assert sorted(entry.name for entry in (tmp_path / "checkpoints").iterdir()) == ["4", "run.json"]
     state = run(trainer, LOOP, tmp_path)
     assert trainer.evaluated == [4, 8, 10]  # what it left off is made up for
     whole = run(Line(), LOOP, tmp_path / "whole")
@@ -216,7 +216,7 @@ def test_the_best_checkpoint_is_kept_though_its_evaluation_was_made_up_for(again
         again.at = None
     run(trainer, loop, tmp_path)
     assert logged(tmp_path, "eval_loss") == {2: 5.0, 4: 1.0, 6: 3.0, 8: 4.0}
-    assert sorted(entry.name for entry in (tmp_path / "checkpoints").iterdir()) == ["4", "8"]
+    assert sorted(entry.name for entry in (tmp_path / "checkpoints").iterdir()) == ["4", "8", "run.json"]
 
 
 class Draws:

@@ -116,7 +116,7 @@ def test_a_kill_in_the_middle_of_a_line_and_of_a_checkpoint(whole, tmp_path, cap
 
     with pytest.raises(Stop):
         run(trainer(tmp_path, 7, stop), loop(), tmp_path)
-    saved = sorted(int(entry.name) for entry in (tmp_path / "checkpoints").iterdir())
+    saved = sorted(int(entry.name) for entry in (tmp_path / "checkpoints").glob("[0-9]*"))
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"step": 7, "los')
     newest = tmp_path / "checkpoints" / str(saved[-1])
@@ -211,7 +211,7 @@ def stop_one(folder, kind, expected):
     for code, said in both(folder, "--signal", kind, "--step", 5, "--delay", 0.02):
         assert code == expected, said
         assert "Traceback" not in said
-    saved = max(int(entry.name) for entry in (folder / "checkpoints").iterdir())
+    saved = max(int(entry.name) for entry in (folder / "checkpoints").glob("[0-9]*"))
     assert 4 <= saved < STEPS
     record = read_record(epath.Path(folder) / "checkpoints" / str(saved))
     assert (record["processes"], record["step"]) == (2, saved)

@@ -21,7 +21,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,9 @@ from orbax.checkpoint import checkpoint_managers as managers
 
 from dalle_mini.errors import UserError, listed
 from dalle_mini.training.agreement import all_agree, first_process_does
+
+if TYPE_CHECKING:
+    from dalle_mini.training.ownership import Claim
 
 # Orbax reports every save as a warning, and with the bucket's client every failure by its traceback; they are raised
 # here as well.
@@ -59,12 +62,16 @@ class Checkpoints:
     """The checkpoints of a run in `folder`, local or `gs://`. Saves are asynchronous: the next step goes on meanwhile.
 
     Kept are the last `keep`, one for every `keep_hours` hours (0: none besides), and the one of the lowest evaluation
-    loss. In several processes all of them make every call, and `folder` must be one that all of them see.
+    loss. In several processes all of them make every call, and `folder` must be one that all of them see. The `claim`
+    tells whose the folder is: what belongs to another run is neither restored nor pruned.
 
-    Raises UserError where the folder cannot be written, or is another one in another process.
+    Raises UserError where the folder cannot be written, or is another one in another process, or another run's.
     """
 
-    def __init__(self, folder: str | epath.PathLike, keep: int = 2, keep_hours: float = 0.0):
+    def __init__(
+        self, folder: str | epath.PathLike, keep: int = 2, keep_hours: float = 0.0, claim: Claim | None = None
+    ):
+        self._claim = claim
         self.folder = epath.Path(folder)
         if "://" not in str(folder):
             self.folder = self.folder.absolute()
@@ -82,8 +89,9 @@ class Checkpoints:
             create=False,
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
-        for step in self.steps:
-            self._remember(step)
+        runs = {step: self._remember(step) for step in self.steps}
+        if claim is not None:
+            claim.check_saved(runs)
 
     @property
     def steps(self) -> list[int]:
@@ -97,6 +105,8 @@ class Checkpoints:
         """
         if step in self.steps:
             return
+        if self._claim is not None:
+            self._claim.check()  # saving prunes, too
         arrays = flatten(state)
         sums = checksums(arrays)
         leaves = {name: [*_kind(leaf), total] for (name, leaf), total in zip(arrays.items(), sums, strict=True)}
@@ -165,11 +175,14 @@ class Checkpoints:
         except Exception as error:  # a bucket's client has errors of its own
             raise UserError(f"{self.folder}: cannot write there ({_reason(error)})") from error
 
-    def _remember(self, step: int) -> None:
+    def _remember(self, step: int) -> str | None:
+        """The evaluation loss of a checkpoint that is there; returns the id of the run that saved it, if it has one."""
         try:
-            self.evaluated(step, read_record(self.folder / str(step))["eval_loss"])
+            record = read_record(self.folder / str(step))
         except Damaged:
-            return
+            return None
+        self.evaluated(step, record["eval_loss"])
+        return (record.get("config") or {}).get("run")
 
     def _put_aside(self, step: int) -> None:
         aside = self.folder / f"damaged-{step}"

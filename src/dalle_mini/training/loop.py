@@ -34,8 +34,9 @@ from dalle_mini.training.agreement import Votes, first_process_does, from_first_
 from dalle_mini.training.checkpoint import Checkpoints
 from dalle_mini.training.config import LoopConfig, MeshConfig, TrackingConfig
 from dalle_mini.training.final import not_the_best, write_final
+from dalle_mini.training.ownership import Claim
 from dalle_mini.training.preemption import INTERRUPTED, Preempted, Preemption
-from dalle_mini.training.resume import alone_in, as_json, check_here, check_not_lost, note_saved, open_run
+from dalle_mini.training.resume import RUN, alone_in, as_json, check_here, check_not_lost, note_saved, open_run
 from dalle_mini.training.sharding import make_mesh
 from dalle_mini.training.step import StepProgram, TrainState, step_program
 from dalle_mini.training.step import Trainer as StepTrainer
@@ -132,11 +133,13 @@ def run(
             *(trainer.optimizer.warmup_steps, loop.steps),
         )
     with contextlib.ExitStack() as until_the_end:
-        until_the_end.enter_context(alone_in(out))
+        until_the_end.enter_context(alone_in(out, place))
+        claim = Claim(out, place)
+        config[RUN] = claim.run
         write_down = open_run(out, config, place, resume=resume, allow_changes=allow_changes)
         notice = until_the_end.enter_context(Preemption(loop.grace_seconds))
         notice.has_work = jax.process_count() > 1  # the others may have
-        checkpoints = until_the_end.enter_context(Checkpoints(place, loop.keep, loop.keep_hours))
+        checkpoints = until_the_end.enter_context(Checkpoints(place, loop.keep, loop.keep_hours, claim))
         found = checkpoints.restore(program.state)
         if found is None:
             check_not_lost(out, checkpoints.folder, allow_changes=allow_changes)
@@ -146,6 +149,7 @@ def run(
         start = record.get("step", 0)
         if "ended_by" in record and loop.on_bad_loss == "stop":
             raise UserError(f"{out}: the run was ended at step {start}: {record['ended_by']}")
+        claim.take()
         write_down()
         if hasattr(trainer, "keep"):
             first_process_does(lambda: _kept(trainer, out))
@@ -286,6 +290,7 @@ def run(
             if stop == INTERRUPTED:
                 raise KeyboardInterrupt
             raise Preempted(reason, done)
+        claim.check()
         write_final(trainer, state, out / "final")
         tracker.checkpoint(loop.steps, out / "final", "model")
         if look.in_a_row:

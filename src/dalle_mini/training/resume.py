@@ -22,6 +22,7 @@ from dalle_mini.training.checkpoint import recorded_config
 from dalle_mini.training.config import check_choice
 
 CONFIG = "config.json"
+RUN = "run"  # in it: the run's id, of `ownership.py`
 SAVED = "saved.json"  # the last checkpoint that is known to be whole: its step, and in which folder
 RESUME = ("auto", "never")
 CHECKSUM = "checksum"  # in it, of all else in it: a bit that flips must not become another learning rate
@@ -32,6 +33,7 @@ logger = logging.getLogger("dalle_mini")
 
 # What changes when things are done, or where, but not what is learned. Whole sections, or single settings.
 MAY_CHANGE = {
+    RUN,
     "mesh",
     "tracking",
     "samples",
@@ -69,7 +71,7 @@ def started_with(out: str | Path, checkpoints: str | Path | None = None) -> dict
     path = Path(out) / CONFIG
     damage = None
     try:
-        if (found := _settings(path)) is not None:
+        if (found := read_settings(path)) is not None:
             return found
     except (OSError, ValueError) as error:
         damage = error
@@ -82,17 +84,26 @@ def started_with(out: str | Path, checkpoints: str | Path | None = None) -> dict
 
 
 @contextlib.contextmanager
-def alone_in(out: Path) -> Iterator[None]:
-    """Hold a run's folder while the block runs, in the first process: two runs in it would spoil each other's files.
+def alone_in(out: Path, checkpoints: str | Path | None = None) -> Iterator[None]:
+    """Hold a run's folder, and that of its checkpoints where it is on a disk, while the block runs, in process 0.
 
-    The lock is on the folder itself, and goes with the process. A block within a block holds it already; a folder that
-    was made for it and stays empty is removed. Raises UserError where another process has it.
+    Two runs in them would spoil each other's files. The lock is on the folder itself, and goes with the process. A
+    block within a block holds it already; a run's folder that was made for it and stays empty is removed. Raises
+    UserError where another process has one.
     """
+    with _alone(out), contextlib.ExitStack() as stack:
+        if checkpoints is not None and "://" not in str(checkpoints):
+            stack.enter_context(_alone(Path(checkpoints), stays=True))
+        yield
+
+
+@contextlib.contextmanager
+def _alone(out: Path, *, stays: bool = False) -> Iterator[None]:
     if out in _HELD:
         yield
         return
     held: list[int] = []
-    is_new = not out.exists()
+    is_new = not (stays or out.exists())
 
     def take() -> None:
         try:
@@ -136,7 +147,7 @@ def alone_in_run(out: Path, checkpoints: str | Path, resume: str) -> Iterator[No
     So that this is known before data are fetched and made in the folder. Raises UserError where it may not.
     """
     check_here(out)
-    with alone_in(out):
+    with alone_in(out, checkpoints):
         first_process_does(lambda: refuse_if_there(out, started_with(out, checkpoints), resume))
         yield
 
@@ -169,12 +180,12 @@ def open_run(
         found = started_with(out, checkpoints)
         refuse_if_there(out, found, resume)
         if found is None:
-            _write(path, config)
+            write_settings(path, config)
         else:
             pending.append(_continued(path, config, found, allow_changes))
 
     first_process_does(look)
-    return lambda: first_process_does(lambda: [_write(path, one) for one in pending if one is not None])
+    return lambda: first_process_does(lambda: [write_settings(path, one) for one in pending if one is not None])
 
 
 def refuse_if_there(out: str | Path, found: dict[str, Any] | None, resume: str) -> None:
@@ -267,7 +278,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
-def _settings(path: Path) -> dict[str, Any] | None:
+def read_settings(path: Path) -> dict[str, Any] | None:
     """What a `config.json` holds; None where there is none. Raises OSError or ValueError where it cannot be read."""
     try:
         found = json.loads(path.read_text())
@@ -287,12 +298,12 @@ def _checksum(config: dict[str, Any]) -> str:
 
 def _is_whole(path: Path) -> bool:
     try:
-        return _settings(path) is not None
+        return read_settings(path) is not None
     except (OSError, ValueError):
         return False
 
 
-def _write(path: Path, config: dict[str, Any]) -> None:
+def write_settings(path: Path, config: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_suffix(".tmp")

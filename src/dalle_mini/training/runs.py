@@ -24,6 +24,7 @@ from dalle_mini.training.agreement import each_process_does, first_process_does
 from dalle_mini.training.checkpoint import holds_checkpoints
 from dalle_mini.training.clip_run import CLIPRun
 from dalle_mini.training.config import LoopConfig, MeshConfig, SampleConfig, TrackingConfig, check_choice
+from dalle_mini.training.ownership import Claim
 from dalle_mini.training.picture_runs import SOURCES
 from dalle_mini.training.resume import alone_in_run, started_with
 from dalle_mini.training.samples import Sampler
@@ -140,6 +141,7 @@ def train(run: Run, out: Path, *, resume: str = "auto", allow_changes: bool = Fa
     Raises UserError where something in the settings or the data is wrong; otherwise as `loop.run`.
     """
     with alone_in_run(out, _checkpoints(run, out), resume):
+        Claim(out, _checkpoints(run, out))  # or UserError, before data are made
         if not isinstance(run, Seq2SeqRun):
             module = clip_run if isinstance(run, CLIPRun) else vqgan_run
             return module.train(run, out, resume=resume, allow_changes=allow_changes)
