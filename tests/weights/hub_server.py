@@ -7,10 +7,12 @@ repos/create, preupload, LFS and commit. It counts requests and can misbehave.
 import base64
 import contextlib
 import hashlib
+import itertools
 import json
 import re
 import threading
 from collections import Counter
+from collections.abc import Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -30,6 +32,9 @@ class HubServer:
         spoiled: file name -> how many come with one wrong byte.
         short: file name -> how many come without their last byte.
         status: if set, the HTTP status of every answer, which is a page in HTML.
+        headers: laid over those of every file's answer; `Status` is the answer's own.
+        listing: if set, the body of every answer about a revision, chunk by chunk.
+        endless: names of files that never end.
     """
 
     def __init__(self):
@@ -41,6 +46,9 @@ class HubServer:
         self.uploaded: dict[str, bytes] = {}  # LFS object -> content
         self.messages: list[str] = []  # of commits made through the client
         self.status: int | None = None
+        self.headers: dict[str, str] = {}
+        self.listing: Iterable[bytes] | None = None
+        self.endless: set[str] = set()
         self._is_closed = False
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -151,7 +159,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _revision(self, body, repo, revision):
         commit = self._commit(repo, revision)
-        if commit:
+        if commit and self.hub.listing is not None:
+            self._send_chunks(self.hub.listing)
+        elif commit:
             siblings = [{"rfilename": name} for name in self.hub.commits[commit]]
             self._json({"id": repo, "modelId": repo, "sha": commit, "siblings": siblings, "private": False, "tags": []})
 
@@ -180,8 +190,11 @@ class _Handler(BaseHTTPRequestHandler):
         start = int(wanted[1]) if wanted else 0
         if wanted:
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        self.send_response(206 if wanted else 200)
-        for key, value in (headers | {"Content-Length": str(len(data) - start)}).items():
+        if base in self.hub.endless and self.command == "GET":
+            return self._send_chunks(itertools.repeat(b"0" * 1000))
+        headers |= {"Status": "206" if wanted else "200", "Content-Length": str(len(data) - start)} | self.hub.headers
+        self.send_response(int(headers.pop("Status")))
+        for key, value in headers.items():
             self.send_header(key, value)
         self.end_headers()
         if self.command == "GET":
@@ -260,6 +273,15 @@ class _Handler(BaseHTTPRequestHandler):
                 content[value["path"]] = self.hub.uploaded[value["oid"]]
         commit = self.hub.commit(repo, revision, content)
         self._json({"commitUrl": f"{self.hub.url}/{repo}/commit/{commit}", "commitOid": commit})
+
+    def _send_chunks(self, chunks: Iterable[bytes]) -> None:
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        with contextlib.suppress(OSError):  # the client has had enough
+            for chunk in chunks:
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
+            self.wfile.write(b"0\r\n\r\n")
 
     def _json(self, value, status: int = 200, **headers: str) -> None:
         self._send(json.dumps(value).encode(), status, Content_Type="application/json", **headers)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import fnmatch
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dalle_mini.data.shards import MANIFEST
 from dalle_mini.errors import UserError
-from dalle_mini.weights.hub_errors import explained
+from dalle_mini.weights.hub import Repository
+
+THREADS = 8  # files that are fetched at once
 
 
 def fetch_dataset(
@@ -22,25 +26,21 @@ def fetch_dataset(
 
     Raises UserError where there is no such repository, no access, no network and nothing cached, or no shards.
     """
-    from huggingface_hub import snapshot_download
-
-    def fetch(revision: str | None, patterns: list[str]) -> Path:
-        with explained(f"data set {repo_id}"):
-            folder = snapshot_download(
-                repo_id,
-                repo_type="dataset",
-                revision=revision,
-                token=token,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-                allow_patterns=patterns,
-            )
-        return Path(folder)
-
-    folder = fetch(revision, [MANIFEST])
-    if (folder / MANIFEST).exists():
-        return fetch(folder.name, [MANIFEST, f"{split}-*.parquet"])  # the folder's name is the commit
-    fetch(folder.name, [f"{split}/*.parquet"] if split != "train" else ["train/*.parquet", "[!/]*.parquet"])
-    if not any(folder.glob("**/*.parquet")):
+    place = Repository(repo_id, "", revision, token, cache_dir, local_files_only, kind="dataset")
+    if place.listing is None:
+        return place.cached_folder()
+    if MANIFEST in place.listing:
+        names = _like(place, f"{split}-*.parquet")
+    else:
+        names = _like(place, f"{split}/*.parquet", *(["[!/]*.parquet"] if split == "train" else []))
+    if not names and MANIFEST not in place.listing:
         raise UserError(f"data set {repo_id}: neither a {MANIFEST} nor Parquet files of {split} pictures")
-    return folder
+    first, *others = [MANIFEST, *names] if MANIFEST in place.listing else names
+    path = place.fetch(first)
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(place.fetch, others))
+    return Path(str(path).removesuffix(first))
+
+
+def _like(place: Repository, *patterns: str) -> list[str]:
+    return sorted(name for name in place.listing if any(fnmatch.fnmatchcase(name, one) for one in patterns))

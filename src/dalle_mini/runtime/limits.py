@@ -25,6 +25,7 @@ class Limits:
 
     json_bytes: int = _limit(64 << 20, "bytes of a JSON file: configs, manifests, records, indexes of shards")
     json_depth: int = _limit(64, "lists and objects inside one another in JSON and YAML")
+    download_bytes: int = _limit(1 << 40, "bytes of a file that is fetched from the Hub or a mirror of it")
     yaml_bytes: int = _limit(256 << 10, "bytes of a YAML file")
     yaml_nodes: int = _limit(
         100_000,

@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import json
 import logging
 import os
 import re
@@ -22,8 +21,10 @@ from pathlib import Path
 
 from dalle_mini import __version__
 from dalle_mini.errors import UserError, listed
+from dalle_mini.runtime.parsing import read_object
 from dalle_mini.weights.folder import CONFIG, INDEX, WEIGHTS
-from dalle_mini.weights.hub_errors import Unreachable, explained
+from dalle_mini.weights.hub_answers import OddAnswer, is_commit, is_file_name, one_file
+from dalle_mini.weights.hub_errors import Unreachable, client, explained
 
 TOKENIZER_SETTINGS = ("special_tokens_map.json", "tokenizer_config.json")
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # either will do; the first is preferred
@@ -174,10 +175,11 @@ class _Damaged(UserError):
 
 
 class Repository:
-    """A model repository of the Hub at a revision. The arguments are those of `resolve`.
+    """A repository of the Hub at a revision. The arguments are those of `resolve`.
 
     Args:
         inside: the folder of the repository that names are relative to; "" is the repository itself.
+        kind: "model" or "dataset".
     """
 
     def __init__(
@@ -188,11 +190,12 @@ class Repository:
         token: str | None = None,
         cache_dir: str | os.PathLike | None = None,
         local_files_only: bool = False,
+        kind: str = "model",
     ):
-        from huggingface_hub import constants
+        constants = client().constants
         from huggingface_hub.utils import validate_repo_id
 
-        self.id, self.revision, self._token = repo_id, revision or "main", token
+        self.id, self.revision, self._token, self._kind = repo_id, revision or "main", token, kind
         with explained(repo_id):
             validate_repo_id(repo_id)
         self._inside = f"{inside}/" if inside else ""
@@ -210,13 +213,13 @@ class Repository:
 
     def first(self, *names: str) -> str | None:
         """The first of these files that is there, or None. Raises UserError where that cannot be known."""
-        if self._is_settled or self._listing is None:
+        if self._is_settled or self.listing is None:
             found = next((name for name in names if self._cached(self._inside + name)), None)
             if found:
                 return found
-        if self._listing is None:
+        if self.listing is None:
             raise self._absent()
-        return next((name for name in names if self._inside + name in self._listing), None)
+        return next((name for name in names if self._inside + name in self.listing), None)
 
     def take(self, inside: str = "", needs: Needs = NETWORK) -> Path:
         """Fetch what is not cached of a folder's files and return that folder in the cache.
@@ -225,15 +228,15 @@ class Repository:
             inside: the folder; "" is the one that the source named.
         """
         prefix = self._inside + (f"{inside}/" if inside else "")
-        if self._is_settled or self._listing is None:
+        if self._is_settled or self.listing is None:
             folder = self._take_cached(prefix, needs)
             if folder:
                 return folder
-        if self._listing is None:
+        if self.listing is None:
             raise self._absent()
         paths = {}
-        for name in needs.files(lambda name: prefix + name in self._listing, paths):
-            paths[name] = self._fetch(prefix + name)
+        for name in needs.files(lambda name: prefix + name in self.listing, paths):
+            paths[name] = self.fetch(prefix + name)
         return next(iter(paths.values())).parent
 
     def _take_cached(self, prefix: str, needs: Needs) -> Path | None:
@@ -243,23 +246,39 @@ class Repository:
             paths[name] = self._cached(prefix + name)
             if not paths[name]:
                 return None
+        self._note_copy()
+        return next(iter(paths.values())).parent
+
+    def cached_folder(self) -> Path:
+        """The cache's folder of the revision, whatever it holds of it. Raises UserError where there is none."""
+        asked = {"repo_type": self._kind, "revision": self.revision, "cache_dir": self._cache_dir}
+        try:
+            folder = client().snapshot_download(self.id, **asked, local_files_only=True)
+        except client().errors.LocalEntryNotFoundError:
+            raise self._absent() from None
+        self._note_copy()
+        return Path(folder)
+
+    def _note_copy(self) -> None:
         if self._unreachable and not self._has_warned:
             logger.warning("%s: using the copy in the cache", self._unreachable)
             self._has_warned = True
-        return next(iter(paths.values())).parent
 
     def _cached(self, name: str) -> Path | None:
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(self.id, name, cache_dir=self._cache_dir, revision=self.revision)
+        found = try_to_load_from_cache(
+            self.id, name, cache_dir=self._cache_dir, revision=self.revision, repo_type=self._kind
+        )
         if not isinstance(found, str):
             return None
         # A branch may have moved since the cache last heard of it.
         is_current = self._is_settled or self._info is None or self._info.sha in Path(found).parts
         return Path(found) if is_current else None
 
-    def _fetch(self, name: str) -> Path:
-        if name not in self._listing:
+    def fetch(self, name: str) -> Path:
+        """A file's place in the cache, fetched if need be; the repository must be within reach (`listing`)."""
+        if name not in self.listing:
             raise self._lacking(name)
         path = self._cached(name)
         if path is None:
@@ -274,8 +293,11 @@ class Repository:
         # The first by the revision's name, which makes the client note its commit, to be found offline; the rest by
         # that commit, so that all are of one.
         revision = self._info.sha if self._is_noted else self.revision
-        with explained(f"{name} of {self.id}"):
-            path = Path(self._client.hf_hub_download(self.id, name, revision=revision, cache_dir=self._cache_dir))
+        with explained(f"{name} of {self.id}"), one_file():
+            path = self._client.hf_hub_download(
+                self.id, name, revision=revision, cache_dir=self._cache_dir, repo_type=self._kind
+            )
+            path = Path(path)
         if self._info.sha not in path.parts:
             raise UserError(f"{self} changed on the Hub while it was being read: run again")
         if _is_damaged(path):
@@ -286,34 +308,37 @@ class Repository:
 
     @functools.cached_property
     def _client(self):
-        from huggingface_hub import HfApi
-
-        return HfApi(token=self._token, library_name="dalle-mini", library_version=__version__)
+        return client().HfApi(token=self._token, library_name="dalle-mini", library_version=__version__)
 
     @functools.cached_property
     def _info(self):
         """What the Hub says of the revision, or None where it may not be asked or does not answer."""
-        from huggingface_hub import constants
-
         if self._offline:
             return None
         try:
             with explained(str(self)):
-                timeout = constants.HF_HUB_ETAG_TIMEOUT
-                return self._client.model_info(self.id, revision=self.revision, timeout=timeout)
+                timeout = client().constants.HF_HUB_ETAG_TIMEOUT
+                asked = {"repo_type": self._kind, "revision": self.revision, "timeout": timeout}
+                info = self._client.repo_info(self.id, **asked)
+                if not is_commit(info.sha):
+                    raise OddAnswer(f"with the commit {info.sha!r:.80}")
+                return info
         except Unreachable as error:
             self._unreachable = error.reason
             return None
 
     @functools.cached_property
-    def _listing(self) -> frozenset[str] | None:
-        """Every file of the repository; None as of `_info`."""
+    def listing(self) -> frozenset[str] | None:
+        """Every file of the repository whose name is one; None as of `_info`."""
         if self._info is None:
             return None
-        if self._info.siblings is None:  # from a mirror that leaves the list out
-            with explained(str(self)):
-                return frozenset(self._client.list_repo_files(self.id, revision=self._info.sha))
-        return frozenset(file.rfilename for file in self._info.siblings)
+        with explained(str(self)):
+            if self._info.siblings is None:  # from a mirror that leaves the list out
+                asked = {"repo_type": self._kind, "revision": self._info.sha}
+                names = self._client.list_repo_files(self.id, **asked)
+            else:
+                names = [file.rfilename for file in self._info.siblings]
+            return frozenset(filter(is_file_name, names))
 
     def _absent(self) -> UserError:
         if self._offline:
@@ -327,10 +352,10 @@ class Repository:
         )
 
     def _lacking(self, name: str) -> UserError:
-        there = f"it holds {listed(sorted(self._listing), 8) or 'nothing'}"
+        there = f"it holds {listed(sorted(self.listing), 8) or 'nothing'}"
         if name.endswith(WEIGHTS[0]):
             return UserError(f"{self} has no weights: looked for {', '.join(WEIGHTS)}; {there}")
-        parts = [part for part in ("dalle", "vqgan", "clip") if f"{self._inside}{part}/{CONFIG}" in self._listing]
+        parts = [part for part in ("dalle", "vqgan", "clip") if f"{self._inside}{part}/{CONFIG}" in self.listing]
         if parts:
             names = (f"{self.id}/{self._inside}{part}" for part in parts)
             there = f"it is a bundle, name a part of it: {', '.join(names)}"
@@ -339,9 +364,9 @@ class Repository:
 
 def _shards(index: Path) -> list[str]:
     """The files that an index lists. What is wrong with an index is for its reader to say."""
-    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-        weight_map = json.loads(index.read_bytes())["weight_map"]
-        return sorted({file for file in weight_map.values() if isinstance(file, str) and Path(file).name == file})
+    with contextlib.suppress(UserError, KeyError, AttributeError):
+        weight_map = read_object(index)["weight_map"]
+        return sorted({file for file in weight_map.values() if is_file_name(file) and "/" not in file})
     return []
 
 

@@ -2,10 +2,11 @@
 
 import contextlib
 import errno
-import json
 from collections.abc import Iterator
+from types import ModuleType
 
 from dalle_mini.errors import UserError
+from dalle_mini.weights.hub_answers import check_answers
 
 _BUSY = (408, 425, 429)  # HTTP: come again, as any 5xx
 
@@ -18,33 +19,54 @@ class Unreachable(UserError):
         self.reason = reason
 
 
+def client() -> ModuleType:
+    """`huggingface_hub`, whose answers are checked from now on.
+
+    Raises UserError where the environment's settings of it make no sense, such as HF_HUB_ETAG_TIMEOUT=soon.
+    """
+    try:
+        import huggingface_hub.constants
+        import huggingface_hub.errors
+
+        check_answers()
+    except Exception as error:  # a number that is none, a proxy that is none, by whatever it raises
+        raise UserError(
+            f"the Hub's client cannot start ({_first_line(error)}): look at the variables HF_* and *_PROXY"
+        ) from None
+    return huggingface_hub
+
+
 @contextlib.contextmanager
 def explained(subject: str) -> Iterator[None]:
     """Within it, the client's exceptions become UserErrors about the subject, such as "config.json of owner/name"."""
-    from huggingface_hub import errors
-
-    # What the client's HTTP library raises (requests, httpx or httpx2, by version) shares a base with the client's own;
-    # RuntimeError is hf_xet's, and what is no JSON comes from a proxy that wants a login.
-    failures = (*errors.HfHubHTTPError.__bases__, OSError, RuntimeError, json.JSONDecodeError)
+    errors = client().errors
     try:
         yield
+    except MemoryError:
+        raise
+    except UserError as error:  # about an answer, or a limit
+        raise UserError(f"{subject}: {error}") from None
     except errors.HFValidationError as error:
         raise UserError(f"{subject}: this is no name of a repository ({_first_line(error)})") from None
     except errors.LocalEntryNotFoundError as error:
         raise _unreachable(subject, error.__cause__ or error) from None
     except errors.HfHubHTTPError as error:
         raise _refusal(subject, error) from None
-    except failures as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except UnicodeError as error:
+        raise UserError(f"{subject}: HF_TOKEN or token= holds what no token does ({_first_line(error)})") from None
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
                 f"{subject} does not fit on the disk ({error.strerror}): free some room, or keep downloads elsewhere "
                 "with --cache-dir (cache_dir=) or HF_HOME"
             ) from None
-        if isinstance(error, OSError) and error.filename:
+        if error.filename:
             raise UserError(
                 f"{subject} cannot be kept in {error.filename} ({error.strerror}): keep downloads elsewhere with "
                 "--cache-dir (cache_dir=) or HF_HOME"
             ) from None
+        raise _unreachable(subject, error) from None
+    except Exception as error:  # of the libraries below, by version; of proxies; of answers that make no sense
         raise _unreachable(subject, error) from None
 
 

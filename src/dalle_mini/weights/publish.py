@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dalle_mini import __version__
 from dalle_mini.weights.bundle import CARD
-from dalle_mini.weights.hub_errors import explained
+from dalle_mini.weights.hub_errors import client, explained
 from dalle_mini.weights.model_card import model_card
 
 
@@ -34,9 +34,7 @@ def push(
     Raises:
         UserError: no access, no connection, or no room; the message names the repository.
     """
-    from huggingface_hub import HfApi
-
-    api = HfApi(token=token, library_name="dalle-mini", library_version=__version__)
+    api = client().HfApi(token=token, library_name="dalle-mini", library_version=__version__)
     with explained(repo_id):  # first, since who may not write learns it at once
         api.create_repo(repo_id, private=private, exist_ok=True)
         if revision:

@@ -18,6 +18,7 @@ from dalle_mini.data.sources.fingerprint import Fingerprint
 from dalle_mini.data.sources.parquet import kinds_of
 from dalle_mini.data.sources.rows import Kinds, Layout, Options, example_of, find_layout
 from dalle_mini.errors import UserError, listed
+from dalle_mini.weights.hub_errors import client
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -164,10 +165,9 @@ def _resolved(address: Address) -> tuple[Address, Dataset | IterableDataset]:
         revision = address.revision
         is_here = os.path.isdir(address.name)
         if not is_here:
-            from huggingface_hub import HfApi, constants
-
-            if not constants.HF_HUB_OFFLINE:  # else what was downloaded is taken, as `datasets` does
-                revision = HfApi().dataset_info(address.name, revision=revision).sha
+            hub = client()
+            if not hub.constants.HF_HUB_OFFLINE:  # else what was downloaded is taken, as `datasets` does
+                revision = hub.HfApi().dataset_info(address.name, revision=revision).sha
         if address.saved:
             found = datasets.load_from_disk(address.name)
             splits = list(found) if isinstance(found, datasets.DatasetDict) else []
@@ -212,6 +212,7 @@ def _dataset(address: Address) -> Dataset | IterableDataset:
     """A process opens a data set once, however many of its parts it reads."""
     import datasets
 
+    client()  # whose answers are checked in this process too
     if address.saved:
         found = datasets.load_from_disk(address.name)
         return found[address.split] if isinstance(found, datasets.DatasetDict) else found
