@@ -19,3 +19,11 @@ def listed(names: Iterable[str], limit: int = 5) -> str:
     names = list(names)
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(name if len(name) <= 200 else f"{name[:200]}..." for name in names[:limit]) + rest
+
+
+def shown(value: object, limit: int = 60) -> str:
+    """`value` as Python writes it, cut, for a message of one line."""
+    try:
+        return f"{value!r:.{limit}}"
+    except ValueError:  # a number of more than 4300 digits
+        return f"a {type(value).__name__} too long to show"

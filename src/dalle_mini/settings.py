@@ -4,7 +4,7 @@ import dataclasses
 import numbers
 from collections.abc import Sequence
 
-from dalle_mini.errors import UserError
+from dalle_mini.errors import UserError, shown
 
 DTYPES = ("float32", "bfloat16", "float16", "int8")  # of generation
 MAX_CANDIDATES = 4096  # pictures are held in memory until they are ranked
@@ -60,7 +60,7 @@ class GenerationSettings:
             raise UserError(f"negative_prompt is {type(self.negative_prompt).__name__}, not text")
         check_utf8("negative_prompt", self.negative_prompt)
         if self.top_k is not None:
-            check_whole("top_k", self.top_k, 1, None)
+            check_whole("top_k", self.top_k, 1, 2**31 - 1)
         if self.top_p is not None:
             _check_positive("top_p", self.top_p, 1.0)
 
@@ -128,11 +128,11 @@ def check_whole(name: str, value, low: int, high: int | None = None) -> None:
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not whole or value < low or (high is not None and value > high):
         bounds = f"at least {low}" if high is None else f"from {low} to {high}"
-        raise UserError(f"{name} is {value!r}: it must be a whole number, {bounds}")
+        raise UserError(f"{name} is {shown(value)}: it must be a whole number, {bounds}")
 
 
 def _check_positive(name: str, value, high: float, low: float = 0.0) -> None:
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not number or not max(low, 1e-300) <= value <= high:
         bounds = f"from {low:g} to {high:g}" if low else f"above 0 and at most {high:g}"
-        raise UserError(f"{name} is {value!r}: it must be a number {bounds}")
+        raise UserError(f"{name} is {shown(value)}: it must be a number {bounds}")

@@ -1,7 +1,9 @@
 """Configs: the published `config.json` files are read, and what cannot be built is refused in one line."""
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
@@ -226,3 +228,33 @@ def test_models_name_the_folder_of_a_wrong_config(tmp_path):
     (tmp_path / "config.json").write_text('{"d_model": "abc"}')
     with pytest.raises(UserError, match=rf"^{tmp_path}: config\.json: d_model must be a whole number, not 'abc'$"):
         DalleBart.from_pretrained(tmp_path)
+
+
+def numbers(kind):
+    hints = get_type_hints(kind)
+    return [(f.name, hints[f.name]) for f in dataclasses.fields(kind) if hints[f.name] not in (str, bool, bool | None)]
+
+
+@pytest.mark.parametrize("kind", [DalleBartConfig, VQGANConfig, CLIPTextConfig, CLIPVisionConfig, CLIPConfig])
+def test_every_number_has_an_upper_bound(kind):
+    for name, wanted in numbers(kind):
+        if dataclasses.is_dataclass(wanted):
+            continue
+        for number in (2**40, 10**18, 10**400, 10**5000) if "float" not in str(wanted) else (1e300, 10**400, 10**5000):
+            value = [number] if "tuple" in str(wanted) else number
+            with pytest.raises(UserError, match=name) as caught:
+                kind.from_dict({name: value})
+            assert len(str(caught.value)) < 250
+
+
+def test_the_bounds_of_a_network_can_be_raised(monkeypatch):
+    with pytest.raises(UserError, match=r"encoder_layers must be at most 256, not 300 \(limit model_layers: .*LIMITS"):
+        DalleBartConfig.from_dict({"encoder_layers": 300})
+    with pytest.raises(UserError, match=r"288 blocks, num_res_blocks on each level of ch_mult, are more than 256"):
+        VQGANConfig.from_dict({"num_res_blocks": 144, "ch_mult": [1, 2]})
+    with pytest.raises(UserError, match=r"200000 channels, ch times ch_mult, are more than 131072"):
+        VQGANConfig.from_dict({"ch": 20_000, "ch_mult": [10]})
+    with pytest.raises(UserError, match="ch_mult has 65 items, more than 64"):
+        VQGANConfig.from_dict({"ch_mult": [1] * 65})
+    monkeypatch.setenv("DALLE_MINI_LIMITS", "model_layers=300")
+    assert DalleBartConfig.from_dict({"encoder_layers": 300}).encoder_layers == 300

@@ -1,12 +1,15 @@
 """Settings from YAML files and key=value overrides, into dataclasses."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
+from typing import get_args, get_type_hints
 
 import pytest
 
 from dalle_mini.errors import UserError
+from dalle_mini.training.clip_run import CLIPRun
 from dalle_mini.training.config_file import build, override, read, write
 from dalle_mini.training.runs import Seq2SeqRun
+from dalle_mini.training.vqgan_run import VQGANRun
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,8 @@ def test_lists_of_texts_and_numbers():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("steps: [", "not YAML"),
+        ("steps: [", "not plain YAML"),
+        ("a: &a [" + "x," * 1000 + "]\nb: [" + "*a," * 1000 + "]", "more than 100000 values"),
         ("- 1\n- 2\n", "it must hold names and values"),
         ("1: 2\n", "it must hold names and values"),
     ],
@@ -153,7 +157,7 @@ def test_files_that_are_no_settings(tmp_path, text, message):
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match="cannot read it"):
+    with pytest.raises(UserError, match="cannot be read"):
         read(tmp_path / "none.yaml")
 
 
@@ -179,3 +183,44 @@ def test_every_complaint_names_the_key_as_it_is_given(change, message):
         with pytest.raises(UserError) as caught:
             wrong()
         assert str(caught.value).startswith(message)
+
+
+def test_overrides_that_take_for_ever():
+    many = "[" + "a," * 200_000 + "]"
+    assert override(Lists(), [f"names={many}"]) == Lists((many,))  # no list of so many values: one name
+    for assignment, message in (
+        ("steps=" + "[" * 50_000, "steps: .* is not of type int"),
+        ("steps=1" + "0" * 400, "steps: .* is not of type int"),
+        ("inner.rate=1" + "0" * 400, "inner.rate: .* is not of type float"),
+        ("a." * 100_000 + "b=1", "none has more than 16 points"),
+        ("x" * 200_000 + "=1", "no such setting"),
+    ):
+        with pytest.raises(UserError, match=message):
+            override(Outer(), [assignment])
+    with pytest.raises(UserError, match=r"rate: .* is not of type float"):
+        build(Outer, {"inner": {"rate": 10**400}})
+    with pytest.raises(UserError, match=r"inner\.1: no such setting"):
+        build(Outer, {"inner": {1: 2}})
+
+
+def numbers(kind, prefix=""):
+    """The paths of all settings that are numbers or lists of them."""
+    for name, wanted in get_type_hints(kind).items():
+        kinds = get_args(wanted) or (wanted,)
+        inner = [one for one in kinds if is_dataclass(one)]
+        if inner:
+            yield from numbers(inner[0], f"{prefix}{name}.")
+        elif wanted in (tuple[int, ...], tuple[float, ...]) or tuple[float, ...] in kinds:
+            yield f"{prefix}{name}", "[1e300]" if "float" in str(wanted) else f"[{10**18}]"
+        elif {int, float} & {*kinds}:
+            yield f"{prefix}{name}", "1e300" if float in kinds else str(2**63)
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting", "value"),
+    [(kind, setting, value) for kind in (Seq2SeqRun, VQGANRun, CLIPRun) for setting, value in numbers(kind)],
+)
+def test_every_number_has_an_upper_bound(kind, setting, value):
+    with pytest.raises(UserError) as caught:
+        override(kind(), [f"{setting}={value}"])
+    assert setting.rpartition(".")[2] in str(caught.value)

@@ -18,7 +18,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from dalle_mini.data.packed_pictures import SPLITS, PackedPictures, Packing, pack
-from dalle_mini.errors import UserError
+from dalle_mini.errors import UserError, shown
+from dalle_mini.settings import LARGEST
 
 EMOJI, SCENES = "emoji", "emoji-scenes"  # what is drawn; a folder of that name is written ./emoji
 DRAWN = 10_000_000  # pictures of a source that draws: enough never to come round again
@@ -63,6 +64,12 @@ class PictureData:
     jitter: int = 1
 
     def __post_init__(self):
+        for name, most in (("min_side", 1 << 20), ("max_aspect", LARGEST), ("jitter", 1 << 20)):
+            value = getattr(self, name)
+            if value is not None and not value <= most:
+                raise UserError(f"data.{name}: {shown(value)} is too large; it may be at most {most:.10g}")
+        if not all(weight <= LARGEST for weight in self.weights or ()):
+            raise UserError(f"data.weights: a weight may be at most {LARGEST:.10g}")
         if not 0 < self.held_out < 1:
             raise UserError(f"data.held_out: {self.held_out} is not a share, more than 0 and less than 1")
         if self.weights is not None and (

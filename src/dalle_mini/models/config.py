@@ -3,72 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, Self, get_type_hints
+from typing import Any, ClassVar, NamedTuple
 
 from dalle_mini.errors import UserError
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-# What JSON may hold for a field of each type, and its name in an error message.
-TYPES = {
-    bool: (lambda value: isinstance(value, bool), "true or false"),
-    bool | None: (lambda value: value is None or isinstance(value, bool), "true, false or null"),
-    int: (_is_int, "a whole number"),
-    int | None: (lambda value: value is None or _is_int(value), "a whole number or null"),
-    float: (lambda value: isinstance(value, float) or _is_int(value), "a number"),
-    float | None: (lambda value: value is None or isinstance(value, float) or _is_int(value), "a number or null"),
-    str: (lambda value: isinstance(value, str), "a string"),
-    tuple[int, ...]: (
-        lambda value: isinstance(value, list | tuple) and all(map(_is_int, value)),
-        "a list of whole numbers",
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Config:
-    """What the configs share: reading a published `config.json`, whose many foreign keys are passed over.
-
-    Attributes:
-        model_type: what a file of this kind says it is; some published ones say nothing.
-        positive: fields of which every number must be more than 0.
-    """
-
-    model_type: ClassVar[str]
-    positive: ClassVar[tuple[str, ...]]
-
-    def __post_init__(self):
-        for name in self.positive:
-            value = getattr(self, name)
-            numbers = value if isinstance(value, tuple) else () if value is None else (value,)
-            if value == () or not all(number > 0 and math.isfinite(number) for number in numbers):
-                raise UserError(f"config: {name} must be more than 0, not {value!r:.60}")
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Read the fields that we know.
-
-        Raises:
-            UserError: the value of one has the wrong type, the values do not go together, or it is another model's.
-        """
-        kind = values.get("model_type")
-        if kind not in (None, "", cls.model_type):
-            raise UserError(f"config.json: model_type={kind!r:.60} is another kind of model than {cls.model_type!r}")
-        types = get_type_hints(cls)
-        known = {f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values}
-        for name, value in known.items():
-            check, wanted = TYPES[types[name]]
-            if not check(value):
-                raise UserError(f"config.json: {name} must be {wanted}, not {value!r:.60}")
-        return cls(**known)
-
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+from dalle_mini.models.config_base import Config
+from dalle_mini.runtime.limits import exceeded, limits
 
 
 class NormPositions(NamedTuple):
@@ -119,6 +59,12 @@ class DalleBartConfig(Config):
         *("decoder_layers", "decoder_attention_heads", "decoder_ffn_dim"),
         *("tau_init", "sinkhorn_iters", "temperature"),
     )
+    limited: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(("encoder_layers", "decoder_layers", "sinkhorn_iters"), "model_layers"),
+        **dict.fromkeys(("max_text_length", "caption_length", "image_length"), "model_length"),
+        **dict.fromkeys(("d_model", "encoder_attention_heads", "decoder_attention_heads"), "model_width"),
+        **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), "model_width"),
+    }
 
     encoder_vocab_size: int = 50264
     image_vocab_size: int = 16384
@@ -300,6 +246,12 @@ class VQGANConfig(Config):
         *("ch", "ch_mult", "num_res_blocks", "resolution", "in_channels", "out_ch", "z_channels", "embed_dim"),
         *("n_embed", "norm_groups"),
     )
+    limited: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(("ch", "ch_mult", "in_channels", "out_ch", "z_channels", "embed_dim"), "model_width"),
+        **dict.fromkeys(("norm_groups", "pixel_range"), "model_width"),
+        **dict.fromkeys(("resolution", "attn_resolutions"), "model_length"),
+        "num_res_blocks": "model_layers",
+    }
 
     ch: int = 128
     ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
@@ -333,6 +285,16 @@ class VQGANConfig(Config):
         for name in ("ch_mult", "attn_resolutions", "pixel_range"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         super().__post_init__()
+        for what, count, limit in (
+            (
+                "blocks, num_res_blocks on each level of ch_mult,",
+                len(self.ch_mult) * self.num_res_blocks,
+                "model_layers",
+            ),
+            ("channels, ch times ch_mult,", self.ch * max(self.ch_mult), "model_width"),
+        ):
+            if count > getattr(limits(), limit):
+                raise UserError(f"config: {count} {what} are more than {getattr(limits(), limit)} ({exceeded(limit)})")
         odd = [self.ch * factor for factor in self.ch_mult if self.ch * factor % self.norm_groups]
         if odd:
             raise UserError(
@@ -369,6 +331,10 @@ class CLIPTextConfig(Config):
         *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
         *("max_position_embeddings", "layer_norm_eps"),
     )
+    limited: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(("hidden_size", "intermediate_size", "num_attention_heads"), "model_width"),
+        **{"num_hidden_layers": "model_layers", "max_position_embeddings": "model_length"},
+    }
 
     vocab_size: int = 49408
     hidden_size: int = 512
@@ -392,6 +358,10 @@ class CLIPVisionConfig(Config):
         *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
         *("image_size", "patch_size", "num_channels", "layer_norm_eps"),
     )
+    limited: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(("hidden_size", "intermediate_size", "num_attention_heads", "num_channels"), "model_width"),
+        **{"num_hidden_layers": "model_layers", "image_size": "model_length", "patch_size": "model_length"},
+    }
 
     hidden_size: int = 768
     intermediate_size: int = 3072
@@ -410,6 +380,7 @@ class CLIPConfig(Config):
 
     model_type: ClassVar[str] = "clip"
     positive: ClassVar[tuple[str, ...]] = ("projection_dim",)
+    limited: ClassVar[dict[str, str]] = {"projection_dim": "model_width"}
 
     text: CLIPTextConfig = field(default_factory=CLIPTextConfig)
     vision: CLIPVisionConfig = field(default_factory=CLIPVisionConfig)

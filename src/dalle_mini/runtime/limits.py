@@ -32,6 +32,10 @@ class Limits:
         "values of a YAML file (100 characters of text count as one), every alias counted as often as it stands",
     )
     config_bytes: int = _limit(4 << 20, "bytes of a config.json and of the settings beside a tokenizer")
+    model_layers: int = _limit(256, "layers or blocks that a config asks for")
+    model_width: int = _limit(1 << 17, "features, channels or heads that a config asks for")
+    model_length: int = _limit(1 << 16, "positions that a config asks for, and pixels of a side")
+    model_rows: int = _limit((1 << 31) - 1, "rows of a table that a config asks for, and its other whole numbers")
     safetensors_header_bytes: int = _limit(16 << 20, "bytes of a safetensors file's header")
     pickle_bytes: int = _limit(32 << 20, "bytes of a torch file's pickle, and of the directory of its zip archive")
     pickle_steps: int = _limit(2_000_000, "instructions of a torch file's pickle; a tensor takes some 25")

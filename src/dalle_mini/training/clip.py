@@ -30,9 +30,10 @@ from dalle_mini.errors import UserError
 from dalle_mini.evaluation.retrieval import recalls
 from dalle_mini.models import CLIP
 from dalle_mini.models.config import CLIPConfig
+from dalle_mini.settings import LARGEST
 from dalle_mini.text import CaptionTokenizer
 from dalle_mini.training.checkpoint import holds_checkpoints
-from dalle_mini.training.config import OptimizerConfig, check_choice
+from dalle_mini.training.config import MOST_PICTURES, OptimizerConfig, check_choice, check_most
 from dalle_mini.training.contrastive import NOBODY, Contrast, Side, sigmoid_loss, softmax_loss
 from dalle_mini.training.sharding import DATA, batch_sharding, gathered, place
 from dalle_mini.training.start import TOKENIZER
@@ -106,6 +107,7 @@ class CLIPTraining:
             raise UserError(f"training.noise {self.noise}: a standard deviation of 0 or more")
         if self.cell < 1:
             raise UserError(f"training.cell {self.cell}: so many pixels a side have no cells")
+        check_most("training", self, noise=LARGEST, cell=MOST_PICTURES)
 
     @property
     def network(self) -> CLIPConfig:

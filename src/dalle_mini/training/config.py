@@ -5,7 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from dalle_mini.errors import UserError
+from dalle_mini.errors import UserError, shown
+from dalle_mini.settings import LARGEST, MAX_CANDIDATES, MAX_SEED
+
+MOST = 2**31 - 1  # of steps, which are counted in 32 bits
+MOST_PICTURES = 1 << 20  # of one step, evaluation or sheet
+MOST_DEVICES = 1 << 20
 
 OPTIMIZERS = ("adafactor", "adamw", "muon")
 DECAYS = ("constant", "linear", "cosine", "exponential")
@@ -25,6 +30,9 @@ class MeshConfig:
     data: int = -1
     model: int = 1
     fsdp: bool = True
+
+    def __post_init__(self):
+        check_most("mesh", self, data=MOST_DEVICES, model=MOST_DEVICES)
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,9 @@ class OptimizerConfig:
             share = getattr(self, name)
             if share is not None and not 0 <= share < 1:
                 raise UserError(f"optimizer.{name}: {share} is not a decay, which is 0 or more and less than 1")
+        check_most("optimizer", self, warmup_steps=MOST, decay_every=MOST, eps=LARGEST)
+        check_most("optimizer", self, **dict.fromkeys(("learning_rate", "decay_factor"), LARGEST))
+        check_most("optimizer", self, **dict.fromkeys(("final_rate", "weight_decay", "clip"), LARGEST))
 
 
 @dataclass(frozen=True)
@@ -117,7 +128,7 @@ class LoopConfig:
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"loop.{name}: {getattr(self, name)} is not a number of 0 or more")
         if not 0 <= self.seed < 2**63:
-            raise UserError(f"loop.seed: {self.seed} is not a number from 0 up")
+            raise UserError(f"loop.seed: {shown(self.seed)} is not a number from 0 to 2**63 - 1")
         if self.spike != 0 and not 1 < self.spike < math.inf:
             raise UserError(f"loop.spike: {self.spike} is neither 0, which is no limit, nor a factor above 1")
         if self.batch_size % self.accumulation:
@@ -125,6 +136,9 @@ class LoopConfig:
                 f"loop.batch_size {self.batch_size} does not divide by loop.accumulation {self.accumulation}"
             )
         check_choice("loop.on_bad_loss", self.on_bad_loss, ON_BAD_LOSS)
+        check_most("loop", self, **dict.fromkeys(("steps", "log_every", "eval_every", "sample_every", "keep"), MOST))
+        check_most("loop", self, batch_size=MOST_PICTURES, accumulation=MOST_PICTURES, spike=LARGEST)
+        check_most("loop", self, checkpoint_minutes=LARGEST, keep_hours=LARGEST, grace_seconds=LARGEST)
 
 
 @dataclass(frozen=True)
@@ -137,6 +151,9 @@ class SampleConfig:
     vqgan: str | None = None  # what turns tokens into pictures; None is the data's own, where it is known
     clip: str | None = None  # ranks them; None leaves them in the order of their keys
 
+    def __post_init__(self):
+        check_most("samples", self, candidates=MAX_CANDIDATES, seed=MAX_SEED)
+
 
 @dataclass(frozen=True)
 class TrackingConfig:
@@ -148,4 +165,13 @@ class TrackingConfig:
 
 def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise UserError(f"{name}: {value!r} is none of {', '.join(known)}")
+        raise UserError(f"{name}: {shown(value)} is none of {', '.join(known)}")
+
+
+def check_most(section: str, config: object, **most: float) -> None:
+    """Raises UserError where a number of `config`, or one in a list of it, is above its bound, or is none (NaN)."""
+    for name, bound in most.items():
+        value = getattr(config, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is not None and not number <= bound:
+                raise UserError(f"{section}.{name}: {shown(number)} is too large; it may be at most {bound:.10g}")

@@ -12,11 +12,12 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-import yaml
-
-from dalle_mini.errors import UserError
+from dalle_mini.errors import UserError, shown
+from dalle_mini.runtime import files, parsing
 
 T = TypeVar("T")
+
+DEEPEST = 16  # sections in one another
 
 
 def build(kind: type[T], values: Mapping[str, Any], assignments: Sequence[str] = (), base: T | None = None) -> T:
@@ -29,23 +30,18 @@ def build(kind: type[T], values: Mapping[str, Any], assignments: Sequence[str] =
 
 def read(path: str | os.PathLike) -> dict[str, Any]:
     """The mapping that a YAML file holds. Raises UserError where it is missing or holds none."""
-    try:
-        values = yaml.safe_load(Path(path).read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot read it ({getattr(error, 'strerror', None) or error})") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    values = parsing.read_yaml(path)
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UserError(f"{path}: it must hold names and values, such as `loop: {{steps: 1000}}`")
     return values
 
 
 def write(config: Any, path: Path, **more: Any) -> None:
-    """A dataclass as a YAML file that `load` reads, with the keys `more` in front; written beside and renamed."""
+    """A dataclass as a YAML file that `load` reads, with the keys `more` in front."""
+    import yaml
+
     values = json.loads(json.dumps({**more, **dataclasses.asdict(config)}))  # tuples are lists there
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), "utf-8")
-    os.replace(beside, path)
+    files.write_whole(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def override(config: T, assignments: Sequence[str]) -> T:
@@ -62,7 +58,9 @@ def _nested(assignments: Sequence[str]) -> dict[str, Any]:
     for assignment in assignments:
         path, separator, text = assignment.partition("=")
         if not separator:
-            raise UserError(f"{assignment!r}: overrides are written key=value")
+            raise UserError(f"{shown(assignment)}: overrides are written key=value")
+        if path.count(".") > DEEPEST:
+            raise UserError(f"{path:.60}...: no such setting; none has more than {DEEPEST} points in its name")
         inner: Any = text
         for key in reversed(path.split(".")):
             inner = {key: inner}
@@ -84,6 +82,8 @@ def _build(kind: type[T], values: Mapping[str, Any], base: T | None = None, pref
     types = {field.name: get_type_hints(kind)[field.name] for field in dataclasses.fields(kind)}
     given = {}
     for name, value in values.items():
+        if not isinstance(name, str):
+            raise UserError(f"{prefix}{shown(name)}: no such setting; names are text")
         path = prefix + name
         if name not in types:
             near = _nearest(name, kind)
@@ -112,6 +112,7 @@ def _with_path(message: str, section: str) -> str:
 
 def _nearest(name: str, kind: type) -> str | None:
     """The setting of `kind` that may have been meant: one of its own, or one further in, with the path to it."""
+    name = name[:100]  # the search for the nearest takes time by the product of the lengths
     own = [field.name for field in dataclasses.fields(kind)]
     inner = {path.rpartition(".")[2]: path for path in reversed(list(_inner(kind)))}  # the first of a name
     if name in inner:
@@ -142,28 +143,32 @@ def _value(value: Any, wanted: Any, path: str) -> Any:
         return value  # a folder may be called 2024
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except ValueError:
+            value = parsing.parse_json(value)
+        except parsing.ParseError:
             if tuple[str, ...] in kinds:
                 value = _names(value)
-    if float in kinds and type(value) is int:
-        value = float(value)
+    if float in kinds:
+        value = _as_float(value)
     for kind in kinds:
         if get_origin(kind) is tuple and isinstance(value, list | tuple):
             item = get_args(kind)[0]
-            items = tuple(float(one) if item is float and type(one) is int else one for one in value)
+            items = tuple(_as_float(one) if item is float else one for one in value)
             if all(type(one) is item for one in items):
                 return items
         elif type(value) is kind:
             return value
-    raise UserError(f"{path}: {value!r} is not of type {' or '.join(map(_type_name, kinds))}")
+    raise UserError(f"{path}: {shown(value)} is not of type {' or '.join(map(_type_name, kinds))}")
+
+
+def _as_float(value: Any) -> Any:
+    return float(value) if type(value) is int and abs(value) <= parsing.MAX_INTEGER else value
 
 
 def _names(text: str) -> Any:
     """One name, or, between brackets, several as a file would have them: [tokens, more-tokens]."""
     if text.startswith("["):
-        with contextlib.suppress(yaml.YAMLError):
-            return yaml.safe_load(text)
+        with contextlib.suppress(parsing.ParseError):
+            return parsing.parse_yaml(text)
     return (text,)
 
 

@@ -20,7 +20,8 @@ from flax import nnx
 
 from dalle_mini.errors import UserError
 from dalle_mini.models.vqgan import GroupNorm
-from dalle_mini.training.config import OptimizerConfig, check_choice
+from dalle_mini.settings import LARGEST
+from dalle_mini.training.config import OptimizerConfig, check_choice, check_most
 
 LOSSES = ("hinge", "non-saturating")
 GROUP = "discriminator"  # the key of its parameters beside the VQGAN's
@@ -55,6 +56,7 @@ class DiscriminatorConfig:
             value = getattr(self, name)
             if not least <= value < math.inf:
                 raise UserError(f"training.discriminator.{name}: {value} is not a number of {least} or more")
+        check_most("training.discriminator", self, start=2**31 - 1, weight=LARGEST, n_layers=16, ndf=1 << 17)
 
     def check_side(self, side: int) -> None:
         """Raises UserError where pictures of `side` pixels are smaller than what it needs to see."""

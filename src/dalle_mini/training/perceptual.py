@@ -29,7 +29,8 @@ from flax import nnx
 from dalle_mini.errors import UserError, listed
 from dalle_mini.models import CLIP
 from dalle_mini.models.vqgan import unit
-from dalle_mini.training.config import check_choice
+from dalle_mini.settings import LARGEST
+from dalle_mini.training.config import check_choice, check_most
 from dalle_mini.weights.bundle import PREPROCESSOR, SHIPPED_NAME, find_part
 from dalle_mini.weights.safetensors_file import read_safetensors
 from dalle_mini.weights.tensors import Tensor
@@ -64,6 +65,7 @@ class PerceptualConfig:
         check_choice("training.perceptual.kind", self.kind, KINDS)
         if not 0 <= self.weight < math.inf:
             raise UserError(f"training.perceptual.weight: {self.weight} is not a number of 0 or more")
+        check_most("training.perceptual", self, weight=LARGEST)
 
 
 def open_distance(config: PerceptualConfig) -> LPIPS | CLIPFeatures:

@@ -15,6 +15,7 @@ from dalle_mini.errors import UserError
 from dalle_mini.evaluation.reconstruction import psnr, reconstruct
 from dalle_mini.models import VQGAN
 from dalle_mini.models.config import VQGANConfig
+from dalle_mini.training.config import MOST_PICTURES, check_most
 from dalle_mini.training.discriminator import GROUP
 from dalle_mini.training.samples import Sample
 from dalle_mini.training.sharding import gathered
@@ -31,6 +32,7 @@ class ReconstructionConfig:
     def __post_init__(self):
         if self.pictures < 0:
             raise UserError(f"samples.pictures: {self.pictures} is not a number of 0 or more")
+        check_most("samples", self, pictures=MOST_PICTURES)
 
 
 @dataclass(frozen=True)

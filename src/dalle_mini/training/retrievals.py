@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from dalle_mini.errors import UserError
+from dalle_mini.training.config import MOST_PICTURES, check_most
 from dalle_mini.training.samples import Sample
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class RetrievalConfig:
     def __post_init__(self):
         if self.captions < 0:
             raise UserError(f"samples.captions: {self.captions} is not a number of 0 or more")
+        check_most("samples", self, captions=MOST_PICTURES)
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,13 @@ from dalle_mini.data.shards import MANIFEST, Manifest
 from dalle_mini.errors import UserError
 from dalle_mini.models import DalleBart
 from dalle_mini.models.config import DalleBartConfig
+from dalle_mini.settings import LARGEST
 from dalle_mini.text import CaptionNormalizer, CaptionTokenizer
 from dalle_mini.training import clip_run, config_file, loop, vqgan_run
 from dalle_mini.training.agreement import each_process_does, first_process_does
 from dalle_mini.training.checkpoint import holds_checkpoints
 from dalle_mini.training.clip_run import CLIPRun
-from dalle_mini.training.config import LoopConfig, MeshConfig, SampleConfig, TrackingConfig, check_choice
+from dalle_mini.training.config import LoopConfig, MeshConfig, SampleConfig, TrackingConfig, check_choice, check_most
 from dalle_mini.training.ownership import Claim
 from dalle_mini.training.picture_runs import SOURCES
 from dalle_mini.training.resume import alone_in_run, started_with
@@ -62,6 +63,9 @@ class TokenData:
     validation: tuple[str, ...] | None = None
     tokenizer: str | None = None
     vqgan: str | None = None
+
+    def __post_init__(self):
+        check_most("data", self, weights=LARGEST)
 
 
 @dataclass(frozen=True)

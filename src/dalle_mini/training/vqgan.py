@@ -24,9 +24,10 @@ from dalle_mini.errors import UserError
 from dalle_mini.evaluation import reconstruction
 from dalle_mini.models import VQGAN
 from dalle_mini.models.config import VQGANConfig
+from dalle_mini.settings import LARGEST
 from dalle_mini.training import codebook
 from dalle_mini.training.checkpoint import holds_checkpoints
-from dalle_mini.training.config import OptimizerConfig, check_choice
+from dalle_mini.training.config import MOST, MOST_PICTURES, OptimizerConfig, check_choice, check_most
 from dalle_mini.training.discriminator import (
     GROUP,
     DiscriminatorConfig,
@@ -98,6 +99,8 @@ class VQGANTraining:
             raise UserError(
                 f"training.codebook_decay: {self.codebook_decay} is not a decay, which is 0 or more and less than 1"
             )
+        check_most("training", self, revive_every=MOST, crop=MOST_PICTURES)
+        check_most("training", self, **dict.fromkeys((*weights, "revive_below", "entropy_temperature"), LARGEST))
 
     @property
     def side(self) -> int:

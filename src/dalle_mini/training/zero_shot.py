@@ -10,6 +10,7 @@ import numpy as np
 
 from dalle_mini.errors import UserError
 from dalle_mini.evaluation.retrieval import accuracies, class_of, class_vectors
+from dalle_mini.training.config import MOST_PICTURES, check_most
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class EvaluationConfig:
         for template in self.templates:
             if template.count("{}") != 1:
                 raise UserError(f"evaluation.templates: {template!r} must have one {{}}, for the class's name")
+        check_most("evaluation", self, pairs=MOST_PICTURES, most=MOST_PICTURES)
 
     def names(self) -> list[str]:
         """The classes; none where nothing is classified. Raises UserError where they cannot be read or told apart."""
