@@ -274,6 +274,39 @@ def test_a_disk_that_is_full_is_one_line_and_earlier_checkpoints_stay(folder, ca
     assert_same(restore(folder)[0], state(3))
 
 
+MANY = """
+import resource
+import sys
+import jax
+from dalle_mini.errors import UserError
+from dalle_mini.training.checkpoint import Checkpoints
+state = {f"w{number}": jax.random.normal(jax.random.key(number), (30_000,)) for number in range(40)}
+try:
+    with Checkpoints(sys.argv[1]) as checkpoints:
+        checkpoints.save(1, state, {})
+        checkpoints.wait()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+        checkpoints.save(2, state, {})
+except UserError as error:
+    print(error)
+"""
+
+
+def test_the_writes_that_end_after_the_failure_say_nothing(tmp_path):
+    """Each of them would print a traceback, about a loop of asyncio that is closed."""
+    command = [sys.executable, "-c", MANY, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == (
+        f"{tmp_path}: a checkpoint could not be saved (File too large); that of step 1 is whole: "
+        "make room or mend the folder, and run the same command again\n"
+    )
+    assert done.stderr == ""
+    with Checkpoints(tmp_path) as checkpoints:  # there is room again
+        checkpoints.save(2, state(2), {})
+    assert steps(tmp_path) == ["1", "2"]
+
+
 FULL = """
 import sys
 import jax

@@ -11,12 +11,14 @@ cast arrays of another type. So nothing is used before its checksums, shapes and
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import gc
 import hashlib
 import json
 import logging
 import math
+import os
 import sys
 import time
 import warnings
@@ -32,6 +34,7 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers as managers
 
 from dalle_mini.errors import UserError, listed
+from dalle_mini.runtime import console
 from dalle_mini.training.agreement import all_agree, first_process_does
 
 if TYPE_CHECKING:
@@ -41,6 +44,18 @@ if TYPE_CHECKING:
 # here as well.
 for _talker in ("absl", "gcsfs"):
     logging.getLogger(_talker).setLevel(logging.CRITICAL)
+
+# Where a write fails, the others that are under way end later, in other threads, and find nobody who waits for them.
+logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in record.getMessage())
+_unraisable = sys.unraisablehook
+
+
+def _unraisable_but_of_writes(told: Any) -> None:
+    if str(told.exc_value) != "Event loop is closed":
+        _unraisable(told)
+
+
+sys.unraisablehook = _unraisable_but_of_writes
 
 STATE, RECORD = "state", "record"
 HALF_WRITTEN = ".orbax-checkpoint-tmp"
@@ -55,7 +70,7 @@ class Damaged(Exception):
 
 def warn(text: str) -> None:
     if jax.process_index() == 0:
-        print(text, file=sys.stderr, flush=True)
+        console.say(text)
 
 
 class Checkpoints:
@@ -450,7 +465,7 @@ def _digest(body: dict[str, Any]) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    for known in ("No space left on device", "Read-only file system", "Permission denied", "Disk quota exceeded"):
-        if known in str(error):
-            return known
+    for known in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO):
+        if os.strerror(known) in str(error):
+            return os.strerror(known)
     return ((str(error).splitlines() or [""])[0] or type(error).__name__)[:160]

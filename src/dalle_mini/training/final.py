@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle_mini.errors import UserError
+from dalle_mini.runtime import files
 from dalle_mini.training.agreement import first_process_does
 
 
@@ -31,9 +32,10 @@ def write_final(trainer: Any, state: Any, folder: Path) -> None:
         first_process_does(make_room)
         trainer.export(state, beside)
         first_process_does(rename)
-    except OSError as error:
+    except (OSError, UserError) as error:
         raise UserError(
-            f"{folder}: cannot be written ({error.strerror or error}); run the same command again to write it"
+            f"{folder}: cannot be written ({files.reason(error)}): make room or mend the folder, and run the same "
+            "command again"
         ) from error
 
 

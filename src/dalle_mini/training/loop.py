@@ -30,6 +30,7 @@ import jax
 import numpy as np
 
 from dalle_mini.errors import UserError, listed
+from dalle_mini.runtime import files
 from dalle_mini.training.agreement import Votes, first_process_does, from_first_process
 from dalle_mini.training.checkpoint import Checkpoints
 from dalle_mini.training.config import LoopConfig, MeshConfig, TrackingConfig
@@ -358,7 +359,7 @@ class _Overseer:
             return
         self.in_a_row += 1
         rows = list(map(str, self.trainer.rows(done - 1))) if hasattr(self.trainer, "rows") else []
-        first_process_does(lambda: self._note(done, metrics, rows))
+        first_process_does(lambda: self.tracker.write(lambda: self._note(done, metrics, rows)))
         what = f"{self._complaint(metrics)} at step {done}" + (f", on {listed(rows)}" if rows else "")
         where = f"{self.out / BAD_BATCHES} has the batch's keys" if rows else f"see {self.out / BAD_BATCHES}"
         if self.loop.on_bad_loss == "stop":
@@ -389,6 +390,4 @@ class _Overseer:
         lines = [line for line in lines if line["step"] < done] + [
             {"step": done, "loss": loss, "grad_norm": norm, "rows": rows}
         ]
-        beside = path.with_suffix(".tmp")
-        beside.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        beside.replace(path)
+        files.write_whole(path, "".join(json.dumps(line) + "\n" for line in lines))

@@ -17,6 +17,7 @@ import jax
 
 from dalle_mini.errors import UserError
 from dalle_mini.locks import Busy, lock
+from dalle_mini.runtime import files
 from dalle_mini.training.agreement import first_process_does
 from dalle_mini.training.checkpoint import recorded_config
 from dalle_mini.training.config import check_choice
@@ -197,15 +198,9 @@ def refuse_if_there(out: str | Path, found: dict[str, Any] | None, resume: str) 
 
 def note_saved(out: Path, step: int, checkpoints: str | os.PathLike) -> None:
     """Write down that the checkpoint of `step` is whole, in the first process."""
-
-    def write() -> None:
-        beside = out / f".{SAVED}.tmp"
-        with contextlib.suppress(OSError):  # a full disk; the checkpoint itself is what matters
-            beside.write_text(json.dumps({"step": step, "checkpoints": str(checkpoints)}) + "\n")
-            os.replace(beside, out / SAVED)
-
     if jax.process_index() == 0:
-        write()
+        with contextlib.suppress(UserError):  # a full disk; the checkpoint itself is what matters
+            files.write_whole(out / SAVED, json.dumps({"step": step, "checkpoints": str(checkpoints)}) + "\n")
 
 
 def check_not_lost(out: Path, checkpoints: str | os.PathLike, *, allow_changes: bool) -> None:
@@ -305,10 +300,8 @@ def _is_whole(path: Path) -> bool:
 
 def write_settings(path: Path, config: dict[str, Any]) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(".tmp")
         config = config | {CHECKSUM: _checksum(config)}
-        beside.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        os.replace(beside, path)
+        with files.writing_whole(path) as file:
+            file.write((json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
     except OSError as error:
         raise UserError(f"{path.parent}: cannot write there ({error.strerror})") from error

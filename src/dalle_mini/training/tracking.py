@@ -10,6 +10,7 @@ Process 0 writes; in the others a `Tracker` does nothing.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -17,12 +18,13 @@ import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dalle_mini.errors import UserError
+from dalle_mini.runtime import console, files
 from dalle_mini.training.config import TrackingConfig
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ MEASURED = (
     "device_memory_peak_gib",
     "host_memory_gib",
 )
+CLEARED = "\r\x1b[K"  # the terminal's line
 WINDOW = 20  # records that the rate is taken from, which says how much time is left
 
 
@@ -97,7 +100,7 @@ class Tracker:
 
         self.out, self.config, self.steps, self.label = Path(out), dict(config or {}), steps, label
         self._work, self._wandb, self._line = work or Work(), None, None
-        self._on, self._warned = jax.process_index() == 0, set()
+        self._on, self._warned, self._closing = jax.process_index() == 0, set(), False
         problem = None
         if self._on:
             try:
@@ -134,7 +137,7 @@ class Tracker:
         record |= {
             name: value if value is not None and math.isfinite(value) else None for name, value in values.items()
         }
-        self._write(lambda: _append(self.out / LOG, record))
+        self.write(lambda: _append(self.out / LOG, record))
         if self._wandb is not None:
             self._wandb.log(record)
         self._line.show(step, metrics, pictures_per_second)
@@ -146,7 +149,7 @@ class Tracker:
         from dalle_mini.training.samples import mean_score, write_samples
 
         folder = samples_folder(self.out, step)
-        self._write(lambda: write_samples(folder, step, samples))
+        self.write(lambda: write_samples(folder, step, samples))
         if self._wandb is not None:
             self._wandb.pictures(step, samples)
         score = mean_score(samples)
@@ -164,7 +167,7 @@ class Tracker:
             return
         from dalle_mini.training.page import write_report
 
-        self._write(lambda: write_report(self.out, self.config, self.steps, self.label))
+        self.write(lambda: write_report(self.out, self.config, self.steps, self.label))
 
     def doing(self, what: str) -> None:
         """Tell on a terminal's live line what takes so long."""
@@ -178,6 +181,7 @@ class Tracker:
 
     def close(self, failed: bool = False) -> None:
         """Write the page, end the wandb run and leave the terminal on a line of its own."""
+        self._closing = failed
         self.report()
         if self._wandb is not None:
             self._wandb.close(failed)
@@ -193,12 +197,12 @@ class Tracker:
             speed["mfu"] = None if peak is None else pictures_per_second * self._work.flops_per_picture / peak
         return speed
 
-    def _write(self, action) -> None:
+    def write(self, action: Callable[[], Any]) -> None:
         """A full disk is said once, and does not end a run: its checkpoints do, if it comes to that."""
         try:
             action()
         except (OSError, UserError) as error:
-            if str(error) not in self._warned:
+            if str(error) not in self._warned and not self._closing:  # what failed is told anyway
                 self._warned.add(str(error))
                 self.say(f"not logged: {error}")
 
@@ -228,7 +232,7 @@ class LiveLine:
         if self._live:
             self._overwrite(line)
         else:
-            print(line, file=sys.stderr, flush=True)
+            console.say(line)
 
     def doing(self, what: str) -> None:
         """In place of the line until the next one, on a terminal only."""
@@ -238,7 +242,7 @@ class LiveLine:
     def _overwrite(self, line: str) -> None:
         width = shutil.get_terminal_size().columns
         line = line if len(line) < width else line[: width - 2] + "…"  # one that wraps cannot be overwritten
-        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+        console.say(line, start=CLEARED, end="")
         self._open = True
 
     def seconds_left(self) -> float | None:
@@ -253,12 +257,12 @@ class LiveLine:
 
     def say(self, text: str) -> None:
         text = f"{self.label}: {text}" if self.label else text
-        print(("\r\x1b[K" if self._live else "") + text, file=sys.stderr, flush=True)
+        console.say(text, start=CLEARED if self._live else "")
         self._open = False
 
     def close(self) -> None:
         if self._open:
-            print(file=sys.stderr, flush=True)
+            console.say("")
             self._open = False
 
 
@@ -330,17 +334,19 @@ def _record(line: str) -> dict[str, Any] | None:
 
 
 def _append(path: Path, record: Mapping[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    line = (json.dumps(record) + "\n").encode()
+    with path.open("ab", buffering=0) as file:
+        whole = file.tell()
+        if file.write(line) < len(line):  # a full disk: the next line must not be written behind a half one
+            file.truncate(whole)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def _drop_what_comes_after(out: Path, step: int) -> None:
     path = out / LOG
     if path.exists():
         kept = [record for record in read_log(path) if record["step"] <= step]
-        beside = path.with_suffix(".tmp")
-        beside.write_text("".join(json.dumps(record) + "\n" for record in kept), "utf-8")
-        os.replace(beside, path)
+        files.write_whole(path, "".join(json.dumps(record) + "\n" for record in kept))
     for folder in (out / SAMPLES).glob("*"):
         if folder.name.isdigit() and int(folder.name) > step:
             shutil.rmtree(folder)
