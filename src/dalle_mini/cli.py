@@ -7,6 +7,7 @@ anything else. Nothing heavy is imported before a verb runs, so that
 """
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 
@@ -19,16 +20,25 @@ from dalle_mini.commands.terminal import Help, Parser, exit_code
 from dalle_mini.commands.train import add_train
 from dalle_mini.commands.weights import add_convert, add_info
 from dalle_mini.huge_pages import start_again_with_huge_pages
+from dalle_mini.training.preemption import held_back
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with `argv` (default: the process's arguments) and return its exit code."""
 
+    until_heard = contextlib.ExitStack()
+    until_heard.enter_context(held_back())
+
     def run() -> int | None:
-        args = build_parser().parse_args(argv)
-        if argv is None and args.computes:
-            start_again_with_huge_pages()
-        return args.run(args)
+        with contextlib.ExitStack() as meanwhile:
+            with until_heard:
+                args = build_parser().parse_args(argv)
+                if argv is None and args.computes:
+                    start_again_with_huge_pages()
+                meanwhile.enter_context(args.meanwhile())
+            if argv is None:
+                meanwhile.pop_all()  # a process of its own listens to its last moment
+            return args.run(args)
 
     return exit_code(run)
 
@@ -41,7 +51,8 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=Help,
     )
     parser.add_argument("--version", action="version", version=f"dalle-mini {__version__}")
-    parser.set_defaults(computes=False)  # true of the verbs that run networks
+    # `computes` is true of the verbs that run networks; `meanwhile()` is a context that a verb runs in.
+    parser.set_defaults(computes=False, meanwhile=contextlib.nullcontext)
     verbs = parser.add_subparsers(metavar="VERB", required=True, title="verbs", description="VERB --help tells more")
     add_generate(verbs)
     add_encode(verbs)

@@ -138,9 +138,8 @@ def test_asked_to_stop_it_saves_and_goes_on_later(number, stop, tmp_path, capsys
 
 def test_what_has_made_a_step_has_its_time_to_save(tmp_path, monkeypatch):
     ended = []
-    monkeypatch.setattr(preemption, "_end", lambda *why: ended.append(why))
-    monkeypatch.setattr(preemption.Preemption.__init__, "__defaults__", (120.0, 2.0, 0.0))  # none without a step
-    with pytest.raises(Preempted):
+    monkeypatch.setattr(preemption, "end", lambda *why: ended.append(why))
+    with pytest.raises(Preempted), preemption.Preemption(grace_without_work=0.0):  # none without a step
         run(Asked(signal.SIGTERM, 5), LOOP, tmp_path)
     assert not ended
 

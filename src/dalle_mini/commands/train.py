@@ -1,10 +1,11 @@
 """`dalle-mini train`: a run from a config, started or continued."""
 
 import argparse
+import contextlib
 from pathlib import Path
 
 from dalle_mini.commands.distributed import add_distributed_option, join
-from dalle_mini.commands.terminal import Help, notices, out_of_memory, starting
+from dalle_mini.commands.terminal import Help, notices, out_of_memory
 from dalle_mini.runtime import console
 
 RESUME = ("auto", "never")
@@ -42,7 +43,14 @@ def add_train(verbs) -> None:
     add("--resume", choices=RESUME, default="auto", help="auto continues a run that is there, never refuses to")
     add("--allow-changes", action="store_true", help="continue even with settings that change what is learned")
     add_distributed_option(add)
-    parser.set_defaults(run=run_train, computes=True)
+    parser.set_defaults(run=run_train, computes=True, meanwhile=_listening)
+
+
+def _listening() -> contextlib.AbstractContextManager:
+    """From the command's beginning on: what comes before the first step has nothing to save, and is ended at once."""
+    from dalle_mini.training.preemption import Preemption
+
+    return Preemption(grace_without_work=0.0)
 
 
 def run_train(args: argparse.Namespace) -> int:
@@ -50,15 +58,13 @@ def run_train(args: argparse.Namespace) -> int:
     if args.config is not None and "=" in args.config and not Path(args.config).exists():
         assignments, args.config = [args.config, *assignments], None
     with notices():
-        with starting():
-            from dalle_mini.compilation import keep_compiled
-            from dalle_mini.training.preemption import leaving_when_asked
-            from dalle_mini.training.resume import check_here
-            from dalle_mini.training.runs import load_run, recorded_run, train
+        from dalle_mini.compilation import keep_compiled
+        from dalle_mini.training.resume import check_here
+        from dalle_mini.training.runs import load_run, recorded_run, train
 
         check_here(args.output)
         out = Path(args.output)
-        with leaving_when_asked(), out_of_memory(ADVICE):
+        with out_of_memory(ADVICE):
             run = load_run(args.config, assignments) if args.config else recorded_run(out, assignments)
             writes = join(args.distributed)
             keep_compiled()

@@ -59,10 +59,12 @@ def unwinding() -> Iterator[None]:
     sys.unraisablehook = swallowed
     try:
         yield
-    finally:
-        sys.unraisablehook = told
+    finally:  # whoever has taken these over meanwhile keeps them, as training does to the process's end
+        if sys.unraisablehook is swallowed:
+            sys.unraisablehook = told
         for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)  # None is one that is not Python's
+            if signal.getsignal(number) is stop:
+                signal.signal(number, handler or signal.SIG_DFL)  # None is one that is not Python's
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ from dalle_mini.training.checkpoint import Checkpoints
 from dalle_mini.training.config import LoopConfig, MeshConfig, TrackingConfig
 from dalle_mini.training.final import not_the_best, write_final
 from dalle_mini.training.ownership import Claim
-from dalle_mini.training.preemption import INTERRUPTED, Preempted, Preemption
+from dalle_mini.training.preemption import INTERRUPTED, Preempted, listening
 from dalle_mini.training.resume import RUN, alone_in, as_json, check_here, check_not_lost, note_saved, open_run
 from dalle_mini.training.sharding import make_mesh
 from dalle_mini.training.step import StepProgram, TrainState, step_program
@@ -138,7 +138,7 @@ def run(
         claim = Claim(out, place)
         config[RUN] = claim.run
         write_down = open_run(out, config, place, resume=resume, allow_changes=allow_changes)
-        notice = until_the_end.enter_context(Preemption(loop.grace_seconds))
+        notice = until_the_end.enter_context(listening(loop.grace_seconds))
         notice.has_work = jax.process_count() > 1  # the others may have
         checkpoints = until_the_end.enter_context(Checkpoints(place, loop.keep, loop.keep_hours, claim))
         found = checkpoints.restore(program.state)
@@ -287,6 +287,7 @@ def run(
             is_whole(written)
         if stop:
             reason, done = notice.reason or "a notice to another process", written or start
+            notice.is_told = True
             tracker.say(f"stopped by {reason}; step {done} is saved: run the same command again to continue")
             if stop == INTERRUPTED:
                 raise KeyboardInterrupt
