@@ -1,8 +1,10 @@
 """Several processes of one command, under `jax.distributed`."""
 
+import contextlib
 import functools
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable
 
@@ -11,6 +13,9 @@ from dalle_mini.errors import UserError
 from dalle_mini.runtime import console, stopping
 
 PATIENCE = 300.0  # seconds that the first process has to come up, as JAX's own
+HEARTBEAT_VARIABLE = "DALLE_MINI_HEARTBEAT_SECONDS"
+LEAST_HEARTBEAT, MOST_HEARTBEAT = 5, 86400
+HEARTBEAT = 20  # seconds; JAX's own 100 are a long time for many machines to wait for one that was taken away
 
 
 def add_distributed_option(add: Callable) -> None:
@@ -23,22 +28,34 @@ def add_distributed_option(add: Callable) -> None:
 
 
 def join(distributed: bool) -> bool:
-    """Join the other processes, where there are some. True in the one that writes and prints."""
+    """Join the other processes, where there are some. True in the one that writes and prints.
+
+    From then on this process ends with exit code 75 when another one is not heard for DALLE_MINI_HEARTBEAT_SECONDS.
+    """
     if not distributed:
         return True
-    with starting():
+    with contextlib.nullcontext() if "jax" in sys.modules else starting():
         import jax
 
     whole = functools.partial(_whole, os.environ)
     address, number = os.environ.get("JAX_COORDINATOR_ADDRESS"), whole("JAX_PROCESS_ID")
+    heartbeat = HEARTBEAT if (chosen := whole(HEARTBEAT_VARIABLE)) is None else chosen
+    if not LEAST_HEARTBEAT <= heartbeat <= MOST_HEARTBEAT:
+        raise UserError(
+            f"{HEARTBEAT_VARIABLE} is {heartbeat} in the environment: it must be {LEAST_HEARTBEAT} to {MOST_HEARTBEAT}"
+        )
     if address and number:
         _wait_for(address)
     try:
+        count = whole("JAX_NUM_PROCESSES")
         with stopping.kept():
-            jax.distributed.initialize(address, whole("JAX_NUM_PROCESSES"), number)
+            jax.distributed.initialize(address, count, number, heartbeat_timeout_seconds=heartbeat)
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--distributed: the other processes were not found ({reason}): see --help") from None
+    from dalle_mini.training import peers
+
+    peers.watch(heartbeat)
     return jax.process_index() == 0
 
 

@@ -59,12 +59,13 @@ def run_train(args: argparse.Namespace) -> int:
         assignments, args.config = [args.config, *assignments], None
     with notices():
         from dalle_mini.compilation import keep_compiled
+        from dalle_mini.training.peers import ended_with_the_others
         from dalle_mini.training.resume import check_here
         from dalle_mini.training.runs import load_run, recorded_run, train
 
         check_here(args.output)
         out = Path(args.output)
-        with out_of_memory(ADVICE):
+        with ended_with_the_others(), out_of_memory(ADVICE):
             run = load_run(args.config, assignments) if args.config else recorded_run(out, assignments)
             writes = join(args.distributed)
             keep_compiled()
