@@ -38,6 +38,7 @@ from dalle_mini.weights.bundle import PARTS, check_fit, find_parts, save_compani
 from dalle_mini.weights.bundle import SHIPPED as SHIPPED  # for those who look for it here
 from dalle_mini.weights.folder import load_config
 from dalle_mini.weights.hub import origin
+from dalle_mini.weights.tokens_record import check_tokens, known_tokens, record_rounded
 
 MAX_CHARACTERS = 2000  # of a prompt are looked at: far more than 64 tokens hold, little enough to normalise at once
 LOOKS = 8  # at a picture while it is drawn
@@ -139,6 +140,7 @@ class DalleMini:
     @classmethod
     def _load(cls, folders: Mapping[str, Path], dtype: str) -> "DalleMini":
         compute, others = compute_dtypes(dtype)
+        check_tokens(folders)
         model = DalleBart.from_pretrained(folders["dalle"], dtype=compute)
         vqgan_model = VQGAN.from_pretrained(folders["vqgan"], dtype=others)
         check_fit(model.config, vqgan_model.config, folders)  # before the wait for CLIP
@@ -165,6 +167,8 @@ class DalleMini:
         self.tokenizer.save(folder / "dalle")
         self.ranker.tokenizer.save(folder / "clip")
         save_companions(self.folders, folder)
+        if (known := known_tokens(self.folders["dalle"])) is not None:
+            record_rounded(folder / "vqgan", known)
 
     def push_to_hub(self, repo_id: str, **options) -> str:
         """Upload a bundle to the Hub and return the commit's address.

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from entry import Pictures, parser, user_errors
 from train_clip import PREPROCESSOR
 
-from dalle_mini.data.encode import identity
 from dalle_mini.errors import UserError
 from dalle_mini.models import CLIP, VQGAN, DalleBart
+from dalle_mini.models.fingerprint import identity
 from dalle_mini.weights.bundle import TOKENS_RECORD
 
 NETWORKS = {"dalle": (DalleBart, "seq2seq"), "vqgan": (VQGAN, "vqgan"), "clip": (CLIP, "clip")}

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from entry import SIZE, Pictures, main
 from flax import nnx
 
-from dalle_mini.data.networks import identity
 from dalle_mini.models import VQGAN
 from dalle_mini.models.config import VQGANConfig
+from dalle_mini.models.fingerprint import identity
 from dalle_mini.training.config import LoopConfig, OptimizerConfig
 from dalle_mini.training.reconstructions import ReconstructionConfig, Reconstructions
 from dalle_mini.training.step import Loss, TrainState, loaded_parameters

@@ -28,12 +28,13 @@ from dalle_mini.data.example import Source
 from dalle_mini.data.filters import Filters
 from dalle_mini.data.finish import NothingKept, Plan, finish
 from dalle_mini.data.launchers import Share
-from dalle_mini.data.networks import Networks, Weights, clip_identity, identity
+from dalle_mini.data.networks import Networks, Weights
 from dalle_mini.data.output_folder import WORK, Busy, LocalFolder, RemoteFolder, open_output
 from dalle_mini.data.prepare import CENTER, Preparation, crop_count
 from dalle_mini.data.shards import DROPPED, MANIFEST, Manifest, TokensOf
 from dalle_mini.data.sources.fingerprint import CONTENT, STAMPS
 from dalle_mini.errors import UserError
+from dalle_mini.models.fingerprint import clip_identity, identity
 
 if TYPE_CHECKING:
     from dalle_mini.generation.ranking import ClipRanker

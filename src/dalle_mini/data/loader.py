@@ -185,8 +185,8 @@ def known_vqgan(vqgan: str | Path | VQGAN) -> tuple[str, int]:
     """(identity, number of codes) of a VQGAN that is loaded, lies in a folder or on the Hub, or is a bare identity."""
     if isinstance(vqgan, str) and _IDENTITY.fullmatch(vqgan):
         return vqgan, ORIGINAL_CODES
-    from dalle_mini.data.encode import identity
     from dalle_mini.models import VQGAN
+    from dalle_mini.models.fingerprint import identity
     from dalle_mini.weights.bundle import find_part
 
     model = vqgan if isinstance(vqgan, VQGAN) else VQGAN.from_pretrained(find_part("vqgan", vqgan))

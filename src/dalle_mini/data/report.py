@@ -64,9 +64,9 @@ def _decoder(folder: Path, of: TokensOf, named: str | Path | None, hub: dict):
     """The VQGAN whose tokens they are, ready to draw."""
     import jax
 
-    from dalle_mini.data.encode import identity
     from dalle_mini.generation.pixels import PixelDecoder
     from dalle_mini.models import VQGAN
+    from dalle_mini.models.fingerprint import identity
     from dalle_mini.weights.bundle import find_part
 
     try:

@@ -234,9 +234,9 @@ def _check_tokens(training: Seq2SeqTraining, vqgan: str) -> None:
     if training.init_from is None or training.new_tokens or training.optimizer.embeddings_only:
         return
     known = start_tokens(training.init_from)
-    if known is not None and known != vqgan:
+    if known is not None and vqgan not in known:
         raise UserError(
-            f"training.init_from={training.init_from} knows the tokens of another VQGAN ({known}) than the data's "
+            f"training.init_from={training.init_from} knows the tokens of another VQGAN ({known[0]}) than the data's "
             f"({vqgan}): encode the pictures with that one, or let it learn these anew with training.new_tokens=true"
         )
 

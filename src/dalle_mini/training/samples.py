@@ -23,11 +23,11 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 
-from dalle_mini.data.encode import identity
 from dalle_mini.errors import UserError
 from dalle_mini.generation.ranking import ClipRanker
 from dalle_mini.models import VQGAN, DalleBart
 from dalle_mini.models.config import DalleBartConfig, VQGANConfig
+from dalle_mini.models.fingerprint import identity
 from dalle_mini.output import REPORT, picture_grid, slug
 from dalle_mini.runtime.files import written_beside
 from dalle_mini.settings import GenerationSettings, check_prompts
@@ -69,7 +69,7 @@ class Sampler:
         model: of the network that is trained.
         tokenizer, normalizer: its own.
         vqgan: of the data, used where `config` names none; a folder or a source of `weights.hub`.
-        trained_on: the identity of the VQGAN whose tokens are trained on (`data.encode.identity`), where it is known.
+        trained_on: the identity of the VQGAN whose tokens are trained on (`models.fingerprint`), where it is known.
     Raises UserError where there is no VQGAN, a model is missing or damaged, or does not fit the one that is trained.
     """
 

@@ -7,16 +7,15 @@ which only `final` is left is that model.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from dalle_mini.data.loader import known_vqgan
 from dalle_mini.errors import UserError
 from dalle_mini.models.config import DalleBartConfig
 from dalle_mini.training.checkpoint import holds_checkpoints, recorded_config
-from dalle_mini.weights.bundle import SHIPPED_NAME, TOKENS_RECORD, find_part, has_part
+from dalle_mini.weights.bundle import SHIPPED_NAME, find_part, has_part
 from dalle_mini.weights.folder import CONFIG, load_config
+from dalle_mini.weights.tokens_record import known_tokens, vqgan_identities
 
 FINAL = "final"
 TOKENIZER = "tokenizer"  # a run's own copy
@@ -68,23 +67,23 @@ def start_vqgan(source: str) -> str | None:
     return named or (before and start_vqgan(before))
 
 
-def start_tokens(source: str) -> str | None:
-    """The identity (`data.networks.identity`) of the VQGAN whose tokens the model draws with; None where nothing tells.
+def start_tokens(source: str) -> tuple[str, ...] | None:
+    """The identities (`models.fingerprint`) of the VQGAN whose tokens the model draws with; None where nothing tells.
 
-    What tells it: the run's record, the file beside weights that were trained here, or the VQGAN in the same bundle.
+    It has two where a bundle holds a copy that was rounded to another type. What tells them: the run's record, the file
+    beside weights that were trained here, or the VQGAN in the same bundle.
     """
     run = _run(source)
     if run is not None:
-        return (run.get("data") or {}).get("vqgan")
+        known = (run.get("data") or {}).get("vqgan")
+        return None if known is None else (known,)
     model = _model(source)
-    record = find_part("dalle", model, weights=False) / TOKENS_RECORD
-    if record.is_file():
-        try:
-            return json.loads(record.read_text("utf-8"))["vqgan"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{record}: damaged ({error}): what VQGAN's tokens the weights know is not known") from None
+    known = known_tokens(find_part("dalle", model, weights=False))
     is_here = model == SHIPPED_NAME or Path(model).is_dir()  # nothing is fetched for this
-    return known_vqgan(model)[0] if is_here and has_part("vqgan", model) else None
+    beside = vqgan_identities(find_part("vqgan", model)) if is_here and has_part("vqgan", model) else ()
+    if known is None:
+        return beside or None
+    return beside if known in beside else (known,)
 
 
 def _run(source: str) -> dict[str, Any] | None:

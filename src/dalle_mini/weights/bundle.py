@@ -73,8 +73,9 @@ def find_parts(
     described = place.take(inside, Needs(weights=False, names=(CONFIG,)))
     with blaming_cache(described):
         is_normalising = load_config(described).get("normalize_text")
+    words = WORD_LISTS if is_normalising else ()
     parts = {
-        "dalle": place.take(inside, Needs(tokenizer=True, optional=WORD_LISTS if is_normalising else ())),
+        "dalle": place.take(inside, Needs(tokenizer=True, optional=(TOKENS_RECORD, *words))),
         "vqgan": vqgan_place.take("vqgan" if vqgan is None else _inside(vqgan_place, "vqgan")),
         "clip": clip_place.take("clip" if clip is None else _inside(clip_place, "clip"), RANKER),
     }
@@ -91,7 +92,7 @@ def find_part(part: str, source: str | os.PathLike, *, weights: bool = True, **o
     """
     place = _open(source, **options)
     beside = () if weights else (CONFIG,)
-    text = Needs(weights, tokenizer=True, optional=(*beside, *WORD_LISTS))
+    text = Needs(weights, tokenizer=True, optional=(*beside, TOKENS_RECORD, *WORD_LISTS))
     needs = {"dalle": text, "vqgan": Needs(weights, optional=beside), "clip": RANKER}[part]
     return place.take(_inside(place, part), needs)
 
@@ -138,7 +139,10 @@ def save_companions(parts: Mapping[str, Path], target: Path) -> None:
 
     Raises UserError where a file cannot be read or written.
     """
-    files = {target / "clip" / PREPROCESSOR: parts["clip"] / PREPROCESSOR}
+    files = {
+        target / "clip" / PREPROCESSOR: parts["clip"] / PREPROCESSOR,
+        target / "dalle" / TOKENS_RECORD: parts["dalle"] / TOKENS_RECORD,
+    }
     if "words" in parts:
         files[target / "dalle" / parts["words"].name] = parts["words"]
     bundle = parts["dalle"].parent

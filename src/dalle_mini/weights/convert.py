@@ -17,6 +17,7 @@ from dalle_mini.weights.bundle import PREPROCESSOR, TOKENS_RECORD, WORD_LISTS, c
 from dalle_mini.weights.folder import CONFIG, load_config, save_tensors
 from dalle_mini.weights.hub import TOKENIZERS, Folder, Needs, blaming_cache, open_source
 from dalle_mini.weights.pretrained import Pretrained
+from dalle_mini.weights.tokens_record import check_tokens, record_rounded, vqgan_identities
 
 _TOKENIZERS = ", or ".join(" and ".join(form) for form in TOKENIZERS)
 
@@ -83,7 +84,7 @@ def convert(
         UserError: a source is missing, damaged or not one of ours, the parts of a bundle do not go together, or the
             target cannot be written.
     """
-    target = Path(target)
+    given, target = source, Path(target)
     if target.exists():
         raise UserError(f"{target} is there already: choose another folder, or remove it")
     if (vqgan is None) != (clip is None):
@@ -106,6 +107,7 @@ def convert(
         else:
             configs = {part: config_of(part, parts[part]) for part in NETWORKS}
             check_fit(configs["dalle"], configs["vqgan"], parts)
+            check_tokens(parts)
             for part in ("dalle", "clip"):
                 if not _has_tokenizer(parts[part]):
                     raise UserError(f"{parts[part]} has no tokenizer, and a bundle needs it: put {_TOKENIZERS} there")
@@ -116,7 +118,8 @@ def convert(
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror or error}") from None
     except UserError as error:
-        raise UserError(str(error).replace(str(stage), str(target))) from None
+        said = str(error).replace(str(exported), str(given)).replace(str(stage), str(target))
+        raise UserError(said) from None
     finally:
         shutil.rmtree(stage, ignore_errors=True)
         shutil.rmtree(exported, ignore_errors=True)
@@ -152,6 +155,8 @@ def _network(part: str, folder: Path, target: Path, dtype) -> Path:
     beside = folder if folder.is_dir() else folder.parent
     if part != "vqgan" and _has_tokenizer(beside):
         CaptionTokenizer.from_pretrained(beside).save(target)
+    if part == "vqgan" and (dtype is not None or (beside / TOKENS_RECORD).is_file()):
+        record_rounded(target, vqgan_identities(folder)[-1])
     for name in BESIDE:
         if part != "vqgan" and (beside / name).is_file():
             shutil.copyfile(beside / name, target / name)
