@@ -239,3 +239,31 @@ def test_the_recipe_calls_scripts_that_there_are():
     called = re.findall(r"\brun (\w+\.py)", RECIPE.read_text())
     assert len(called) >= 5
     assert {*called} <= {*SCRIPTS}
+
+
+ASKED = """if True:
+    import os, signal, sys, time
+    sys.path.insert(0, sys.argv.pop(1))
+    import entry
+
+    def build(_):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        except BaseException:
+            print("swallowed")  # as imports do
+
+    entry.main(entry.Pictures("train", 0), build, "a script")
+"""
+
+
+def test_asked_to_stop_before_its_first_step_a_script_ends_in_one_line():
+    done = subprocess.run(
+        [sys.executable, "-c", ASKED, TOOLS, "out"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (75, "")
+    assert done.stderr == "stopped by SIGTERM before its first step: nothing is lost, run the same command again\n"

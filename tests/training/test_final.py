@@ -4,9 +4,10 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from lines import LOOP, Judged
+from lines import LOOP, Judged, Line
 from tiny_runs import NAMES, Bare, make, short_loop
 
+from dalle_mini.errors import UserError
 from dalle_mini.training.final import not_the_best
 from dalle_mini.training.loop import run
 
@@ -39,6 +40,19 @@ def test_again_when_it_is_continued(tmp_path, capsys):
         run(Judged({1: 5.0, 2: 3.0, 3: 4.0, 4: float("nan"), 5: 6.0}), loop, tmp_path)
         said = f"WARNING: {tmp_path / 'final'} has a higher evaluation loss (6) than step 2 (3)"
         assert said in capsys.readouterr().err
+
+
+class Unwritable(Line):
+    def export(self, state, folder):
+        raise UserError(f"cannot save into {folder}: No space left on device")
+
+
+def test_what_cannot_be_written_is_written_by_the_same_command_later(tmp_path):
+    with pytest.raises(UserError, match=r"final: cannot be written \(.*No space left on device\): make room .* again$"):
+        run(Unwritable(), LOOP, tmp_path)
+    assert not (tmp_path / "final").exists()
+    run(Line(), LOOP, tmp_path)
+    assert (tmp_path / "final" / "w.npy").exists()
 
 
 class Worsening(Bare):

@@ -109,6 +109,15 @@ def test_bad_updates_are_left_out(tmp_path, capsys, wrong, spike, at, said):
     assert bad_batches(tmp_path / "again") == bad_batches(tmp_path / "bad")
 
 
+def test_a_full_disk_does_not_end_a_run_whose_batch_was_bad(tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dalle_mini.training.loop._Overseer._note", full)
+    run(Line(broken_at=4, mended_at=5), dataclasses.replace(LOOP, on_bad_loss="skip"), tmp_path)
+    assert "line: not logged: [Errno 28] No space left on device" in capsys.readouterr().err
+
+
 def test_it_does_not_leave_out_updates_for_ever(tmp_path):
     loop = dataclasses.replace(LOOP, steps=60, on_bad_loss="skip")
     with pytest.raises(

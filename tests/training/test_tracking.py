@@ -1,7 +1,10 @@
 """A run's log and its line on the terminal."""
 
+import contextlib
 import dataclasses
 import json
+import os
+import resource
 import sys
 from types import SimpleNamespace
 
@@ -10,7 +13,7 @@ import pytest
 from tiny_runs import SEQ2SEQ
 
 from dalle_mini.errors import UserError
-from dalle_mini.training import tracking
+from dalle_mini.training import checkpoint, tracking
 from dalle_mini.training.flops import training_flops
 from dalle_mini.training.tracking import LiveLine, Tracker, Work, duration, read_log
 
@@ -133,6 +136,55 @@ def test_a_full_disk_is_said_once_and_training_goes_on(tmp_path, monkeypatch, ca
     err = capsys.readouterr().err
     assert err.count("toy: not logged: [Errno 28] No space left on device") == 1
     assert "2/10  loss 0.5" in err
+
+
+def test_a_line_that_the_disk_had_no_room_for_is_taken_back_whole(tmp_path, capsys):
+    tracker = Tracker(tmp_path, {}, 10, label="toy")
+    tracker.log(1, {"loss": 1.0})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "log.jsonl").stat().st_size + 10, before[1]))
+    try:
+        tracker.log(2, {"loss": 0.5})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "toy: not logged: " in capsys.readouterr().err
+    tracker.log(3, {"loss": 0.25})  # there is room again
+    assert steps(tmp_path) == [1, 3]
+
+
+def test_a_run_that_failed_does_not_say_that_its_page_failed_too(tmp_path, capsys):
+    tracker = Tracker(tmp_path, {}, 10, label="toy")
+    (tmp_path / "report.html").mkdir()
+    tracker.close(failed=True)
+    assert capsys.readouterr().err == ""
+    tracker.close()
+    assert "toy: not logged: " in capsys.readouterr().err
+
+
+@pytest.fixture(params=["none", "closed", "full", "ascii"])
+def deaf(request, monkeypatch):
+    """A stderr that cannot be told everything, or nothing."""
+    with open("/dev/full" if request.param == "full" else os.devnull, "w", encoding="ascii") as stream:
+        if request.param == "closed":
+            stream.close()
+        monkeypatch.setattr(sys, "stderr", None if request.param == "none" else stream)
+        yield
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            stream.close()
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_what_cannot_be_told_does_not_end_a_run(is_terminal, deaf, tmp_path):
+    tracker = Tracker(tmp_path / "schnörkel", {}, 10, label="schnörkel")
+    tracker._line._live = is_terminal
+    tracker.log(1, {"loss": 1.0})
+    tracker.doing("evaluating …")
+    tracker.say("a line")
+    tracker.log(2, {"loss": 0.5})
+    tracker.close()
+    checkpoint.warn("a line")
+    assert steps(tmp_path / "schnörkel") == [1, 2]
 
 
 class Clock:

@@ -15,8 +15,10 @@ from dalle_mini.data.emoji import Emoji, find_font
 from dalle_mini.data.scene_emoji import scene_emoji
 from dalle_mini.data.tidy_scenes import TWINS_APART, TidyScenes
 from dalle_mini.errors import UserError
+from dalle_mini.runtime import console
 from dalle_mini.training.config_file import override
 from dalle_mini.training.loop import run
+from dalle_mini.training.preemption import Preemption
 
 SIZE = 128  # pixels
 EXAMPLES = 10_000_000  # enough never to come round again
@@ -74,7 +76,7 @@ def main(
         "--allow-changes", action="store_true", help="continue even with settings that change what is learned"
     )
     options.add_argument("overrides", nargs="*", metavar="key=value", help="settings, e.g. loop.steps=100")
-    with user_errors():
+    with user_errors(), Preemption(grace_without_work=0.0):
         args = options.parse_args()
         config = override(config, args.overrides)
         trainer = build(config)
@@ -90,8 +92,8 @@ class user_errors:
 
     def __exit__(self, kind, error, traceback):
         if isinstance(error, UserError):
-            print(f"error: {error}", file=sys.stderr)
+            console.say(f"error: {error}")
             sys.exit(2)
         if isinstance(error, KeyboardInterrupt):
-            print("\ninterrupted: run the same command again to continue", file=sys.stderr)
+            console.say("interrupted: run the same command again to continue")
             sys.exit(130)

@@ -212,7 +212,8 @@ class LiveLine:
 
     def __init__(self, steps: int, label: str = "", clock=time.monotonic):
         self.steps, self.label, self._clock = steps, label, clock
-        self._live, self._open = sys.stderr.isatty(), False
+        self._live = sys.stderr is not None and console.Guarded(sys.stderr).isatty()
+        self._open = False
         self._marks: deque[tuple[int, float]] = deque(maxlen=WINDOW)
 
     def show(self, step: int, metrics: Mapping[str, float], rate: float | None) -> None:
