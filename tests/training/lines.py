@@ -21,7 +21,8 @@ class Line:
     def __init__(self, rate: float = 0.25, width: int = 2, broken_at: int | None = None, mended_at=99, wrong=np.nan):
         self.mended_at, self.wrong = mended_at, wrong
         self.rate, self.width, self.broken_at = rate, width, broken_at
-        self.optimizer = OptimizerConfig("adamw", rate, warmup_steps=0, decay="constant")
+        self.optimizer = OptimizerConfig("adamw", warmup_steps=0, decay="constant")
+        object.__setattr__(self.optimizer, "learning_rate", rate)  # also one that no config may have
         self.evaluated = []
 
     def settings(self):
