@@ -31,6 +31,14 @@ def heard(notice, seconds=5.0):
     return notice.code, notice.reason
 
 
+@pytest.fixture
+def hang_up():
+    """SIGHUP as it is by itself: under nohup it is ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize(
     ("number", "expected"),
     [
@@ -39,7 +47,7 @@ def heard(notice, seconds=5.0):
         (signal.SIGINT, (INTERRUPTED, "Ctrl-C")),
     ],
 )
-def test_signals_are_noted_and_handlers_put_back(number, expected, capfd):
+def test_signals_are_noted_and_handlers_put_back(number, expected, capfd, hang_up):
     before = {each: signal.getsignal(each) for each in preemption.HEARD}
     with Preemption() as notice:
         assert notice.code == 0
@@ -218,30 +226,33 @@ MARKED = """if True:
 """
 
 
-def stop_after(delay: float, config: Path, out: Path, number: int) -> None:
-    """Begin or continue a run, and send the signal so many seconds after the command's first line."""
+def signalled(delay: float, config: Path, out: Path, number: int) -> tuple[int, str]:
+    """(exit code, stderr) of a run that is begun or continued, and gets a signal so long after the first line."""
     environment = {**os.environ, "PYTHONPATH": str(Path(preemption.__file__).parents[2]), NOTICE_VARIABLE: ""}
     command = [sys.executable, "-c", MARKED, "train", str(config), "--output", str(out)]
-    process = subprocess.Popen(
-        command,
-        env=environment,
-        stdout=-1,
-        stderr=-1,
-    )
+    process = subprocess.Popen(command, env=environment, stdout=-1, stderr=-1)
     assert process.stdout.read(1) == b"."
     time.sleep(delay)
     process.send_signal(number)
     shown, errors = process.communicate(timeout=300)
-    said = errors.decode()
-    assert process.returncode == PREEMPTED, said
+    assert not shown.strip(b".")
+    return process.returncode, errors.decode()
+
+
+def stop_after(delay: float, config: Path, out: Path, number: int) -> None:
+    code, said = signalled(delay, config, out, number)
+    assert code == PREEMPTED, said
     assert said.count("stopped by") == 1, said
     assert "stopped by" in said.splitlines()[-1] and "Traceback" not in said and "Exception" not in said, said
-    assert not shown.strip(b".")
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.05, 0.5])
 def test_asked_to_stop_in_its_first_moments_it_ends_in_one_line(delay, never_ending, tmp_path):
     stop_after(delay, never_ending, tmp_path / "run", signal.SIGTERM)
+
+
+def test_ctrl_c_in_the_first_moments_is_told_in_one_line_too(never_ending, tmp_path):
+    assert signalled(0.2, never_ending, tmp_path / "run", signal.SIGINT) == (INTERRUPTED, "interrupted\n")
 
 
 @pytest.mark.slow

@@ -102,7 +102,7 @@ class Preemption:
             if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
                 before = signal.signal(number, _noted)
                 if before is not _noted:
-                    self._before[number] = before or signal.SIG_DFL  # None is one that is not Python's
+                    self._before.setdefault(number, before or signal.SIG_DFL)  # None is one that is not Python's
 
     def _listen(self) -> None:
         if threading.current_thread() is not threading.main_thread():
@@ -131,7 +131,8 @@ class Preemption:
                         self.ask(PREEMPTED, reason)
                     continue
                 if self.code == INTERRUPTED:
-                    end(INTERRUPTED, "interrupted again: ended at once, without a checkpoint of the last steps")
+                    lost = "interrupted again: ended at once, without a checkpoint of the last steps"
+                    end(INTERRUPTED, "" if self.is_told else lost)
                 if self.has_work or self.grace_without_work:
                     _tell(f"interrupted: {'saving' if self.has_work else 'ending'}; Ctrl-C again ends it at once")
                 self.ask(INTERRUPTED, reason)
