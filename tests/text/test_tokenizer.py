@@ -227,7 +227,11 @@ def test_broken_folders_are_named(tmp_path):
 
     (tmp_path / "tokenizer.json").write_bytes(golden)
     settings = tmp_path / "special_tokens_map.json"
-    for content, reason in (("{", "JSON"), ("[1]", "JSON object"), ('{"pad_token": "<blank>"}', "'<blank>'")):
+    for content, reason in (
+        ("{", "JSON"),
+        ("[1]", "an object with named fields"),
+        ('{"pad_token": "<blank>"}', "'<blank>'"),
+    ):
         settings.write_text(content)
         assert str(settings) in error()
         assert reason in error()

@@ -19,7 +19,7 @@ from dalle_mini.runtime.limits import exceeded, limits
 
 T = TypeVar("T")
 
-MAX_INTEGER = 2**64  # beyond it nothing that we read has a number, and every float holds what lies below
+MAX_INTEGER = 10**36  # every float holds it; a tokenizer's model_max_length is 10**30 where it has none
 
 LONGEST_NUMBER = 100  # characters, in YAML
 
@@ -175,7 +175,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _integer(text: str) -> int:
-    if len(text) > 21 or abs(number := int(text)) > MAX_INTEGER:
+    if len(text) > 38 or abs(number := int(text)) > MAX_INTEGER:
         raise ParseError(f"the number {text[:20]}... of {len(text)} digits is too large")
     return number
 

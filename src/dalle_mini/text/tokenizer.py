@@ -5,15 +5,19 @@ transformers with its seconds of import time stays out of the way to a picture. 
 `vocab.json` and `merges.txt`, are enough: all else is the same for every CLIP.
 """
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from dalle_mini.errors import UserError
+from dalle_mini.runtime import files, parsing
+from dalle_mini.runtime.limits import check
+from dalle_mini.text.tokenizer_json import check_ids, checked
 
 _SETTINGS_FILES = ("special_tokens_map.json", "tokenizer_config.json")
 
@@ -44,11 +48,16 @@ class CaptionTokenizer:
         self._source = source
         self._rows: int | None = None
 
-        self._frame = backend.encode("").ids  # start and end token
+        with _blaming(source, "not a usable tokenizer"):
+            self._frame = backend.encode("").ids  # start and end token
+            vocab = backend.get_vocab()
         if not self._frame:
             raise UserError(f"{source}: it adds no start and end tokens; a caption tokenizer needs a post_processor")
+        unknown = [id for id in self._frame if backend.id_to_token(id) is None]
+        if unknown:
+            raise UserError(f"{source}: its post_processor adds the id {unknown[0]}, which no token has")
         self.end_id = self._frame[-1]
-        self.vocab_size = max(backend.get_vocab().values()) + 1
+        self.vocab_size = max(vocab.values()) + 1
         self.pad_token, self.pad_id = self._find_pad_token()
 
     @classmethod
@@ -87,11 +96,13 @@ class CaptionTokenizer:
         if not (in_parts or path.is_file()):
             raise UserError(f"{path}: no such file; a tokenizer folder needs a tokenizer.json")
         path = vocab if in_parts else path
-        try:
-            backend = _clip_backend(vocab, merges) if in_parts else Tokenizer.from_str(path.read_text(encoding="utf-8"))
-        except Exception as error:  # the library raises a bare Exception on broken files
-            raise UserError(f"{path}: not a readable tokenizer ({_first_line(error)})") from None
-        settings = {name: _read_json(path.with_name(name)) for name in _SETTINGS_FILES if path.with_name(name).exists()}
+        with _blaming(path, "not a readable tokenizer"):
+            if in_parts:
+                backend = _clip_backend(vocab, merges)
+            else:
+                backend = Tokenizer.from_str(checked(parsing.read_bytes(path, "tokenizer_bytes")))
+        beside = {name: path.with_name(name) for name in _SETTINGS_FILES}
+        settings = {name: parsing.read_object(file, "config_bytes") for name, file in beside.items() if file.exists()}
         return cls(backend, settings, source=str(path))
 
     def __call__(self, captions: Sequence[str], max_length: int = 64) -> tuple[np.ndarray, np.ndarray]:
@@ -134,7 +145,7 @@ class CaptionTokenizer:
         """
         specials = {id for id, token in self._backend.get_added_tokens_decoder().items() if token.special}
         droppable = specials - {*self._frame, self.pad_id}
-        highest = max(set(self._backend.get_vocab().values()) - droppable)
+        highest = max(set(self._backend.get_vocab().values()) - droppable, default=-1)
         if highest >= rows:
             raise UserError(
                 f"{self._source}: token ids go up to {highest} but the model's text embedding has {rows} rows; "
@@ -145,7 +156,9 @@ class CaptionTokenizer:
     @property
     def digest(self) -> str:
         """A short hash of what tells this tokenizer from another: its `tokenizer.json`, and how it pads."""
-        return hashlib.sha256(f"{self._backend.to_str()} {self.pad_id}".encode()).hexdigest()[:16]
+        with _blaming(self._source, "it cannot be written"):
+            text = self._backend.to_str()
+        return hashlib.sha256(f"{text} {self.pad_id}".encode()).hexdigest()[:16]
 
     def save(self, folder: str | Path) -> None:
         """Writes tokenizer.json and the settings files into `folder`, which is made if needed.
@@ -153,21 +166,17 @@ class CaptionTokenizer:
         Raises:
             UserError: the folder cannot be written.
         """
-        files = {"tokenizer.json": self._backend.to_str(pretty=True)}
+        with _blaming(self._source, "it cannot be written"):
+            contents = {"tokenizer.json": self._backend.to_str(pretty=True)}
         settings = self._settings or {_SETTINGS_FILES[0]: {"pad_token": self.pad_token}}
-        files |= {name: json.dumps(content, indent=2, ensure_ascii=False) + "\n" for name, content in settings.items()}
-        folder = Path(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for name, content in files.items():
-                beside = folder / f".{name}.{os.getpid()}"
-                beside.write_text(content, encoding="utf-8")
-                beside.replace(folder / name)
-        except OSError as error:
-            raise UserError(f"{folder}: cannot write the tokenizer ({error.strerror})") from None
+        contents |= {name: json.dumps(one, indent=2, ensure_ascii=False) + "\n" for name, one in settings.items()}
+        for name, content in contents.items():
+            files.write_whole(Path(folder) / name, content)
 
     def _encode(self, captions: Sequence[str]) -> list[list[int]]:
-        encodings = self._backend.encode_batch_fast([_as_unicode(caption) for caption in captions])  # no offsets
+        texts = [_as_unicode(caption) for caption in captions]
+        with _blaming(self._source, "it cannot read a caption"):
+            encodings = self._backend.encode_batch_fast(texts)  # no offsets
         if self._rows is None or self._rows >= self.vocab_size:
             return [encoding.ids for encoding in encodings]
         return [[id for id in encoding.ids if id < self._rows] for encoding in encodings]
@@ -194,8 +203,14 @@ def _clip_backend(vocab: Path, merges: Path):
     """CLIP's tokenizer (Radford et al. 2021, byte-level BPE of lower-cased words, each marked at its end)."""
     from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
-    bpe = models.BPE.from_file(str(vocab), str(merges), end_of_word_suffix="</w>", unk_token=_CLIP_END)
-    backend = Tokenizer(bpe)
+    ids = parsing.read_object(vocab, "tokenizer_bytes")
+    check_ids(ids)
+    lines = parsing.read_bytes(merges, "tokenizer_bytes").decode().splitlines()
+    pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    check("tokenizer_tokens", len(pairs), "it has more than {} merges")
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError("a line of merges.txt is no pair of tokens")
+    backend = Tokenizer(models.BPE(ids, pairs, end_of_word_suffix="</w>", unk_token=_CLIP_END))
     ends = [(token, backend.token_to_id(token)) for token in (_CLIP_END, _CLIP_START)]
     for token, id in ends:
         if id is None:
@@ -220,15 +235,14 @@ def _as_unicode(caption: str) -> str:
     return caption.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def _read_json(path: Path) -> dict:
+@contextlib.contextmanager
+def _blaming(source: object, what: str) -> Iterator[None]:
+    """What the library raises as a `UserError`: bare exceptions, and the panics of Rust, which are no `Exception`."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not readable as JSON ({_first_line(error)})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a JSON object, got {type(content).__name__}")
-    return content
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        yield
+    except (UserError, MemoryError):
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"{source}: {what} ({files.reason(error)})") from None
