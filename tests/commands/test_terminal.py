@@ -1,3 +1,4 @@
+import errno
 import warnings
 
 import pytest
@@ -12,6 +13,38 @@ def test_too_little_memory_of_a_device_is_one_line_with_the_way_out():
     assert str(caught.value) == (
         "the device has too little memory (Out of memory while trying to allocate 9 bytes.): take fewer"
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError("Unable to allocate 9.77 GiB for an array"), "Unable to allocate 9.77 GiB for an array"),
+        (MemoryError(), "no more is to be had"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "Cannot allocate memory"),
+        (
+            RuntimeError("INTERNAL: RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore"),
+            "Out of memory allocating",
+        ),
+        (RuntimeError("can't start new thread"), "can't start new thread"),
+        (RuntimeError("std::bad_alloc"), "std::bad_alloc"),
+    ],
+)
+def test_too_little_memory_of_the_machine_is_one_line_with_advice(capsys, error, reason):
+    def command() -> None:
+        raise error
+
+    assert exit_code(command) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: the machine has too little memory (") and reason in told
+    assert "take a machine with more" in told and told.count("\n") == 1
+
+
+def test_other_errors_are_no_lack_of_memory():
+    def command() -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(OSError, match="Input"):
+        exit_code(command)
 
 
 def test_other_errors_pass():

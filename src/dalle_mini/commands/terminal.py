@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import logging
 import os
-import re
 import signal
 import sys
 import threading
@@ -12,10 +11,9 @@ import warnings
 from collections.abc import Callable, Iterator
 
 from dalle_mini.errors import UserError
-from dalle_mini.runtime import console, files, stopping
+from dalle_mini.runtime import console, files, memory, stopping
 
 CURSOR = "\x1b[?25h"  # shows it
-MEMORY_ADVICE = "use a smaller model or a smaller batch, close other programs, or take a machine with more"
 
 
 def exit_code(command: Callable[[], int | None]) -> int:
@@ -45,8 +43,11 @@ def _told(command: Callable[[], int | None]) -> int:
     except UserError as error:
         console.say(f"error: {error}")
         return 2
-    except MemoryError as error:
-        console.say(f"error: the machine has too little memory ({files.reason(error)}): {MEMORY_ADVICE}")
+    except Exception as error:
+        reason = memory.shortage(error)
+        if reason is None:
+            raise
+        console.say(f"error: the machine has too little memory ({reason}): {memory.ADVICE}")
         return 2
     except stopping.Stopped as stop:
         console.say(stop)
@@ -152,10 +153,10 @@ def out_of_memory(advice: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # jax is not imported here, so its JaxRuntimeError is known by what it says
-        found = re.search(r"RESOURCE_EXHAUSTED:? ?(.*)", str(error))
-        if found is None:
+        reason = memory.shortage(error)
+        if reason is None or "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise UserError(f"the device has too little memory ({found[1][:120].strip()}): {advice}") from error
+        raise UserError(f"the device has too little memory ({reason}): {advice}") from error
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -1,0 +1,22 @@
+"""Too little memory, in whatever way a library says so."""
+
+from __future__ import annotations
+
+import errno
+import re
+
+ADVICE = "use a smaller model or a smaller batch, close other programs, or take a machine with more"
+
+# XLA on a device or the host, C++ libraries, the system, and Python when a thread's stack finds no place.
+_SAID = re.compile(r"RESOURCE_EXHAUSTED|std::bad_alloc|cannot allocate memory|can't start new thread", re.IGNORECASE)
+
+
+def shortage(error: BaseException) -> str | None:
+    """Why, in a few words, where an exception means that memory ran out; None where it means something else."""
+    is_ours = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
+    text = str(error)[:10_000]
+    found = _SAID.search(text)
+    if not (is_ours or found):
+        return None
+    line = text[found.start() if found else 0 :].removeprefix("RESOURCE_EXHAUSTED").lstrip(": ").split("\n")[0]
+    return line[:120].strip() or "no more is to be had"
