@@ -75,7 +75,7 @@ def charsmap(texts: bytes, at: int = 0, units: int = 512) -> dict:
         ({"model": {"type": "WordPiece", "vocab": {"a": 0}, "unk_token": "x"}}, "unk_token 'x' is not in the vocab"),
         ({"model": {"type": "Unigram", "vocab": [], "unk_id": 0}}, "its vocabulary is empty"),
         ({"model": {"type": "Magic", "vocab": {"a": 0}}}, "its model 'Magic' is not supported"),
-        ({"model": [1]}, "no object with a model"),
+        ({"model": [1]}, "Expected `object`, got `array`"),
         ({"post_processor": frame(2**32 - 1, 2)}, "a part of it has the number 4294967295"),
         ({"post_processor": frame(1_000_000, 2)}, "its post_processor adds the id 1000000, which no token has"),
         ({"post_processor": template(SPECIAL, *[TEXT] * 50)}, "its post_processor repeats the text"),

@@ -204,6 +204,8 @@ def _clip_backend(vocab: Path, merges: Path):
     from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
     ids = parsing.read_object(vocab, "tokenizer_bytes")
+    if not all(type(id) is int for id in ids.values()):
+        raise ValueError("an id of vocab.json is no whole number")
     check_ids(ids)
     lines = parsing.read_bytes(merges, "tokenizer_bytes").decode().splitlines()
     pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]

@@ -55,13 +55,16 @@ def checked(data: bytes) -> str:
     """
     import msgspec
 
+    decode, fields = msgspec.json.decode, dict[str, msgspec.Raw]  # vocabulary and merges, most of it, go in once
     try:
-        content = msgspec.json.decode(data)
+        found = decode(data, type=fields)
+        model = decode(found.get("model", b"null"), type=fields)
+        small = {name: decode(raw) for name, raw in model.items() if name not in ("vocab", "merges")}
+        content = {name: decode(found[name]) for name in KEPT[:-1] if name in found}
+        is_scored = small.get("type") == "Unigram"
+        tokens = decode(model.get("vocab", b"null"), type=list[tuple[str, float]] if is_scored else dict[str, int])
     except RecursionError:
         raise ValueError("it is nested too deep") from None
-    if not (isinstance(content, dict) and isinstance(content.get("model"), dict)):
-        raise ValueError("it is no object with a model")
-    content = {name: content[name] for name in KEPT if name in content}
     growth = count = 1
     for section in PARTS:
         parsing.check_depth(content.get(section))
@@ -70,20 +73,19 @@ def checked(data: bytes) -> str:
             check("tokenizer_parts", count, "it has more than {} parts")
             growth *= _check_part(section, part)
             check("tokenizer_growth", math.ceil(growth), "its parts can make a text more than {} times as long")
-    parsing.check_depth([value for value in content["model"].values() if not isinstance(value, dict)])
-    _check_model(content["model"])
+    _check_model(small, tokens, "merges" in model)
     _check_added(content.get("added_tokens") or [])
-    return msgspec.json.encode(content).decode()
+    return msgspec.json.encode(content | {"model": model}).decode()
 
 
-def check_ids(vocab: dict[str, Any]) -> None:
+def check_ids(vocab: dict[str, int]) -> None:
     """Raises ValueError where tokens and their ids are not what a vocabulary has."""
     check("tokenizer_tokens", len(vocab), "it has more than {} tokens")
     if not vocab:
         raise ValueError("its vocabulary is empty")
-    if not all(type(id) is int and 0 <= id < END_OF_IDS for id in vocab.values()):
-        raise ValueError("an id of its vocabulary is no whole number from 0 to 2**31 - 1")
     highest = max(vocab.values())
+    if min(vocab.values()) < 0 or highest >= END_OF_IDS:
+        raise ValueError("an id of its vocabulary is no whole number from 0 to 2**31 - 1")
     if highest >= 2 * len(vocab) + MOST_GAPS:
         raise ValueError(f"its ids go up to {highest}, and it has only {len(vocab)} tokens")
     if max(map(len, vocab)) > LONGEST_TOKEN:
@@ -154,35 +156,19 @@ def _check_values(value: Any) -> None:
         waiting += [*one, *one.values()] if isinstance(one, dict) else one if isinstance(one, list) else []
 
 
-def _check_model(model: dict[str, Any]) -> None:
-    kind = model.get("type", "BPE" if "merges" in model else None)  # older files do not tell it
-    vocab, merges = model.get("vocab"), model.get("merges")
+def _check_model(model: dict[str, Any], vocab: dict[str, int] | list[tuple[str, float]], has_merges: bool) -> None:
+    """`model` is what there is beside `vocab` and merges."""
+    parsing.check_depth(model)
+    _check_values(model)
+    kind = model.get("type", "BPE" if has_merges else None)  # older files do not tell it
     if not (isinstance(kind, str) and kind in MODELS):
         raise ValueError(f"its model {shown(kind)} is not supported (supported: {', '.join(MODELS)})")
-    if kind == "Unigram":
-        if not (isinstance(vocab, list) and all(_is_scored(entry) for entry in vocab)):
-            raise ValueError("its vocabulary is no list of tokens and scores")
-        check_ids({entry[0]: id for id, entry in enumerate(vocab)})
-    else:
-        if not isinstance(vocab, dict):
-            raise ValueError("its vocabulary is no object of tokens and ids")
-        check_ids(vocab)
-    if merges is not None:
-        if not isinstance(merges, list):
-            raise ValueError("its merges are no list")
-        check("tokenizer_tokens", len(merges), "it has more than {} merges")
+    check_ids(vocab if isinstance(vocab, dict) else {token: id for id, (token, _) in enumerate(vocab)})
     if kind in ("WordPiece", "WordLevel") and model.get("unk_token") not in vocab:
         raise ValueError(f"its unk_token {shown(model.get('unk_token'))} is not in the vocabulary")
-    _check_values({name: value for name, value in model.items() if name not in ("vocab", "merges")})
     for name in ("continuing_subword_prefix", "end_of_word_suffix"):
         if len(str(model.get(name) or "")) > LONGEST_AFFIX:
             raise ValueError(f"its {name} has more than {LONGEST_AFFIX} characters")
-
-
-def _is_scored(entry: Any) -> bool:
-    return (
-        isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str) and isinstance(entry[1], int | float)
-    )
 
 
 def _check_added(tokens: Any) -> None:
