@@ -1,4 +1,5 @@
 import json
+import os
 
 import pyarrow
 import pyarrow.parquet
@@ -6,6 +7,7 @@ import pytest
 
 from dalle_mini import UserError
 from dalle_mini.prompts import Entry, read_prompts
+from dalle_mini.runtime import limits
 
 ROWS = [{"prompt": "a red apple", "id": "one", "guidance": 3.0}, {"prompt": "ein grüner Apfel", "id": "b-2", "seed": 7}]
 
@@ -128,3 +130,51 @@ def test_what_is_wrong_with_a_row_is_kept_with_it(tmp_path):
     for number, (entry, text) in enumerate(zip(entries[:5], wanted, strict=True), 1):
         assert f"line {number}" in entry.error and text in entry.error
     assert entries[5] == Entry("000006", "a", {})
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "message"),
+    [
+        ("seed", pyarrow.array([2**31 - 1], pyarrow.int32()).cast(pyarrow.date32()), "column seed holds date32"),
+        ("seed", pyarrow.array([1], pyarrow.timestamp("us", tz="UTC+3")), "column seed holds timestamp"),
+        ("guidance", pyarrow.array([b"x"]), "column guidance holds binary: a number"),
+        ("negative_prompt", pyarrow.array([1]), "column negative_prompt holds int64: text"),
+    ],
+)
+def test_columns_of_parquet_that_can_be_no_option(tmp_path, name, column, message):
+    table = pyarrow.table(
+        {"prompt": ["a"], name: column, "taken": pyarrow.array([10**7], pyarrow.int32()).cast("date32")}
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "p.parquet")
+    with pytest.raises(UserError, match=rf"p\.parquet: {message}"):
+        read_prompts(tmp_path / "p.parquet")
+    pyarrow.parquet.write_table(table.drop_columns(name), tmp_path / "p.parquet")
+    assert read_prompts(tmp_path / "p.parquet") == [Entry("000001", "a", {})]  # unasked columns do not matter
+
+
+@pytest.mark.parametrize("kind", ["dictionary", "zeros"])
+def test_a_small_parquet_file_of_gigabytes_of_prompts(tmp_path, monkeypatch, kind):
+    monkeypatch.setenv(limits.VARIABLE, "prompts_bytes=1000000 parquet_chunk=1000000")
+    texts = pyarrow.array(["x" * 100_000] * 100)
+    options = {"use_dictionary": kind == "dictionary", "compression": "zstd"}
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": texts}), tmp_path / "p.parquet", **options)
+    with pytest.raises(UserError, match=r"its prompts are (larger than 976\.6 KiB|out of all proportion)"):
+        read_prompts(tmp_path / "p.parquet")
+
+
+@pytest.mark.parametrize("name", ["p.txt", "p.csv", "p.jsonl", "p.parquet"])
+def test_a_pipe_or_a_giant_of_prompts(tmp_path, monkeypatch, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match="it is a pipe or a device"):
+        read_prompts(tmp_path / name)
+    (tmp_path / name).unlink()
+    monkeypatch.setenv(limits.VARIABLE, "prompts_bytes=1000")
+    (tmp_path / name).write_bytes(b"x" * 2000)
+    with pytest.raises(UserError, match="no Parquet" if name == "p.parquet" else "larger than 1000 bytes"):
+        read_prompts(tmp_path / name)
+
+
+def test_a_parquet_file_whose_name_is_not_utf8(tmp_path):
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.parquet", "wb") as file:
+        pyarrow.parquet.write_table(pyarrow.table({"prompt": ["a"]}), file)
+    assert read_prompts(tmp_path / os.fsdecode(b"caf\xe9.parquet")) == [Entry("000001", "a", {})]

@@ -9,23 +9,29 @@ from __future__ import annotations
 import csv
 import dataclasses
 import difflib
+import errno
 import functools
 import io
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dalle_mini.errors import UserError, listed
+from dalle_mini.runtime.arrow import dictionaries, expands, is_text, rows_of
+from dalle_mini.runtime.files import in_units, open_regular, read_bytes, reason
+from dalle_mini.runtime.limits import exceeded, limits
 from dalle_mini.settings import PER_PROMPT, check_utf8
 
 FORMATS = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
 KNOWN = ("prompt", "id", *PER_PROMPT)
 WHOLE = ("seed", "top_k")
 ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
-MAX_BYTES = 1 << 30
+TEXTS = ("prompt", "negative_prompt")
+BATCH, ROW_BYTES = 256, 200  # rows of a table that are read at a time; what a row takes beside its text
 DIGITS = (
     6  # of the number that is the id of a prompt without one: the same however many follow, so that a list can grow
 )
@@ -60,11 +66,9 @@ def read_prompts(path: str | os.PathLike) -> list[Entry]:
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"{path}: prompts are read from {', '.join(FORMATS)} files")
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{path}: larger than {MAX_BYTES >> 30} GiB: split it")
         rows = list(_parquet(path) if path.suffix.lower() == ".parquet" else _rows(path))
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise UserError(f"{path}: cannot be read ({reason(error)})") from None
     if not rows:
         raise UserError(f"{path}: there is no prompt in it")
     own = {name.lower() for name in (_own_id(row) for _, row in rows) if name is not None}
@@ -116,21 +120,50 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     parquet = import_parquet()
     import pyarrow
 
-    try:
-        file = parquet.ParquetFile(path)
-        _check_columns(path, file.schema_arrow.names)
-        columns = [name for name in file.schema_arrow.names if name in KNOWN]
-        table = file.read(columns)
-    except pyarrow.ArrowException as error:
-        raise UserError(f"{path}: no Parquet file that can be read ({str(error).splitlines()[0]})") from None
-    values = []
-    for name in columns:
+    with open_regular(path) as stream:
         try:
-            values.append(table[name].to_pylist())
-        except ValueError as error:  # such as text that is not UTF-8, which Parquet does not look at
-            raise UserError(f"{path}: column {name} cannot be read ({error})") from None
-    for number, row in enumerate(zip(*values, strict=True), 1):
-        yield f"row {number}", {name: value for name, value in zip(columns, row, strict=True) if value is not None}
+            about = parquet.read_metadata(stream)
+            schema = about.schema.to_arrow_schema()
+            _check_columns(path, schema.names)
+            columns = [name for name in schema.names if name in KNOWN]
+            for name in columns:
+                _check_type(path, name, schema.field(name).type)
+            leaves = [leaf for leaf in range(about.num_columns) if about.schema.column(leaf).path in columns]
+            groups = range(about.num_row_groups)
+            if any(expands(about, group, leaf) for group in groups for leaf in leaves):
+                raise UserError(f"{path}: its prompts are out of all proportion to its bytes")
+            stored = dictionaries(about, groups, leaves)
+            file = parquet.ParquetFile(stream, metadata=about, read_dictionary=stored)
+            number, size = 0, 0
+            for batch in file.iter_batches(BATCH, columns=columns, use_threads=False):
+                for row in rows_of(batch, partial(_refuse_text, path)):
+                    number += 1
+                    row = {name: value for name, value in row.items() if value is not None}
+                    size += ROW_BYTES + sum(len(value) for value in row.values() if isinstance(value, str))
+                    if size > limits().prompts_bytes:
+                        raise UserError(f"{path}: its prompts are {_too_many()}")
+                    yield f"row {number}", row
+        except pyarrow.ArrowException as error:
+            raise UserError(f"{path}: no Parquet file that can be read ({str(error).splitlines()[0]})") from None
+
+
+def _refuse_text(path: Path, column: str) -> Callable[[bytes], str]:
+    """As of other files, which are UTF-8 throughout: Parquet itself does not look at it."""
+
+    def refuse(text: bytes) -> str:
+        raise UserError(f"{path}: column {column} cannot be read ({text[:40]!r} is not UTF-8)")
+
+    return refuse
+
+
+def _check_type(path: Path, name: str, kind) -> None:
+    """Raises UserError where a column of a table can hold nothing that is wanted of it."""
+    import pyarrow
+
+    is_number = pyarrow.types.is_integer(kind) or pyarrow.types.is_floating(kind)
+    if not (is_text(kind) or pyarrow.types.is_null(kind) or (is_number and name not in TEXTS)):
+        wanted = "text is wanted" if name in TEXTS else "a number is wanted" if name != "id" else "text or a number is"
+        raise UserError(f"{path}: column {name} holds {kind!s:.60}: {wanted}")
 
 
 def import_parquet():
@@ -143,7 +176,12 @@ def import_parquet():
 
 
 def _decoded(path: Path) -> str:
-    data = path.read_bytes()
+    try:
+        data = read_bytes(path, limits().prompts_bytes)
+    except OSError as error:
+        if error.errno != errno.EFBIG:
+            raise
+        raise UserError(f"{path}: {_too_many()}") from None
     encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:
         text = data.decode(encoding)
@@ -153,6 +191,10 @@ def _decoded(path: Path) -> str:
     if "\0" in text:
         raise UserError(f"{path}: holds zero bytes: it is no text file")
     return text
+
+
+def _too_many() -> str:
+    return f"larger than {in_units(limits().prompts_bytes)}: split the file ({exceeded('prompts_bytes')})"
 
 
 def _check_columns(path: Path, names: list[str]) -> None:

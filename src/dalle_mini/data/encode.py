@@ -35,6 +35,7 @@ from dalle_mini.data.shards import DROPPED, MANIFEST, Manifest, TokensOf
 from dalle_mini.data.sources.fingerprint import CONTENT, STAMPS
 from dalle_mini.errors import UserError
 from dalle_mini.models.fingerprint import clip_identity, identity
+from dalle_mini.runtime.files import as_utf8
 
 if TYPE_CHECKING:
     from dalle_mini.generation.ranking import ClipRanker
@@ -248,7 +249,7 @@ class Run:
                 folder.remove_work()
                 raise UserError(f"{folder} holds {strangers[0]}, which no run there has made: name another folder")
             claim = json.dumps(self._claim | {"parts": self._names}, indent=2, ensure_ascii=False) + "\n"
-            folder.write(RUN, claim.encode("utf-8", "surrogatepass"))
+            folder.write(RUN, as_utf8(claim))
             text = folder.read(RUN)  # two of an array may have begun at once, with different options
         try:
             found = json.loads(text)

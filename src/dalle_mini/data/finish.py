@@ -39,11 +39,12 @@ from dalle_mini.data.shards import (
     write_table,
 )
 from dalle_mini.errors import UserError
+from dalle_mini.runtime.files import as_utf8
 
 # In this order an example meets them, and the first to say no is the reason.
 ORDER = (
     *(reasons.NO_PICTURE, reasons.FILE_TOO_LARGE, reasons.CANNOT_READ, reasons.CUT_SHORT, reasons.DAMAGED),
-    *(reasons.ROW_DAMAGED, reasons.LEAVES_FOLDER, reasons.NO_FILE),
+    *(reasons.ROW_DAMAGED, reasons.EXPANDS, reasons.LEAVES_FOLDER, reasons.NO_FILE),
     *(reasons.WHERE_MISSING, reasons.WHERE_FALSE),
     *(reasons.NO_CAPTION, reasons.CAPTION_TOO_SHORT, reasons.CAPTION_TOO_LONG, reasons.NOT_ENGLISH),
     *(reasons.EMPTY_FILE, reasons.NOT_A_PICTURE, reasons.TOO_MANY_PIXELS, reasons.PICTURE_DAMAGED),
@@ -132,7 +133,7 @@ def finish(
         splits=splits,
         dropped_rows=dropped_rows,
     )
-    folder.write(MANIFEST, manifest.to_json().encode())
+    folder.write(MANIFEST, as_utf8(manifest.to_json()))
     return manifest
 
 

@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from dalle_mini.data.captions import read_text
 from dalle_mini.data.mapping import Piece, bounds, footer, map_shards
 from dalle_mini.data.shards import MANIFEST, SPLITS, Manifest, schema
 from dalle_mini.errors import UserError
+from dalle_mini.runtime.arrow import value_of
+from dalle_mini.runtime.files import as_utf8
 
 if TYPE_CHECKING:
     from dalle_mini.models import VQGAN
@@ -73,7 +76,7 @@ class TokenDataset:
         else:
             pieces, columns = self._notebooks(vqgan, shards)
         sums = [f"{piece.path.name} {piece.rows} {piece.sha256}" for piece in pieces]
-        self.digest = hashlib.sha256("\n".join([self.vqgan, *sums]).encode()).hexdigest()[:16]
+        self.digest = hashlib.sha256(as_utf8("\n".join([self.vqgan, *sums]))).hexdigest()[:16]
         if not sum(piece.rows for piece in pieces):
             raise UserError(f"{self.folder}: no {split} rows: there is nothing to read")
         batches, self._pages = map_shards(self.folder, pieces, columns)
@@ -112,7 +115,10 @@ class TokenDataset:
             elif name == "tokens":
                 found[name] = self._tokens(indices, places)
             else:
-                found[name] = [column[chunk][row].as_py() for chunk, row in places]
+                try:
+                    found[name] = [column[chunk][row].as_py() for chunk, row in places]
+                except ValueError:  # a caption that is not UTF-8
+                    found[name] = [value_of(column[chunk][row], read_text) for chunk, row in places]
         self._pages.looked_at(len(indices))
         return found
 

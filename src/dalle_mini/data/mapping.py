@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import mmap
 import os
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dalle_mini.errors import UserError
+from dalle_mini.runtime.files import open_regular
 
 CHUNK = 10_000  # rows of a record batch of the mapped files: few enough objects for a billion rows
 MAPPED = 2**30  # bytes of mapped pages that a process should have at most
@@ -32,10 +34,10 @@ class Piece:
 
     def list_length(self, column: str) -> int:
         """The length of the list in the first row of a column. Raises UserError where there is none."""
-        with _damaged(self.path):
-            for batch in pq.ParquetFile(self.path).iter_batches(1, columns=[column]):
-                value = batch.column(0)[0].as_py()
-                if isinstance(value, list) and value:
+        with _damaged(self.path), open_regular(self.path) as file:
+            for batch in pq.ParquetFile(file).iter_batches(1, columns=[column]):
+                value = batch.column(0)[0]
+                if isinstance(value, pa.ListScalar) and value.is_valid and len(value):
                     return len(value)
                 raise UserError(f"{self.path}: the first row of {column} is no list of tokens")
         raise UserError(f"{self.path}: no rows")
@@ -44,8 +46,8 @@ class Piece:
 def footer(path: Path) -> Piece:
     """What the end of a Parquet file tells. Raises UserError where it is damaged."""
     with _damaged(path):
-        found = pq.read_metadata(path)
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            found = pq.read_metadata(file)
             file.seek(-8, os.SEEK_END)
             length = int.from_bytes(file.read(4), "little")
             file.seek(-8 - length, os.SEEK_END)
@@ -57,7 +59,8 @@ def bounds(path: Path, column: str) -> tuple[int, int]:
     """(lowest, highest) value of a list column, by what its file tells of it; (0, 0) where that tells nothing."""
     found = [0]
     with _damaged(path):
-        described = pq.read_metadata(path)
+        with open_regular(path) as file:
+            described = pq.read_metadata(file)
         for group in map(described.row_group, range(described.num_row_groups)):
             for chunk in map(group.column, range(group.num_columns)):
                 told = chunk.statistics if chunk.path_in_schema.partition(".")[0] == column else None
@@ -112,7 +115,7 @@ def map_shards(folder: Path, pieces: list[Piece], columns: pa.Schema) -> tuple[l
     with _explained(folder, pieces, columns), _quiet():
         builder = datasets.load_dataset_builder(
             "parquet",
-            data_files={"rows": [str(piece.path) for piece in pieces]},
+            data_files={"rows": [glob.escape(str(piece.path)) for piece in pieces]},
             columns=columns.names,
             features=datasets.Features.from_arrow_schema(columns),
             writer_batch_size=CHUNK,
@@ -157,8 +160,8 @@ def _explained(folder: Path, pieces: list[Piece], columns: pa.Schema) -> Iterato
         raise
     except (DatasetGenerationError, pa.ArrowException, ValueError, TypeError) as error:
         for piece in pieces:  # which of them is it?
-            with _damaged(piece.path):
-                for batch in pq.ParquetFile(piece.path).iter_batches(columns=columns.names):
+            with _damaged(piece.path), open_regular(piece.path) as file:
+                for batch in pq.ParquetFile(file).iter_batches(columns=columns.names):
                     if missing := set(columns.names) - set(batch.schema.names):
                         raise UserError(f"{piece.path}: no column {', '.join(sorted(missing))}") from None
                     _refuse_what_is_no_text(piece, batch.schema, columns)

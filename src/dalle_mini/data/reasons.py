@@ -13,6 +13,7 @@ DAMAGED = "archive damaged"
 ROW_DAMAGED = "row damaged"
 LEAVES_FOLDER = "path leaves the pile"
 NO_FILE = "not a regular file"
+EXPANDS = "expands too far"
 DUPLICATE_KEY = "duplicate key"
 
 # What the caption filters refuse
@@ -46,6 +47,7 @@ REASONS: dict[str, str] = {
     DAMAGED: "bytes that make no sense: counted once for a stretch of a tar or a file, and for each row of Parquet",
     ROW_DAMAGED: "a row of a metadata file that has more values than columns, or is no JSON object",
     LEAVES_FOLDER: "an absolute path, or one with `..`, that leads out of the tar or the folder",
+    EXPANDS: "Parquet whose rows or values are out of all proportion to the file's bytes",
     NO_FILE: "a link, device or folder where a picture should be",
     DUPLICATE_KEY: "an earlier picture, which is kept, has the same key",
     NO_CAPTION: "no caption, or nothing left of it once cleaned",

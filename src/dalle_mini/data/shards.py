@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -29,6 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dalle_mini.errors import UserError
+from dalle_mini.runtime.files import open_regular
 
 MANIFEST = "manifest.json"
 DROPPED = "dropped.parquet"
@@ -62,11 +64,18 @@ def shard_name(split: str, number: int) -> str:
 
 @dataclass(frozen=True)
 class Shard:
-    """One Parquet file: its name in the folder, its rows, and the SHA-256 of its bytes in hexadecimal."""
+    """One Parquet file: its name in the folder, its rows, and the SHA-256 of its bytes in hexadecimal.
+
+    Raises ValueError where the name is none of a file in the folder: manifests come from strangers.
+    """
 
     file: str
     rows: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w-][\w.-]*\.parquet", str(self.file), re.ASCII):
+            raise ValueError(f"{str(self.file)!r:.60} is no shard's name")
 
 
 @dataclass(frozen=True)
@@ -193,7 +202,8 @@ def write_table(table: pa.Table, file: BinaryIO) -> None:
 def read_table(path: str | Path, columns: list[str] | None = None) -> pa.Table:
     """A shard's rows, all columns by default. Raises UserError where the file is missing or damaged."""
     try:
-        return pq.read_table(path, columns=columns, partitioning=None)
+        with open_regular(path) as file:
+            return pq.read_table(file, columns=columns, partitioning=None)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: encode again into another folder") from None
     except (OSError, pa.ArrowException) as error:

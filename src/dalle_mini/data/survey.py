@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from dalle_mini.data.shards import Manifest, Shard, read_table
 from dalle_mini.errors import UserError
+from dalle_mini.runtime.files import open_regular
 
 SAMPLE = 250_000  # rows: a report is of a look, not of a night
 EXAMPLES = 5  # of what was dropped, for each reason
@@ -184,7 +185,8 @@ def _groups(folder: Path, manifest: Manifest) -> list[tuple[str, Shard, int, int
     for split, shards in manifest.splits.items():
         for shard in shards.shards:
             try:
-                footer = pq.read_metadata(folder / shard.file)
+                with open_regular(folder / shard.file) as file:
+                    footer = pq.read_metadata(file)
             except (OSError, pa.ArrowException) as error:
                 what = "missing" if isinstance(error, FileNotFoundError) else "damaged"
                 raise UserError(f"{folder / shard.file}: {what}: encode again into another folder") from None
@@ -196,7 +198,8 @@ def _groups(folder: Path, manifest: Manifest) -> list[tuple[str, Shard, int, int
 
 def _read_group(path: Path, group: int) -> pa.Table:
     try:
-        return pq.ParquetFile(path).read_row_group(group, columns=_COLUMNS)
+        with open_regular(path) as file:
+            return pq.ParquetFile(file).read_row_group(group, columns=_COLUMNS)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path}: damaged ({str(error).splitlines()[0]}): encode again into another folder") from None
 

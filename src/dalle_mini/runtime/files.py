@@ -52,7 +52,12 @@ def write_whole(path: str | os.PathLike, data: bytes | str, *, work: Path | None
     """
     path = Path(path)
     with blamed(path), writing_whole(path, work=work, sync=sync) as file:
-        file.write(data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data)
+        file.write(as_utf8(data) if isinstance(data, str) else data)
+
+
+def as_utf8(text: str) -> bytes:
+    r"""Text as UTF-8. Halves of characters, as in names that are not UTF-8, become \udce9, which JSON reads back."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 @contextlib.contextmanager

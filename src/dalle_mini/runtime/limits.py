@@ -45,6 +45,16 @@ class Limits:
     pickle_steps: int = _limit(2_000_000, "instructions of a torch file's pickle; a tensor takes some 25")
     tensors: int = _limit(100_000, "tensors of a weights file, with the modules that hold them")
     tensor_name: int = _limit(1024, "characters of a tensor's name, the modules' names in it included")
+    picture_bytes: int = _limit(64 << 20, "bytes of a picture's file, in a data set")
+    text_bytes: int = _limit(1 << 20, "bytes of a caption file, of one row of a list, or of one prompt of a table")
+    key_characters: int = _limit(4096, "characters of a key that a table gives a picture; of a longer one its place is")
+    pattern_names: int = _limit(1_000_000, "names that the braces of a pattern stand for")
+    tar_headers: int = _limit(1 << 18, "bytes of names and other headers of one member of a tar")
+    parquet_rows: int = _limit(1_000_000, "rows of a Parquet file, beyond one for each of its bytes")
+    parquet_values: int = _limit(1 << 25, "values of the lists of a row group of Parquet")
+    parquet_chunk: int = _limit(64 << 20, "bytes of a column of a row group that become 200 times as many, or more")
+    parquet_bytes: int = _limit(1 << 30, "bytes of pictures and captions of a Parquet file, beyond 1000 times its own")
+    prompts_bytes: int = _limit(256 << 20, "bytes of a file of prompts, and of its prompts once they are unpacked")
 
 
 @functools.cache

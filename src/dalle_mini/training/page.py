@@ -143,7 +143,7 @@ def write_report(out: Path, config: Mapping[str, Any], steps: int, label: str) -
         if config
         else "",
     ]
-    write_whole(out / REPORT, _page(title, body).encode())
+    write_whole(out / REPORT, _page(title, body))
 
 
 def write_comparison(
@@ -176,7 +176,7 @@ def write_comparison(
     lead = f"{len(runs)} runs" if len(runs) != 1 else "1 run"
     body = [f'<h1>{html.escape(title)}</h1><p class="lead">{lead}</p>', _table(header, rows, colours)]
     body.append(f'<h2>Curves</h2><div class="charts">{"".join(charts)}</div>' if any(charts) else "")
-    write_whole(path, _page(title, body).encode())
+    write_whole(path, _page(title, body))
 
 
 def _page(title: str, body: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import unicodedata
 
 import bad_pile
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from dalle_mini.data import reasons
 from dalle_mini.data.sources import files, folder, open_source
 from dalle_mini.errors import UserError
+from dalle_mini.runtime.limits import limits
 
 PICTURE = bad_pile.packed(bad_pile.photo(0))
 
@@ -75,9 +77,9 @@ def test_a_broken_file_does_not_take_a_good_one_of_its_name_with_it(tmp_path):
 def test_large_files_are_not_read(tmp_path, monkeypatch):
     fill(tmp_path, ["a.jpg", "a.txt", "b.jpg", "b.txt"])
     with open(tmp_path / "a.jpg", "wb") as file:
-        file.truncate(files.MAX_FILE + 1)
+        file.truncate(limits().picture_bytes + 1)
     with open(tmp_path / "b.txt", "wb") as file:
-        file.truncate(files.MAX_TEXT + 1)
+        file.truncate(limits().text_bytes + 1)
     first, second = examples(open_source(str(tmp_path)))
     assert (first.problem, first.picture, first.captions) == (reasons.FILE_TOO_LARGE, None, ("a.txt",))
     assert (second.problem, second.picture) == (reasons.FILE_TOO_LARGE, None)
@@ -132,3 +134,65 @@ def test_a_split_is_a_folder(tmp_path):
     assert [example.key for example in examples(open_source(str(tmp_path), split="train"))] == ["a"]
     with pytest.raises(UserError, match="--split is 'all', and there is no such folder"):
         open_source(str(tmp_path), split="all")
+
+
+def test_a_link_to_itself_costs_one_picture(tmp_path):
+    fill(tmp_path, ["a.jpg", "a.txt", "b.txt", "c/d.jpg"])
+    (tmp_path / "b.jpg").symlink_to("b.jpg")
+    (tmp_path / "c/e.jpg").symlink_to("f.jpg")
+    (tmp_path / "c/f.jpg").symlink_to("e.jpg")
+    found = [(example.key, example.problem) for example in examples(open_source(str(tmp_path)))]
+    gone = reasons.CANNOT_READ
+    assert found == [("a", None), ("b", gone), ("c/d", None), ("c/e", gone), ("c/f", gone)]
+
+
+def test_links_that_form_a_lattice(tmp_path, caplog):
+    """Twenty folders with two links each to the next would be a million paths."""
+    for level in range(20):
+        fill(tmp_path / f"{level:02d}", ["x.jpg"])
+        for side in "ab":
+            (tmp_path / f"{level:02d}" / side).symlink_to(tmp_path / f"{level + 1:02d}")
+    fill(tmp_path / "20", ["x.jpg"])
+    found = examples(open_source(str(tmp_path / "00")))
+    assert 20 < len(found) <= 21 * files.MOST_VISITS and all(example.problem is None for example in found)
+    assert "links lead there in more than 16 ways" in caplog.text
+
+
+@pytest.mark.parametrize("ending", [".txt", ".json"])
+def test_captions_are_no_links_to_what_else_is_here(tmp_path, ending):
+    fill(tmp_path / "pile", ["a.jpg", "b.jpg", "texts/b" + ending])
+    (tmp_path / "secret").write_text('{"caption": "my password"}')
+    (tmp_path / "pile" / f"a{ending}").symlink_to(tmp_path / "secret")
+    (tmp_path / "pile" / f"b{ending}").symlink_to("texts/b" + ending)
+    found = {example.key: example for example in examples(open_source(str(tmp_path / "pile")))}
+    assert (found["a"].problem, found["a"].captions) == (reasons.LEAVES_FOLDER, ())
+    assert found["b"].problem is None
+    (allowed, *_) = examples(open_source(str(tmp_path / "pile"), image_root=str(tmp_path)))
+    assert allowed.problem is None and "my password" in allowed.captions[0]
+
+
+def test_links_to_pictures_and_their_captions_elsewhere(tmp_path):
+    """As the Hub's cache has them, and farms of links that people make."""
+    fill(tmp_path / "blobs", ["1.jpg", "2.txt"])
+    (tmp_path / "pile").mkdir()
+    (tmp_path / "pile" / "a.jpg").symlink_to(tmp_path / "blobs" / "1.jpg")
+    (tmp_path / "pile" / "a.txt").symlink_to(tmp_path / "blobs" / "2.txt")
+    (example,) = examples(open_source(str(tmp_path / "pile")))
+    assert (example.problem, example.captions) == (None, ("2.txt",))
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_caption_whose_name_is_composed_otherwise(tmp_path, form):
+    other = "NFC" if form == "NFD" else "NFD"
+    name = unicodedata.normalize(form, "café")
+    fill(tmp_path, [f"{name}.jpg", "b.jpg"])
+    (tmp_path / f"{unicodedata.normalize(other, 'café')}.txt").write_text("a cup")
+    found = {example.key: example for example in examples(open_source(str(tmp_path)))}
+    assert found[name].captions == ("a cup",) and len(found) == 2
+
+
+def test_a_number_of_any_length_in_json(tmp_path):
+    fill(tmp_path, ["a.jpg"])
+    (tmp_path / "a.json").write_text('{"caption": "a dog", "n": %s, "m": 7}' % ("9" * 5000))
+    (example,) = examples(open_source(str(tmp_path)))
+    assert example.captions == ("a dog",) and example.columns == {"n": float("inf"), "m": 7}

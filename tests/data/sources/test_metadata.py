@@ -1,13 +1,17 @@
 """Folders that a metadata.csv, .tsv or .jsonl lists: columns, several captions, what is wrong with rows."""
 
 import json
+import os
+import time
+import unicodedata
 
 import bad_pile
 import pytest
 
 from dalle_mini.data import reasons
-from dalle_mini.data.sources import files, metadata, open_source
+from dalle_mini.data.sources import metadata, open_source
 from dalle_mini.errors import UserError
+from dalle_mini.runtime.limits import limits
 
 PICTURE = bad_pile.packed(bad_pile.photo(0))
 
@@ -88,7 +92,7 @@ def test_rows_that_are_wrong_are_counted_and_the_others_kept(pile, tmp_path):
         b"../outside.jpg,leaves,4\n"
         b"/etc/passwd,absolute,5\n"
         b",no name,6\n"
-        b"a.jpg," + b"x" * (files.MAX_TEXT + 5) + b",7\n"
+        b"a.jpg," + b"x" * (limits().text_bytes + 5) + b",7\n"
         b"sub/c.jpg," + b"so long " * 50_000 + b",8\n"
         b"sub/c.jpg,the last,9\n"
     )
@@ -186,3 +190,39 @@ def test_json_lines_without_any(pile):
     (pile / "metadata.jsonl").write_text("[]\n\n")
     with pytest.raises(UserError, match=r"metadata\.jsonl: there is no row in it"):
         open_source(str(pile))
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_names_that_are_composed_otherwise_than_on_disk(tmp_path, form):
+    """As a Mac writes names of files, and a spreadsheet those in a table."""
+    other = "NFC" if form == "NFD" else "NFD"
+    folder = tmp_path / unicodedata.normalize(form, "Fotos für uns")
+    folder.mkdir()
+    (folder / unicodedata.normalize(form, "café.jpg")).write_bytes(PICTURE)
+    name = unicodedata.normalize(other, "Fotos für uns/café.jpg")
+    (tmp_path / "metadata.csv").write_text(f"file_name,text\n{name},a cup\n", "utf-8")
+    (example,) = examples(open_source(str(tmp_path)))
+    assert (example.problem, example.picture) == (None, PICTURE)
+    before = open_source(str(tmp_path)).origin()
+    (folder / unicodedata.normalize(form, "café.jpg")).write_bytes(PICTURE + b"more")
+    assert open_source(str(tmp_path)).origin() != before
+
+
+def test_a_long_number_is_looked_through_once(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(PICTURE)
+    row = {"file_name": "a.jpg", "text": "one", "code": "1" * 500_000 + "x"}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(row))
+    began = time.process_time()
+    (example,) = examples(open_source(str(tmp_path)))
+    assert example.columns["code"] == row["code"] and time.process_time() - began < 10
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "a.tar", "b.tar.gz", "c.parquet"])
+def test_a_pipe_in_the_place_of_a_table_or_an_archive(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    try:
+        found = [example.problem for part in open_source(str(tmp_path)).parts() for example in part.examples()]
+    except UserError as error:
+        assert reasons.NO_FILE in str(error)
+    else:
+        assert found == [reasons.NO_FILE]

@@ -13,6 +13,7 @@ import pytest
 from dalle_mini.data import reasons
 from dalle_mini.data.images import decode_picture
 from dalle_mini.data.sources import files, open_source
+from dalle_mini.runtime.limits import limits
 
 PICTURE = bad_pile.packed(bad_pile.photo(0))
 
@@ -156,16 +157,16 @@ def test_two_tars_in_one_file(tmp_path):
 
 def test_headers_that_claim_too_much(tmp_path):
     huge = tarfile.TarInfo("huge.jpg")
-    huge.size = files.MAX_FILE + 1
+    huge.size = limits().picture_bytes + 1
     extended = tarfile.TarInfo("extended")
     extended.type, extended.size = tarfile.XHDTYPE, 2**40
     text = tarfile.TarInfo("long.txt")
-    text.size = files.MAX_TEXT + 1
+    text.size = limits().text_bytes + 1
     (tmp_path / "a.tar").write_bytes(tar_of(["a.jpg", "a.txt"])[: 512 * 8] + huge.tobuf())
     (tmp_path / "b.tar").write_bytes(extended.tobuf(tarfile.GNU_FORMAT) + tar_of(["b.jpg", "b.txt"]))
     data = tar_of(["c.jpg"])
     start = 512 + (len(PICTURE) + 511) // 512 * 512
-    room = bytes((files.MAX_TEXT + 512) // 512 * 512)
+    room = bytes((limits().text_bytes + 512) // 512 * 512)
     (tmp_path / "c.tar").write_bytes(data[:start] + text.tobuf() + room + tar_of(["d.jpg", "d.txt"]))
     assert outcome(tmp_path / "a.tar") == [("a/a", None), ("a/huge", reasons.CUT_SHORT)]
     assert ("b/b", None) in outcome(tmp_path / "b.tar")

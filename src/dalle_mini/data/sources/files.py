@@ -5,23 +5,27 @@ A path is one of its file system, without the protocol. What cannot be read is a
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import posixpath
 import re
-import stat
-from collections import deque
+import unicodedata
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 from dalle_mini.data import reasons
 from dalle_mini.errors import UserError
+from dalle_mini.runtime.files import open_regular
+from dalle_mini.runtime.limits import exceeded, limits
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-MAX_FILE = 64 << 20  # bytes of a picture's file
-MAX_TEXT = 1 << 20  # bytes of a caption file, or of one row of text
+logger = logging.getLogger("dalle_mini")
+
 PICTURE_SUFFIXES = frozenset(  # more than are read: a picture that is not is counted
     [
         *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm"),
@@ -32,7 +36,7 @@ THREADS = 8  # files that are asked for at once where each takes a request
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
-MOST_NAMES = 1_000_000  # of one pattern
+MOST_VISITS = 16  # of a folder, by as many links
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
@@ -103,11 +107,12 @@ def kind(fs: AbstractFileSystem, path: str) -> str | None:
 def walk(fs: AbstractFileSystem, root: str, *, sized: bool = False) -> Iterator[tuple[str, list[File]]]:
     """(folder relative to `root`, its files by name), folder by folder in an order that depends on names alone.
 
-    Hidden files and folders are passed over. Local links to folders are followed, except in a circle. With `sized` the
-    sizes of local files are looked up too; a store lists them anyway.
+    Hidden files and folders are passed over. Local links to folders are followed, except in a circle, and where a
+    folder was listed under `MOST_VISITS` names already: links from folder to folder make a million paths of twenty.
+    With `sized` the sizes of local files are looked up too; a store lists them anyway.
     Raises UserError where a folder cannot be listed: what is in it would be missing without a word.
     """
-    pending = [("", frozenset())]
+    pending, visits = [("", frozenset())], Counter()
     while pending:
         folder, ancestors = pending.pop()
         path = posixpath.join(root, folder) if folder else root
@@ -116,6 +121,11 @@ def walk(fs: AbstractFileSystem, root: str, *, sized: bool = False) -> Iterator[
             if real in ancestors:
                 continue
             ancestors = ancestors | {real}
+            visits[real] += 1
+            if visits[real] > MOST_VISITS:
+                if visits[real] == MOST_VISITS + 1:
+                    logger.warning("%s: links lead there in more than %d ways; no more are followed", path, MOST_VISITS)
+                continue
         try:
             entries = sorted(_entries(fs, path, sized), key=lambda entry: (entry[0].name, entry[1]))
         except Exception as error:
@@ -130,7 +140,7 @@ def _entries(fs: AbstractFileSystem, path: str, sized: bool) -> Iterator[tuple[F
         with os.scandir(path) as found:
             for entry in found:
                 if not entry.name.startswith("."):
-                    is_folder = entry.is_dir()
+                    is_folder = _is_folder(entry)
                     yield _local(entry) if sized and not is_folder else File(entry.name), is_folder
         return
     for entry in fs.ls(path, detail=True):
@@ -140,6 +150,13 @@ def _entries(fs: AbstractFileSystem, path: str, sized: bool) -> Iterator[tuple[F
             yield file, entry["type"] == "directory"
 
 
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or into a folder that may not be looked into: reading will find it
+        return False
+
+
 def _local(entry: os.DirEntry) -> File:
     try:
         return File.of_stat(entry.name, entry.stat())
@@ -147,20 +164,27 @@ def _local(entry: os.DirEntry) -> File:
         return File(entry.name)
 
 
-def read(fs: AbstractFileSystem, path: str, limit: int = MAX_FILE) -> bytes:
-    """A file's bytes. Raises Unreadable where it is larger than `limit`, no regular file, or cannot be read."""
+def opened(fs: AbstractFileSystem, path: str) -> IO[bytes]:
+    """A file to read from. Raises Unreadable for a local pipe, device or folder; else what the file system raises."""
+    if not is_local(fs):
+        return fs.open(path, "rb")
     try:
-        if is_local(fs):
-            found = os.stat(path)
-            if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for ever
-                raise Unreadable(reasons.NO_FILE)
-            if found.st_size > limit:
+        return open_regular(path)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.EISDIR, errno.ENXIO):
+            raise Unreadable(reasons.NO_FILE) from None
+        raise
+
+
+def read(fs: AbstractFileSystem, path: str, limit: int | None = None) -> bytes:
+    """A file's bytes. Raises Unreadable where it is larger than `limit` (a picture's), no regular file, or not read."""
+    limit = limits().picture_bytes if limit is None else limit
+    try:
+        with opened(fs, path) as file:
+            size = os.fstat(file.fileno()).st_size if is_local(fs) else limit
+            if size > limit:
                 raise Unreadable(reasons.FILE_TOO_LARGE)
-            with open(path, "rb") as file:
-                data = file.read(limit + 1)
-        else:
-            with fs.open(path, "rb") as file:
-                data = file.read(limit + 1)
+            data = file.read(limit + 1)
     except Unreadable:
         raise
     except Exception:  # every store has exceptions of its own
@@ -181,7 +205,23 @@ def inside(fs: AbstractFileSystem, root: str, folder: str, path: str) -> str:
     target = posixpath.normpath(posixpath.join(folder, path))
     if not target.startswith(root.rstrip("/") + "/"):
         raise Unreadable(reasons.LEAVES_FOLDER)
-    return target
+    return existing(root, target) if is_local(fs) else target
+
+
+def existing(root: str, path: str) -> str:
+    """A local path within `root`, or the one there that differs from it only in how accents are composed.
+
+    A Mac writes "\u00e9" as an "e" and an accent into names of files, and as one character into a table of them.
+    """
+    if path.isascii() or os.path.lexists(path):
+        return path
+    found = root
+    for name in relative(root, path).split("/"):
+        forms = (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))
+        found = next((step for form in forms if os.path.lexists(step := posixpath.join(found, form))), None)
+        if found is None:
+            return path
+    return found
 
 
 def _protocols(fs: AbstractFileSystem) -> tuple[str, ...]:
@@ -219,16 +259,25 @@ def expand(pattern: str) -> list[str]:
             continue
         first, last, listed = match.groups()
         if listed is None:
-            numbers = range(int(first), int(last) + 1)
-            if len(numbers) > MOST_NAMES:
-                raise UserError(f"{pattern}: stands for more than {MOST_NAMES} names")
+            numbers = _numbers(pattern, first, last)
+            _check_names(pattern, len(numbers))
             choices = [f"{number:0{len(first)}d}" for number in numbers]
         else:
             choices = listed.split(",")
         pending += [name[: match.start()] + choice + name[match.end() :] for choice in reversed(choices)]
-        if len(pending) + len(found) > MOST_NAMES:
-            raise UserError(f"{pattern}: stands for more than {MOST_NAMES} names")
+        _check_names(pattern, len(pending) + len(found))
     return found
+
+
+def _numbers(pattern: str, first: str, last: str) -> range:
+    if max(len(first), len(last)) > 18:
+        raise UserError(f"{pattern:.200}: numbers of a pattern have at most 18 digits")
+    return range(int(first), int(last) + 1)
+
+
+def _check_names(pattern: str, count: int) -> None:
+    if count > limits().pattern_names:
+        raise UserError(f"{pattern}: stands for more than {limits().pattern_names} names ({exceeded('pattern_names')})")
 
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item], fs: AbstractFileSystem) -> Iterator[Result]:

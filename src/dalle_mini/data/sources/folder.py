@@ -7,7 +7,9 @@ text file.
 from __future__ import annotations
 
 import json
+import os
 import posixpath
+import unicodedata
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +20,8 @@ from dalle_mini.data import captions, reasons
 from dalle_mini.data.example import Example
 from dalle_mini.data.sources import files
 from dalle_mini.data.sources.fingerprint import Fingerprint
-from dalle_mini.data.sources.rows import Layout, Options, find_captions
+from dalle_mini.data.sources.rows import Layout, Options, find_captions, json_row
+from dalle_mini.runtime.limits import limits
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
 PART = 4096  # pictures
 TEXTS = ("txt", "json")
 
-Entry = tuple[str, str | None, list[str]]  # name without suffix, the picture's suffix, those of the texts beside it
+Entry = tuple[str, str | None, list[str]]  # name without suffix, the picture's suffix, the texts beside it
 
 
 class PictureFolder:
@@ -36,6 +39,7 @@ class PictureFolder:
 
     def __init__(self, spec: str, fs: AbstractFileSystem, root: str, options: Options):
         self.spec, self.fs, self.root, self.caption_column = spec, fs, root, options.caption_column
+        self.image_root = options.image_root
 
     def origin(self) -> dict[str, Any]:
         _, fingerprint = self._listed
@@ -57,7 +61,8 @@ class PictureFolder:
     def _part(self, number: int, entries: list[Entry]) -> Pictures:
         # Compressed, for all parts of a pile of millions are in memory at once.
         listing = zlib.compress(json.dumps(entries).encode(), 1)
-        return Pictures(self.fs, self.root, f"{number:06d}", len(entries), listing, self.caption_column)
+        name = f"{number:06d}"
+        return Pictures(self.fs, self.root, name, len(entries), listing, self.caption_column, self.image_root)
 
     def _entries(self, fingerprint: Fingerprint) -> Iterator[Entry]:
         for folder, found in files.walk(self.fs, self.root, sized=True):
@@ -67,14 +72,28 @@ class PictureFolder:
                 if kind in files.PICTURE_SUFFIXES or kind in TEXTS:
                     stem = posixpath.join(folder, files.without_suffix(file.name))
                     beside.setdefault(stem, ([], []))[kind in TEXTS].append(file)
+            _join_forms(beside)
             for stem in sorted(beside):
                 pictures, texts = beside[stem]
                 if pictures or any(files.suffix(text.name) == "txt" for text in texts):
                     for file in (*pictures, *texts):
                         fingerprint.add(posixpath.join(folder, file.name), file)
-                    endings = [posixpath.splitext(text.name)[1] for text in texts]
+                    names = [posixpath.join(folder, text.name) for text in texts]
                     for picture in pictures or [None]:
-                        yield stem, picture and posixpath.splitext(picture.name)[1], endings
+                        yield stem, picture and posixpath.splitext(picture.name)[1], names
+
+
+def _join_forms(beside: dict[str, tuple[list[files.File], list[files.File]]]) -> None:
+    """Give a picture without texts those whose name differs only in how accents are composed (`files.existing`)."""
+    alone = {
+        unicodedata.normalize("NFC", stem): stem
+        for stem, (pictures, _) in beside.items()
+        if not pictures and not stem.isascii()
+    }
+    for stem, (pictures, texts) in list(beside.items()) if alone else ():
+        other = alone.get(unicodedata.normalize("NFC", stem)) if pictures and not texts else None
+        if other in beside:
+            texts += beside.pop(other)[1]
 
 
 @dataclass(frozen=True)
@@ -87,45 +106,64 @@ class Pictures:
     size: int
     listing: bytes
     caption_column: str | None = None
+    image_root: str | None = None
 
     def examples(self) -> Iterator[Example]:
         entries = json.loads(zlib.decompress(self.listing))
         return files.in_order(self._example, entries, self.fs)
 
     def _example(self, entry: Entry) -> Example:
-        stem, picture, endings = entry
-        read = partial(self._read, stem)
+        stem, picture, texts_beside = entry
+        place = picture and self._place(stem + picture)
+        read = partial(self._text, place)
         problem, texts, told, data = None, (), {}, None
         try:
-            kinds = {files.suffix(f"x{ending}"): ending for ending in endings}
+            kinds = {files.suffix(name): name for name in texts_beside}
             if "json" in kinds:
-                told = fields(read(kinds["json"], files.MAX_TEXT))
+                told = fields(read(kinds["json"]))
             layout = Layout(None, *find_captions(told, self.caption_column))
             if "txt" in kinds and self.caption_column in (None, "txt"):
-                text = read(kinds["txt"], files.MAX_TEXT)
+                text = read(kinds["txt"])
                 # img2dataset writes one caption, whatever lines it has, and says it again in the JSON
                 is_one = told.get("caption") == captions.read_text(text)
                 texts = (told["caption"],) if is_one else captions.read_lines(text)
             else:
                 texts = layout.captions_of(told)
             told = layout.rest_of(told)
-            if picture is None:
+            if place is None:
                 raise files.Unreadable(reasons.NO_PICTURE)
-            data = read(picture, files.MAX_FILE)
+            data = files.read(self.fs, place)
             if not data:
                 raise files.Unreadable(reasons.EMPTY_FILE)
         except files.Unreadable as error:
             problem = error.reason
         return Example(files.text_key(stem), None if problem else data, texts, told, problem)
 
-    def _read(self, stem: str, ending: str, limit: int) -> bytes:
-        return files.read(self.fs, posixpath.join(self.root, stem + ending), limit)
+    def _text(self, picture: str | None, name: str) -> bytes:
+        """A text beside a picture. Raises Unreadable where it is a link to a stranger's text."""
+        place = self._place(name)
+        if files.is_local(self.fs) and os.path.islink(place) and not self._may_link(place, picture):
+            raise files.Unreadable(reasons.LEAVES_FOLDER)
+        return files.read(self.fs, place, limits().text_bytes)
+
+    def _may_link(self, text: str, picture: str | None) -> bool:
+        """Whether a link leads into the pile, into `--image-root`, or into the folder that its picture's leads to.
+
+        Else who made the pile could have any file of this machine encoded as a caption.
+        """
+        target = os.path.realpath(text)
+        roots = [os.path.realpath(root) for root in (self.root, self.image_root) if root is not None]
+        is_beside = picture is not None and os.path.dirname(target) == os.path.dirname(os.path.realpath(picture))
+        return is_beside or any(target.startswith(root.rstrip("/") + "/") for root in roots)
+
+    def _place(self, name: str) -> str:
+        return posixpath.join(self.root, name)
 
 
 def fields(data: bytes) -> dict[str, Any]:
     """The fields of a JSON file, or none where it is no JSON object."""
     try:
-        told = json.loads(captions.read_text(data))
+        told = json_row(data)
     except (ValueError, RecursionError):
         return {}
     return told if isinstance(told, dict) else {}

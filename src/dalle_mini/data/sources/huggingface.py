@@ -6,24 +6,28 @@ Pictures are taken as they are stored, and decoded later with limits. No code of
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from dalle_mini.data import reasons
+from dalle_mini.data.captions import read_text
 from dalle_mini.data.example import Example
 from dalle_mini.data.sources import files
 from dalle_mini.data.sources.fingerprint import Fingerprint
+from dalle_mini.data.sources.hub_paths import check_card, check_saved, read_url
 from dalle_mini.data.sources.parquet import kinds_of
 from dalle_mini.data.sources.rows import Kinds, Layout, Options, example_of, find_layout
 from dalle_mini.errors import UserError, listed
+from dalle_mini.runtime import arrow
 from dalle_mini.weights.hub_errors import client
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 PART = 4096  # rows of a data set that is on this machine
+BATCH = 16  # rows that are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class HuggingFace:
         self.spec, self.image_root = spec, options.image_root
         self.address, dataset = _resolved(address)
         self.layout = find_layout(spec, *_columns(dataset, self.address, options))
+        _refuse_to_decode(spec, dataset, self.layout)
 
     def origin(self) -> dict[str, Any]:
         address = self.address
@@ -101,14 +106,15 @@ class Shard:
         return f"{self.address.split or 'all'}/{place}"
 
     def examples(self) -> Iterator[Example]:
-        """Its rows in order. Where the data set fails in the middle one example says so, with what is left lost."""
+        """Its rows in order. Where it fails in the middle what is left is lost, and counted if its number is known."""
         number = 0
         try:
             for row in self._rows():
                 yield self._example(number, row)
                 number += 1
         except Exception:  # whatever the network, a damaged file or the library raises: the other parts go on
-            yield Example(f"{self.name}/{number}/{reasons.CANNOT_READ}", None, (), {}, reasons.CANNOT_READ)
+            for lost in range(number, max(self.size or 0, number + 1)):
+                yield Example(f"{self.name}/{lost}/{reasons.CANNOT_READ}", None, (), {}, reasons.CANNOT_READ)
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         from datasets import ClassLabel
@@ -117,12 +123,24 @@ class Shard:
         captions = [*self.layout.captions, *filter(None, self.layout.joined or ())]
         kinds = {name: (dataset.features or {}).get(name) for name in captions}
         labels = {name: kind.names for name, kind in kinds.items() if isinstance(kind, ClassLabel)}
-        if self.count is None:
-            rows = (dataset[number] for number in range(self.index, self.index + self.size))
-        else:
-            rows = dataset.shard(self.count, self.index)
-        for row in rows:
+        for row in self._read_rows(dataset):
             yield _with_names(row, labels) if labels else row
+
+    def _read_rows(self, dataset: Dataset | IterableDataset) -> Iterator[dict[str, Any]]:
+        """As Arrow has them, so that a value which Python cannot hold costs nothing but itself."""
+        if self.count is not None and dataset.features is None:  # a stream without a schema
+            yield from dataset.shard(self.count, self.index)
+            return
+        if self.count is None:
+            tables, stop = dataset.with_format("arrow"), self.index + self.size
+            batches = (tables[start : min(start + BATCH, stop)] for start in range(self.index, stop, BATCH))
+        else:
+            batches = dataset.shard(self.count, self.index).with_format("arrow").iter(BATCH)
+        for batch in batches:
+            yield from arrow.rows_of(batch, self._texts)
+
+    def _texts(self, column: str) -> Callable[[bytes], str]:
+        return arrow.text_or_path if column == self.layout.image else read_text
 
     def _example(self, number: int, row: dict[str, Any]) -> Example:
         key = self.layout.key_of(row)
@@ -134,25 +152,21 @@ class Shard:
     def _read(self, path: str) -> bytes:
         """A picture that the data set tells by its path: on the Hub, in its cache, or in the data set's folder."""
         import datasets
-        from fsspec.core import url_to_fs
 
+        if "://" in path:
+            return read_url(path, self.address.name)
         local, _ = files.locate(".")
-        if "://" not in path:
-            folder = self.address.name if os.path.isdir(self.address.name) else "/"
-            roots = [self.image_root or folder, datasets.config.HF_CACHE_HOME, str(datasets.config.HF_DATASETS_CACHE)]
-            for root in roots:
-                root = os.path.abspath(os.path.expanduser(root))
-                target = os.path.normpath(os.path.join(root, path))
-                if root != "/" and target.startswith(root + os.sep):
-                    return files.read(local, target)
-            raise files.Unreadable(reasons.LEAVES_FOLDER)
-        if not path.rpartition("::")[2].startswith("hf://"):
-            raise files.Unreadable(reasons.LEAVES_FOLDER)
-        try:
-            fs, path = url_to_fs(path)
-        except Exception:
-            raise files.Unreadable(reasons.CANNOT_READ) from None
-        return files.read(fs, path)
+        folder = self.address.name if os.path.isdir(self.address.name) else "/"
+        roots = [self.image_root or folder, datasets.config.HF_CACHE_HOME, str(datasets.config.HF_DATASETS_CACHE)]
+        for root in roots:
+            root = os.path.abspath(os.path.expanduser(root))
+            try:
+                place = files.inside(local, root, root, path)
+            except files.Unreadable:
+                continue
+            if root != "/":
+                return files.read(local, place)
+        raise files.Unreadable(reasons.LEAVES_FOLDER)
 
 
 def _resolved(address: Address) -> tuple[Address, Dataset | IterableDataset]:
@@ -169,9 +183,11 @@ def _resolved(address: Address) -> tuple[Address, Dataset | IterableDataset]:
             if not hub.constants.HF_HUB_OFFLINE:  # else what was downloaded is taken, as `datasets` does
                 revision = hub.HfApi().dataset_info(address.name, revision=revision).sha
         if address.saved:
+            check_saved(address.name)
             found = datasets.load_from_disk(address.name)
             splits = list(found) if isinstance(found, datasets.DatasetDict) else []
         else:
+            check_card(address.name, revision)
             splits = datasets.get_dataset_split_names(address.name, address.subset, revision=revision)
         split = _split(address, splits)
         address = Address(address.name, address.saved, address.subset, split, revision, address.streaming)
@@ -251,16 +267,37 @@ def _with_names(row: dict[str, Any], labels: dict[str, list[str]]) -> dict[str, 
     return row | named
 
 
+def _refuse_to_decode(spec: str, dataset: Dataset | IterableDataset, layout: Layout) -> None:
+    """Raises UserError where `datasets` would have to decode the column of pictures, by whatever paths it holds."""
+    from datasets import Image
+
+    kind = (dataset.features or {}).get(layout.image)
+    if kind is not None and not isinstance(kind, Image) and not _is_plain(kind):
+        raise UserError(f"{spec}: --image-column is {layout.image!r}, which holds {kind!s:.80}: pictures are wanted")
+
+
+def _is_plain(feature: Any) -> bool:
+    """Whether a column is of values alone, which `datasets` gives as they are."""
+    from datasets import ClassLabel, LargeList, List, Value
+
+    if isinstance(feature, dict):
+        return all(map(_is_plain, feature.values()))
+    if isinstance(feature, (List, LargeList)):
+        return _is_plain(feature.feature)
+    return isinstance(feature, (ClassLabel, Value))
+
+
 def _undecoded(dataset: Dataset | IterableDataset, layout: Layout) -> Dataset | IterableDataset:
-    """The data set with the columns worth reading, pictures as they are stored."""
+    """The data set with the columns worth reading, pictures as they are stored, and none that would be decoded."""
     from datasets import Image, Value
 
     features = dataset.features
     if features is None:
         return dataset
-    named = {layout.image, layout.key, *layout.captions, *(layout.joined or ())}
-    single = {name for name, kind in features.items() if isinstance(kind, Value) and kind.dtype != "binary"}
-    dataset = dataset.select_columns([name for name in features if name in named or name in single])
+    named = {layout.key, *layout.captions, *(layout.joined or ())}
+    read = {name for name, kind in features.items() if name in named and _is_plain(kind)}
+    read |= {name for name, kind in features.items() if isinstance(kind, Value) and kind.dtype != "binary"}
+    dataset = dataset.select_columns([name for name in features if name in read or name == layout.image])
     if isinstance(features[layout.image], Image):
         dataset = dataset.cast_column(layout.image, Image(decode=False))
     return dataset

@@ -26,14 +26,16 @@ from dalle_mini.data.example import Example
 from dalle_mini.data.sources import files
 from dalle_mini.data.sources.fingerprint import Fingerprint, ListedPictures
 from dalle_mini.data.sources.folder import PART
-from dalle_mini.data.sources.rows import Layout, Options, example_of, find_layout
+from dalle_mini.data.sources.rows import Layout, Options, example_of, find_layout, json_row
 from dalle_mini.errors import UserError
+from dalle_mini.runtime.limits import limits
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 NAMES = ("metadata.csv", "metadata.tsv", "metadata.jsonl")
 FILE_NAME = "file_name"
+LONGEST_NUMBER = 100  # characters; what is longer is text, and would take the square of its length to look through
 PEEKED = 64  # rows of a .jsonl that tell its columns
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|nan|NaN")
 
@@ -224,7 +226,7 @@ class _Digesting:
 
 def _open(fs: AbstractFileSystem, path: str) -> IO[bytes]:
     try:
-        return io.BufferedReader(fs.open(path, "rb"), 1 << 20)  # a store's file cannot read a line up to a limit
+        return io.BufferedReader(files.opened(fs, path), 1 << 20)  # a store's file cannot read a line up to a limit
     except Exception as error:  # every store has exceptions of its own
         raise UserError(f"{path}: cannot be read ({str(error) or type(error).__name__})") from None
 
@@ -296,7 +298,7 @@ def _no_more_than(count: int, values: list[str]) -> list[str]:
 def _json_record(line: bytes, stop: Place) -> Record:
     detail = "no JSON object"
     try:
-        row = json.loads(captions.read_text(line))
+        row = json_row(line)
     except (ValueError, RecursionError) as error:
         row = None
         if isinstance(error, json.JSONDecodeError):
@@ -309,13 +311,13 @@ def _json_record(line: bytes, stop: Place) -> Record:
 def _lines(file: IO[bytes], place: Place) -> Iterator[tuple[bytes | None, Place]]:
     """(line, the place after it); None instead of a line that is too long to be read."""
     byte, number = place
-    while line := file.readline(files.MAX_TEXT + 1):
+    while line := file.readline(limits().text_bytes + 1):
         byte, number = byte + len(line), number + 1
-        if len(line) <= files.MAX_TEXT:
+        if len(line) <= limits().text_bytes:
             yield line, Place(byte, number)
             continue
         while line and not line.endswith(b"\n"):
-            line = file.readline(files.MAX_TEXT)
+            line = file.readline(limits().text_bytes)
             byte += len(line)
         yield None, Place(byte, number)
 
@@ -355,6 +357,6 @@ def _typed(value: Any, is_text: bool) -> Any:
     """A table's text as what it says: a number, true or false, nothing."""
     if is_text or not isinstance(value, str):
         return value
-    if _NUMBER.fullmatch(value):
+    if len(value) <= LONGEST_NUMBER and _NUMBER.fullmatch(value):
         return int(value) if value.lstrip("+-").isdecimal() and len(value) < 20 else float(value)
     return {"": None, "true": True, "True": True, "false": False, "False": False}.get(value, value)

@@ -13,14 +13,17 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dalle_mini.data import reasons
 from dalle_mini.data.example import Example
 from dalle_mini.data.sources import files
 from dalle_mini.data.sources.fingerprint import Fingerprint, ListedPictures, of_archives
-from dalle_mini.data.sources.rows import Kinds, Layout, Options, example_of, find_layout
+from dalle_mini.data.sources.rows import Kinds, Layout, Options, example_of, find_layout, path_of
+from dalle_mini.data.sources.table import Table
 from dalle_mini.errors import UserError, listed
+from dalle_mini.runtime.arrow import is_bytes, is_text, plain_type
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,8 +31,6 @@ if TYPE_CHECKING:
 
 PART = 4096  # rows, about: whole row groups
 FEW_FILES = 256  # as many are looked into ahead, to be divided by row groups; of more files each is a part
-BATCH_BYTES = 16 << 20  # that are decoded at a time, if the file tells its sizes right
-MOST_ROWS = 256
 MOST_LOST = 1_000_000  # rows that are counted as damaged in one place, which may claim any number
 
 
@@ -50,37 +51,36 @@ class ParquetFiles:
         schema = _first_schema(fs, paths)
         layout = find_layout(paths[0], schema.names, options, kinds_of(schema))
         self._base = RowGroups(fs, root, "", layout, options.image_root)
-        self._tells_paths = _is_text(schema.field(layout.image).type)
         _refuse_urls(self._base, paths)
 
     def origin(self) -> dict[str, Any]:
         told = {"kind": "parquet", "source": self.spec} | self._base.layout.origin() | self._fingerprint.told()
-        footers = hashlib.sha256(" ".join(self._parts_and_footers[1]).encode()).hexdigest()[:16]
+        footers = hashlib.sha256(" ".join(found.footer for found in self._looked_into).encode()).hexdigest()[:16]
         return told | {"footers": footers}
 
     def parts(self) -> Sequence[RowGroups]:
-        return self._parts_and_footers[0]
+        if len(self.paths) > FEW_FILES:
+            return [replace(self._base, path=path) for path in self.paths]
+        return [part for found in self._looked_into for part in found.parts]
 
     @cached_property
-    def _parts_and_footers(self) -> tuple[list[RowGroups], list[str]]:
-        """The parts, and what the files' footers are by their hashes, where there are few files."""
-        whole = [replace(self._base, path=path) for path in self.paths]
-        if len(whole) > FEW_FILES:
-            return whole, []
+    def _looked_into(self) -> list[Divided]:
+        """The files by row groups, where there are few files."""
+        if len(self.paths) > FEW_FILES:
+            return []
         with ThreadPoolExecutor(files.THREADS) as pool:
-            divided = list(pool.map(_divided, whole))
-        return [part for parts, _ in divided for part in parts], [footer for _, footer in divided]
+            return list(pool.map(_divided, [replace(self._base, path=path) for path in self.paths]))
 
     @cached_property
     def _fingerprint(self) -> Fingerprint:
         fingerprint = of_archives(self._base.fs, self._base.root, self.paths)
-        if self._tells_paths and len(self.paths) <= FEW_FILES:
-            listed = ListedPictures(self._base.fs, self._base.image_root or self._base.root, fingerprint)
-            for path in self.paths:
-                for place in replace(self._base, path=path).places():
-                    listed.add(place)
-            if self._base.image_root is None:
-                listed.tell_of_others(self.spec, self.pictures)
+        telling = [part for found in self._looked_into if found.tells_paths for part in found.parts]
+        listed = ListedPictures(self._base.fs, self._base.image_root or self._base.root, fingerprint)
+        for part in telling:
+            for place in part.places():
+                listed.add(place)
+        if telling and self._base.image_root is None:
+            listed.tell_of_others(self.spec, self.pictures)
         return fingerprint
 
 
@@ -113,38 +113,53 @@ class RowGroups:
 
     def examples(self) -> Iterator[Example]:
         """Its rows in order; of a row group that breaks each row that cannot be read is a problem."""
-        import pyarrow.parquet as pq
-
         try:
-            file = self.fs.open(self.path, "rb")
+            file = files.opened(self.fs, self.path)
+        except files.Unreadable as error:
+            yield from self._lost(self.first_row, self.size or 1, error.reason)
+            return
         except Exception:  # every store has exceptions of its own
             yield from self._lost(self.first_row, self.size or 1, reasons.CANNOT_READ)
             return
         with file:
             try:
-                table = pq.ParquetFile(file, buffer_size=1 << 20, page_checksum_verification=True)
+                table = Table(file, self.layout, self.groups)
             except Exception:  # pyarrow's own exceptions derive from several
                 yield from self._lost(self.first_row, self.size or 1, reasons.DAMAGED)
                 return
-            row = self.first_row
-            for group in range(*(self.groups or (0, table.num_row_groups))):
-                yield from self._group(table, group, row)
-                row += table.metadata.row_group(group).num_rows
-
-    def _group(self, table: Any, group: int, row: int) -> Iterator[Example]:
-        about = table.metadata.row_group(group)
-        rows = min(MOST_ROWS, max(1, BATCH_BYTES * about.num_rows // max(1, about.total_byte_size)))
-        stop = row + about.num_rows
-        names = _wanted(table.schema_arrow, self.layout)
-        try:
-            # On one thread, column by column: memory is a batch of rows, not a row group.
-            for batch in table.iter_batches(rows, row_groups=[group], columns=names, use_threads=False):
-                columns = {name: batch.column(name) for name in batch.schema.names}
-                for i in range(batch.num_rows):
-                    yield self._example(row, {name: column[i].as_py() for name, column in columns.items()})
+            row, left = self.first_row, table.most_bytes
+            for group in table.groups:
+                about = table.about(group)
+                if row + about.num_rows > table.most_rows:
+                    yield from self._lost(row, 1, reasons.EXPANDS, f"{about.num_rows:,} rows of {table.size:,} bytes")
+                    return
+                for example in self._group(table, group, row):
+                    left -= _bytes_of(example)
+                    if left < 0:  # a dictionary of one picture makes any number of it
+                        yield from self._lost(row, self._stop(table) - row, reasons.EXPANDS)
+                        return
                     row += 1
-        except Exception:
-            yield from self._lost(row, stop - row, reasons.DAMAGED)
+                    yield example
+
+    def _group(self, table: Table, group: int, row: int) -> Iterator[Example]:
+        first, stop = row, row + table.about(group).num_rows
+        if table.expands(group, table.asked):
+            yield from self._lost(row, stop - row, reasons.EXPANDS)
+            return
+        # Where it breaks it is tried once more without the columns that nothing but --where can ask for.
+        for names in (table.wanted(group), table.asked):
+            try:
+                for values in islice(table.rows(group, names), row - first, None):
+                    yield self._example(row, values)
+                    row += 1
+                return
+            except Exception:  # as above
+                continue
+        yield from self._lost(row, stop - row, reasons.DAMAGED)
+
+    def _stop(self, table: Table) -> int:
+        """The number of the row behind its last."""
+        return self.first_row + sum(table.about(group).num_rows for group in table.groups)
 
     def _example(self, number: int, row: dict[str, Any]) -> Example:
         key = self.layout.key_of(row) or f"{files.without_suffix(self.file_name)}/{number}"
@@ -152,13 +167,10 @@ class RowGroups:
 
     def places(self) -> Iterator[str]:
         """Where the pictures lie that a column tells by their paths, as far as that can be read."""
-        import pyarrow.parquet as pq
-
-        with contextlib.suppress(Exception), self.fs.open(self.path, "rb") as file:
-            for batch in pq.ParquetFile(file).iter_batches(columns=[self.layout.image], use_threads=False):
-                for path in filter(None, batch.column(0).to_pylist()):
-                    with contextlib.suppress(files.Unreadable):
-                        yield self._place(path)
+        with contextlib.suppress(Exception), files.opened(self.fs, self.path) as file:
+            for path in Table(file, self.layout, self.groups).paths():
+                with contextlib.suppress(files.Unreadable):
+                    yield self._place(path)
 
     def _place(self, path: str) -> str:
         folder = self.image_root or posixpath.dirname(self.path)
@@ -167,10 +179,11 @@ class RowGroups:
     def _read(self, path: str) -> bytes:
         return files.read(self.fs, self._place(path))
 
-    def _lost(self, row: int, count: int, reason: str) -> Iterator[Example]:
+    def _lost(self, row: int, count: int, reason: str, detail: str = "") -> Iterator[Example]:
         """An example with a problem for each of some rows that cannot be read."""
         for number in range(row, row + min(count, MOST_LOST)):
-            yield Example(files.text_key(f"{files.without_suffix(self.file_name)}/{number}"), None, (), {}, reason)
+            key = files.text_key(f"{files.without_suffix(self.file_name)}/{number}")
+            yield Example(key, None, (), {}, reason, detail)
 
 
 def tells_pictures(fs: AbstractFileSystem, paths: Sequence[str], options: Options) -> bool:
@@ -183,32 +196,37 @@ def tells_pictures(fs: AbstractFileSystem, paths: Sequence[str], options: Option
     return True
 
 
-def _divided(part: RowGroups) -> tuple[list[RowGroups], str]:
-    """A file by its row groups, and a hash of its footer; one that cannot be looked into is a part, and will say so.
+class Divided(NamedTuple):
+    """A file by its row groups, a hash of its footer, and whether its column of pictures may hold paths."""
+
+    parts: list[RowGroups]
+    footer: str = ""
+    tells_paths: bool = False
+
+
+def _divided(part: RowGroups) -> Divided:
+    """A file by its row groups; one that cannot be looked into is a part, and will say so.
 
     Raises UserError where it has other columns than the first.
     """
-    import pyarrow.parquet as pq
-
     try:
-        with part.fs.open(part.path, "rb") as file:
+        with files.opened(part.fs, part.path) as file:
             file.seek(-8, os.SEEK_END)
             file.seek(-8 - int.from_bytes(file.read(4), "little"), os.SEEK_END)
             footer = hashlib.sha256(file.read()).hexdigest()
-            table = pq.ParquetFile(file)
-            about, names = table.metadata, table.schema_arrow.names
+            table = Table(file, part.layout)
+            counts, tells_paths = [table.about(group).num_rows for group in table.groups], table.tells_paths
     except Exception:
-        return [part], ""
-    if about.num_rows:
-        _refuse_other_columns(part, names)
-    counts = [about.row_group(group).num_rows for group in range(about.num_row_groups)]
+        return Divided([part])
+    if any(counts):
+        _refuse_other_columns(part, table.schema.names)
     parts, start, row, size = [], 0, 0, 0
     for group, count in enumerate(counts):
         size += count
         if size >= PART or group + 1 == len(counts):
             parts.append(replace(part, groups=(start, group + 1), first_row=row, size=size))
             start, row, size = group + 1, row + size, 0
-    return parts, footer
+    return Divided(parts, footer, tells_paths)
 
 
 def _refuse_other_columns(part: RowGroups, names: Sequence[str]) -> None:
@@ -232,7 +250,7 @@ def _first_schema(fs: AbstractFileSystem, paths: Sequence[str]) -> pa.Schema:
     reason = "there is no file"
     for path in paths[:FEW_FILES]:
         try:
-            with fs.open(path, "rb") as file:
+            with files.opened(fs, path) as file:
                 return pq.read_schema(file)
         except Exception as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -241,15 +259,15 @@ def _first_schema(fs: AbstractFileSystem, paths: Sequence[str]) -> pa.Schema:
 
 def _refuse_urls(part: RowGroups, paths: Sequence[str]) -> None:
     """Raises UserError where the pictures are still on the web."""
-    import pyarrow.parquet as pq
-
     try:
-        with part.fs.open(paths[0], "rb") as file:
-            batches = pq.ParquetFile(file).iter_batches(1, columns=[part.layout.image], use_threads=False)
-            first = next(batches).column(0)[0].as_py()
+        with files.opened(part.fs, paths[0]) as file:
+            table = Table(file, part.layout)
+            if table.expands(0, [part.layout.image]):
+                return
+            first = path_of(next(table.rows(0, [part.layout.image]))[part.layout.image])
     except Exception:  # an empty file, or one that reading will find damaged
         return
-    if isinstance(first, str) and first.startswith(("http://", "https://")):
+    if first and first.startswith(("http://", "https://")):
         raise UserError(
             f"{paths[0]}: the column {part.layout.image!r} holds addresses on the web: download the pictures with "
             "img2dataset, and give its folder (docs/data.md shows the command)"
@@ -262,16 +280,17 @@ def kinds_of(schema: pa.Schema) -> Kinds:
 
     def holds_pictures(kind: pa.DataType) -> bool:
         if pa.types.is_struct(kind):
-            return kind.get_field_index("bytes") >= 0 and _is_bytes(kind.field("bytes").type)
-        return _is_bytes(kind)
+            return kind.get_field_index("bytes") >= 0 and is_bytes(kind.field("bytes").type)
+        return is_bytes(kind)
 
     def may_be_captions(kind: pa.DataType) -> bool:
-        if pa.types.is_null(kind) or _is_text(kind) or _is_bytes(kind):
+        if pa.types.is_null(kind) or is_text(kind) or is_bytes(kind):
             return True
         inner = getattr(kind, "value_type", None)  # of lists, and of text that is stored once (a dictionary)
         return inner is not None and may_be_captions(inner)
 
     def is_number(kind: pa.DataType) -> bool:
+        kind = plain_type(kind)
         return pa.types.is_primitive(kind) or pa.types.is_decimal(kind)
 
     return Kinds(
@@ -281,25 +300,6 @@ def kinds_of(schema: pa.Schema) -> Kinds:
     )
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    import pyarrow as pa
-
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    import pyarrow as pa
-
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
-
-
-def _wanted(schema: pa.Schema, layout: Layout) -> list[str]:
-    """The columns worth reading: the layout's and single values, not embeddings or other pictures."""
-    import pyarrow as pa
-
-    named = {layout.image, *layout.captions, *(layout.joined or ())}
-    return [
-        field.name
-        for field in schema
-        if field.name in named or not (pa.types.is_nested(field.type) or _is_bytes(field.type))
-    ]
+def _bytes_of(example: Example) -> int:
+    picture = len(example.picture) if isinstance(example.picture, bytes) else 0
+    return picture + sum(map(len, example.captions))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,8 +13,10 @@ import numpy as np
 
 from dalle_mini.data import captions, reasons
 from dalle_mini.data.example import Example
-from dalle_mini.data.sources.files import MAX_FILE, Unreadable, text_key
+from dalle_mini.data.sources.files import PICTURE_SUFFIXES, Unreadable, text_key
 from dalle_mini.errors import UserError, listed
+from dalle_mini.runtime.arrow import text_or_path
+from dalle_mini.runtime.limits import limits
 
 # In the order in which they are taken; capitals do not matter
 IMAGE_NAMES = (
@@ -25,6 +28,8 @@ CAPTION_NAMES = (
     *("sentence", "sentences", "sentences_raw", "label_text"),
 )
 TITLE_NAMES, DESCRIPTION_NAMES = ("title_clean", "title"), ("description_clean", "description")
+LONGEST_PATH = 1024  # bytes, of one that a column of bytes tells
+_SUFFIXES = frozenset(suffix.encode() for suffix in PICTURE_SUFFIXES)
 KEY_NAMES = ("key", "__key__", "id", "uid")
 
 
@@ -67,7 +72,8 @@ class Layout:
     def key_of(self, row: Mapping[str, Any]) -> str | None:
         """What a row is called by its column of keys, if it is."""
         key = row.get(self.key) if self.key else None
-        return str(key) if isinstance(key, (str, int)) and key != "" else None
+        key = str(key) if isinstance(key, (str, int)) else ""
+        return key if 0 < len(key) <= limits().key_characters else None
 
     def rest_of(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """A row's other columns, as far as they are single values."""
@@ -167,6 +173,11 @@ def example_of(key: str, row: Mapping[str, Any], layout: Layout, read_path: Call
     return Example(text_key(key), picture, texts, rest)
 
 
+def json_row(data: bytes) -> Any:
+    """The value of a JSON text. Raises ValueError and RecursionError; a number of any length is one."""
+    return json.loads(captions.read_text(data), parse_int=lambda text: int(text) if len(text) < 20 else float(text))
+
+
 def _known(names: Iterable[str], usual: Iterable[str]) -> list[str]:
     lower: dict[str, str] = {}
     for name in names:
@@ -181,22 +192,36 @@ def _named(where: str, name: str, names: Iterable[str], option: str) -> str:
 
 
 def _picture(value: Any, read_path: Callable[[str], bytes]) -> bytes | np.ndarray:
-    if isinstance(value, Mapping):  # as Hugging Face stores pictures
-        inner = value.get("bytes")
-        value = inner if inner is not None else value.get("path")
+    path = path_of(value)
+    if isinstance(value, Mapping):
+        value = value.get("bytes")
     if isinstance(value, (bytearray, memoryview)):
         value = bytes(value)
-    if isinstance(value, str) and value:
-        value = read_path(value)
+    if path is not None:
+        value = read_path(path)
     if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 3 and value.shape[2] == 3:
         return value
     if value is None or not isinstance(value, bytes):
         raise Unreadable(reasons.NO_PICTURE)
     if not value:
         raise Unreadable(reasons.EMPTY_FILE)
-    if len(value) > MAX_FILE:
+    if len(value) > limits().picture_bytes:
         raise Unreadable(reasons.FILE_TOO_LARGE)
     return value
+
+
+def path_of(value: Any) -> str | None:
+    """The path by which a value tells its picture, or None: text, bytes that end like a picture's name, or a struct's.
+
+    Hugging Face stores pictures as {bytes, path}, of which the path counts where there are no bytes.
+    """
+    if isinstance(value, Mapping):
+        path = value.get("path") if value.get("bytes") is None else None
+        return text_or_path(path) if isinstance(path, bytes) else path if isinstance(path, str) and path else None
+    if isinstance(value, bytes) and len(value) <= LONGEST_PATH and b"\0" not in value:
+        is_path = value.rpartition(b".")[2].lower() in _SUFFIXES
+        return text_or_path(value) if is_path else None
+    return value if isinstance(value, str) and value else None
 
 
 def _texts(value: Any) -> Iterator[str]:

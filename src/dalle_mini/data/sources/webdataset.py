@@ -1,14 +1,16 @@
 """WebDataset tars, as img2dataset writes them: `000000.jpg`, `000000.txt` and `000000.json` one after the other.
 
 https://github.com/webdataset/webdataset: neighbours whose names agree up to the first dot of the last name are one
-example. The text file is one caption; without one, the captions are looked for in the JSON, whose other single values
-become columns. Nothing is unpacked, so a name that leads out of the tar leads nowhere: it is counted.
+example. The text file is one caption, or the members are that `caption_column` names; without one, the captions are
+looked for in the JSON, whose other single values become columns. Nothing is unpacked, so a name that leads out of the
+tar leads nowhere: it is counted.
 """
 
 from __future__ import annotations
 
 import gzip
 import posixpath
+import re
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -22,6 +24,8 @@ from dalle_mini.data.sources import files
 from dalle_mini.data.sources.fingerprint import of_archives
 from dalle_mini.data.sources.folder import fields
 from dalle_mini.data.sources.rows import Layout, Options, find_captions
+from dalle_mini.data.sources.tars import Forward, Guarded, Header
+from dalle_mini.runtime.limits import limits
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 BLOCK = tarfile.BLOCKSIZE
 MOST_STRETCHES = 1000  # that are damaged, in one tar; then the rest is not looked at
+MOST_MEMBERS = 1000  # of one example; further ones are not looked at
 _CUT = ("unexpected end of data", "empty file", "truncated header")  # what tarfile says of an early end
 
 
@@ -102,6 +107,8 @@ class Tar:
             if isinstance(content, files.Unreadable):
                 group.problem = group.problem or content.reason
                 content = b""
+            if len(group.members) == MOST_MEMBERS:
+                continue
             if self._is_picture(ending) and any(map(self._is_picture, group.members)):
                 content = b""  # the first is taken; memory does not grow with the others
             group.members[ending] = content
@@ -110,6 +117,14 @@ class Tar:
     @property
     def _stem(self) -> str:
         return next(self.name.removesuffix(ending) for ending in reversed(SUFFIXES) if self.name.endswith(ending))
+
+    @cached_property
+    def _named(self) -> list[tuple[str, str]]:
+        """What `caption_column` names, and the endings of members that are called so."""
+        names = re.split("[,+]", self.caption_column or "")
+        return [
+            (name, name.lower()) for name in names if name and name.lower() != "json" and not self._is_picture(name)
+        ]
 
     def _is_picture(self, ending: str) -> bool:
         return ending in files.PICTURE_SUFFIXES if self.image_column is None else ending == self.image_column.lower()
@@ -120,8 +135,9 @@ class Tar:
         key, members = files.text_key(f"{self._stem}/{group.key}"), group.members
         pictures = [ending for ending in members if self._is_picture(ending)]
         told = fields(members.get("json", b""))
+        told |= {name: captions.read_text(members[ending]) for name, ending in self._named if ending in members}
         layout = Layout(None, *find_captions(told, self.caption_column))
-        if "txt" in members and self.caption_column in (None, "txt"):
+        if "txt" in members and self.caption_column is None:
             texts: tuple[str, ...] = (captions.read_text(members["txt"]),)
         else:
             texts = layout.captions_of(told)
@@ -135,34 +151,37 @@ class Tar:
     def _members(self) -> Iterator[tuple[str, str, bytes | files.Unreadable] | str]:
         """(key, ending, content) of each file that matters, and a reason at each break, behind which it goes on."""
         try:
-            file: IO[bytes] = self.fs.open(self.path, "rb")
+            file: IO[bytes] = files.opened(self.fs, self.path)
             file.seek(1)  # a web server that gives no parts of files cannot
+        except files.Unreadable as error:
+            yield error.reason
+            return
         except Exception:  # every store has exceptions of its own
             yield reasons.CANNOT_READ
             return
         with file:
             file.seek(0)
             if not self.name.endswith(".tar"):
-                file = gzip.GzipFile(fileobj=file)
+                file = Forward(gzip.GzipFile(fileobj=file))
             place: int | None = 0
             for _ in range(MOST_STRETCHES):
-                place = yield from self._stretch(_Guarded(file), place)
+                place = yield from self._stretch(Guarded(file), place)
                 if place is None:
                     return
 
-    def _stretch(self, file: _Guarded, place: int) -> Iterator[tuple[str, str, bytes | files.Unreadable] | str]:
+    def _stretch(self, file: Guarded, place: int) -> Iterator[tuple[str, str, bytes | files.Unreadable] | str]:
         """The files from `place` on. Returns where to go on, or None."""
         offset = place
         try:
             file.seek(place)
             # With ignore_zeros tarfile looks for the next header where one makes no sense; what it passed over shows
             # as a gap.
-            tar = tarfile.TarFile(fileobj=file, ignore_zeros=True)
+            tar = tarfile.TarFile(fileobj=file, ignore_zeros=True, tarinfo=Header)
             while True:
                 member = tar.next()
                 tar.members = []  # else it keeps every header it has met
                 stop = tar.offset if member is None else member.offset
-                if not _all_zero(file, offset, stop):
+                if file.odd is not None and offset <= file.odd < stop:
                     yield reasons.DAMAGED
                 if member is None:
                     # A whole tar ends with blocks of zeros.
@@ -170,6 +189,7 @@ class Tar:
                         yield reasons.CUT_SHORT
                     return None
                 offset = tar.offset
+                file.forget()
                 wanted = self._wanted(member)
                 if wanted is not None:
                     key, ending, limit = wanted
@@ -178,6 +198,7 @@ class Tar:
                         ending,
                         limit if isinstance(limit, files.Unreadable) else self._content(tar, member, limit),
                     )
+                    file.forget()
         except EOFError:
             yield reasons.CUT_SHORT
         except tarfile.ReadError as error:
@@ -204,51 +225,24 @@ class Tar:
         is_picture = self._is_picture(ending)
         # `photo.v2.jpg` is of the example `photo`, which counts though it may have no picture of its own.
         is_other = not is_picture and ending.rpartition(".")[2] in files.PICTURE_SUFFIXES
-        if not is_picture and not is_other and ending not in ("txt", "json"):
+        is_text = ending in ("txt", "json") or any(ending == named for _, named in self._named)
+        if not is_picture and not is_other and not is_text:
             return None
         key = posixpath.join(folder, stem)
         if member.name.startswith("/") or ".." in member.name.split("/"):
             return key, ending, files.Unreadable(reasons.LEAVES_FOLDER)
-        if not member.isreg():
+        if not member.isreg() or member.issparse():  # `tarfile` looks for ever for a place in a map of holes
             return key, ending, files.Unreadable(reasons.NO_FILE)
-        limit = files.MAX_FILE if is_picture else 0 if is_other else files.MAX_TEXT
+        limit = limits().picture_bytes if is_picture else 0 if is_other else limits().text_bytes
         if member.size > limit and not is_other:
             return key, ending, files.Unreadable(reasons.FILE_TOO_LARGE)
         return key, ending, limit
 
     def _content(self, tar: tarfile.TarFile, member: tarfile.TarInfo, limit: int) -> bytes:
-        if member.sparse is None and limit:
-            tar.fileobj.seek(member.offset_data)  # which `extractfile` does by way of three objects
-            content = tar.fileobj.read(min(member.size, limit))
-        else:
-            content = tar.extractfile(member).read(limit) if limit else b""
+        if not limit:
+            return b""
+        tar.fileobj.seek(member.offset_data)  # which `extractfile` does by way of three objects
+        content = tar.fileobj.read(min(member.size, limit))
         if len(content) < min(member.size, limit):
             raise tarfile.ReadError("unexpected end of data")
         return content
-
-
-class _Guarded:
-    """A file that is not read in larger pieces than a picture may have: headers may claim any size."""
-
-    def __init__(self, file: IO[bytes]):
-        self._file, self.seek, self.tell = file, file.seek, file.tell
-
-    def read(self, size: int) -> bytes:
-        if size > files.MAX_FILE:
-            raise tarfile.ReadError("a header of this size")
-        return self._file.read(size)
-
-
-def _all_zero(file: _Guarded, start: int, stop: int) -> bool:
-    """Whether there is nothing but zeros between two places of a file; it stays where it is."""
-    if start >= stop:
-        return True  # without a step back, for which gzip would begin anew
-    here = file.tell()
-    file.seek(start)
-    while start < stop:
-        piece = file.read(min(stop - start, 1 << 20))
-        if piece.strip(b"\0"):
-            break
-        start += len(piece) or stop
-    file.seek(here)
-    return start >= stop
