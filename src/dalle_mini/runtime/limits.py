@@ -40,6 +40,7 @@ class Limits:
     tokenizer_tokens: int = _limit(4_000_000, "tokens, merges or added tokens of a tokenizer")
     tokenizer_parts: int = _limit(64, "normalizers, pre-tokenizers and the like of a tokenizer")
     tokenizer_growth: int = _limit(512, "how many times longer a tokenizer's parts can make a text, in bytes")
+    words_bytes: int = _limit(256 << 20, "bytes of a list of words, and of a list of classes")
     safetensors_header_bytes: int = _limit(16 << 20, "bytes of a safetensors file's header")
     pickle_bytes: int = _limit(32 << 20, "bytes of a torch file's pickle, and of the directory of its zip archive")
     pickle_steps: int = _limit(2_000_000, "instructions of a torch file's pickle; a tensor takes some 25")

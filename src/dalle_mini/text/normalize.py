@@ -9,10 +9,12 @@ import functools
 import hashlib
 import html
 import math
+import os
 import re
 from pathlib import Path
 
 from dalle_mini.errors import UserError
+from dalle_mini.runtime import parsing
 
 _SEVERAL_PERSONS = re.compile(r"<person>(?:(?:[,\s]|and)*<person>)+")
 _REFERENCE_AT_AN_END = re.compile(r"\A\s*\[\d+\]|\[\d+\]\s*\Z")
@@ -237,11 +239,11 @@ class HashtagSplitter:
 
 
 def _read_words(words_file: Path) -> list[str]:
+    if not os.path.exists(words_file):
+        raise UserError(f"{words_file}: no such word list; leave it out to keep hashtags whole")
     try:
-        lines = words_file.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise UserError(f"{words_file}: no such word list; leave it out to keep hashtags whole") from None
-    except (OSError, UnicodeDecodeError) as error:
+        lines = parsing.read_bytes(words_file, "words_bytes").decode().splitlines()
+    except UnicodeDecodeError as error:
         raise UserError(f"{words_file}: not a readable UTF-8 word list ({error})") from None
     words = [line.split()[0] for line in lines if line.strip()]
     if not words:

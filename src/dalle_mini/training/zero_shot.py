@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dalle_mini.errors import UserError
 from dalle_mini.evaluation.retrieval import accuracies, class_of, class_vectors
+from dalle_mini.runtime import parsing
 from dalle_mini.training.config import MOST_PICTURES, check_most
 
 
@@ -52,10 +52,10 @@ class EvaluationConfig:
         if self.classes_file is not None:
             place = self.classes_file
             try:
-                names = [line.strip() for line in Path(place).read_text("utf-8").splitlines() if line.strip()]
-            except (OSError, UnicodeDecodeError) as error:
-                reason = getattr(error, "strerror", None) or error
-                raise UserError(f"evaluation.classes_file: cannot read {place} ({reason})") from None
+                lines = parsing.read_bytes(place, "words_bytes").decode().splitlines()
+            except (UserError, UnicodeDecodeError) as error:
+                raise UserError(f"evaluation.classes_file: cannot read {place} ({error})") from None
+            names = [line.strip() for line in lines if line.strip()]
         told_apart = {name.strip().lower() for name in names} - {""}
         if (names or self.classes_file) and len(told_apart) < max(2, len(names)):
             raise UserError(f"{place}: two or more names are needed, all different")
