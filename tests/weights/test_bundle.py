@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dalle_mini import DalleMini, UserError
-from dalle_mini.weights.bundle import find_parts
+from dalle_mini.weights.bundle import copy_companion, find_parts
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 WORDS = GOLDEN / "text_normalizer" / "enwiki-words-frequency.txt"
@@ -141,3 +141,14 @@ def test_the_command_draws_from_repositories(hub, published, tmp_path):
     assert run(*vqgan, "--cache-dir", "kept", "--offline") == (0, "")
     code, message = run(*vqgan)
     assert code == 2 and message.startswith("error: ") and hub.url in message and message.count("\n") == 1
+
+
+def test_a_word_list_without_end_is_not_copied(tmp_path):
+    with (tmp_path / "words.txt").open("wb") as file:
+        file.truncate(20 << 30)  # it takes no room on the disk
+    with pytest.raises(UserError, match=r"words\.txt cannot be read \(it is larger than 256 MiB; limit words_bytes"):
+        copy_companion(tmp_path / "words.txt", tmp_path / "copy.txt")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="a pipe or a device"):
+        copy_companion(tmp_path / "pipe", tmp_path / "copy.txt")
+    assert not (tmp_path / "copy.txt").exists()

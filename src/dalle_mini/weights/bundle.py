@@ -9,11 +9,11 @@ Nothing here imports JAX: what is missing shows, and downloads begin, before the
 
 import logging
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from dalle_mini.errors import UserError
+from dalle_mini.runtime import files, parsing
 from dalle_mini.weights.folder import CONFIG, load_config
 from dalle_mini.weights.hub import Folder, Needs, Repository, blaming_cache, open_source
 
@@ -139,21 +139,26 @@ def save_companions(parts: Mapping[str, Path], target: Path) -> None:
 
     Raises UserError where a file cannot be read or written.
     """
-    files = {
+    companions = {
         target / "clip" / PREPROCESSOR: parts["clip"] / PREPROCESSOR,
         target / "dalle" / TOKENS_RECORD: parts["dalle"] / TOKENS_RECORD,
     }
     if "words" in parts:
-        files[target / "dalle" / parts["words"].name] = parts["words"]
+        companions[target / "dalle" / parts["words"].name] = parts["words"]
     bundle = parts["dalle"].parent
     if all(parts[part] == bundle / part for part in PARTS):  # its card tells where the weights come from
-        files |= {target / name: bundle / name for name in (CARD, *OF_EMOJI)}
-    try:
-        for new, old in files.items():
-            if old.is_file():
-                shutil.copyfile(old, new)
-    except OSError as error:
-        raise UserError(f"cannot save into {target}: {error}") from None
+        companions |= {target / name: bundle / name for name in (CARD, *OF_EMOJI)}
+    for new, old in companions.items():
+        if old.is_file():
+            copy_companion(old, new)
+
+
+def copy_companion(old: Path, new: Path) -> None:
+    """Copy a file that lies beside weights, of no more bytes than a list of words may have.
+
+    Raises UserError where it cannot be read or written.
+    """
+    files.write_whole(new, parsing.read_bytes(old, "words_bytes"))
 
 
 def word_list(folder: Path, **options) -> Path | None:

@@ -13,7 +13,15 @@ import jax.numpy as jnp
 from dalle_mini.errors import UserError
 from dalle_mini.models import CLIP, VQGAN, DalleBart
 from dalle_mini.text import CaptionTokenizer
-from dalle_mini.weights.bundle import PREPROCESSOR, TOKENS_RECORD, WORD_LISTS, check_fit, find_parts, save_companions
+from dalle_mini.weights.bundle import (
+    PREPROCESSOR,
+    TOKENS_RECORD,
+    WORD_LISTS,
+    check_fit,
+    copy_companion,
+    find_parts,
+    save_companions,
+)
 from dalle_mini.weights.folder import CONFIG, load_config, save_tensors
 from dalle_mini.weights.hub import TOKENIZERS, Folder, Needs, blaming_cache, open_source
 from dalle_mini.weights.pretrained import Pretrained
@@ -159,5 +167,5 @@ def _network(part: str, folder: Path, target: Path, dtype) -> Path:
         record_rounded(target, vqgan_identities(folder)[-1])
     for name in BESIDE:
         if part != "vqgan" and (beside / name).is_file():
-            shutil.copyfile(beside / name, target / name)
+            copy_companion(beside / name, target / name)
     return target
