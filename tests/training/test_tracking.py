@@ -161,30 +161,33 @@ def test_a_run_that_failed_does_not_say_that_its_page_failed_too(tmp_path, capsy
     assert "toy: not logged: " in capsys.readouterr().err
 
 
-@pytest.fixture(params=["none", "closed", "full", "ascii"])
-def deaf(request, monkeypatch):
-    """A stderr that cannot be told everything, or nothing."""
-    with open("/dev/full" if request.param == "full" else os.devnull, "w", encoding="ascii") as stream:
-        if request.param == "closed":
-            stream.close()
-        monkeypatch.setattr(sys, "stderr", None if request.param == "none" else stream)
+@contextlib.contextmanager
+def stderr_that_is(kind, monkeypatch):
+    """Not there, closed, on a full disk, or of another encoding. Not a fixture: pytest sets its own."""
+    stream = open("/dev/full" if kind == "on a full disk" else os.devnull, "w", encoding="ascii")  # noqa: SIM115
+    if kind == "closed":
+        stream.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", None if kind == "not there" else stream)
         yield
-        monkeypatch.undo()
-        with contextlib.suppress(OSError):
-            stream.close()
+    with contextlib.suppress(OSError):
+        stream.close()
 
 
 @pytest.mark.parametrize("is_terminal", [False, True])
-def test_what_cannot_be_told_does_not_end_a_run(is_terminal, deaf, tmp_path):
-    tracker = Tracker(tmp_path / "schnörkel", {}, 10, label="schnörkel")
-    tracker._line._live = is_terminal
-    tracker.log(1, {"loss": 1.0})
-    tracker.doing("evaluating …")
-    tracker.say("a line")
-    tracker.log(2, {"loss": 0.5})
-    tracker.close()
-    checkpoint.warn("a line")
-    assert steps(tmp_path / "schnörkel") == [1, 2]
+@pytest.mark.parametrize("kind", ["not there", "closed", "on a full disk", "of ascii"])
+def test_what_cannot_be_told_does_not_end_a_run(is_terminal, kind, tmp_path, monkeypatch):
+    out = tmp_path / "schnörkel"
+    with stderr_that_is(kind, monkeypatch):
+        tracker = Tracker(out, {}, 10, label="schnörkel")
+        tracker._line._live = is_terminal
+        tracker.log(1, {"loss": 1.0})
+        tracker.doing("evaluating …")
+        tracker.say("a line")
+        tracker.log(2, {"loss": 0.5})
+        tracker.close()
+        checkpoint.warn("a line")
+    assert steps(out) == [1, 2]
 
 
 class Clock:

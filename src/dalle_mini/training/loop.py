@@ -113,7 +113,7 @@ def run(
         sampler: `samples.Sampler` or None, to draw pictures along the way.
         settings: further sections for `config.json`.
     Raises UserError where something the user gave is wrong, or the loss is (`loop.on_bad_loss`); `Preempted` (exit code
-    75) after SIGTERM or a cloud's notice, and KeyboardInterrupt after Ctrl-C, with everything saved.
+    75) after SIGTERM, SIGHUP or a cloud's notice, and KeyboardInterrupt after Ctrl-C, with everything saved.
     """
     check_here(out)
     out = Path(out)
