@@ -1,5 +1,6 @@
 """Published names -> ours."""
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -11,6 +12,7 @@ import pytest
 from dalle_mini.errors import UserError
 from dalle_mini.models import DalleBart
 from dalle_mini.models.config import DalleBartConfig
+from dalle_mini.weights.convert import NETWORKS, part_of
 from dalle_mini.weights.folder import load_config, load_tensors, save_tensors
 from dalle_mini.weights.layouts import clip, dalle_bart, vqgan
 from dalle_mini.weights.tensors import Tensor
@@ -192,3 +194,17 @@ def test_layers_of_early_2022_are_to_be_said_in_the_config(tmp_path, fields):
         UserError, match=r'from December 2021 to March 2022, .*: put "ln_positions": "postln" and "use_'
     ):
         DalleBart.from_pretrained(early)
+
+
+@pytest.mark.parametrize("folder", ["v0_bart_2021", "dallebart/a_normformer_glu_scan", "vqgan/tiny_f4_64", "clip"])
+@pytest.mark.parametrize("shape", [(), (0,), (2, 3, 4, 5, 6), (1, 1, 1, 3)])
+def test_tensors_of_any_shape_are_told_as_misshapen(tmp_path, folder, shape):
+    fields, tensors = load_config(GOLDEN / folder), load_tensors(GOLDEN / folder)
+    part = part_of(fields, GOLDEN / folder)
+    for name in tensors:
+        if any(end in name for end in ("bias", "embed", "codebook", "scale")):
+            odd = dict(tensors) | {name: Tensor.of(np.zeros(shape, np.float32))}
+            save_tensors(tmp_path / part, fields, odd)
+            fits = shape == np.shape(tensors[name].read()) or (shape == (1, 1, 1, 3) and tensors[name].shape == (3,))
+            with contextlib.nullcontext() if fits else pytest.raises(UserError, match=r"does not fit|differ in shape"):
+                NETWORKS[part].open_pretrained(tmp_path / part)

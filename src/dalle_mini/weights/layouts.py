@@ -7,6 +7,7 @@ name, and the check against the model in `pretrained` reports it.
 Sources of the names: the `DalleBart` of dalle-mini 0.1, `VQModel` of vqgan-jax, `FlaxCLIPModel` of transformers 4.25.
 """
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -120,10 +121,10 @@ def _bart(tensors: dict[str, Tensor], config) -> dict[str, Tensor]:
         if match := _BART_LAYER.fullmatch(name):
             stack, index, leaf = match.groups()
             layers.setdefault((stack, _rename(_BART_MODULES, leaf) or leaf), {})[int(index)] = name, tensor
-        elif name.endswith("embed_positions.embedding"):
+        elif name.endswith("embed_positions.embedding") and tensor.shape:
             length = config.max_text_length if name.startswith("encoder") else config.image_length
             ours[name] = tensor.slice_rows(offset, offset + length)
-        elif name == "final_logits_bias":
+        elif name == "final_logits_bias" and tensor.shape and math.prod(tensor.shape[:-1]) == 1:
             ours["lm_head.bias"] = tensor.reshape(tensor.shape[-1])
         else:
             name = name.replace("shared.", "encoder.embed_tokens.").replace("decoder_embed.", "decoder.embed_tokens.")
