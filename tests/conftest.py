@@ -42,6 +42,24 @@ def golden_bundle(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture
+def full_disk():
+    """`with full_disk(n):` no file gets larger than n bytes: what writes more fails, as it does on a full disk."""
+    import contextlib
+    import resource
+
+    @contextlib.contextmanager
+    def full(room: int):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))  # Python ignores SIGXFSZ
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return full
+
+
 @pytest.fixture(scope="session")
 def pipe(golden_bundle):
     from dalle_mini import DalleMini

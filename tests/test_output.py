@@ -64,6 +64,19 @@ def test_a_run_that_is_quicker_keeps_its_name(tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path)) == ["a-red-apple", "a-red-apple-2"]
 
 
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, full_disk):
+    with full_disk(100), pytest.raises(UserError, match=r"--output .+ cannot be written \(File too large\)$"):
+        write_result(result(), tmp_path, PROVENANCE)
+    with (
+        full_disk(100),
+        Looks(tmp_path) as looks,
+        pytest.raises(UserError, match=r"cannot be written \(File too large"),
+    ):
+        looks.add(Partial("a red apple", 0, 8, 16, result(keep=4).images, np.zeros((4, 16), np.int32)))
+    assert os.listdir(tmp_path) == []
+    assert write_result(result(), tmp_path, PROVENANCE).name == "a-red-apple"
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_link_in_a_prompts_place_is_kept(tmp_path, overwrite):
     (tmp_path / "a-red-apple").symlink_to(tmp_path / "missing")

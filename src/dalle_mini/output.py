@@ -223,7 +223,7 @@ def _save(result: "Result", folder: Path, provenance: dict, **more) -> None:
     for name, image in zip(names, result.images, strict=True):
         image.save(folder / name)
     report = more | _report(result, names, provenance)
-    (folder / REPORT).write_bytes(files.as_utf8(json.dumps(report, indent=2, ensure_ascii=False) + "\n"))
+    files.write_new(folder / REPORT, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
 
 
 def _report(result: "Result", names: list[str], provenance: dict) -> dict:

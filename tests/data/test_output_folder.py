@@ -1,5 +1,7 @@
 """Files appear whole or not at all, locks, and folders in a bucket."""
 
+import contextlib
+
 import fsspec
 import pytest
 from noise_pile import NoisePile, content, make_vqgan, options
@@ -43,6 +45,22 @@ def test_a_lock_is_held_by_one_or_shared(tmp_path):
         pass
     with other.lock("run"):
         pass
+
+
+@pytest.mark.parametrize("where", [".work/run.lock", ".work", "manifest.json"])
+def test_links_that_somebody_prepared_are_not_followed(tmp_path, where):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "run.json").write_text("precious")
+    place = tmp_path / "out" / where
+    place.parent.mkdir(parents=True)
+    place.symlink_to(tmp_path / "theirs" / ("" if where == ".work" else "run.json"))
+    folder = LocalFolder(tmp_path / "out")
+    with contextlib.suppress(UserError), folder.lock("run"):
+        folder.write(".work/run.json", b"ours")
+        folder.write("manifest.json", b"ours")
+        assert where == "manifest.json"  # which is replaced
+    assert (tmp_path / "theirs" / "run.json").read_text() == "precious"
+    assert [path.name for path in (tmp_path / "theirs").iterdir()] == ["run.json"]
 
 
 def test_a_protocol_that_there_is_not(tmp_path):

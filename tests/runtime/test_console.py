@@ -1,7 +1,9 @@
 import io
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -93,6 +95,19 @@ def test_a_terminal_that_went_away_ends_nothing():
     ours, theirs = os.openpty()
     child = subprocess.Popen([sys.executable, "-c", TELLS_UNTIL_IT_CANNOT], stdout=theirs, stderr=theirs)
     os.close(theirs)
-    assert os.read(ours, 5) == b"ready"
-    os.close(ours)
+    with open(ours, "rb", buffering=0) as terminal:
+        assert terminal.readline() == b"ready\r\n"  # the whole line, or its writing is what fails
     assert child.wait(timeout=60) == 7
+
+
+def test_nothing_else_prints():
+    root = Path(__file__).parents[2]
+    prints = re.compile(r"(?<![\w.])print\(|sys\.std(out|err)\.write")
+    found = [
+        f"{path.relative_to(root)}:{number}"
+        for folder in ("src", "tools")
+        for path in sorted((root / folder).rglob("*.py"))
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
+        if prints.search(line)
+    ]
+    assert not found

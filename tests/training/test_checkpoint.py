@@ -79,6 +79,14 @@ def test_the_newest_few_are_kept_and_the_newest_restored(folder):
     assert recorded_config(folder) == {"of": 3}
 
 
+def test_a_link_where_it_tries_to_write_is_not_followed(tmp_path):
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / ".probe").symlink_to(tmp_path / "precious")
+    with Checkpoints(tmp_path / "checkpoints"):
+        assert (tmp_path / "precious").read_text() == "precious"
+
+
 def test_none_yet(tmp_path):
     assert restore(tmp_path / "nothing") is None
     assert recorded_config(tmp_path / "nothing") is None

@@ -197,6 +197,19 @@ class Clock:
         return self.now
 
 
+@pytest.mark.parametrize("name", ["log.jsonl", "log.tmp"])
+def test_a_link_in_the_place_of_the_log_is_not_followed(tmp_path, capsys, name):
+    (tmp_path / "precious").write_text('{"step": 9}\n')
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / name).symlink_to(tmp_path / "precious")
+    tracking._drop_what_comes_after(out, 5)
+    if name == "log.tmp":
+        tracking._append(out / tracking.LOG, {"step": 6})
+        assert (out / tracking.LOG).read_text() == '{"step": 6}\n'
+    assert (tmp_path / "precious").read_text() == '{"step": 9}\n'
+
+
 def test_time_left_is_of_the_last_records_without_compiling():
     clock = Clock()
     line = LiveLine(1000, clock=clock)

@@ -1,6 +1,8 @@
 """Published weights -> our folders and bundles, and what `info` tells of them."""
 
+import importlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from dalle_mini.weights.convert import convert
 from dalle_mini.weights.describe import describe
 from dalle_mini.weights.folder import load_tensors, save_tensors
 
+convert_module = importlib.import_module("dalle_mini.weights.convert")
 GOLDEN = Path(__file__).parents[1] / "golden"
 SCANNED, UNROLLED = GOLDEN / "dallebart/a_normformer_glu_scan", GOLDEN / "dallebart/b_normformer_glu_unrolled"
 SHARDED, WHOLE = GOLDEN / "dallebart/f_sharded_of_e", GOLDEN / "dallebart/e_megalike_fp16_scan"
@@ -171,6 +174,39 @@ def test_a_target_that_cannot_be_made_is_named(tmp_path):
     with pytest.raises(UserError, match=r"file/new: .*file is a file") as caught:
         convert(SCANNED, tmp_path / "file" / "new")
     assert "partial" not in str(caught.value)
+
+
+@pytest.mark.parametrize("room", [100, 5000])  # for the config alone, and for some of the weights
+def test_a_full_disk_is_one_line_and_leaves_nothing(golden_bundle, tmp_path, full_disk, room):
+    with full_disk(room), pytest.raises(UserError, match=r"new(/vqgan)?: File too large") as caught:
+        convert(golden_bundle / "vqgan", tmp_path / "new")
+    assert "partial" not in str(caught.value) and "\n" not in str(caught.value) and os.listdir(tmp_path) == []
+    convert(golden_bundle / "vqgan", tmp_path / "new")
+    assert os.listdir(tmp_path) == ["new"]
+
+
+def test_a_run_that_was_quicker_keeps_its_folder(golden_bundle, tmp_path, monkeypatch):
+    target, network = tmp_path / "new", convert_module._network
+
+    def while_another_does(*args):
+        monkeypatch.setattr(convert_module, "_network", network)
+        convert(golden_bundle / "clip", target)
+        return network(*args)
+
+    monkeypatch.setattr(convert_module, "_network", while_another_does)
+    with pytest.raises(UserError, match=r"new is there now, of another run"):
+        convert(golden_bundle / "vqgan", target)
+    assert json.loads((target / "config.json").read_text())["model_type"] == "clip" and os.listdir(tmp_path) == ["new"]
+
+
+def test_what_a_killed_run_left_is_removed_and_a_link_is_not_followed(golden_bundle, tmp_path):
+    (tmp_path / ".new.0123abcd.partial").mkdir()
+    (tmp_path / ".new.0123456789abcdef.partial").mkdir()
+    (tmp_path / "new").symlink_to(tmp_path / "missing")
+    with pytest.raises(UserError, match="new is there already"):
+        convert(golden_bundle / "vqgan", tmp_path / "new")
+    convert(golden_bundle / "vqgan", tmp_path / "other")
+    assert sorted(os.listdir(tmp_path)) == ["new", "other"]
 
 
 def test_info_of_a_bundle(golden_bundle):

@@ -20,6 +20,7 @@ from dalle_mini.compilation import keep_compiled
 from dalle_mini.errors import UserError
 from dalle_mini.evaluation.contact_sheet import Entry, contact_sheet
 from dalle_mini.prompts import read_prompts
+from dalle_mini.runtime import console, files
 from dalle_mini.settings import GenerationSettings
 
 SHEET = "best.png"
@@ -33,10 +34,10 @@ def draw(args: argparse.Namespace) -> Path:
 
     def progress(stage: str, done: int, total: int) -> None:
         if stage == "scores" and done:
-            print(f"{done} of {total} pictures", flush=True)
+            console.answer(f"{done} of {total} pictures")
 
     done = batch.run(pipe, progress=progress)
-    print(f"{done.drawn} drawn, {done.found} were there, {done.failed} failed: {done.table}")
+    console.answer(f"{done.drawn} drawn, {done.found} were there, {done.failed} failed: {done.table}")
     return done.table
 
 
@@ -66,8 +67,9 @@ def main(argv: list[str] | None = None) -> int:
     def run() -> None:
         args = parser.parse_args(argv)
         sheet = best(draw(args), args.best)
-        sheet.save(args.output / SHEET)
-        print(args.output / SHEET)
+        with files.blamed(args.output / SHEET), files.writing_whole(args.output / SHEET) as file:
+            sheet.save(file, format="PNG")
+        console.answer(args.output / SHEET)
 
     return exit_code(run)
 

@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from dalle_mini.commands.terminal import Parser, exit_code
 from dalle_mini.errors import UserError
 from dalle_mini.output import REPORT
+from dalle_mini.runtime import console
 from dalle_mini.runtime.files import write_whole
 
 COLUMNS = 3
@@ -152,7 +153,7 @@ def draw(argv: Sequence[str] | None) -> None:
     data = io.BytesIO()
     showcase(read(args.folder, args.prompts)).save(data, "PNG", optimize=True)
     write_whole(args.out, data.getvalue())
-    print(args.out)
+    console.answer(args.out)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

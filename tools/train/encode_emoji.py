@@ -14,6 +14,7 @@ from dalle_mini.data.emoji_scenes import SPLITS
 from dalle_mini.data.emoji_source import UNFILTERED, EmojiSource
 from dalle_mini.data.encode import EncodeOptions, encode
 from dalle_mini.data.networks import Weights
+from dalle_mini.runtime import console
 
 if __name__ == "__main__":
     options = parser(__doc__)
@@ -37,4 +38,4 @@ if __name__ == "__main__":
                     progress.update(task, completed=now.pictures)
 
             encode(source, Weights(args.vqgan), args.out, everything, progress=show)
-        print(f"{args.out}: {args.rows} pictures in {time.monotonic() - started:.0f} s")
+        console.answer(f"{args.out}: {args.rows} pictures in {time.monotonic() - started:.0f} s")

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from dalle_mini.commands.terminal import Parser
+from dalle_mini.commands.terminal import Parser, ending
 from dalle_mini.data.emoji import Emoji, find_font
 from dalle_mini.data.scene_emoji import scene_emoji
 from dalle_mini.data.tidy_scenes import TWINS_APART, TidyScenes
-from dalle_mini.errors import UserError
-from dalle_mini.runtime import console
 from dalle_mini.training.config_file import override
 from dalle_mini.training.loop import run
 from dalle_mini.training.preemption import Preemption
@@ -84,16 +83,10 @@ def main(
         run(trainer, config.loop, args.out, allow_changes=args.allow_changes, sampler=draws)
 
 
-class user_errors:
-    """A user's mistake becomes one line and exit code 2; an interruption, a line and 130."""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        if isinstance(error, UserError):
-            console.say(f"error: {error}")
-            sys.exit(2)
-        if isinstance(error, KeyboardInterrupt):
-            console.say("interrupted: run the same command again to continue")
-            sys.exit(130)
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """A user's mistake becomes one line and exit code 2, as in `terminal.exit_code`."""
+    with ending() as end:
+        yield
+    if end.code:
+        sys.exit(end.code)

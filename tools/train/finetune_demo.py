@@ -9,7 +9,6 @@ of the eight on a background on which the run has not seen it (`is_held_out`), a
 Needs Debian's package fonts-noto-color-emoji.
 """
 
-import os
 from pathlib import Path
 
 from entry import parser, user_errors
@@ -19,9 +18,9 @@ from dalle_mini import DalleMini
 from dalle_mini.data.emoji import PALETTE, is_held_out
 from dalle_mini.data.scene_emoji import scene_emoji
 from dalle_mini.data.tidy_scenes import TidyScenes
-from dalle_mini.errors import UserError
 from dalle_mini.evaluation.contact_sheet import Entry, contact_sheet
 from dalle_mini.evaluation.scenes import single_caption
+from dalle_mini.runtime import console, files
 
 NEW = "🎄🦛🪞🏮🛡🥖💖🪚"  # each has a background on which training does not show it
 KNOWN = ("a snail on a yellow background", "a cake on top of a piano")
@@ -35,15 +34,13 @@ def new_emoji():
 def write_pictures(out: Path) -> None:
     """Raises UserError where the folder cannot be written."""
     source = TidyScenes(SIZE, SEED, COUNT, new_emoji(), "train")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
+    with files.blamed(out):
         for index in range(COUNT):
             example = source[index]
-            Image.fromarray(example.image).save(out / f"{index:03d}.png")
-            (out / f"{index:03d}.txt").write_text(example.caption + "\n", "utf-8")
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror})") from None
-    print(f"{COUNT} pictures with captions are in {out}")
+            with files.writing_whole(out / f"{index:03d}.png", sync=False) as file:
+                Image.fromarray(example.image).save(file, format="PNG")
+            files.write_whole(out / f"{index:03d}.txt", example.caption + "\n", sync=False)
+    console.answer(f"{COUNT} pictures with captions are in {out}")
 
 
 def compare(model: str, out: Path) -> None:
@@ -54,16 +51,9 @@ def compare(model: str, out: Path) -> None:
         pipe = DalleMini.from_pretrained(source, vqgan=source and "shipped", clip=source and "shipped")
         for result in pipe.generate(prompts, candidates=CANDIDATES, keep=1):
             entries.append(Entry(result.images[0], f"{name}: {result.prompt}"))
-    beside = out.with_name(f".partial.{os.getpid()}.{out.name}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        contact_sheet(entries).save(beside, format="PNG")
-        beside.replace(out)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror})") from None
-    finally:
-        beside.unlink(missing_ok=True)
-    print(out)
+    with files.blamed(out), files.writing_whole(out) as file:
+        contact_sheet(entries).save(file, format="PNG")
+    console.answer(out)
 
 
 def unseen(emoji) -> str:

@@ -6,7 +6,6 @@ Weights are stored as float16, half the bytes; loading casts them back.
 """
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -17,27 +16,25 @@ from train_clip import PREPROCESSOR
 from dalle_mini.errors import UserError
 from dalle_mini.models import CLIP, VQGAN, DalleBart
 from dalle_mini.models.fingerprint import identity
+from dalle_mini.runtime import console, files
 from dalle_mini.weights.bundle import TOKENS_RECORD
 
 NETWORKS = {"dalle": (DalleBart, "seq2seq"), "vqgan": (VQGAN, "vqgan"), "clip": (CLIP, "clip")}
 
 
 def make(runs: Path, out: Path) -> None:
-    beside = out.with_name(out.name + ".tmp")
-    shutil.rmtree(beside, ignore_errors=True)
     networks = {name: network.from_pretrained(runs / run / "final") for name, (network, run) in NETWORKS.items()}
     check_same_vqgan(runs / "seq2seq" / "final", networks["vqgan"], runs / "vqgan" / "final")
-    for name, network in networks.items():
-        network.save_pretrained(beside / name, dtype=jnp.float16)
-    for name in ("dalle", "clip"):
-        for path in (runs / "tokenizers" / name).iterdir():
-            shutil.copyfile(path, beside / name / path.name)
-    (beside / "clip" / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR, indent=2) + "\n")
-    names = [emoji.name for emoji in Pictures("train", 0).emoji()]
-    (beside / "emoji.json").write_text(json.dumps(names, indent=0) + "\n")
-    (beside / "scenes.json").write_text(json.dumps({"tidy": True}) + "\n")
-    shutil.rmtree(out, ignore_errors=True)
-    os.replace(beside, out)
+    with files.blamed(out), files.written_beside(out) as beside:
+        for name, network in networks.items():
+            network.save_pretrained(beside / name, dtype=jnp.float16)
+        for name in ("dalle", "clip"):
+            for path in (runs / "tokenizers" / name).iterdir():
+                shutil.copyfile(path, beside / name / path.name)
+        files.write_whole(beside / "clip" / "preprocessor_config.json", json.dumps(PREPROCESSOR, indent=2) + "\n")
+        names = [emoji.name for emoji in Pictures("train", 0).emoji()]
+        files.write_whole(beside / "emoji.json", json.dumps(names, indent=0) + "\n")
+        files.write_whole(beside / "scenes.json", json.dumps({"tidy": True}) + "\n")
 
 
 def check_same_vqgan(seq2seq: Path, vqgan: VQGAN, folder: Path) -> None:
@@ -64,4 +61,4 @@ if __name__ == "__main__":
         arguments = options.parse_args()
         make(arguments.runs, arguments.out)
         size = sum(path.stat().st_size for path in arguments.out.rglob("*") if path.is_file())
-        print(f"{arguments.out}: {size / 1e6:.1f} MB")
+        console.answer(f"{arguments.out}: {size / 1e6:.1f} MB")

@@ -8,7 +8,6 @@ The card of the model that ships has its own history at the end: --edition tools
 
 import json
 import math
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from entry import parser, user_errors
 
 from dalle_mini.errors import UserError
 from dalle_mini.evaluation.emoji import pick_gain
+from dalle_mini.runtime import console, files
 from dalle_mini.weights.folder import load_tensors
 
 TEMPLATE = Path(__file__).with_name("emoji_model_card.md")
@@ -144,7 +144,5 @@ if __name__ == "__main__":
         values = facts(args.bundle) | scores(args.quality) | history(args.runs)
         card = fill(TEMPLATE.read_text("utf-8"), values) + edition(args.edition)
         path = args.bundle / "README.md"
-        beside = path.with_suffix(".tmp")
-        beside.write_text(card, "utf-8")
-        os.replace(beside, path)
-        print(path)
+        files.write_whole(path, card)
+        console.answer(path)

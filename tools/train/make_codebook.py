@@ -9,8 +9,6 @@ clusters' means. What is left to train is what it can add (train_vqgan.py), for 
 the seq2seq model need not wait for it.
 """
 
-import os
-import shutil
 import time
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from train_vqgan import MODEL
 
 from dalle_mini.errors import UserError
 from dalle_mini.models import VQGAN
+from dalle_mini.runtime import console, files
 
 PICTURES = 4000
 PATCHES = 200_000  # different ones, at most
@@ -48,19 +47,16 @@ def make(out: Path, pictures: int, patches: int, rounds: int, model=MODEL) -> No
     noise = float(np.mean(np.sum((values - mean - vectors @ axes.T) ** 2, axis=1)) + error) / values.shape[1]
     if lesser_twins((codes * scale).astype(np.float16), np.ones(len(codes)), TWINS).any():
         raise UserError(f"some of the {len(codes)} codes are alike: more --rounds or --patches tell them apart")
-    print(f"{len(values)} patches; different ones are copied at {-10 * np.log10(noise):.2f} dB")
+    console.answer(f"{len(values)} patches; different ones are copied at {-10 * np.log10(noise):.2f} dB")
     vqgan = VQGAN(model, rngs=nnx.Rngs(0))
     set_linear_encoder(vqgan, mean, axes * scale)
     set_linear_decoder(vqgan, mean, axes / scale)
     vqgan.codebook.embedding[...] = jnp.asarray(codes * scale)
     # Rounded as a bundle stores them: the tokens that are made with these weights are then the bundle's.
     nnx.update(vqgan, jax.tree.map(lambda x: x.astype(jnp.float16).astype(x.dtype), nnx.state(vqgan, nnx.Param)))
-    beside = out.with_name(out.name + ".tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    vqgan.save_pretrained(beside)
-    shutil.rmtree(out, ignore_errors=True)
-    os.replace(beside, out)
-    print(f"{out}: {time.monotonic() - started:.0f} s")
+    with files.blamed(out), files.written_beside(out) as beside:
+        vqgan.save_pretrained(beside)
+    console.answer(f"{out}: {time.monotonic() - started:.0f} s")
 
 
 def all_patches(pictures: int, most: int, side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -116,7 +112,7 @@ def k_means(
             break
         worst = np.argsort(-weights * distances)[: np.sum(idle)]
         centres[idle] = vectors[worst]
-        print(f"k-means {turn + 1}: {np.mean(distances):.4f}, {np.mean(idle):.1%} idle", flush=True)
+        console.answer(f"k-means {turn + 1}: {np.mean(distances):.4f}, {np.mean(idle):.1%} idle")
     return centres, float(np.mean(distances))
 
 

@@ -7,8 +7,6 @@ into the model's width, with some noise. What is learned of a token is then lear
 a wrong guess is at first a near one. Everything else is as random as ever.
 """
 
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from flax import nnx
 
 from dalle_mini.models import VQGAN, DalleBart
 from dalle_mini.models.config import DalleBartConfig
+from dalle_mini.runtime import console, files
 
 CONFIG = Path(__file__).with_name("configs") / "emoji.yaml"
 ALIKE = 0.8  # of the variance of a token's numbers; the rest is its own
@@ -31,11 +30,8 @@ def make(codebook: Path, out: Path, config: DalleBartConfig | None = None) -> No
     rows, columns = model.decoder.embed_tokens.embedding, model.lm_head.kernel
     rows[...] = rows[...].at[: len(codes)].set(alike(codes, np.asarray(rows[...])[: len(codes)]))
     columns[...] = columns[...].at[:, : len(codes)].set(alike(codes, np.asarray(columns[...]).T[: len(codes)]).T)
-    beside = out.with_name(out.name + ".tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    model.save_pretrained(beside)
-    shutil.rmtree(out, ignore_errors=True)
-    os.replace(beside, out)
+    with files.blamed(out), files.written_beside(out) as beside:
+        model.save_pretrained(beside)
 
 
 def alike(codes: np.ndarray, random: np.ndarray) -> np.ndarray:
@@ -57,4 +53,4 @@ if __name__ == "__main__":
     with user_errors():
         args = options.parse_args()
         make(args.codebook, args.out)
-        print(args.out)
+        console.answer(args.out)

@@ -6,12 +6,12 @@ Writes `dalle/` (BART manner, normalised captions, with words.txt) and `clip/` (
 """
 
 import collections
-import os
 import re
 from pathlib import Path
 
 from entry import Pictures, parser, user_errors
 
+from dalle_mini.runtime.files import write_whole
 from dalle_mini.text import CaptionNormalizer
 from dalle_mini.text.train_tokenizer import train_caption_tokenizer, train_clip_tokenizer
 
@@ -27,9 +27,7 @@ def make(out: Path) -> None:
     train_caption_tokenizer(captions, VOCABULARY, out / "dalle")
     train_clip_tokenizer(corpus, VOCABULARY, out / "clip")
     words = collections.Counter(word for caption in captions for word in re.findall(r"[a-z]+", caption))
-    beside = out / "dalle" / "words.txt.tmp"
-    beside.write_text("".join(f"{word} {count}\n" for word, count in words.most_common()))
-    os.replace(beside, out / "dalle" / "words.txt")
+    write_whole(out / "dalle" / "words.txt", "".join(f"{word} {count}\n" for word, count in words.most_common()))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 python tools/train/show_emoji.py scenes.png --count 50 --split heldout-pair
 """
 
-import os
 from pathlib import Path
 
 from entry import parser, user_errors
@@ -12,8 +11,8 @@ from PIL import Image
 from dalle_mini.data.emoji_scenes import SPLITS, EmojiScenes
 from dalle_mini.data.scene_emoji import scene_emoji
 from dalle_mini.data.tidy_scenes import TidyScenes
-from dalle_mini.errors import UserError
 from dalle_mini.evaluation.contact_sheet import Entry, contact_sheet
+from dalle_mini.runtime import console, files
 
 if __name__ == "__main__":
     options = parser(__doc__)
@@ -30,12 +29,6 @@ if __name__ == "__main__":
         source = scenes(args.size, args.seed, args.count, scene_emoji(people=args.people), args.split)
         examples = (source[index] for index in range(args.count))
         sheet = contact_sheet([Entry(Image.fromarray(one.image), one.caption) for one in examples], lines=5)
-        beside = args.out.with_name(f".partial.{os.getpid()}.{args.out.name}")
-        try:
-            sheet.save(beside, format="PNG")
-            beside.replace(args.out)
-        except OSError as error:
-            raise UserError(f"{args.out} cannot be written: {error}") from None
-        finally:
-            beside.unlink(missing_ok=True)
-        print(args.out)
+        with files.blamed(args.out), files.writing_whole(args.out) as file:
+            sheet.save(file, format="PNG")
+        console.answer(args.out)

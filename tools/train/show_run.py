@@ -14,6 +14,7 @@ from entry import parser, user_errors
 from PIL import Image, ImageDraw, ImageFont
 
 from dalle_mini.errors import UserError
+from dalle_mini.runtime import console
 from dalle_mini.runtime.files import write_whole
 from dalle_mini.training.chart import linear_ticks
 from dalle_mini.training.tracking import LOG, SAMPLES, read_log
@@ -112,4 +113,4 @@ if __name__ == "__main__":
         data = io.BytesIO()
         picture(args.run, args.curves, args.columns).save(data, "PNG", optimize=True)
         write_whole(args.out, data.getvalue())
-        print(args.out)
+        console.answer(args.out)

@@ -14,8 +14,9 @@ import shlex
 import sys
 from pathlib import Path
 
-from dalle_mini.commands.terminal import Parser
+from dalle_mini.commands.terminal import Parser, ending
 from dalle_mini.errors import UserError
+from dalle_mini.runtime import console
 from dalle_mini.training.sweep import TRAIN, Outcome, Stopped, Sweep
 from dalle_mini.training.sweep_points import grid, parse_axes, sampled
 
@@ -29,7 +30,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of --random (default: 0)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the devices (default: 1)")
     parser.add_argument("--command", default=shlex.join(TRAIN), help="what trains (default: dalle-mini train)")
-    try:
+    with ending() as end:
         args = parser.parse_intermixed_args()
         for name in ("random", "jobs"):
             if getattr(args, name) is not None and getattr(args, name) < 1:
@@ -37,15 +38,15 @@ def main() -> int:
         axes, fixed = parse_axes(args.settings)
         points = grid(axes) if args.random is None else sampled(axes, args.random, args.seed)
         sweep = Sweep(args.config, args.output, fixed, args.jobs, tuple(shlex.split(args.command)))
-        outcomes = sweep.run(points, lambda text: print(text, file=sys.stderr, flush=True))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Stopped as stop:
-        print("stopped: run the same command again to continue", file=sys.stderr)
-        return stop.exit_code
-    show(sweep, outcomes)
-    return 0 if all(one.is_done for one in outcomes) else 1
+        try:
+            outcomes = sweep.run(points, console.say)
+        except Stopped as stop:
+            console.say("stopped: run the same command again to continue")
+            end.code = stop.exit_code
+        else:
+            show(sweep, outcomes)
+            end.code = 0 if all(one.is_done for one in outcomes) else 1
+    return end.code
 
 
 def show(sweep: Sweep, outcomes: list[Outcome]) -> None:
@@ -57,7 +58,7 @@ def show(sweep: Sweep, outcomes: list[Outcome]) -> None:
     for name, cells, wrong in rows:
         table.add_row(name, *(cells if wrong is None else [wrong]))
     Console(soft_wrap=True).print(table)
-    print(sweep.output / "report.html")
+    console.answer(sweep.output / "report.html")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import logging
 import os
 import signal
@@ -24,37 +25,55 @@ def exit_code(command: Callable[[], int | None]) -> int:
     Streams that cannot be written end no command. Where what it prints into has gone before all was told
     (`dalle-mini info ... | head`), it ends quietly with 141 in place of 0, as a program that dies of SIGPIPE.
     """
+    with ending() as end:
+        end.code = command() or 0
+    return end.code
+
+
+@dataclasses.dataclass
+class Ending:
+    """How a command ended."""
+
+    code: int = 0
+
+
+@contextlib.contextmanager
+def ending() -> Iterator[Ending]:
+    """As `exit_code`, of a block: what it yields has the exit code when the block is over."""
+    end = Ending()
     with console.guarded() as (out, _), _warnings_in_one_line():
-        code = _told(command)
+        with _told(end):
+            yield end
         out.flush()
         if out.broken is None:
-            return code
+            return
         console.drop_unwritten(out)  # Python flushes once more at its end
         if isinstance(out.broken, BrokenPipeError):
-            return code or 141
-        console.say(f"note: not all could be written to stdout ({files.reason(out.broken)})")
-        return code
+            end.code = end.code or 141
+        else:
+            console.say(f"note: not all could be written to stdout ({files.reason(out.broken)})")
 
 
-def _told(command: Callable[[], int | None]) -> int:
+@contextlib.contextmanager
+def _told(end: Ending) -> Iterator[None]:
     try:
         with stopping.unwinding():
-            return command() or 0
+            yield
     except UserError as error:
+        end.code = 2
         console.say(f"error: {error}")
-        return 2
     except Exception as error:
         reason = memory.shortage(error)
         if reason is None:
             raise
+        end.code = 2
         console.say(f"error: the machine has too little memory ({reason}): {memory.ADVICE}")
-        return 2
     except stopping.Stopped as stop:
+        end.code = stop.exit_code
         console.say(stop)
-        return stop.exit_code
     except KeyboardInterrupt:
+        end.code = 130
         console.say("interrupted")
-        return 130
 
 
 @contextlib.contextmanager

@@ -23,7 +23,8 @@ from pathlib import Path
 from dalle_mini.data.output_folder import RemoteFolder
 from dalle_mini.data.shards import MANIFEST, SPLITS, Manifest
 from dalle_mini.errors import UserError
-from dalle_mini.locks import Busy, lock
+from dalle_mini.locks import Busy
+from dalle_mini.runtime.files import beside, locked, remove_leftovers, write_whole
 
 logger = logging.getLogger("dalle_mini")
 
@@ -83,22 +84,29 @@ def _of_notebook(remote: RemoteFolder) -> dict[str, str | int]:
 
 
 def _fetch(remote: RemoteFolder, files: dict[str, str | int], described: bytes | None, place: Path) -> None:
-    beside = place.with_name(f"{place.name}.partial")
+    partial = place.with_name(f"{place.name}.partial")
+    if partial.is_symlink():
+        partial.unlink()
+    for folder in {(partial / name).parent for name in files}:
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
     for name, wanted in files.items():
-        path = beside / name
+        path = partial / name
         if path.is_file():
             continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        incoming = path.with_name(f".{path.name}.incoming")
-        remote.fetch(name, incoming)
-        if _told(incoming, wanted) != wanted:
-            incoming.unlink()
-            raise UserError(f"{remote}/{name}: damaged (it is not what {MANIFEST} says): encode again, or copy it anew")
-        incoming.rename(path)
+        incoming = beside(path)
+        try:
+            remote.fetch(name, incoming)
+            if _told(incoming, wanted) != wanted:
+                why = f"it is not what {MANIFEST} says"
+                raise UserError(f"{remote}/{name}: damaged ({why}): encode again, or copy it anew")
+            incoming.rename(path)
+        finally:
+            incoming.unlink(missing_ok=True)
     if described is not None:
-        (beside / MANIFEST).write_bytes(described)
+        write_whole(partial / MANIFEST, described)
     shutil.rmtree(place, ignore_errors=True)
-    beside.rename(place)
+    partial.rename(place)
 
 
 def _told(path: Path, wanted: str | int) -> str | int:
@@ -111,18 +119,17 @@ def _told(path: Path, wanted: str | int) -> str | int:
 
 @contextlib.contextmanager
 def _alone(place: Path) -> Iterator[None]:
-    with place.with_name(f"{place.name}.lock").open("wb") as file:
-        told = False
+    told = False
+    with contextlib.ExitStack() as held:
         while True:
             try:
-                lock(file)
+                missing = held.enter_context(locked(place.with_name(f"{place.name}.lock")))
                 break
             except Busy:
                 if not told:
                     logger.warning("%s: another process fetches it; waiting", place)
                 told = True
                 time.sleep(0.5)
-            except OSError as error:
-                logger.warning("%s cannot be locked (%s): see to it that one run at a time fetches it", place, error)
-                break
+        if missing is not None:
+            logger.warning("%s cannot be locked (%s): see to it that one run at a time fetches it", place, missing)
         yield

@@ -7,7 +7,6 @@ import glob
 import hashlib
 import mmap
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dalle_mini.errors import UserError
-from dalle_mini.runtime.files import open_regular
+from dalle_mini.runtime import console
+from dalle_mini.runtime.files import open_regular, reason
 
 CHUNK = 10_000  # rows of a record batch of the mapped files: few enough objects for a billion rows
 MAPPED = 2**30  # bytes of mapped pages that a process should have at most
@@ -166,12 +166,15 @@ def _explained(folder: Path, pieces: list[Piece], columns: pa.Schema) -> Iterato
                         raise UserError(f"{piece.path}: no column {', '.join(sorted(missing))}") from None
                     _refuse_what_is_no_text(piece, batch.schema, columns)
                     pa.Table.from_batches([batch]).cast(columns)
-        raise UserError(f"{folder}: cannot be mapped ({_first_line(error.__cause__ or error)})") from None
+        cause = error.__cause__ or error
+        raise UserError(f"{folder}: cannot be mapped ({reason(cause)}){_room(cause)}") from None
     except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be mapped ({error.strerror or _first_line(error)}): as much room as its shards take is "
-            "needed in the cache, which HF_DATASETS_CACHE may put elsewhere"
-        ) from None
+        raise UserError(f"{folder}: cannot be mapped ({reason(error)}){_room(error)}") from None
+
+
+def _room(error: BaseException) -> str:
+    where = "as much room as its shards take is needed in the cache, which HF_DATASETS_CACHE may put elsewhere"
+    return f": {where}" if isinstance(error, OSError) else ""
 
 
 def _refuse_what_is_no_text(piece: Piece, found: pa.Schema, columns: pa.Schema) -> None:
@@ -201,7 +204,7 @@ def _quiet() -> Iterator[None]:
     import datasets
 
     verbosity = datasets.logging.get_verbosity()
-    shows_bars = not (datasets.are_progress_bars_disabled() or sys.stderr.isatty())
+    shows_bars = not (datasets.are_progress_bars_disabled() or console.is_terminal())
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     if shows_bars:
         datasets.disable_progress_bars()

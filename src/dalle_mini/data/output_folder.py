@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dalle_mini.errors import UserError
-from dalle_mini.locks import Busy, lock
+from dalle_mini.locks import Busy
+from dalle_mini.runtime import files
 
 __all__ = ("Busy", "LocalFolder", "RemoteFolder", "open_output")
 
@@ -66,20 +67,8 @@ class LocalFolder:
 
     def write(self, name: str, data: bytes) -> None:
         """Raises UserError where it cannot be written whole; then nothing of it is left."""
-        path = self.root / name
         # In .work, which goes in the end: a kill must leave nothing beside the shards.
-        partial = self.root / WORK / f"{path.name}.{os.getpid()}.partial"
-        with self._blamed(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with partial.open("wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())  # or the name may survive a power cut, and the bytes not
-                os.replace(partial, path)
-            finally:
-                partial.unlink(missing_ok=True)
+        files.write_whole(self.root / name, data, work=self._work())
 
     def names(self, folder: str = "") -> set[str]:
         """Files and folders right in `folder`; none where it is missing."""
@@ -93,28 +82,28 @@ class LocalFolder:
     def remove_work(self) -> None:
         shutil.rmtree(self.root / WORK, ignore_errors=True)
 
+    def _work(self) -> Path:
+        """Raises UserError where it is a link: who prepared that would have us write into a folder of their choice."""
+        work = self.root / WORK
+        if work.is_symlink():
+            raise UserError(f"{work} is a link: remove it, or name another folder")
+        return work
+
     @contextlib.contextmanager
     def lock(self, name: str, *, shared: bool = False) -> Iterator[None]:
         """Hold a lock of this folder, which goes with the process however it ends.
 
         Raises Busy where another process has it (shared: has it for itself alone).
         """
-        with self._blamed(self.root / WORK):
-            (self.root / WORK).mkdir(parents=True, exist_ok=True)
-            file = (self.root / WORK / f"{name}.lock").open("wb")
-        with file:
-            try:
-                lock(file, shared=shared)
-            except OSError as error:
-                logger.warning("%s cannot be locked (%s): see to it that one run at a time is in it", self, error)
+        work = self._work()
+        with contextlib.ExitStack() as held:
+            with files.blamed(work):
+                work.mkdir(parents=True, exist_ok=True)
+                files.remove_leftovers(work)
+                missing = held.enter_context(files.locked(work / f"{name}.lock", shared=shared))
+            if missing is not None:
+                logger.warning("%s cannot be locked (%s): see to it that one run at a time is in it", self, missing)
             yield
-
-    @contextlib.contextmanager
-    def _blamed(self, path: Path) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UserError(f"{path} cannot be written ({error.strerror or error})") from None
 
 
 class RemoteFolder:

@@ -30,6 +30,7 @@ from dalle_mini.data.example import Example, Source
 from dalle_mini.data.filters import Filters
 from dalle_mini.data.prepare import Block, Gone, Preparation
 from dalle_mini.errors import UserError
+from dalle_mini.runtime import files
 
 PACKING = "packing.json"
 BATCH = 64  # pictures that a process hands over at a time
@@ -75,6 +76,7 @@ def pack(source: Source, folder: Path, packing: Packing, processes: int | None =
     parts = list(source.parts())
     try:
         _begin(folder, made_from, len(parts))
+        files.remove_leftovers(folder)
         missing = [(number, part) for number, part in enumerate(parts) if not _rows_file(folder, number).exists()]
         if missing:
             sizes = [part.size for _, part in missing]
@@ -108,10 +110,7 @@ def _begin(folder: Path, made_from: dict[str, Any], parts: int) -> None:
                 "delete it, or name another folder"
             )
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps(wanted, indent=1) + "\n", "utf-8")
-    beside.replace(path)
+    files.write_whole(path, json.dumps(wanted, indent=1) + "\n")
 
 
 def _pack(folder: Path, parts: list, packing: Packing, processes: int) -> None:
@@ -124,11 +123,11 @@ def _pack(folder: Path, parts: list, packing: Packing, processes: int) -> None:
                 continue
             if isinstance(read, Restart):
                 if read.number in open_parts:
-                    open_parts.pop(read.number).file.close()
+                    open_parts.pop(read.number).drop()
                 continue
             if read.number not in open_parts:
                 open_parts[read.number] = _Part(folder, read.number)
-                stack.callback(open_parts[read.number].file.close)
+                stack.callback(open_parts[read.number].drop)
             if read.block is None:
                 open_parts.pop(read.number).finish()
                 continue
@@ -145,7 +144,8 @@ class _Part:
 
     def __init__(self, folder: Path, number: int):
         self.pixels, self.rows = _pixels_file(folder, number), _rows_file(folder, number)
-        self.file = self.pixels.with_suffix(".u8.partial").open("wb")
+        self.partial = files.beside(self.pixels)
+        self.file = files.create(self.partial)
         self.lines: list[str] = []
         self.seen, self.dropped = 0, Counter()
 
@@ -160,11 +160,15 @@ class _Part:
     def finish(self) -> None:
         """Whole is a part whose rows are there, so they come last."""
         self.file.close()
-        Path(self.file.name).replace(self.pixels)
-        beside = self.rows.with_suffix(".jsonl.partial")
+        self.partial.replace(self.pixels)
         head = json.dumps({"seen": self.seen, "dropped": self.dropped})
-        beside.write_text("\n".join([head, *self.lines]) + "\n", "utf-8")
-        beside.replace(self.rows)
+        files.write_whole(self.rows, "\n".join([head, *self.lines]) + "\n", sync=False)
+
+    def drop(self) -> None:
+        """What is finished stays."""
+        with contextlib.suppress(OSError):  # of what was not flushed, on a full disk
+            self.file.close()
+        self.partial.unlink(missing_ok=True)
 
 
 class PackedPictures:

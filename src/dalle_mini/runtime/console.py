@@ -40,6 +40,11 @@ def answer(*lines: object, limit: int | None = MAX_CHARACTERS) -> None:
     _write(sys.stdout, "".join(one_line(line, limit) + "\n" for line in lines))
 
 
+def is_terminal() -> bool:
+    """Whether stderr is shown on a terminal."""
+    return sys.stderr is not None and Guarded(sys.stderr).isatty()
+
+
 def _write(stream: TextIO | Guarded | None, text: str) -> None:
     if stream is not None:
         stream = stream if isinstance(stream, Guarded) else Guarded(stream)

@@ -52,12 +52,18 @@ def write_whole(path: str | os.PathLike, data: bytes | str, *, work: Path | None
     """
     path = Path(path)
     with blamed(path), writing_whole(path, work=work, sync=sync) as file:
-        file.write(as_utf8(data) if isinstance(data, str) else data)
+        file.write(as_utf8(data))
 
 
-def as_utf8(text: str) -> bytes:
+def write_new(path: Path, data: bytes | str) -> None:
+    """Write a file into a `work_folder`. Raises OSError; what is half-written goes with the folder."""
+    with create(path) as file:
+        file.write(as_utf8(data))
+
+
+def as_utf8(text: bytes | str) -> bytes:
     r"""Text as UTF-8. Halves of characters, as in names that are not UTF-8, become \udce9, which JSON reads back."""
-    return text.encode("utf-8", "backslashreplace")
+    return text.encode("utf-8", "backslashreplace") if isinstance(text, str) else text
 
 
 @contextlib.contextmanager
@@ -66,10 +72,9 @@ def writing_whole(path: Path, *, work: Path | None = None, sync: bool = True) ->
 
     Raises OSError; then, as after an exception in the block, the file that was there is as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    work = work or path.parent
-    work.mkdir(parents=True, exist_ok=True)
-    partial, descriptor = _new(work / path.name, _new_file)
+    for folder in (path.parent, work or path.parent):
+        _make_folder(folder)
+    partial, descriptor = _new((work or path.parent) / path.name, _new_file)
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
@@ -88,14 +93,28 @@ def written_beside(target: Path, *, replace: bool = True) -> Iterator[Path]:
     With `replace` false what is there, or has come meanwhile, is kept and FileExistsError is raised: of several runs
     that want a name, one gets it. Raises OSError where it cannot be written.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
+    with work_folder(target) as partial:
+        yield partial
+        _put(partial, target, replace)
+
+
+@contextlib.contextmanager
+def work_folder(target: Path) -> Iterator[Path]:
+    """A new folder beside `target`, removed at the end of the block. Raises OSError where it cannot be made."""
+    _make_folder(target.parent)
     partial, descriptor = _new(target, _new_folder)
     try:
         yield partial
-        _put(partial, target, replace)
     finally:
         os.close(descriptor)
         _remove(partial)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, f"{folder} is a file, not a folder", str(folder)) from None
 
 
 def _put(folder: Path, target: Path, replace: bool) -> None:
@@ -219,10 +238,19 @@ def sync(path: Path) -> None:
 
 
 def append(path: Path, text: str) -> None:
-    """Add text to a file, made where it is missing. Raises OSError; where the name is a link, too."""
+    """Add text to a file, as `open_to_append`: all of it or, on a full disk, nothing."""
+    data = as_utf8(text)
+    with open_to_append(path) as file:
+        whole = os.fstat(file.fileno()).st_size
+        if os.write(file.fileno(), data) < len(data):
+            os.ftruncate(file.fileno(), whole)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def open_to_append(path: Path) -> BinaryIO:
+    """Open a file to be added to, made where it is missing. Raises OSError; where the name is a link, too."""
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | _NOT_FOLLOWED, 0o666)
-    with _regular(descriptor, path, "ab") as file:
-        file.write(text.encode("utf-8", "backslashreplace"))
+    return _regular(descriptor, path, "ab")
 
 
 def open_lock_file(path: str | os.PathLike) -> BinaryIO:

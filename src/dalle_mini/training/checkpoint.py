@@ -23,6 +23,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -34,7 +35,7 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers as managers
 
 from dalle_mini.errors import UserError, listed
-from dalle_mini.runtime import console
+from dalle_mini.runtime import console, files
 from dalle_mini.training.agreement import all_agree, first_process_does
 
 if TYPE_CHECKING:
@@ -180,10 +181,11 @@ class Checkpoints:
     def _prepare(self) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            probe = self.folder / ".probe"
-            probe.write_text("")
-            if "://" not in str(self.folder):  # in a bucket an empty folder is none
-                probe.unlink()
+            if "://" in str(self.folder):
+                (self.folder / ".probe").write_text("")  # it stays: in a bucket an empty folder is none
+            else:
+                with files.work_folder(Path(self.folder) / "probe"):
+                    pass
             for entry in self.folder.iterdir():
                 if entry.name.endswith(HALF_WRITTEN):
                     warn(f"{entry}: half-written, removed")

@@ -30,6 +30,7 @@ from dalle_mini.errors import UserError
 from dalle_mini.evaluation.retrieval import recalls
 from dalle_mini.models import CLIP
 from dalle_mini.models.config import CLIPConfig
+from dalle_mini.runtime.files import write_whole
 from dalle_mini.settings import LARGEST
 from dalle_mini.text import CaptionTokenizer
 from dalle_mini.training.checkpoint import holds_checkpoints
@@ -273,7 +274,7 @@ class CLIPTrainer:
 
     def _save_companions(self, folder: Path) -> None:
         self.tokenizer.save(folder)
-        (folder / PREPROCESSOR).write_text(json.dumps(self.preprocessor, indent=2) + "\n", "utf-8")
+        write_whole(folder / PREPROCESSOR, json.dumps(self.preprocessor, indent=2) + "\n")
 
     def _augmented(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """The pictures of a batch [n, S, S, 3], and behind them their damaged copies, if there are any."""

@@ -10,6 +10,7 @@ from flax import nnx
 
 from dalle_mini.errors import UserError
 from dalle_mini.models import CLIP, VQGAN, DalleBart
+from dalle_mini.runtime.files import write_whole
 from dalle_mini.training import config_file
 from dalle_mini.training.checkpoint import recorded_config
 from dalle_mini.training.clip import CLIPTraining
@@ -47,4 +48,4 @@ def export_checkpoint(source: str, folder: Path) -> None:
                 shutil.copyfile(file, folder / file.name)
     tokens = (found.get("data") or {}).get("vqgan")
     if network is DalleBart and tokens is not None:
-        (folder / TOKENS_RECORD).write_text(json.dumps({"vqgan": tokens}) + "\n")
+        write_whole(folder / TOKENS_RECORD, json.dumps({"vqgan": tokens}) + "\n")

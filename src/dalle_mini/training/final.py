@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,20 +18,16 @@ def write_final(trainer: Any, state: Any, folder: Path) -> None:
 
     Raises UserError where they cannot be written.
     """
-    beside = folder.with_name(f".{folder.name}.partial")
+    place = [folder]
 
-    def make_room():
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir()
-
-    def rename():
-        shutil.rmtree(folder, ignore_errors=True)
-        beside.rename(folder)
+    def begin() -> None:
+        place.append(until_written.enter_context(files.written_beside(folder)))
 
     try:
-        first_process_does(make_room)
-        trainer.export(state, beside)
-        first_process_does(rename)
+        with contextlib.ExitStack() as until_written:
+            first_process_does(begin)
+            trainer.export(state, place[-1])  # which the others only take part in
+            first_process_does(until_written.close)
     except (OSError, UserError) as error:
         raise UserError(
             f"{folder}: cannot be written ({files.reason(error)}): make room or mend the folder, and run the same "

@@ -115,7 +115,8 @@ def _alone(out: Path, *, stays: bool = False) -> Iterator[None]:
         last = time.monotonic() + PATIENCE  # one that was killed may still be giving back its memory
         while True:
             try:
-                return lock(held[0])
+                lock(held[0])
+                return files.remove_leftovers(out)
             except OSError:
                 return  # this file system knows no locks
             except Busy:

@@ -29,7 +29,7 @@ from dalle_mini.models import VQGAN, DalleBart
 from dalle_mini.models.config import DalleBartConfig, VQGANConfig
 from dalle_mini.models.fingerprint import identity
 from dalle_mini.output import REPORT, picture_grid, slug
-from dalle_mini.runtime.files import as_utf8, written_beside
+from dalle_mini.runtime.files import write_new, written_beside
 from dalle_mini.settings import GenerationSettings, check_prompts
 from dalle_mini.text import CaptionNormalizer, CaptionTokenizer
 from dalle_mini.training.config import SampleConfig
@@ -184,7 +184,7 @@ def write_samples(folder: Path, step: int, samples: Sequence[Sample]) -> None:
                 {"prompt": sample.prompt, "grid": name, "thumb": thumb, "settings": settings, "pictures": pictures}
             )
         report = {"step": step, "prompts": rows}
-        (beside / REPORT).write_bytes(as_utf8(json.dumps(report, indent=2, ensure_ascii=False) + "\n"))
+        write_new(beside / REPORT, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_samples(folder: Path) -> dict[str, Any] | None:

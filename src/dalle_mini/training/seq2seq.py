@@ -25,6 +25,7 @@ from dalle_mini.errors import UserError
 from dalle_mini.models import DalleBart
 from dalle_mini.models.config import DalleBartConfig
 from dalle_mini.models.dalle_bart import Training
+from dalle_mini.runtime.files import write_whole, written_beside
 from dalle_mini.text import CaptionTokenizer
 from dalle_mini.training.config import REMAT, OptimizerConfig, check_choice
 from dalle_mini.training.cross_entropy import cross_entropy
@@ -198,11 +199,8 @@ class Seq2SeqTrainer:
         folder = out / TOKENIZER
         if folder.exists():
             return
-        beside = out / f".{TOKENIZER}.partial"
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir()
-        self._save_text(beside)
-        beside.rename(folder)
+        with written_beside(folder, replace=False) as beside:
+            self._save_text(beside)
 
     def _save_text(self, folder: Path) -> None:
         self.tokenizer.save(folder)
@@ -215,7 +213,7 @@ class Seq2SeqTrainer:
         if jax.process_index() == 0:
             nnx.merge(self.graphdef, params).save_pretrained(folder)
             self._save_text(folder)
-            (folder / TOKENS_RECORD).write_text(json.dumps({"vqgan": self.train.vqgan}) + "\n")
+            write_whole(folder / TOKENS_RECORD, json.dumps({"vqgan": self.train.vqgan}) + "\n")
 
     def _positions(self, key: jax.Array | None) -> jax.Array | None:
         """Those that an update learns, rising, the same for the whole batch; None: all, as in an evaluation."""

@@ -31,7 +31,7 @@ from typing import Any
 from dalle_mini.errors import UserError
 from dalle_mini.locks import Busy, lock
 from dalle_mini.output import check_writable
-from dalle_mini.runtime.files import write_whole
+from dalle_mini.runtime.files import open_to_append, write_whole
 from dalle_mini.runtime.stopping import ASKED
 from dalle_mini.training.chart import number
 from dalle_mini.training.page import Row, write_comparison
@@ -198,7 +198,7 @@ class Sweep:
         command = [*self.command, self.config, "--output", str(folder), "--resume", "auto"]
         command += [*self.fixed, *point.assignments]
         say(f"{place[point.name]}: begins")
-        with log.open("ab") as file:
+        with open_to_append(log) as file:
             if not children.lock(file, lambda: say(f"{place[point.name]}: still runs from before; waiting")):
                 return before
             began = time.monotonic()

@@ -10,12 +10,9 @@ Process 0 writes; in the others a `Tracker` does nothing.
 
 from __future__ import annotations
 
-import errno
 import json
 import math
-import os
 import shutil
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -212,8 +209,7 @@ class LiveLine:
 
     def __init__(self, steps: int, label: str = "", clock=time.monotonic):
         self.steps, self.label, self._clock = steps, label, clock
-        self._live = sys.stderr is not None and console.Guarded(sys.stderr).isatty()
-        self._open = False
+        self._live, self._open = console.is_terminal(), False
         self._marks: deque[tuple[int, float]] = deque(maxlen=WINDOW)
 
     def show(self, step: int, metrics: Mapping[str, float], rate: float | None) -> None:
@@ -335,19 +331,15 @@ def _record(line: str) -> dict[str, Any] | None:
 
 
 def _append(path: Path, record: Mapping[str, Any]) -> None:
-    line = (json.dumps(record) + "\n").encode()
-    with path.open("ab", buffering=0) as file:
-        whole = file.tell()
-        if file.write(line) < len(line):  # a full disk: the next line must not be written behind a half one
-            file.truncate(whole)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    files.append(path, json.dumps(record) + "\n")
 
 
 def _drop_what_comes_after(out: Path, step: int) -> None:
     path = out / LOG
     if path.exists():
         kept = [record for record in read_log(path) if record["step"] <= step]
-        files.write_whole(path, "".join(json.dumps(record) + "\n" for record in kept))
+        with files.writing_whole(path, sync=False) as file:
+            file.write("".join(json.dumps(record) + "\n" for record in kept).encode())
     for folder in (out / SAMPLES).glob("*"):
         if folder.name.isdigit() and int(folder.name) > step:
             shutil.rmtree(folder)

@@ -7,12 +7,12 @@ import contextlib
 import io
 import os
 import re
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from dalle_mini.errors import UserError
+from dalle_mini.runtime import files
 
 _VERSION = re.compile(r"v\d+")
 
@@ -53,13 +53,9 @@ def fetch(name: str, cache_dir: str | os.PathLike | None = None, local_files_onl
 
 def _download(artifact, folder: Path) -> None:
     """Into the folder, which appears when it is whole."""
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
-    try:
-        artifact.download(root=str(partial))
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    files.remove_leftovers(folder.parent)
+    with contextlib.suppress(FileExistsError), files.written_beside(folder, replace=False) as partial:
+        artifact.download(root=str(partial))  # where another process was quicker, its copy is as good
 
 
 @contextlib.contextmanager

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import secrets
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 
 from dalle_mini.errors import UserError
 from dalle_mini.models import CLIP, VQGAN, DalleBart
+from dalle_mini.runtime import files
 from dalle_mini.text import CaptionTokenizer
 from dalle_mini.weights.bundle import (
     PREPROCESSOR,
@@ -93,45 +93,50 @@ def convert(
             target cannot be written.
     """
     given, target = source, Path(target)
-    if target.exists():
+    if os.path.lexists(target):
         raise UserError(f"{target} is there already: choose another folder, or remove it")
     if (vqgan is None) != (clip is None):
         raise UserError("a bundle needs both --vqgan and --clip (vqgan= and clip= in Python)")
-    stage = target.parent / f".{target.name}.{secrets.token_hex(4)}.partial"
-    stored = None if dtype is None else jnp.dtype(dtype)
-    exported = stage.with_name(f"{stage.name}.export")
-    try:
-        if _is_of_a_run(source):
-            from dalle_mini.training.export import export_checkpoint
+    stored, stage, exported = None if dtype is None else jnp.dtype(dtype), target, None
+    files.remove_leftovers(target.parent)
+    with contextlib.ExitStack() as until_written:
+        try:
+            if _is_of_a_run(source):
+                from dalle_mini.training.export import export_checkpoint
 
-            export_checkpoint(str(source), exported)
-            source = exported
-        parts = _bundle(source, vqgan, clip, hub)
-        if parts is None:
-            place = open_source(source, **hub)
-            folder = place.take("", Needs(optional=(*BESIDE, *TOKENIZERS[0], *TOKENIZERS[1])))
+                exported = until_written.enter_context(files.work_folder(target))
+                export_checkpoint(str(source), exported)
+                source = exported
+            parts = _bundle(source, vqgan, clip, hub)
+            if parts is not None:
+                _check_bundle(parts)
+                with files.written_beside(target, replace=False) as stage:
+                    for part in NETWORKS:
+                        _network(part, parts[part], stage / part, stored)
+                    save_companions(parts, stage)
+                return [target / part for part in NETWORKS]
+            folder = open_source(source, **hub).take("", Needs(optional=(*BESIDE, *TOKENIZERS[0], *TOKENIZERS[1])))
             with blaming_cache(folder):
-                written = [_network(part_of(load_config(folder), folder), folder, stage, stored)]
-        else:
-            configs = {part: config_of(part, parts[part]) for part in NETWORKS}
-            check_fit(configs["dalle"], configs["vqgan"], parts)
-            check_tokens(parts)
-            for part in ("dalle", "clip"):
-                if not _has_tokenizer(parts[part]):
-                    raise UserError(f"{parts[part]} has no tokenizer, and a bundle needs it: put {_TOKENIZERS} there")
-            written = [_network(part, parts[part], stage / part, stored) for part in NETWORKS]
-            save_companions(parts, stage)
-        stage.parent.mkdir(parents=True, exist_ok=True)
-        stage.rename(target)
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror or error}") from None
-    except UserError as error:
-        said = str(error).replace(str(exported), str(given)).replace(str(stage), str(target))
-        raise UserError(said) from None
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-        shutil.rmtree(exported, ignore_errors=True)
-    return [target / path.relative_to(stage) for path in written]
+                part = part_of(load_config(folder), folder)
+                with files.written_beside(target, replace=False) as stage:
+                    _network(part, folder, stage, stored)
+            return [target]
+        except FileExistsError:
+            raise UserError(f"{target} is there now, of another run: choose another folder, or remove it") from None
+        except OSError as error:
+            raise UserError(f"cannot write {target}: {files.reason(error)}") from None
+        except UserError as error:
+            said = str(error) if exported is None else str(error).replace(str(exported), str(given))
+            raise UserError(said.replace(str(stage), str(target))) from None
+
+
+def _check_bundle(parts: dict[str, Path]) -> None:
+    configs = {part: config_of(part, parts[part]) for part in NETWORKS}
+    check_fit(configs["dalle"], configs["vqgan"], parts)
+    check_tokens(parts)
+    for part in ("dalle", "clip"):
+        if not _has_tokenizer(parts[part]):
+            raise UserError(f"{parts[part]} has no tokenizer, and a bundle needs it: put {_TOKENIZERS} there")
 
 
 def _is_of_a_run(source: str | os.PathLike) -> bool:

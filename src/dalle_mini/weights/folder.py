@@ -8,8 +8,6 @@ that the file itself does not bear out; writing never leaves half a folder.
 
 import json
 import os
-import secrets
-import shutil
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -105,25 +103,26 @@ def save_tensors(folder: str | Path, config: dict, tensors: Mapping[str, Tensor 
         standing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         if not standing.is_dir():
             raise UserError(f"cannot save into {folder}: {standing} is a file")
-        is_new = standing != folder
-        stage = (folder.parent if is_new else folder) / f".{folder.absolute().name}.{secrets.token_hex(4)}.partial"
-        stage.parent.mkdir(parents=True, exist_ok=True)
-        stage.mkdir()
-        try:
-            (stage / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-            write_safetensors(stage / SAFETENSORS, tensors, dtype)
-            for path in (stage / CONFIG, stage / SAFETENSORS, stage):
-                _flush(path)
-            if is_new:
-                stage.rename(folder)
-            else:
-                for name in (SAFETENSORS, CONFIG):
-                    os.replace(stage / name, folder / name)
-            _flush(folder.parent if is_new else folder)
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
+        if standing != folder:
+            with files.written_beside(folder, replace=False) as stage:
+                _write(stage, config, tensors, dtype)
+            files.sync(folder.parent)
+            return
+        files.remove_leftovers(folder)
+        with files.work_folder(folder / SAFETENSORS) as stage:
+            _write(stage, config, tensors, dtype)
+            for name in (SAFETENSORS, CONFIG):
+                os.replace(stage / name, folder / name)
+            files.sync(folder)
     except OSError as error:
         raise UserError(f"cannot save into {folder}: {files.reason(error)}") from None
+
+
+def _write(stage: Path, config: dict, tensors: Mapping[str, Tensor], dtype) -> None:
+    files.write_new(stage / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    write_safetensors(stage / SAFETENSORS, tensors, dtype)
+    for path in (stage / CONFIG, stage / SAFETENSORS, stage):
+        files.sync(path)
 
 
 def _existing(folder: str | Path) -> Path:
@@ -192,11 +191,3 @@ def _foreign(head: bytes, suffix: str) -> str | None:
         if head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):
             return f"a pickle, not weights: call it {TORCH} if it is a torch checkpoint; no other pickle is ever read"
     return None
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

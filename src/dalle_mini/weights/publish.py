@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dalle_mini import __version__
+from dalle_mini.runtime.files import write_whole
 from dalle_mini.weights.bundle import CARD
 from dalle_mini.weights.hub_errors import client, explained
 from dalle_mini.weights.model_card import model_card
@@ -44,7 +45,7 @@ def push(
         save(folder)
         with explained(repo_id):
             if not (folder / CARD).exists() and not api.file_exists(repo_id, CARD, revision=revision):
-                (folder / CARD).write_text(model_card(folder, repo_id, license), encoding="utf-8")
+                write_whole(folder / CARD, model_card(folder, repo_id, license))
             commit = api.upload_folder(
                 repo_id=repo_id, folder_path=folder, commit_message=commit_message, revision=revision
             )
