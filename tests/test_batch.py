@@ -145,6 +145,18 @@ def test_a_folder_of_another_run_is_refused(drawn, pipe, tmp_path):
         Batch(ENTRIES, tmp_path, SETTINGS).run(pipe)
 
 
+def test_pictures_are_not_written_behind_a_link(drawn, pipe, tmp_path):
+    (tmp_path / "precious" / "one").mkdir(parents=True)
+    (tmp_path / "precious" / "one" / "thesis.txt").write_text("x")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "batch.json").write_bytes((drawn[0] / "batch.json").read_bytes())
+    (out / "pictures").symlink_to(tmp_path / "precious")
+    with pytest.raises(UserError, match="pictures is a link"):
+        Batch(ENTRIES, out, SETTINGS).run(pipe)
+    assert os.listdir(tmp_path / "precious" / "one") == ["thesis.txt"]
+
+
 def test_two_runs_do_not_draw_into_one_folder(pipe, tmp_path):
     folder = os.open(tmp_path, os.O_RDONLY)
     try:

@@ -146,6 +146,8 @@ class Batch:
             "canvas": canvas.digest if canvas else None,
         }
         file = self.output / RUN
+        if (self.output / PICTURES).is_symlink():  # what is in the place of a prompt's folder would be replaced there
+            raise UserError(f"{self.output / PICTURES} is a link: remove it, or name another --output")
         try:
             earlier = json.loads(file.read_text("utf-8"))
         except FileNotFoundError:

@@ -210,6 +210,14 @@ def test_a_link_in_the_place_of_the_log_is_not_followed(tmp_path, capsys, name):
     assert (tmp_path / "precious").read_text() == '{"step": 9}\n'
 
 
+def test_pictures_behind_a_link_are_not_this_runs(tmp_path):
+    (tmp_path / "photos" / "2019").mkdir(parents=True)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "samples").symlink_to(tmp_path / "photos")
+    tracking._drop_what_comes_after(tmp_path / "run", 5)
+    assert (tmp_path / "photos" / "2019").is_dir()
+
+
 def test_time_left_is_of_the_last_records_without_compiling():
     clock = Clock()
     line = LiveLine(1000, clock=clock)

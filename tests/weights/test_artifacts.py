@@ -91,3 +91,18 @@ def test_what_is_not_there_is_named(wandb, monkeypatch, tmp_path):
     (tmp_path / "a" / "b" / "c:v1").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert resolve("a/b/c:v1") == Path("a/b/c:v1")
+
+
+def test_of_two_that_download_one_keeps_its_copy(wandb, monkeypatch):
+    copytree, others = shutil.copytree, []
+
+    def while_another_does(*args, **options):
+        if not others:
+            others.append("on its way")
+            others.append(resolve("acme/project/mini-1:v3"))
+            (others[1] / "theirs").touch()
+        return copytree(*args, **options)
+
+    monkeypatch.setattr(shutil, "copytree", while_another_does)
+    folder = resolve("acme/project/mini-1:v3")
+    assert folder == others[1] and (folder / "theirs").exists() and os.listdir(folder.parent) == ["v3"]

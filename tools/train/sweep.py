@@ -52,11 +52,12 @@ def main() -> int:
 def show(sweep: Sweep, outcomes: list[Outcome]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     header, rows = sweep.table(outcomes)
     table = Table("run", *header)
     for name, cells, wrong in rows:
-        table.add_row(name, *(cells if wrong is None else [wrong]))
+        table.add_row(*(Text(console.one_line(cell)) for cell in (name, *(cells if wrong is None else [wrong]))))
     Console(soft_wrap=True).print(table)
     console.answer(sweep.output / "report.html")
 

@@ -341,7 +341,8 @@ def _drop_what_comes_after(out: Path, step: int) -> None:
         with files.writing_whole(path, sync=False) as file:
             file.write("".join(json.dumps(record) + "\n" for record in kept).encode())
     for folder in (out / SAMPLES).glob("*"):
-        if folder.name.isdigit() and int(folder.name) > step:
+        # Behind a link are not this run's.
+        if folder.name.isdigit() and int(folder.name) > step and not (out / SAMPLES).is_symlink():
             shutil.rmtree(folder)
 
 
