@@ -1,4 +1,5 @@
 import dataclasses
+import os
 import re
 import shutil
 import sys
@@ -240,3 +241,24 @@ def test_from_the_hub(arrow_cache, tmp_path, monkeypatch):
         hub.forget()
         assert len(TokenDataset("someone/tokens", local_files_only=True)) == 30
         assert not hub.requests
+
+
+def test_notebook_shards_with_odd_values(arrow_cache, tmp_path):
+    """A caption that is not UTF-8 is read, and columns that nobody asked for do not matter."""
+    rows, folder = 6, tmp_path / os.fsdecode(b"caf\xe9[1]")
+    folder.mkdir()
+    captions = pa.array([b"a caf\xe9" if row == 2 else b"a tea" for row in range(rows)])
+    days = pa.array([10**7] * rows, pa.int32()).cast(pa.date32())
+    table = pa.Table.from_arrays(
+        [
+            pa.Array.from_buffers(pa.string(), rows, captions.buffers()),
+            pa.array([[1, 2, 3, 4]] * rows),
+            days,
+            pa.array([1] * rows, pa.timestamp("us", tz="UTC+3")),
+        ],
+        ["caption", "encoding", "taken", "at"],
+    )
+    with (folder / "001.parquet").open("wb") as file:
+        pq.write_table(table, file)
+    data = TokenDataset(folder, vqgan=VQGAN)
+    assert data.rows([1, 2])["caption"] == ["a tea", "a café"]

@@ -184,7 +184,7 @@ def read(fs: AbstractFileSystem, path: str, limit: int | None = None) -> bytes:
             size = os.fstat(file.fileno()).st_size if is_local(fs) else limit
             if size > limit:
                 raise Unreadable(reasons.FILE_TOO_LARGE)
-            data = file.read(limit + 1)
+            data = file.read(size + 1)  # to make room for `limit` would take longer than to read
     except Unreadable:
         raise
     except Exception:  # every store has exceptions of its own

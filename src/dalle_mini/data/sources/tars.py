@@ -77,9 +77,10 @@ class Guarded:
 
     def __init__(self, file: IO[bytes] | Forward):
         self._file, self.seek, self.tell, self.odd = file, file.seek, file.tell, None
+        self._most = limits().picture_bytes
 
     def read(self, size: int) -> bytes:
-        if size > limits().picture_bytes:
+        if size > self._most:
             raise tarfile.ReadError("a header of this size")
         data = self._file.read(size)
         if self.odd is None and size == tarfile.BLOCKSIZE and data.strip(b"\0"):

@@ -119,12 +119,21 @@ class Tar:
         return next(self.name.removesuffix(ending) for ending in reversed(SUFFIXES) if self.name.endswith(ending))
 
     @cached_property
+    def _limits(self) -> tuple[int, int]:
+        """Bytes of a picture and of a text."""
+        return limits().picture_bytes, limits().text_bytes
+
+    @cached_property
     def _named(self) -> list[tuple[str, str]]:
         """What `caption_column` names, and the endings of members that are called so."""
         names = re.split("[,+]", self.caption_column or "")
         return [
             (name, name.lower()) for name in names if name and name.lower() != "json" and not self._is_picture(name)
         ]
+
+    @cached_property
+    def _texts(self) -> frozenset[str]:
+        return frozenset(["txt", "json", *(ending for _, ending in self._named)])
 
     def _is_picture(self, ending: str) -> bool:
         return ending in files.PICTURE_SUFFIXES if self.image_column is None else ending == self.image_column.lower()
@@ -225,7 +234,7 @@ class Tar:
         is_picture = self._is_picture(ending)
         # `photo.v2.jpg` is of the example `photo`, which counts though it may have no picture of its own.
         is_other = not is_picture and ending.rpartition(".")[2] in files.PICTURE_SUFFIXES
-        is_text = ending in ("txt", "json") or any(ending == named for _, named in self._named)
+        is_text = ending in self._texts
         if not is_picture and not is_other and not is_text:
             return None
         key = posixpath.join(folder, stem)
@@ -233,7 +242,7 @@ class Tar:
             return key, ending, files.Unreadable(reasons.LEAVES_FOLDER)
         if not member.isreg() or member.issparse():  # `tarfile` looks for ever for a place in a map of holes
             return key, ending, files.Unreadable(reasons.NO_FILE)
-        limit = limits().picture_bytes if is_picture else 0 if is_other else limits().text_bytes
+        limit = self._limits[not is_picture] if not is_other else 0
         if member.size > limit and not is_other:
             return key, ending, files.Unreadable(reasons.FILE_TOO_LARGE)
         return key, ending, limit
