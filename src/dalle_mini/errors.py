@@ -24,6 +24,7 @@ def listed(names: Iterable[str], limit: int = 5) -> str:
 def shown(value: object, limit: int = 60) -> str:
     """`value` as Python writes it, cut, for a message of one line."""
     try:
-        return f"{value!r:.{limit}}"
+        text = repr(value)
+        return text if len(text) <= limit else f"{text[:limit]}..."
     except ValueError:  # a number of more than 4300 digits
         return f"a {type(value).__name__} too long to show"

@@ -72,6 +72,7 @@ def charsmap(texts: bytes, at: int = 0, units: int = 512) -> dict:
         ({"model": {**BPE, "vocab": {**BPE["vocab"], "x" * 99: 2**24}}}, "ids go up to 16777216, and it has only"),
         ({"model": {**BPE, "vocab": {**BPE["vocab"], "x" * 1025: 420}}}, "a token has more than 1024 characters"),
         ({"model": {**BPE, "continuing_subword_prefix": "#" * 65}}, "continuing_subword_prefix has more than 64"),
+        ({"model": {**BPE, "continuing_subword_prefix": "#" * 9}}, "a second part of its merges lacks the prefix"),
         ({"model": {"type": "WordPiece", "vocab": {"a": 0}, "unk_token": "x"}}, "unk_token 'x' is not in the vocab"),
         ({"model": {"type": "Unigram", "vocab": [], "unk_id": 0}}, "its vocabulary is empty"),
         ({"model": {"type": "Magic", "vocab": {"a": 0}}}, "its model 'Magic' is not supported"),
@@ -85,7 +86,9 @@ def charsmap(texts: bytes, at: int = 0, units: int = 512) -> dict:
         ({"normalizer": charsmap(b"b\0", units=400)}, "table of characters .* is damaged"),
         ({"normalizer": charsmap(b"b" * 1000)}, r"more than 512 times as long \(limit tokenizer_growth"),
         ({"normalizer": replace({"String": "a"}, "a" * 1000)}, "more than 512 times as long"),
-        ({"normalizer": {"type": "Sequence", "normalizers": [replace({"Regex": "b?"}, "aaaa")] * 5}}, "more than 512"),
+        ({"normalizer": {"type": "Sequence", "normalizers": [replace({"Regex": "b"}, "aaaa")] * 5}}, "more than 512"),
+        ({"normalizer": replace({"Regex": "b?|c"}, "a")}, "the pattern of its Replace may match nothing"),
+        ({"post_processor": template({"SpecialToken": {"id": "é", "type_id": 0}}, TEXT)}, "names a token that"),
         ({"normalizer": replace({"String": ""}, "a")}, "the pattern of its Replace is empty"),
         ({"normalizer": {"type": "Prepend", "prepend": "a" * 65}}, "Prepend has more than 64"),
         ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}] * 65}}, r"parts \(limit tokenizer_parts"),
@@ -192,3 +195,15 @@ def test_the_largest_honest_tokenizer(tmp_path):
     text = checked(data)
     assert time.process_time() - start < 5
     assert json.loads(text)["model"]["vocab"] == vocab
+
+
+@pytest.mark.parametrize(
+    "regex", ["", "a?", "a|", "(a|b?)c?", "^$", r"\b", "(?=a)", "(?:a)?", "a{0,2}", "[ab]*", "a?|b"]
+)
+def test_expressions_that_may_match_nothing(regex):
+    assert check_regex(regex)
+
+
+@pytest.mark.parametrize("regex", ["a", "a*b", "(a|b)c?", r"\s+", "a{2}", r"\bb", "(a?)b", "(?=a?)b", " {2,}"])
+def test_expressions_that_match_something(regex):
+    assert not check_regex(regex)

@@ -20,14 +20,22 @@ _QUANTIFIER = re.compile(r"([*+?])([?+])?|\{(\d*)(,?)(\d*)\}(\?)?")
 
 
 class _Group:
-    """An open group: what it holds so far, and of the alternative that is being read."""
+    """An open group: what it holds so far.
 
-    def __init__(self):
+    `may_be_empty` says whether an earlier alternative of it may match nothing, `is_empty` whether the present one may
+    so far, and `was_empty` the same without its last item, which a quantifier may make optional.
+    """
+
+    def __init__(self, looks_around: bool = False):
         self.repeats = self.chooses = False
+        self.may_be_empty, self.is_empty, self.was_empty = looks_around, True, True
+
+    def add(self, may_be_empty: bool) -> None:
+        self.was_empty, self.is_empty = self.is_empty, self.is_empty and may_be_empty
 
 
-def check_regex(pattern: str) -> None:
-    """Raises ValueError where an expression may take for ever, or cannot be told to be harmless."""
+def check_regex(pattern: str) -> bool:
+    """Whether an expression may match nothing. Raises ValueError where it may take for ever, or there is no telling."""
     if len(pattern) > LONGEST:
         raise ValueError(f"a regular expression of it has more than {LONGEST} characters")
     groups, last, place = [_Group()], None, 0
@@ -39,38 +47,46 @@ def check_regex(pattern: str) -> None:
         elif sign == "\\":
             found = _ESCAPE.match(pattern, place) or _refuse(pattern)
             last, place = sign, found.end()
+            groups[-1].add(found[0][1] in "bBAzZG")
         elif sign == "[":
             last, place = sign, _end_of_class(pattern, place)
+            groups[-1].add(False)
         elif sign == "(":
             found = _GROUP.match(pattern, place)
             if found[1] is None and pattern[place + 1 : place + 2] in ("?", "*"):
                 _refuse(pattern)
-            groups.append(_Group())
+            groups.append(_Group(looks_around="=" in found[0] or "!" in found[0]))
             last, place = None, found.end()
         elif sign == ")":
             if len(groups) == 1:
                 _refuse(pattern)
             last, place = groups.pop(), place + 1
+            groups[-1].add(last.may_be_empty or last.is_empty)
             groups[-1].repeats |= last.repeats
             groups[-1].chooses |= last.chooses
             counts["choices"] += last.chooses
         elif sign == "|":
             if len(groups) == 1:
                 counts = dict.fromkeys(counts, 0)
-            groups[-1].chooses = True
+            groups[-1].chooses, groups[-1].may_be_empty = True, groups[-1].may_be_empty or groups[-1].is_empty
+            groups[-1].is_empty = True
             last, place = None, place + 1
         elif found := _QUANTIFIER.match(pattern, place):
             if last is None:
                 _refuse(pattern)
             counts[_kind(pattern, found, last)] += 1
+            if found[0][0] in "*?" or (found[0][0] == "{" and not int(found[3] or 0)):
+                groups[-1].is_empty = groups[-1].was_empty
             groups[-1].repeats = True
             last, place = None, found.end()
         else:
             last, place = sign, place + 1
+            groups[-1].add(sign in "^$")
         if counts["unbounded"] > MOST_UNBOUNDED or counts["bounded"] > MOST_BOUNDED or counts["choices"] > MOST_CHOICES:
             _refuse(pattern)
     if len(groups) > 1:
         _refuse(pattern)
+    return groups[0].may_be_empty or groups[0].is_empty
 
 
 def _kind(pattern: str, found: re.Match, last: object) -> str:

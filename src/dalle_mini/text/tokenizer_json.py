@@ -63,6 +63,8 @@ def checked(data: bytes) -> str:
         content = {name: decode(found[name]) for name in KEPT[:-1] if name in found}
         is_scored = small.get("type") == "Unigram"
         tokens = decode(model.get("vocab", b"null"), type=list[tuple[str, float]] if is_scored else dict[str, int])
+        prefix = small.get("continuing_subword_prefix")
+        merges = decode(model.get("merges", b"[]"), type=list[tuple[str, str] | str]) if prefix else []
     except RecursionError:
         raise ValueError("it is nested too deep") from None
     growth = count = 1
@@ -74,6 +76,9 @@ def checked(data: bytes) -> str:
             growth *= _check_part(section, part)
             check("tokenizer_growth", math.ceil(growth), "its parts can make a text more than {} times as long")
     _check_model(small, tokens, "merges" in model)
+    for pair in merges:  # the library cuts as many bytes as the prefix has off every second one
+        if not (pair.partition(" ")[2] if isinstance(pair, str) else pair[1]).startswith(prefix):
+            raise ValueError(f"a second part of its merges lacks the prefix {shown(prefix)}")
     _check_added(content.get("added_tokens") or [])
     return msgspec.json.encode(content | {"model": model}).decode()
 
@@ -119,16 +124,14 @@ def _check_part(section: str, part: dict[str, Any]) -> float:
         raise ValueError("its FixedLength has no length")
     pattern = part.get("pattern")
     if isinstance(pattern, dict):
-        if "Regex" in pattern:
-            check_regex(str(pattern["Regex"]))
+        if "Regex" in pattern and check_regex(str(pattern["Regex"])) and kind == "Replace":
+            raise ValueError(f"the pattern of its Replace may match nothing: {shown(pattern['Regex'])}")
         if pattern.get("String") == "":
             raise ValueError(f"the pattern of its {kind} is empty")
     elif pattern == "":
         raise ValueError(f"the pattern of its {kind} is empty")
     if kind == "TemplateProcessing":
-        single = part.get("single")
-        if sum("Sequence" in piece for piece in single if isinstance(piece, dict)) > 1 if single else False:
-            raise ValueError("its post_processor repeats the text")
+        _check_template(part)
     if section not in ("normalizer", "pre_tokenizer"):
         return 1  # of the text; decoders are never run
     if kind == "Prepend" and len(str(part.get("prepend"))) > LONGEST_AFFIX:
@@ -136,10 +139,22 @@ def _check_part(section: str, part: dict[str, Any]) -> float:
     if kind == "Replace":
         content = len(str(part.get("content")).encode("utf-8", "replace"))
         literal = pattern.get("String") if isinstance(pattern, dict) else pattern
-        if isinstance(literal, str):
-            return max(1.0, content / len(literal.encode("utf-8", "replace")))
-        return 1 + content  # an expression may match nothing, before every character
+        return max(1.0, content / len(literal.encode("utf-8", "replace")) if isinstance(literal, str) else content)
     return {"ByteLevel": 2, "Metaspace": 4, "BertNormalizer": 3}.get(kind, 1)
+
+
+def _check_template(part: dict[str, Any]) -> None:
+    """Raises ValueError where a template repeats the text, or names a token that it does not tell."""
+    known = part.get("special_tokens")
+    for name in ("single", "pair"):
+        pieces = part.get(name)
+        if not isinstance(pieces, list) or not all(isinstance(piece, dict) for piece in pieces):
+            raise ValueError(f"{name} of its post_processor is no list of pieces")
+        if name == "single" and sum("Sequence" in piece for piece in pieces) > 1:
+            raise ValueError("its post_processor repeats the text")
+        tokens = [piece["SpecialToken"] for piece in pieces if "SpecialToken" in piece]
+        if not all(isinstance(token, dict) and token.get("id") in (known or {}) for token in tokens):
+            raise ValueError(f"{name} of its post_processor names a token that special_tokens has not")
 
 
 def _check_values(value: Any) -> None:

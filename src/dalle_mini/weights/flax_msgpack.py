@@ -67,7 +67,7 @@ def read_msgpack(path: Path) -> dict[str, Tensor]:
             "tensors; download or copy it again"
         ) from None
     except Exceeded as error:
-        raise UserError(f"{path}, at {tree.place}: {error}") from None
+        raise UserError(f"{path}, at {tree.place:.200}: {error}") from None
     except ValueError as error:
         raise UserError(f"{path} is damaged or not a Flax weights file, at {tree.place}: {error}") from None
     return tree.tensors
