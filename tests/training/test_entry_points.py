@@ -128,7 +128,7 @@ def test_a_bundle_is_not_made_of_networks_that_never_met(tool, tmp_path):
     with pytest.raises(UserError, match=r"tokens.json: .* of VQGAN another, but runs/vqgan/final is"):
         check()
     record.write_text("[]")
-    with pytest.raises(UserError, match=r"tokens.json: damaged"):
+    with pytest.raises(UserError, match=r"tokens.json: Expected object, got array"):
         check()
 
 

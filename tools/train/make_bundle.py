@@ -18,6 +18,7 @@ from dalle_mini.models import CLIP, VQGAN, DalleBart
 from dalle_mini.models.fingerprint import identity
 from dalle_mini.runtime import console, files
 from dalle_mini.weights.bundle import TOKENS_RECORD
+from dalle_mini.weights.tokens_record import known_tokens
 
 NETWORKS = {"dalle": (DalleBart, "seq2seq"), "vqgan": (VQGAN, "vqgan"), "clip": (CLIP, "clip")}
 
@@ -39,17 +40,11 @@ def make(runs: Path, out: Path) -> None:
 
 def check_same_vqgan(seq2seq: Path, vqgan: VQGAN, folder: Path) -> None:
     """Raises UserError where `seq2seq` says that it learned another VQGAN's tokens: they would decode to confetti."""
-    record = seq2seq / TOKENS_RECORD
-    if not record.exists():  # a run from before it was recorded
-        return
-    try:
-        learned = json.loads(record.read_text("utf-8"))["vqgan"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{record}: damaged ({error}): train the seq2seq model again") from None
-    if learned != identity(vqgan):
+    learned = known_tokens(seq2seq)  # None of a run from before it was recorded
+    if learned is not None and learned != identity(vqgan):
         raise UserError(
-            f"{record}: the tokens it learned are of VQGAN {learned}, but {folder} is {identity(vqgan)}: "
-            "encode the pictures with this one and train the seq2seq model anew"
+            f"{seq2seq / TOKENS_RECORD}: the tokens it learned are of VQGAN {learned}, but {folder} is "
+            f"{identity(vqgan)}: encode the pictures with this one and train the seq2seq model anew"
         )
 
 

@@ -6,7 +6,6 @@
 The card of the model that ships has its own history at the end: --edition tools/train/shipped_edition.md.
 """
 
-import json
 import math
 import re
 from pathlib import Path
@@ -16,7 +15,7 @@ from entry import parser, user_errors
 
 from dalle_mini.errors import UserError
 from dalle_mini.evaluation.emoji import pick_gain
-from dalle_mini.runtime import console, files
+from dalle_mini.runtime import console, files, parsing
 from dalle_mini.weights.folder import load_tensors
 
 TEMPLATE = Path(__file__).with_name("emoji_model_card.md")
@@ -46,7 +45,7 @@ def facts(bundle: Path) -> dict[str, str]:
     files = [path for path in bundle.rglob("*") if path.is_file() and path != bundle / "README.md"]
     values["SIZE"] = f"{sum(path.stat().st_size for path in files) / 1e6:.1f}"
     try:
-        values["EMOJI"] = str(len(json.loads((bundle / "emoji.json").read_text("utf-8"))))
+        values["EMOJI"] = str(len(parsing.read_json(bundle / "emoji.json")))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{bundle / 'emoji.json'}: cannot be read ({error}): make the bundle anew") from None
     return values
@@ -73,7 +72,7 @@ def scores(quality: Path) -> dict[str, str]:
         "USE": "codebook_use",
     }
     try:
-        figures = json.loads(quality.read_text("utf-8"))
+        figures = parsing.read_json(quality)
         values = {name: f"{100 * figures[key]:.0f} %" for name, key in shares.items()}
         plain = ("prompts", "scene_prompts", "candidates", "guidance", "temperature")
         values |= {name.upper(): f"{figures[name]:g}" for name in plain}
@@ -91,16 +90,17 @@ def history(runs: Path | None) -> dict[str, str]:
     """What the training runs recorded of themselves: a table, and CLIP's recall. Blank for what is not there."""
     rows, recall = [], ""
     for folder, stage in STAGES.items() if runs is not None else ():
+        if not all((runs / folder / name).exists() for name in ("config.json", "log.jsonl")):
+            continue
         try:
-            config = json.loads((runs / folder / "config.json").read_text("utf-8"))
-            log = [json.loads(line) for line in (runs / folder / "log.jsonl").read_text("utf-8").splitlines()]
+            config = parsing.read_object(runs / folder / "config.json")
+            lines = parsing.read_bytes(runs / folder / "log.jsonl", "words_bytes").splitlines()
+            log = [parsing.parse_json(line) for line in lines]
             steps, size, rate = (
                 config["loop"]["steps"],
                 config["loop"]["batch_size"],
                 config["training"]["optimizer"]["learning_rate"],
             )
-        except FileNotFoundError:
-            continue
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{runs / folder}: config.json or log.jsonl is damaged ({error})") from None
         rows.append(f"| {stage} | {steps:,} | {size} | {rate:g} | {duration(seconds(log, size))} |")

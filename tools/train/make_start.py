@@ -10,13 +10,13 @@ a wrong guess is at first a near one. Everything else is as random as ever.
 from pathlib import Path
 
 import numpy as np
-import yaml
 from entry import parser, user_errors
 from flax import nnx
 
 from dalle_mini.models import VQGAN, DalleBart
 from dalle_mini.models.config import DalleBartConfig
 from dalle_mini.runtime import console, files
+from dalle_mini.training import config_file
 
 CONFIG = Path(__file__).with_name("configs") / "emoji.yaml"
 ALIKE = 0.8  # of the variance of a token's numbers; the rest is its own
@@ -24,7 +24,7 @@ ALIKE = 0.8  # of the variance of a token's numbers; the rest is its own
 
 def make(codebook: Path, out: Path, config: DalleBartConfig | None = None) -> None:
     if config is None:
-        config = DalleBartConfig(**yaml.safe_load(CONFIG.read_text("utf-8"))["training"]["model"])
+        config = config_file.build(DalleBartConfig, config_file.read(CONFIG)["training"]["model"])
     codes = np.asarray(VQGAN.from_pretrained(codebook).codebook.embedding[...])
     model = DalleBart(config, rngs=nnx.Rngs(0))
     rows, columns = model.decoder.embed_tokens.embedding, model.lm_head.kernel
