@@ -56,6 +56,8 @@ def test_clip_pixels_reads_the_old_form_of_the_config_too():
         ({"do_normalize": False}, "do_normalize=false"),
         ({"crop_size": {"height": 24, "width": 20}}, "crop_size"),
         ({"crop_size": 48}, "larger than size 24"),
+        ({"size": 10**18}, r"size=10{18} is more than 4096 pixels \(limit preprocessing_side"),
+        ({"crop_size": {"height": 8192, "width": 8192}}, "is more than 4096 pixels"),
         ({"size": None}, "size=None"),
         ({"image_mean": [0.5]}, "image_mean"),
         ({"resample": 99}, "resample"),

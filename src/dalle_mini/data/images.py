@@ -12,7 +12,8 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from dalle_mini.data import reasons
-from dalle_mini.errors import UserError
+from dalle_mini.errors import UserError, shown
+from dalle_mini.runtime.limits import exceeded, limits
 
 MAX_PIXELS = 2**26  # 67 megapixels: 200 MB once decoded
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
@@ -211,7 +212,12 @@ def clip_sizes(preprocessor_config: Mapping[str, Any]) -> tuple[int, int]:
         value = preprocessor_config.get(name)
         sides = {value.get(key) for key in keys} if isinstance(value, Mapping) else {value}
         if len(sides) != 1 or not isinstance(number := sides.pop(), int) or number < 1:
-            raise UserError(f"preprocessor_config.json: {name}={value!r} is not a supported size")
+            raise UserError(f"preprocessor_config.json: {name}={shown(value)} is not a supported size")
+        if number > limits().preprocessing_side:
+            raise UserError(
+                f"preprocessor_config.json: {name}={shown(value)} is more than {limits().preprocessing_side} pixels "
+                f"({exceeded('preprocessing_side')})"
+            )
         return number
 
     shortest, crop = side("size", "shortest_edge"), side("crop_size", "height", "width")

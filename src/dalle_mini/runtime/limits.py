@@ -36,6 +36,7 @@ class Limits:
     model_width: int = _limit(1 << 17, "features, channels or heads that a config asks for")
     model_length: int = _limit(1 << 16, "positions that a config asks for, and pixels of a side")
     model_rows: int = _limit((1 << 31) - 1, "rows of a table that a config asks for, and its other whole numbers")
+    preprocessing_side: int = _limit(4096, "pixels of a side that a preprocessor_config.json asks for")
     tokenizer_bytes: int = _limit(64 << 20, "bytes of a tokenizer.json, and of a vocab.json and a merges.txt")
     tokenizer_tokens: int = _limit(4_000_000, "tokens, merges or added tokens of a tokenizer")
     tokenizer_parts: int = _limit(64, "normalizers, pre-tokenizers and the like of a tokenizer")
