@@ -20,13 +20,13 @@ from dalle_mini.errors import UserError
 from dalle_mini.training import checkpoint
 from dalle_mini.training.checkpoint import (
     Checkpoints,
-    checksums,
     flatten,
     holds_checkpoints,
     read_record,
     recorded_config,
     restore_parameters,
 )
+from dalle_mini.training.checksums import checksums
 
 
 def state(value: float = 0.0, width: int = 300):
@@ -427,7 +427,8 @@ MESHES = """
 import json, sys
 import jax, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from dalle_mini.training.checkpoint import Checkpoints, checksums, flatten
+from dalle_mini.training.checkpoint import Checkpoints, flatten
+from dalle_mini.training.checksums import checksums
 
 def mesh(*shape):
     devices = jax.devices()[: shape[0] * shape[1]]

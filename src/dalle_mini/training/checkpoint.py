@@ -12,51 +12,31 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import gc
 import hashlib
 import json
-import logging
 import math
 import os
-import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers as managers
 
 from dalle_mini.errors import UserError, listed
 from dalle_mini.runtime import console, files
 from dalle_mini.training.agreement import all_agree, first_process_does
+from dalle_mini.training.checksums import checksums
+from dalle_mini.training.orbax_noise import quiet_reading
 
 if TYPE_CHECKING:
     from dalle_mini.training.ownership import Claim
-
-# Orbax reports every save as a warning, and with the bucket's client every failure by its traceback; they are raised
-# here as well.
-for _talker in ("absl", "gcsfs"):
-    logging.getLogger(_talker).setLevel(logging.CRITICAL)
-
-# Where a write fails, the others that are under way end later, in other threads, and find nobody who waits for them.
-logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in record.getMessage())
-_unraisable = sys.unraisablehook
-
-
-def _unraisable_but_of_writes(told: Any) -> None:
-    if str(told.exc_value) != "Event loop is closed":
-        _unraisable(told)
-
-
-sys.unraisablehook = _unraisable_but_of_writes
 
 STATE, RECORD = "state", "record"
 HALF_WRITTEN = ".orbax-checkpoint-tmp"
@@ -300,18 +280,7 @@ def _steps_in(folder: epath.Path) -> list[int]:
         raise UserError(f"{folder}: cannot be read ({_reason(error)})") from error
 
 
-@contextlib.contextmanager
-def _without_pages_of_traceback() -> Iterator[None]:
-    """Where one array cannot be read, the others' reads end nowhere, and asyncio would print a page about each."""
-    logger, hook = logging.getLogger("asyncio"), sys.unraisablehook
-    before, logger.disabled, sys.unraisablehook = logger.disabled, True, lambda _: None
-    try:
-        yield
-    finally:
-        logger.disabled, sys.unraisablehook = before, hook
-
-
-@_without_pages_of_traceback()
+@quiet_reading()
 def newest_whole(
     folder: epath.Path, steps: list[int], wanted: Arrays, among: set[str] | None, advice: str = CONTINUE
 ) -> tuple[Arrays | None, dict[str, Any], list[int]]:
@@ -419,47 +388,6 @@ def _name(path: tuple) -> str:
 
 def _kind(leaf: Any) -> list:
     return [str(leaf.dtype), list(leaf.shape)]
-
-
-def checksums(arrays: Arrays) -> list[str]:
-    """64 bits of each array, in hex: the same however it is sharded, and on whatever device.
-
-    Each element's bits are hashed with its place in the whole array, and the hashes summed modulo 2**32, twice with
-    different constants. A sum has no order, so every device adds up its own part. One changed element always shows (the
-    hash is a bijection), others but for one in 2**64.
-    """
-    if not arrays:
-        return []
-    # One program: many that each end in a collective, all in flight at once, were seen to starve a CPU's threads.
-    sharding = next(iter(arrays.values())).sharding
-    everywhere = NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else None
-    sums = np.asarray(_summing(everywhere)(list(arrays.values())))  # uint32 [arrays, 2]
-    return [f"{high:08x}{low:08x}" for high, low in sums]
-
-
-@functools.cache
-def _summing(everywhere: NamedSharding | None) -> Callable:
-    return jax.jit(lambda leaves: jnp.stack([_sum(leaf) for leaf in leaves]), out_shardings=everywhere)
-
-
-def _sum(leaf: jax.Array) -> jax.Array:
-    """uint32 [2]"""
-    if leaf.dtype == jnp.bool_:
-        leaf = leaf.astype(jnp.uint8)
-    size = min(leaf.dtype.itemsize, 4)  # 8 bytes become two words: a further axis
-    words = jax.lax.bitcast_convert_type(leaf, f"uint{8 * size}").astype(jnp.uint32)
-    place = jnp.zeros(words.shape, jnp.uint32)
-    for axis, length in enumerate(words.shape):
-        place = place * jnp.uint32(length) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-    salts = (0x9E3779B9, 0x7F4A7C15)
-    return jnp.stack([jnp.sum(_mix(words ^ _mix(place + jnp.uint32(salt))), dtype=jnp.uint32) for salt in salts])
-
-
-def _mix(x: jax.Array) -> jax.Array:
-    """The finalizer of MurmurHash3: a bijection on uint32; every bit of the input moves half of the output's."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-    return x ^ (x >> 16)
 
 
 def _digest(body: dict[str, Any]) -> str:
