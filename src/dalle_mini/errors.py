@@ -27,4 +27,4 @@ def shown(value: object, limit: int = 60) -> str:
         text = repr(value)
         return text if len(text) <= limit else f"{text[:limit]}..."
     except ValueError:  # a number of more than 4300 digits
-        return f"a {type(value).__name__} too long to show"
+        return "a value too long to show"

@@ -153,6 +153,8 @@ def test_captions_that_are_surely_foreign_are_not(caption):
         ({"where": "a >"}, "--where"),
         ({"min_clip_score": float("nan")}, "--min-clip-score is nan: it must be a number, or off for no limit"),
         ({"max_clip_score": float("inf")}, "--max-clip-score is inf: it must be a number, or off for no limit"),
+        ({"max_aspect": 1e300}, "--max-aspect is 1e[+]300: it must be at most 1e[+]06"),
+        ({"min_caption": 10**5000}, "--min-caption is a value too long to show: it must be at least 0, and less than"),
         ({"max_aspect": float("nan")}, "--max-aspect is nan: it must be a number, or off for no limit"),
     ],
 )

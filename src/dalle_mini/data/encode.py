@@ -33,7 +33,7 @@ from dalle_mini.data.output_folder import WORK, Busy, LocalFolder, RemoteFolder,
 from dalle_mini.data.prepare import CENTER, Preparation, crop_count
 from dalle_mini.data.shards import DROPPED, MANIFEST, Manifest, TokensOf
 from dalle_mini.data.sources.fingerprint import CONTENT, STAMPS
-from dalle_mini.errors import UserError
+from dalle_mini.errors import UserError, shown
 from dalle_mini.models.fingerprint import clip_identity, identity
 from dalle_mini.runtime.files import as_utf8
 
@@ -81,6 +81,10 @@ class EncodeOptions:
             raise UserError(f"--shard-rows is {self.shard_rows}: it must be at least 1")
         if self.batch_size < 1:
             raise UserError(f"--batch-size is {self.batch_size}: it must be at least 1")
+        for name, most in (("seed", 2**63 - 1), ("shard_rows", 1 << 24), ("batch_size", 1 << 20)):
+            if getattr(self, name) > most:
+                option = "--" + name.replace("_", "-")
+                raise UserError(f"{option} is {shown(getattr(self, name))}: it may be at most {most}")
         ranged = self.filters.min_clip_score is not None or self.filters.max_clip_score is not None
         if ranged and not self.clip_scores:
             raise UserError("--min-clip-score and --max-clip-score want --clip-scores (of a column: use --where)")

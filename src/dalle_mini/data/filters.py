@@ -19,7 +19,8 @@ from typing import Any
 from dalle_mini.data import captions as text
 from dalle_mini.data import reasons, where
 from dalle_mini.data.example import Example, Source
-from dalle_mini.errors import UserError, listed
+from dalle_mini.errors import UserError, listed, shown
+from dalle_mini.settings import LARGEST
 
 logger = logging.getLogger("dalle_mini")
 
@@ -70,14 +71,15 @@ class Filters:
         def check(name: str, sound: bool, must: str) -> None:
             if not sound:
                 option = "--" + name.replace("_", "-")
-                raise UserError(f"{option} is {getattr(self, name)!r}: it must be {must}")
+                raise UserError(f"{option} is {shown(getattr(self, name))}: it must be {must}")
 
         for name in ("min_caption", "max_caption", "min_side"):
             value = getattr(self, name)
-            check(name, value is None or value >= 0, "at least 0")
+            check(name, value is None or 0 <= value < 2**31, "at least 0, and less than 2**31")
         for name in ("max_aspect", "min_clip_score", "max_clip_score"):
             value = getattr(self, name)
             check(name, value is None or math.isfinite(value), "a number, or off for no limit")
+            check(name, value is None or abs(value) <= LARGEST, f"at most {LARGEST:g}")
         check("max_aspect", self.max_aspect is None or self.max_aspect >= 1, "at least 1")
         check("max_pixels", 1 <= self.max_pixels <= MOST_PIXELS, f"from 1 to {MOST_PIXELS}")
         check("duplicates", self.duplicates in (None, *DUPLICATES), " or ".join(DUPLICATES))

@@ -16,7 +16,7 @@ from dalle_mini.data.duplicates import picture_hashes
 from dalle_mini.data.example import Example, Part
 from dalle_mini.data.filters import Filters, keep_captions, picture_problem
 from dalle_mini.data.images import BadPicture, decode_scaled, resize_and_crop
-from dalle_mini.errors import UserError
+from dalle_mini.errors import UserError, shown
 
 CENTER, RANDOM = "center", "random:"
 MOST_CROPS = 1000
@@ -121,8 +121,9 @@ def crop_count(crops: str) -> int:
     if crops == CENTER:
         return 1
     count = crops.removeprefix(RANDOM)
-    if not crops.startswith(RANDOM) or not count.isdecimal() or not 1 <= int(count) <= MOST_CROPS:
-        raise UserError(f"--crops is {crops!r}: it must be center, or random:N with N from 1 to {MOST_CROPS}")
+    is_number = crops.startswith(RANDOM) and count.isdecimal() and len(count) < 10
+    if not is_number or not 1 <= int(count) <= MOST_CROPS:
+        raise UserError(f"--crops is {shown(crops)}: it must be center, or random:N with N from 1 to {MOST_CROPS}")
     return int(count)
 
 
