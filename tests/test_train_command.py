@@ -294,3 +294,41 @@ def test_a_run_whose_folder_is_gone_is_found_by_its_checkpoints(trained, config,
     assert "or say where its checkpoints are (loop.checkpoints=...)" in capsys.readouterr().err
     found = recorded_run(tmp_path / "gone", [f"loop.checkpoints={tmp_path / 'bucket'}"])
     assert found.loop == dataclasses.replace(load_run(config).loop, checkpoints=str(tmp_path / "bucket"))
+
+
+def test_a_run_is_continued_from_another_working_directory(golden_bundle, pile, config, tmp_path, monkeypatch, capsys):
+    """All that it was told of was relative to the one where it began."""
+    work, elsewhere = tmp_path / "at work", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copytree(golden_bundle, work / "a start")
+    shutil.copytree(pile, work / "pictures")
+    monkeypatch.setenv("HOME", str(work))
+    monkeypatch.chdir(work)
+    sources = ["training.init_from=a start/", "data.train=./pictures", "loop.checkpoints=~/kept", "loop.keep=4"]
+    assert main(["train", str(config), "--output", "runs/mine", *sources, "loop.steps=2"]) == 0
+    assert not (work / "~").exists() and (work / "kept" / "2").is_dir()
+    assert main(["convert", "kept/2/", "~/best"]) == 0
+    assert (work / "best" / "tokens.json").is_file()
+    assert DalleBartConfig.from_dict(load_config("best")) == start_model("runs/mine") == start_model("kept/2")
+    capsys.readouterr()
+
+    monkeypatch.chdir(elsewhere)
+    more = ["loop.steps=3", "--allow-changes"]
+    assert main(["train", "--output", "../at work/runs/mine", *more]) == 0
+    sources[2] = f"loop.checkpoints={work}/kept"
+    given = [
+        "training.init_from=../at work/a start",
+        "data.train=~/pictures",
+        sources[2],
+        "loop.steps=3",
+        "loop.keep=4",
+    ]
+    assert main(["train", str(config), "--output", "~/runs/mine", *given]) == 0  # another way to say the same
+    assert capsys.readouterr().err.count("continuing from step") == 2
+    assert [record["step"] for record in records(work / "runs" / "mine") if "loss" in record] == [1, 2, 3]
+    assert not list(elsewhere.iterdir())
+
+    work.rename(tmp_path / "moved")
+    moved = [one.replace("../at work", "../moved").replace(str(work), str(tmp_path / "moved")) for one in given]
+    monkeypatch.setenv("HOME", str(tmp_path / "moved"))
+    assert main(["train", str(config), "--output", "../moved/runs/mine", *moved]) == 0

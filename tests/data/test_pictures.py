@@ -14,6 +14,7 @@ from dalle_mini.data.packed_pictures import PackedPictures, Packing, pack
 from dalle_mini.data.pictures import DrawnPictures, MixedPictures, PictureData, open_pictures, pack_piles
 from dalle_mini.data.sources import open_source
 from dalle_mini.errors import UserError
+from dalle_mini.training.resume import differences
 
 SIZE = 8
 PACKING = Packing(SIZE, min_side=None, captions=False)
@@ -220,3 +221,25 @@ def test_what_is_drawn(kind, tmp_path):
     with pytest.raises(UserError, match="nonsense"):
         DrawnPictures(kind, 32, 3, "train", dataclasses.replace(data, emoji_kinds=("nonsense",)))
     assert not (tmp_path / "pictures").exists()
+
+
+def test_packed_pictures_are_found_whatever_the_pile_is_called(pile, tmp_path, monkeypatch):
+    """As a run of an earlier version packed them, by the path that it was given; and a run that moved."""
+    (tmp_path / "pile").symlink_to(pile)
+    monkeypatch.chdir(tmp_path)
+    names = ("pile", str(tmp_path / "pile"))
+    for name in names:
+        data = PictureData(train=(name,), min_side=None)
+        pack_piles(data, SIZE, tmp_path / "packed", captions=False)
+        assert len(open_pictures(data, SIZE, tmp_path / "packed", captions=False, seed=0)[0])
+    assert len(list((tmp_path / "packed").iterdir())) == 1
+    pack(open_source(str(pile)), next((tmp_path / "packed").iterdir()), PACKING)
+
+
+def test_data_that_are_only_called_otherwise_are_no_difference():
+    def record(name, digest="abc"):
+        source = {"kind": "folder", "source": name, "digest": digest}
+        return {"data": {"train": {"sources": [{"source": source, "size": 8}]}}}
+
+    assert not list(differences(record("pictures"), record("/moved/pictures")))
+    assert [name for name, _ in differences(record("pictures"), record("pictures", "abd"))] == ["data.train"]

@@ -1,6 +1,7 @@
 """Checkpoints: kept by the policy, restored to the bit, and not believed when they are damaged."""
 
 import contextlib
+import errno
 import json
 import os
 import random
@@ -474,3 +475,58 @@ def test_a_bucket_is_a_folder_too():
     assert str(epath.Path("gs://bucket/run") / "7") == "gs://bucket/run/7"
     with pytest.raises(checkpoint.Damaged):
         read_record(epath.Path(Path("nowhere")) / "7")
+
+
+WAYS = ["a run", "a run/", "./a run/checkpoints", "a run/checkpoints/3", "a run/checkpoints/3/", "link to it/3", "step"]
+
+
+@pytest.mark.parametrize("way", [*WAYS, "~/a run", "step/../2", "."])
+def test_however_a_run_is_written(way, written, tmp_path, monkeypatch):
+    """Orbax wants absolute paths; of any other it said that the checkpoint was damaged."""
+    shutil.copytree(written, tmp_path / "a run" / "checkpoints")
+    (tmp_path / "link to it").symlink_to(tmp_path / "a run" / "checkpoints")
+    (tmp_path / "step").symlink_to(tmp_path / "a run" / "checkpoints" / "3")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path / "a run" / "checkpoints" / "3" if way == "." else tmp_path)
+    assert holds_checkpoints(way)
+    assert_same(restore_parameters(way, LIKE["params"]), state(2 if way.endswith("2") else 3)["params"])
+    assert recorded_config(way) == {"of": 2 if way.endswith("2") else 3}
+
+
+HINDRANCES = {
+    "permission": (PermissionError(errno.EACCES, "Permission denied"), "Permission denied"),
+    "TensorStore's": (ValueError("PERMISSION_DENIED: Error opening file"), "PERMISSION_DENIED: Error opening file"),
+    "memory": (MemoryError(), "there is not enough memory"),
+    "the device's memory": (RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), "RESOURCE_EXHAUSTED: Out of memory"),
+    "network": (ConnectionResetError("Connection reset by peer"), "Connection reset by peer"),
+    "too many files": (OSError(errno.EMFILE, "Too many open files"), "Too many open files"),
+}
+
+
+@pytest.mark.parametrize("part", ["state", "record"])
+@pytest.mark.parametrize("hindrance", HINDRANCES)
+def test_what_cannot_be_read_now_is_not_called_damaged(hindrance, part, folder, monkeypatch):
+    error, said = HINDRANCES[hindrance]
+
+    def hindered(*_, **__):
+        raise error
+
+    if part == "state":
+        monkeypatch.setattr(checkpoint.ocp.PyTreeCheckpointHandler, "restore", hindered)
+    else:
+        monkeypatch.setattr(type(epath.Path(folder)), "read_text", hindered)
+    for read in (restore, lambda folder: restore_parameters(folder, LIKE["params"])):
+        with pytest.raises(UserError) as caught:
+            read(folder)
+        told = str(caught.value)
+        assert f"{folder / '3'}: cannot be read ({said}); it may be whole" in told
+        assert "damaged" not in told and "anew" not in told
+    assert steps(folder) == ["2", "3"]  # nothing is put aside
+
+
+def test_advice_that_ends_a_run_is_given_to_a_run_alone(folder):
+    for step in ("2", "3"):
+        (folder / step / "record" / "metadata").write_text("{}")
+    with pytest.raises(UserError) as caught:
+        restore_parameters(folder / "3", LIKE["params"])
+    assert str(caught.value) == f"{folder}: 3: damaged; put back a copy, or name another checkpoint"

@@ -6,6 +6,7 @@ from pathlib import Path
 from dalle_mini.commands.sources import add_hub_options, hub_options
 from dalle_mini.commands.terminal import Help, notices, progress_bars, starting
 from dalle_mini.runtime import console
+from dalle_mini.runtime.paths import expanded
 
 
 def add_data(verbs) -> None:
@@ -30,13 +31,22 @@ def _add_report(verbs) -> None:
         formatter_class=Help,
     )
     add = parser.add_argument
-    add("folder", metavar="OUT", type=Path, help="the folder that encode made")
-    add("--output", metavar="FILE", type=Path, help="the page (default: report.html in OUT)")
-    add("--vqgan", metavar="SOURCE", help="the VQGAN's folder or repository (default: the one that OUT names)")
+    add("folder", metavar="OUT", type=_path, help="the folder that encode made")
+    add("--output", metavar="FILE", type=_path, help="the page (default: report.html in OUT)")
+    add(
+        "--vqgan",
+        metavar="SOURCE",
+        type=expanded,
+        help="the VQGAN's folder or repository (default: the one that OUT names)",
+    )
     add("--rows", metavar="N", type=int, default=24, help="random rows to show")
     add("--seed", metavar="N", type=int, default=0, help="of which rows are looked at and shown")
     add_hub_options(add, "VQGAN")
     parser.set_defaults(run=run_report)
+
+
+def _path(text: str) -> Path:
+    return Path(expanded(text))
 
 
 def run_report(args: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dalle_mini.data.filters import DUPLICATES, Filters
+from dalle_mini.runtime.paths import expanded
 
 OFF = "off"
 SOURCES = (
@@ -31,6 +32,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--image-root",
         metavar="FOLDER",
+        type=expanded,
         help="paths in tables are within this folder, and read from nowhere else (default: the pile's own)",
     )
 

@@ -16,6 +16,7 @@ from dalle_mini.commands.data_options import (
 from dalle_mini.commands.sources import add_hub_options, hub_options
 from dalle_mini.commands.terminal import Help, notices, starting
 from dalle_mini.runtime import console
+from dalle_mini.runtime.paths import expanded, source
 
 EVERY = 30  # seconds from one line to the next where no bar can be shown
 
@@ -36,8 +37,8 @@ def add_encode(verbs) -> None:
         formatter_class=Help,
     )
     add = parser.add_argument
-    add("source", metavar="SOURCE", help=SOURCES)
-    add("out", metavar="OUT", help="the folder to make, local or gs:// or s3://")
+    add("source", metavar="SOURCE", type=expanded, help=SOURCES)
+    add("out", metavar="OUT", type=expanded, help="the folder to make, local or gs:// or s3://")
     add_source_options(parser)
     add_filter_options(parser)
 
@@ -51,8 +52,13 @@ def add_encode(verbs) -> None:
     add("--batch-size", metavar="N", type=int, default=16, help="pictures of one VQGAN call on one device")
 
     add = parser.add_argument_group("networks").add_argument
-    add("--vqgan", metavar="SOURCE", help="VQGAN's folder or Hugging Face repository (default: the shipped model's)")
-    add("--clip", metavar="SOURCE", help="CLIP's, for --clip-scores (default: the shipped model's)")
+    add(
+        "--vqgan",
+        metavar="SOURCE",
+        type=source,
+        help="VQGAN's folder or Hugging Face repository (default: the shipped model's)",
+    )
+    add("--clip", metavar="SOURCE", type=source, help="CLIP's, for --clip-scores (default: the shipped model's)")
     add_hub_options(add, "VQGAN")
 
     add = parser.add_argument_group("work").add_argument

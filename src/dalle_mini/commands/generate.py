@@ -9,6 +9,7 @@ from dalle_mini.commands.sources import add_hub_options, hub_options
 from dalle_mini.commands.terminal import Help, notices, out_of_memory, progress_bars, starting
 from dalle_mini.errors import UserError
 from dalle_mini.runtime import console
+from dalle_mini.runtime.paths import expanded
 from dalle_mini.settings import DTYPES, GenerationSettings, check_prompts
 
 OPTIONS = ("seed", "guidance", "last_guidance", "negative_prompt", "temperature", "top_k", "top_p")
@@ -64,20 +65,21 @@ def add_generate(verbs) -> None:
     add("--top-p", metavar="P", type=float, help="sample from the likeliest tokens of total probability P")
 
     add = parser.add_argument_group("start from a picture, of which some is kept").add_argument
-    add("--picture", metavar="FILE", help="its central square is taken")
+    add("--picture", metavar="FILE", type=expanded, help="its central square is taken")
     add("--keep-top", metavar="X", type=float, help="keep this part of its height, such as 0.5, and draw the rest")
-    add("--mask", metavar="FILE", help="a picture of the same size: draw anew where it is white")
+    add("--mask", metavar="FILE", type=expanded, help="a picture of the same size: draw anew where it is white")
     add("--vary", metavar="X", type=float, help="draw anew this part of it, at places picked by chance")
 
     add = parser.add_argument_group("models").add_argument
     add(
         "--model",
         metavar="SOURCE",
+        type=expanded,
         help="a bundle of three models, or DalleBart alone: a folder, a Hugging Face repository (owner/name, "
         "owner/name@revision) or a wandb artifact (default: the shipped model)",
     )
-    add("--vqgan", metavar="SOURCE", help="VQGAN's source (default: the bundle's)")
-    add("--clip", metavar="SOURCE", help="CLIP's source (default: the bundle's)")
+    add("--vqgan", metavar="SOURCE", type=expanded, help="VQGAN's source (default: the bundle's)")
+    add("--clip", metavar="SOURCE", type=expanded, help="CLIP's source (default: the bundle's)")
     add_hub_options(add, "--model")
     add(
         "--dtype",
@@ -88,16 +90,17 @@ def add_generate(verbs) -> None:
     add_distributed_option(add)
 
     add = parser.add_argument_group("files").add_argument
-    add("--output", metavar="FOLDER", default="pictures", help="where the prompts' folders go")
+    add("--output", metavar="FOLDER", type=expanded, default="pictures", help="where the prompts' folders go")
     add("--overwrite", action="store_true", help="replace a prompt's earlier folder (default: number the new one)")
     add("--progress-images", action="store_true", help="write partial pictures, and in the end an animated GIF")
     add(
         "--prompts",
         metavar="FILE",
+        type=expanded,
         help="draw all prompts of a file: .txt (one a line), .jsonl, .csv, .tsv or .parquet (column prompt, and "
         f"id, {', '.join(OPTIONS)} if you like); resumes where it was interrupted, and ends with results.parquet",
     )
-    add("--replay", metavar="FILE", help="draw a picture of this results.json again")
+    add("--replay", metavar="FILE", type=expanded, help="draw a picture of this results.json again")
     add("--index", metavar="N", type=int, help="which one, with --replay: 3 is 03.png (default: 1)")
     parser.set_defaults(run=run_generate, computes=True)
 

@@ -12,6 +12,7 @@ from typing import Any
 from dalle_mini.commands.terminal import Help, end_at_once, starting
 from dalle_mini.errors import UserError
 from dalle_mini.runtime import console
+from dalle_mini.runtime.paths import expanded
 
 GIB = 2**30
 
@@ -30,7 +31,7 @@ def add_plan(verbs) -> None:
     )
     parser.intermixed = True
     add = parser.add_argument
-    add("config", metavar="CONFIG", help="a run's settings, as of `train`")
+    add("config", metavar="CONFIG", type=expanded, help="a run's settings, as of `train`")
     add("overrides", metavar="key=value", nargs="*", help="settings in place of the file's, such as mesh.model=2")
     add(
         "--topology",

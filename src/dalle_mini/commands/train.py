@@ -7,6 +7,7 @@ from pathlib import Path
 from dalle_mini.commands.distributed import add_distributed_option, join
 from dalle_mini.commands.terminal import Help, notices, out_of_memory
 from dalle_mini.runtime import console
+from dalle_mini.runtime.paths import expanded
 
 RESUME = ("auto", "never")
 ADVICE = (
@@ -37,9 +38,9 @@ def add_train(verbs) -> None:
     )
     parser.intermixed = True
     add = parser.add_argument
-    add("config", nargs="?", metavar="CONFIG", help="a YAML file, as those in tools/train/configs")
+    add("config", nargs="?", metavar="CONFIG", type=expanded, help="a YAML file, as those in tools/train/configs")
     add("settings", nargs="*", metavar="key=value", help="settings in place of the file's, e.g. loop.steps=100")
-    add("--output", metavar="FOLDER", required=True, help="the run's folder")
+    add("--output", metavar="FOLDER", type=expanded, required=True, help="the run's folder")
     add("--resume", choices=RESUME, default="auto", help="auto continues a run that is there, never refuses to")
     add("--allow-changes", action="store_true", help="continue even with settings that change what is learned")
     add_distributed_option(add)

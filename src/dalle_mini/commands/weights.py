@@ -6,6 +6,7 @@ import json
 from dalle_mini.commands.sources import add_hub_options, hub_options
 from dalle_mini.commands.terminal import Help, notices, starting
 from dalle_mini.runtime import console
+from dalle_mini.runtime.paths import expanded
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -29,11 +30,12 @@ def add_convert(verbs) -> None:
     add(
         "source",
         metavar="SOURCE",
+        type=expanded,
         help="a network or a bundle: a folder, a .ckpt, owner/name, or a wandb artifact; or a run's checkpoint",
     )
-    add("target", metavar="TARGET", help="the folder to make; it must not be there yet")
-    add("--vqgan", metavar="SOURCE", help="VQGAN's source, for a bundle")
-    add("--clip", metavar="SOURCE", help="CLIP's source, for a bundle")
+    add("target", metavar="TARGET", type=expanded, help="the folder to make; it must not be there yet")
+    add("--vqgan", metavar="SOURCE", type=expanded, help="VQGAN's source, for a bundle")
+    add("--clip", metavar="SOURCE", type=expanded, help="CLIP's source, for a bundle")
     add("--dtype", choices=DTYPES, help="type to store in (default: as stored in SOURCE)")
     add_hub_options(add, "SOURCE")
     parser.set_defaults(run=run_convert)
@@ -59,7 +61,7 @@ def add_info(verbs) -> None:
         formatter_class=Help,
     )
     add = parser.add_argument
-    add("source", metavar="PATH", nargs="?", help="as of convert (default: the shipped model)")
+    add("source", metavar="PATH", nargs="?", type=expanded, help="as of convert (default: the shipped model)")
     add("--json", action="store_true", help="print JSON")
     add_hub_options(add, "PATH")
     parser.set_defaults(run=run_info)

@@ -104,13 +104,22 @@ def _begin(folder: Path, made_from: dict[str, Any], parts: int) -> None:
             found = json.loads(path.read_text("utf-8"))
         except ValueError:
             raise UserError(f"{path}: damaged; delete the folder, and it is made again") from None
-        if found != wanted:
+        if _unnamed(found) != _unnamed(wanted):
             raise UserError(
                 f"{folder}: holds the pictures of another pile or size than is asked for, or the pile has changed; "
                 "delete it, or name another folder"
             )
         return
     files.write_whole(path, json.dumps(wanted, indent=1) + "\n")
+
+
+def _unnamed(made: Any) -> Any:
+    """Without what the pile was called: the same files may be called otherwise."""
+    try:
+        made_from = made["made_from"]
+        return {**made, "made_from": {**made_from, "source": {**made_from["source"], "source": None}}}
+    except (KeyError, TypeError):
+        return made
 
 
 def _pack(folder: Path, parts: list, packing: Packing, processes: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,10 @@ import numpy as np
 
 from dalle_mini.data.packed_pictures import SPLITS, PackedPictures, Packing, pack
 from dalle_mini.errors import UserError, shown
+from dalle_mini.runtime.paths import path_setting, source_setting
 from dalle_mini.settings import LARGEST
 
-EMOJI, SCENES = "emoji", "emoji-scenes"  # what is drawn; a folder of that name is written ./emoji
+EMOJI, SCENES = DRAWN_NAMES = "emoji", "emoji-scenes"  # what is drawn; a folder of that name is written ./emoji
 DRAWN = 10_000_000  # pictures of a source that draws: enough never to come round again
 
 
@@ -52,13 +54,13 @@ class PictureData:
         jitter: cells by which a single emoji may be off the centre.
     """
 
-    train: tuple[str, ...] = ()
+    train: tuple[str, ...] = source_setting((), names=DRAWN_NAMES)
     weights: tuple[float, ...] | None = None
-    validation: tuple[str, ...] | None = None
+    validation: tuple[str, ...] | None = source_setting(names=DRAWN_NAMES)
     held_out: float = 0.05
     min_side: int | None = 64
     max_aspect: float | None = 2.0
-    cache: str | None = None
+    cache: str | None = path_setting()
     emoji_kinds: tuple[str, ...] | None = None
     people: bool = False
     jitter: int = 1
@@ -219,6 +221,10 @@ class MixedPictures:
 def _packed(data: PictureData, spec: str, packing: Packing, folder: Path) -> Path:
     """Where a pile's packed pictures are: a folder by the hash of all that decides them but the files themselves."""
     place = folder if data.cache is None else Path(data.cache)
+    if os.path.isabs(spec):
+        earlier = place / _short_hash(repr((os.path.relpath(spec), packing)).encode())
+        if earlier.is_dir():  # of before settings were absolute
+            return earlier
     return place / _short_hash(repr((spec, packing)).encode())
 
 

@@ -31,6 +31,7 @@ from orbax.checkpoint import checkpoint_managers as managers
 
 from dalle_mini.errors import UserError, listed
 from dalle_mini.runtime import console, files
+from dalle_mini.runtime.paths import is_address, local
 from dalle_mini.training.agreement import all_agree, first_process_does
 from dalle_mini.training.checksums import checksums
 from dalle_mini.training.orbax_noise import quiet_reading
@@ -46,7 +47,18 @@ Arrays = dict[str, jax.Array]  # by name: "params/encoder/layers/fc1/kernel"
 
 
 class Damaged(Exception):
-    """A checkpoint that cannot be read, or is not what was written."""
+    """A checkpoint that is not what was written."""
+
+
+class Unreadable(Exception):
+    """A checkpoint that may be whole, and cannot be read now: no permission, no memory, no network."""
+
+
+# Of the system's errors and of TensorStore's, which have no types of their own.
+HINDRANCES = (
+    *("PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"),
+    *map(os.strerror, (errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)),
+)
 
 
 def warn(text: str) -> None:
@@ -68,9 +80,7 @@ class Checkpoints:
         self, folder: str | epath.PathLike, keep: int = 2, keep_hours: float = 0.0, claim: Claim | None = None
     ):
         self._claim = claim
-        self.folder = epath.Path(folder)
-        if "://" not in str(folder):
-            self.folder = self.folder.absolute()
+        self.folder = _path(folder)
         first_process_does(self._prepare)
         if not all_agree(self.folder.exists()):
             raise UserError(f"{self.folder}: every process must see this folder; put it on a shared disk or a bucket")
@@ -176,7 +186,7 @@ class Checkpoints:
         """The evaluation loss of a checkpoint that is there; returns the id of the run that saved it, if it has one."""
         try:
             record = read_record(self.folder / str(step))
-        except Damaged:
+        except (Damaged, Unreadable):  # which `restore` tells
             return None
         self.evaluated(step, record["eval_loss"])
         return (record.get("config") or {}).get("run")
@@ -246,7 +256,7 @@ def restore_parameters(folder: str | epath.PathLike, like: Any) -> Any:
 
 def holds_checkpoints(folder: str | epath.PathLike) -> bool:
     """Whether `restore_parameters` would look for checkpoints in `folder`."""
-    folder = epath.Path(folder)
+    folder = _path(folder)
     return bool(_steps_in(folder) or _steps_in(folder / "checkpoints") or (folder / RECORD).exists())
 
 
@@ -257,20 +267,31 @@ def recorded_config(folder: str | epath.PathLike) -> dict[str, Any] | None:
 
 def _newest_record(folder: epath.Path, steps: list[int]) -> dict[str, Any] | None:
     for step in reversed(steps):
-        with contextlib.suppress(Damaged):
+        try:
             return read_record(folder / str(step))
+        except Damaged:
+            continue
+        except Unreadable as error:
+            raise UserError(f"{folder / str(step)}: cannot be read ({error}); it may be whole") from error
     return None
 
 
 def _checkpoints_of(folder: str | epath.PathLike) -> tuple[epath.Path, list[int]]:
     """The folder that holds checkpoints and their steps, of a run, of its `checkpoints`, or of one checkpoint."""
-    folder = epath.Path(folder)
+    folder = _path(folder)
     if (folder / RECORD).exists():
+        if not folder.name.isdigit() and not is_address(folder):
+            folder = epath.Path(os.path.realpath(folder))  # it may be a link
         if not folder.name.isdigit():
             raise UserError(f"{folder}: a checkpoint's folder is called by its step: rename it back")
         return folder.parent, [int(folder.name)]
     folder = folder / "checkpoints" if (folder / "checkpoints").exists() else folder
     return folder, _steps_in(folder)
+
+
+def _path(folder: str | epath.PathLike) -> epath.Path:
+    """As Orbax wants it: absolute."""
+    return epath.Path(local(os.fspath(folder)))
 
 
 def _steps_in(folder: epath.Path) -> list[int]:
@@ -291,17 +312,11 @@ def newest_whole(
     """
     damaged: dict[int, str] = {}
     for step in sorted(steps, reverse=True):
-        arrays, record, reason = {}, {}, ""
-        try:
-            record = read_record(folder / str(step))
-        except Damaged as error:
-            reason = str(error)
+        path = folder / str(step)
+        record, reason = _read_together(path, lambda path=path: read_record(path))
         if all_agree(not reason):
-            _check_same(folder / str(step), record, wanted, among, advice)
-            try:
-                arrays = _read(folder / str(step), wanted)
-            except Damaged as error:
-                reason = str(error)
+            _check_same(path, record, wanted, among, advice)
+            arrays, reason = _read_together(path, lambda path=path: _read(path, wanted))
             if all_agree(not reason):  # the sums are made together
                 sums = zip(arrays, checksums(arrays), strict=True)
                 broken = [name for name, total in sums if total != record["leaves"][name][2]]
@@ -311,7 +326,9 @@ def newest_whole(
                     return arrays, record, list(damaged)
                 reason = f"{listed(broken, 3)}: other bits than were saved"
         damaged[step] = reason or "another process cannot read it"
-        warn(f"{folder / str(step)}: damaged ({damaged[step]})")
+        warn(f"{path}: damaged ({damaged[step]})")
+    if damaged and among is None:
+        raise UserError(f"{folder}: {listed(map(str, damaged))}: damaged; put back a copy, or name another checkpoint")
     if damaged:
         raise UserError(
             f"{folder}: {listed(map(str, damaged))}: every checkpoint there is damaged; put back a copy, "
@@ -320,8 +337,38 @@ def newest_whole(
     return None, {}, []
 
 
+def _read_together(path: epath.Path, read: Callable[[], Any]) -> tuple[Any, str]:
+    """(what `read` gives, why the checkpoint is damaged, or ""), each process its own.
+
+    Raises UserError in all processes where one of them cannot read it now.
+    """
+    found, damage, hindrance = None, "", ""
+    try:
+        found = read()
+    except Damaged as error:
+        damage = str(error)
+    except Unreadable as error:
+        hindrance = str(error)
+    if not all_agree(not hindrance):
+        raise UserError(
+            f"{path}: cannot be read ({hindrance or 'by another process'}); it may be whole: see to that, and run the "
+            "same command again"
+        )
+    return found, damage
+
+
+def _hindrance(error: BaseException) -> str | None:
+    """Why what raised it cannot be read now, where the checkpoint may be whole."""
+    for one in (error, error.__cause__, error.__context__):
+        is_one = isinstance(one, (MemoryError, ConnectionError, TimeoutError))
+        if is_one or any(text in str(one) for text in HINDRANCES):
+            no_memory = "there is not enough memory" if isinstance(one, MemoryError) else None
+            return no_memory or getattr(one, "strerror", None) or _reason(one)
+    return None
+
+
 def read_record(path: epath.Path) -> dict[str, Any]:
-    """What is kept beside the arrays of the checkpoint at `path`. Raises Damaged."""
+    """What is kept beside the arrays of the checkpoint at `path`. Raises Damaged, or Unreadable."""
     try:
         found = json.loads((path / RECORD / "metadata").read_text())
         body = found["body"]
@@ -329,7 +376,11 @@ def read_record(path: epath.Path) -> dict[str, Any]:
             raise Damaged("its record has other bits than were saved")
     except FileNotFoundError:
         raise Damaged("its record with the checksums is missing") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Damaged:
+        raise
+    except Exception as error:  # a bucket's client has errors of its own
+        if hindrance := _hindrance(error):
+            raise Unreadable(hindrance) from error
         raise Damaged(f"its record cannot be read: {_reason(error)}") from error
     if str(body["step"]) != path.name:
         raise Damaged(f"it is the checkpoint of step {body['step']}")
@@ -352,11 +403,13 @@ def _read(path: epath.Path, wanted: Arrays) -> Arrays:
             return {name: arrays[name] for name in wanted}
         reason = f"{listed(absent, 3)}: not in it"
     except Exception as error:  # what Orbax and TensorStore raise on a damaged file is any of many types
-        reason = _reason(error.__cause__ or error)
+        reason, hindrance = _reason(error.__cause__ or error), _hindrance(error)
+    else:
+        hindrance = None
     gc.collect()
     time.sleep(0.3)  # for the other arrays' reads to end
     gc.collect()
-    raise Damaged(reason)
+    raise Unreadable(hindrance) if hindrance else Damaged(reason)
 
 
 def _check_same(path: epath.Path, record: dict[str, Any], wanted: Arrays, among: set[str] | None, advice: str) -> None:

@@ -31,6 +31,7 @@ from dalle_mini.evaluation.retrieval import recalls
 from dalle_mini.models import CLIP
 from dalle_mini.models.config import CLIPConfig
 from dalle_mini.runtime.files import write_whole
+from dalle_mini.runtime.paths import source_setting
 from dalle_mini.settings import LARGEST
 from dalle_mini.text import CaptionTokenizer
 from dalle_mini.training.checkpoint import holds_checkpoints
@@ -91,7 +92,7 @@ class CLIPTraining:
     cell: int = 4
     captions: str = "any"
     dtype: str = "float32"
-    init_from: str | None = None
+    init_from: str | None = source_setting()
 
     def __post_init__(self):
         check_choice("training.loss", self.loss, LOSSES)

@@ -13,6 +13,7 @@ from dalle_mini.data.images import clip_normalisation, clip_sizes
 from dalle_mini.data.pictures import PictureData, Pictures, open_labelled
 from dalle_mini.errors import UserError
 from dalle_mini.generation.ranking import openai_preprocessing, read_preprocessing
+from dalle_mini.runtime.paths import source_setting
 from dalle_mini.text import CaptionTokenizer
 from dalle_mini.text.train_tokenizer import train_clip_tokenizer
 from dalle_mini.training import picture_runs
@@ -38,7 +39,7 @@ class CaptionedData(PictureData):
             that is made of the captions.
     """
 
-    tokenizer: str | None = None
+    tokenizer: str | None = source_setting()
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from dalle_mini.errors import UserError, shown
+from dalle_mini.runtime.paths import path_setting, source_setting
 from dalle_mini.settings import LARGEST, MAX_CANDIDATES, MAX_SEED
 
 MOST = 2**31 - 1  # of steps, which are counted in 32 bits
@@ -115,7 +116,7 @@ class LoopConfig:
     checkpoint_minutes: float = 3.0
     keep: int = 2
     keep_hours: float = 0.0  # 0 keeps none beside the last ones
-    checkpoints: str | None = None  # where: a folder or gs://...; None is within the run's folder
+    checkpoints: str | None = path_setting()  # where: a folder or gs://...; None is within the run's folder
     grace_seconds: float = 120.0  # what a run that is asked to stop has for saving, before it is ended
     on_bad_loss: str = "stop"
     spike: float = 0.0
@@ -148,8 +149,8 @@ class SampleConfig:
     prompts: tuple[str, ...] = ()
     candidates: int = 4
     seed: int = 0
-    vqgan: str | None = None  # what turns tokens into pictures; None is the data's own, where it is known
-    clip: str | None = None  # ranks them; None leaves them in the order of their keys
+    vqgan: str | None = source_setting()  # what turns tokens into pictures; None is the data's own, where it is known
+    clip: str | None = source_setting()  # ranks them; None leaves them in the order of their keys
 
     def __post_init__(self):
         check_most("samples", self, candidates=MAX_CANDIDATES, seed=MAX_SEED)

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from dalle_mini.errors import UserError, shown
 from dalle_mini.runtime import files, parsing
+from dalle_mini.runtime.paths import resolve_setting
 
 T = TypeVar("T")
 
@@ -79,7 +80,8 @@ def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 
 def _build(kind: type[T], values: Mapping[str, Any], base: T | None = None, prefix: str = "") -> T:
     """A `kind` with these values, and otherwise those of `base` or its defaults."""
-    types = {field.name: get_type_hints(kind)[field.name] for field in dataclasses.fields(kind)}
+    fields, hints = {field.name: field for field in dataclasses.fields(kind)}, get_type_hints(kind)
+    types = {name: hints[name] for name in fields}
     given = {}
     for name, value in values.items():
         if not isinstance(name, str):
@@ -95,7 +97,7 @@ def _build(kind: type[T], values: Mapping[str, Any], base: T | None = None, pref
         elif isinstance(value, Mapping):
             raise UserError(f"{path}.{next(iter(value), '')}: {name} has no settings of its own")
         else:
-            given[name] = _value(value, types[name], path)
+            given[name] = resolve_setting(fields[name], _value(value, types[name], path))
     try:
         return kind(**given) if base is None else dataclasses.replace(base, **given)
     except UserError as error:

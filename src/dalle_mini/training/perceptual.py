@@ -29,6 +29,7 @@ from flax import nnx
 from dalle_mini.errors import UserError, listed
 from dalle_mini.models import CLIP
 from dalle_mini.models.vqgan import unit
+from dalle_mini.runtime.paths import path_setting, source_setting
 from dalle_mini.settings import LARGEST
 from dalle_mini.training.config import check_choice, check_most
 from dalle_mini.weights.bundle import PREPROCESSOR, SHIPPED_NAME, find_part
@@ -57,9 +58,9 @@ class PerceptualConfig:
 
     kind: str = "lpips"
     weight: float = 1.0
-    vgg: str | None = None
-    heads: str | None = None
-    clip: str = SHIPPED_NAME
+    vgg: str | None = path_setting()
+    heads: str | None = path_setting()
+    clip: str = source_setting(SHIPPED_NAME)
 
     def __post_init__(self):
         check_choice("training.perceptual.kind", self.kind, KINDS)

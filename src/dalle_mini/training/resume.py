@@ -18,6 +18,7 @@ import jax
 from dalle_mini.errors import UserError
 from dalle_mini.locks import Busy, lock
 from dalle_mini.runtime import files
+from dalle_mini.runtime.paths import source
 from dalle_mini.training.agreement import first_process_does
 from dalle_mini.training.checkpoint import recorded_config
 from dalle_mini.training.config import check_choice
@@ -261,12 +262,28 @@ def differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, tup
     """(name, (old value, new value)) of each setting that is another one and may not change on the way."""
     for name in sorted({*old, *new}):
         a, b, path = old.get(name), new.get(name), f"{prefix}{name}"
-        if path in MAY_CHANGE or a == b:
+        if path in MAY_CHANGE or a == b or _is_same_place(a, b) or (path == "data" and _unnamed(a) == _unnamed(b)):
             continue
         if isinstance(a, dict) and isinstance(b, dict):
             yield from differences(a, b, path + ".")
         else:
             yield path, (a, b)
+
+
+def _is_same_place(old: Any, new: Any) -> bool:
+    """Whether two names mean one file or folder: written otherwise by an earlier version, or moved since."""
+    if not (isinstance(old, str) and isinstance(new, str)):
+        return False
+    old = source(old)
+    is_moved = os.path.isabs(old) and os.path.isabs(new) and not os.path.exists(old)
+    return old == new or (is_moved and os.path.basename(old) == os.path.basename(new))
+
+
+def _unnamed(data: Any) -> Any:
+    """A record of data without what its sources were called: `sources` tells where they lie, digests what they are."""
+    if isinstance(data, dict):
+        return {k: _unnamed(v) for k, v in data.items() if not (k == "source" and isinstance(v, str))}
+    return [_unnamed(one) for one in data] if isinstance(data, list) else data
 
 
 def _short(value: Any) -> str:

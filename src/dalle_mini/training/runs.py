@@ -18,6 +18,7 @@ from dalle_mini.data.shards import MANIFEST, Manifest
 from dalle_mini.errors import UserError
 from dalle_mini.models import DalleBart
 from dalle_mini.models.config import DalleBartConfig
+from dalle_mini.runtime.paths import source_setting
 from dalle_mini.settings import LARGEST
 from dalle_mini.text import CaptionNormalizer, CaptionTokenizer
 from dalle_mini.training import clip_run, config_file, loop, vqgan_run
@@ -58,11 +59,11 @@ class TokenData:
             is encoded and drawn here. None is that of the bundle in `init_from`, or `samples.vqgan`.
     """
 
-    train: tuple[str, ...] = ()
+    train: tuple[str, ...] = source_setting(())
     weights: tuple[float, ...] | None = None
-    validation: tuple[str, ...] | None = None
-    tokenizer: str | None = None
-    vqgan: str | None = None
+    validation: tuple[str, ...] | None = source_setting()
+    tokenizer: str | None = source_setting()
+    vqgan: str | None = source_setting()
 
     def __post_init__(self):
         check_most("data", self, weights=LARGEST)

@@ -26,6 +26,7 @@ from dalle_mini.models import DalleBart
 from dalle_mini.models.config import DalleBartConfig
 from dalle_mini.models.dalle_bart import Training
 from dalle_mini.runtime.files import write_whole, written_beside
+from dalle_mini.runtime.paths import source_setting
 from dalle_mini.text import CaptionTokenizer
 from dalle_mini.training.config import REMAT, OptimizerConfig, check_choice
 from dalle_mini.training.cross_entropy import cross_entropy
@@ -61,7 +62,7 @@ class Seq2SeqTraining:
     positions: int | None = None
     dtype: str = "bfloat16"
     remat: str = "none"
-    init_from: str | None = None
+    init_from: str | None = source_setting()
     new_tokens: bool = False
 
     def __post_init__(self):

@@ -12,6 +12,7 @@ from typing import Any
 
 from dalle_mini.errors import UserError
 from dalle_mini.models.config import DalleBartConfig
+from dalle_mini.runtime.paths import local
 from dalle_mini.training.checkpoint import holds_checkpoints, recorded_config
 from dalle_mini.weights.bundle import SHIPPED_NAME, find_part, has_part
 from dalle_mini.weights.folder import CONFIG, load_config
@@ -50,7 +51,8 @@ def start_tokenizer(source: str) -> str | None:
 
 def beside_checkpoints(source: str) -> Path | None:
     """The folder with the tokenizer of a run, which may be named by its `checkpoints` or one of them, too."""
-    for folder in (Path(source), *Path(source).absolute().parents[:2]):
+    path = Path(local(source))
+    for folder in (path, *path.parents[:2], *path.resolve().parents[:2]):  # either side of a link
         for name in (FINAL, TOKENIZER):
             if (folder / name / "tokenizer.json").is_file():
                 return folder / name

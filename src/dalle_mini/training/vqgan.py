@@ -24,6 +24,7 @@ from dalle_mini.errors import UserError
 from dalle_mini.evaluation import reconstruction
 from dalle_mini.models import VQGAN
 from dalle_mini.models.config import VQGANConfig
+from dalle_mini.runtime.paths import source_setting
 from dalle_mini.settings import LARGEST
 from dalle_mini.training import codebook
 from dalle_mini.training.checkpoint import holds_checkpoints
@@ -84,7 +85,7 @@ class VQGANTraining:
     crop: int | None = None
     flip: bool = False
     dtype: str = "float32"
-    init_from: str | None = None
+    init_from: str | None = source_setting()
 
     def __post_init__(self):
         check_choice("training.codebook", self.codebook, codebook.UPDATES)

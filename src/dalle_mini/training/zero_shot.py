@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from dalle_mini.data.pictures import DRAWN_NAMES
 from dalle_mini.errors import UserError
 from dalle_mini.evaluation.retrieval import accuracies, class_of, class_vectors
 from dalle_mini.runtime import parsing
+from dalle_mini.runtime.paths import path_setting, source_setting
 from dalle_mini.training.config import MOST_PICTURES, check_most
 
 
@@ -28,9 +30,9 @@ class EvaluationConfig:
 
     pairs: int = 256
     classes: tuple[str, ...] = ()
-    classes_file: str | None = None
+    classes_file: str | None = path_setting()
     templates: tuple[str, ...] = ("a photo of a {}",)
-    pictures: tuple[str, ...] | None = None
+    pictures: tuple[str, ...] | None = source_setting(names=DRAWN_NAMES)
     most: int = 1024
 
     def __post_init__(self):

@@ -92,7 +92,7 @@ def convert(
         UserError: a source is missing, damaged or not one of ours, the parts of a bundle do not go together, or the
             target cannot be written.
     """
-    given, target = source, Path(target)
+    given, source, target = source, os.path.expanduser(source), Path(target).expanduser()
     if os.path.lexists(target):
         raise UserError(f"{target} is there already: choose another folder, or remove it")
     if (vqgan is None) != (clip is None):

@@ -20,6 +20,7 @@ from dalle_mini.data import reasons
 from dalle_mini.errors import UserError
 from dalle_mini.runtime.files import open_regular
 from dalle_mini.runtime.limits import exceeded, limits
+from dalle_mini.runtime.paths import local
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -76,7 +77,7 @@ def locate(spec: str) -> tuple[AbstractFileSystem, str]:
     except ImportError:
         raise UserError("reading a data set needs fsspec: pip install 'dalle-mini[data]'") from None
     try:
-        fs, path = url_to_fs(spec if is_url(spec) else os.path.abspath(os.path.expanduser(spec)))
+        fs, path = url_to_fs(local(spec or "."))
     except ImportError as error:  # fsspec names the package
         raise UserError(f"{spec}: {str(error).splitlines()[0]}") from None
     except Exception as error:

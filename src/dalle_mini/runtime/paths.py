@@ -1,0 +1,78 @@
+"""Paths as people write them, in configs and on the command line: relative, with `~`, as a link, as an address.
+
+The one place where they are read. A setting of a config that names a file or a folder is absolute from then on, so that
+a run is continued from another working directory too; one that may also name a repository of the Hub stays that, unless
+something of this name is here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dalle_mini.errors import UserError
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")  # of any file system of fsspec, and hf://
+_PATTERN = re.compile(r"[*?\[{]")
+_KIND = "path"
+
+
+def is_address(name: str | os.PathLike) -> bool:
+    """Whether it is in a bucket or elsewhere on the network."""
+    return bool(_ADDRESS.match(os.fspath(name)))
+
+
+def expanded(name: str) -> str:
+    """With the home folder in place of `~`; for options of the command line, as a type of argparse."""
+    return name if is_address(name) else os.path.expanduser(name)
+
+
+def local(name: str | os.PathLike) -> str:
+    """The absolute path that is meant; an address is left as it is.
+
+    Raises UserError where it can be none, or the working directory is gone.
+    """
+    name = os.fspath(name)
+    if not name or is_address(name):
+        return name
+    path = Path(os.path.expanduser(name))
+    try:
+        # What `..` leads to is another folder where what stands before it is a link.
+        return os.path.realpath(path) if ".." in path.parts else str(path.absolute())
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"{name!r:.200}: no path that can be looked for ({why})") from None
+
+
+def source(name: str) -> str:
+    """As `local` where it is a path: a name, or a pattern of names, that is here, or one that can be nothing else."""
+    fixed = _PATTERN.split(name, maxsplit=1)[0]
+    folder = fixed if fixed == name else os.path.dirname(fixed) or "."
+    is_path = name.startswith((".", "~", os.sep)) or os.path.exists(folder)
+    return local(name) if is_path else name
+
+
+def path_setting(default: Any = None) -> Any:
+    """A field of a config that names a file or a folder."""
+    return dataclasses.field(default=default, metadata={_KIND: local})
+
+
+def source_setting(default: Any = None, *, names: Sequence[str] = ()) -> Any:
+    """A field of a config that names one source or several: a path, an address, or a repository of the Hub.
+
+    Args:
+        names: what means something else, whatever files there are.
+    """
+    return dataclasses.field(default=default, metadata={_KIND: lambda name: name if name in names else source(name)})
+
+
+def resolve_setting(field: dataclasses.Field, value: Any) -> Any:
+    """The value of a config's field with its paths resolved; that of another field as it is."""
+    resolve = field.metadata.get(_KIND)
+    if resolve is None or value is None:
+        return value
+    return resolve(value) if isinstance(value, str) else tuple(map(resolve, value))
