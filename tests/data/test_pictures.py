@@ -242,4 +242,4 @@ def test_data_that_are_only_called_otherwise_are_no_difference():
         return {"data": {"train": {"sources": [{"source": source, "size": 8}]}}}
 
     assert not list(differences(record("pictures"), record("/moved/pictures")))
-    assert [name for name, _ in differences(record("pictures"), record("pictures", "abd"))] == ["data.train"]
+    assert [name for name, _ in differences(record("pictures"), record("pictures", "abd"))] == ["data.train.sources"]
