@@ -1,10 +1,13 @@
 import errno
+import io
+import sys
 import warnings
 
 import pytest
 
-from dalle_mini.commands.terminal import exit_code, out_of_memory
+from dalle_mini.commands.terminal import exit_code, out_of_memory, progress_bars
 from dalle_mini.errors import UserError
+from dalle_mini.runtime import console
 
 
 def test_too_little_memory_of_a_device_is_one_line_with_the_way_out():
@@ -61,3 +64,27 @@ def test_warnings_of_libraries_are_one_line_each(capsys):
         warnings.simplefilter("default")
         assert exit_code(warned) == 0
     assert capsys.readouterr().err == "note: RuntimeWarning: odd file 'x\\x1b[31m\\nerror: fake'\n"
+
+
+class GoneTerminal(io.StringIO):
+    """A terminal whose window was closed."""
+
+    def isatty(self):
+        return True
+
+    def write(self, text):
+        raise OSError(5, "Input/output error")
+
+
+def test_bars_on_a_terminal_that_went_away_end_nothing(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", GoneTerminal())
+    monkeypatch.setattr(sys, "stderr", GoneTerminal())
+
+    def shown() -> int:
+        with progress_bars() as progress:
+            for done in range(3):
+                progress("tokens", done, 3)
+                console.answer("a line beside the bar")
+        return 7
+
+    assert exit_code(shown) == 7

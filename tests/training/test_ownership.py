@@ -15,7 +15,7 @@ from dalle_mini.errors import UserError
 from dalle_mini.training import resume
 from dalle_mini.training.loop import run
 from dalle_mini.training.ownership import CLAIM, Claim
-from dalle_mini.training.resume import started_with
+from dalle_mini.training.resume import alone_in, started_with
 
 
 def sharing(folder, **changes):
@@ -211,3 +211,11 @@ def test_a_link_in_the_claims_place_is_not_written_through(tmp_path):
     assert victim.read_text() == "mine"
     np.load(tmp_path / "final" / "w.npy")
     assert Path(tmp_path / "checkpoints" / CLAIM).is_file()
+
+
+def test_what_a_killed_run_was_writing_is_removed(tmp_path):
+    for folder in (tmp_path, tmp_path / "samples", tmp_path / "checkpoints"):
+        (folder / f".a.{'0' * 16}.partial").mkdir(parents=True)
+    with alone_in(tmp_path, tmp_path / "checkpoints"):
+        left = [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
+    assert not left

@@ -42,7 +42,7 @@ def write_report(
     Raises:
         UserError: the folder is not encoded or damaged, the VQGAN is not found or another, the page cannot be written.
     """
-    from dalle_mini.runtime.files import write_whole
+    from dalle_mini.runtime.files import remove_leftovers, write_whole
 
     folder = Path(folder)
     if not folder.is_dir():
@@ -56,6 +56,7 @@ def write_report(
     decoder = _decoder(folder, of, vqgan, hub)  # what is missing shows before the work
     found = survey(folder, rows=rows, seed=seed, progress=lambda done, total: progress("reading", done, total))
     pictures = _pictures(found, decoder, lambda done, total: progress("pictures", done, total))
+    remove_leftovers(output.parent)
     write_whole(output, page(folder.resolve().name, found, pictures).encode("utf-8", "replace"))
     return output
 

@@ -22,6 +22,7 @@ from dalle_mini.runtime.paths import source
 from dalle_mini.training.agreement import first_process_does
 from dalle_mini.training.checkpoint import recorded_config
 from dalle_mini.training.config import check_choice
+from dalle_mini.training.tracking import SAMPLES
 
 CONFIG = "config.json"
 RUN = "run"  # in it: the run's id, of `ownership.py`
@@ -117,7 +118,9 @@ def _alone(out: Path, *, stays: bool = False) -> Iterator[None]:
         while True:
             try:
                 lock(held[0])
-                return files.remove_leftovers(out)
+                for folder in (out, out / SAMPLES):
+                    files.remove_leftovers(folder)
+                return
             except OSError:
                 return  # this file system knows no locks
             except Busy:

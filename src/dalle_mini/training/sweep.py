@@ -31,7 +31,7 @@ from typing import Any
 from dalle_mini.errors import UserError
 from dalle_mini.locks import Busy, lock
 from dalle_mini.output import check_writable
-from dalle_mini.runtime.files import open_to_append, write_whole
+from dalle_mini.runtime.files import open_to_append, remove_leftovers, write_whole
 from dalle_mini.runtime.stopping import ASKED
 from dalle_mini.training.chart import number
 from dalle_mini.training.page import Row, write_comparison
@@ -153,6 +153,7 @@ class Sweep:
     def _claim(self, points: Sequence[Point]) -> None:
         """Make the folder this sweep's, or see that it is."""
         check_writable(self.output)
+        remove_leftovers(self.output / "runs")
         names = [point.name for point in points]
         for name in names:
             if names.count(name) > 1:

@@ -104,6 +104,7 @@ def save_tensors(folder: str | Path, config: dict, tensors: Mapping[str, Tensor 
         if not standing.is_dir():
             raise UserError(f"cannot save into {folder}: {standing} is a file")
         if standing != folder:
+            files.remove_leftovers(folder.parent)
             with files.written_beside(folder, replace=False) as stage:
                 _write(stage, config, tensors, dtype)
             files.sync(folder.parent)
