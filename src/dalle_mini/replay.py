@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dalle_mini.data.images import load_picture
 from dalle_mini.errors import UserError
 from dalle_mini.generation.canvas import Canvas
 from dalle_mini.settings import DTYPES, PER_PROMPT, GenerationSettings, check_number, check_prompts
@@ -68,9 +69,8 @@ class Entry:
         if not self.file.is_file():
             return f"({self.file} is no longer there to compare with)"
         try:
-            with Image.open(self.file) as earlier:
-                same = np.array_equal(np.asarray(earlier), np.asarray(image))
-        except OSError:
+            same = np.array_equal(np.asarray(load_picture(self.file)), np.asarray(image))
+        except UserError:
             return f"({self.file} cannot be read to compare with)"
         return f"{'the same as' if same else DIFFERS} {self.file}"
 

@@ -6,8 +6,8 @@ import pytest
 
 from dalle_mini.commands.data_options import add_filter_options, add_source_options, filter_options, source_options
 from dalle_mini.data.filters import Filters
-from dalle_mini.data.images import MAX_PIXELS
 from dalle_mini.errors import UserError
+from dalle_mini.runtime.limits import limits
 
 
 def parser():
@@ -67,7 +67,7 @@ def test_help_states_every_default():
         ("--max-caption", "1000"),
         ("--max-aspect", "2"),
         ("--min-side", "64"),
-        ("--max-pixels", str(MAX_PIXELS)),
+        ("--max-pixels", str(limits().pixels)),
         ("--near-distance", "3"),
         ("--min-clip-score", "off"),
     ):

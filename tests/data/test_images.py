@@ -238,3 +238,16 @@ def test_pixels_that_need_no_change_are_not_copied(monkeypatch):
     monkeypatch.setattr(Image.Image, "copy", None)
     monkeypatch.setattr(Image.Image, "convert", None)
     assert decode_picture(data).size == (30, 20)
+
+
+def test_pictures_are_opened_in_one_place():
+    root = Path(__file__).parents[2]
+    files = [file for place in ("src", "tools", "benchmarks") for file in (root / place).rglob("*") if file.is_file()]
+    places = {
+        str(file.relative_to(root))
+        for file in files
+        if file.suffix in (".py", ".ipynb", ".sh")
+        for text in [file.read_text("utf-8")]
+        if "Image.open" in text or "ImageFile.Parser" in text or "from PIL.Image import" in text
+    }
+    assert places == {"src/dalle_mini/data/images.py"}

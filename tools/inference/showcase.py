@@ -9,7 +9,6 @@ may be of earlier runs. Nothing is picked by hand.
 
 import argparse
 import io
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,10 +17,12 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from dalle_mini.commands.terminal import Parser, exit_code
+from dalle_mini.data.images import load_picture
 from dalle_mini.errors import UserError
 from dalle_mini.output import REPORT
 from dalle_mini.runtime import console
 from dalle_mini.runtime.files import write_whole
+from dalle_mini.runtime.parsing import read_record
 
 COLUMNS = 3
 BEST, NEXT, REJECTED = 232, 58, 56  # pixels, the sides of the pictures
@@ -43,6 +44,22 @@ class Drawn:
     scores: list[float]
 
 
+@dataclass(frozen=True)
+class Picture:
+    """What is read of a picture's entry in `results.json`."""
+
+    file: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is read of `results.json`."""
+
+    prompt: str
+    pictures: list[Picture]
+
+
 def read(folder: Path, prompts: Sequence[str] | None = None) -> list[Drawn]:
     """Every prompt's pictures, or those of `prompts`, as they were drawn last.
 
@@ -62,11 +79,12 @@ def read(folder: Path, prompts: Sequence[str] | None = None) -> list[Drawn]:
 
 def _one(report: Path) -> Drawn:
     try:
-        content = json.loads(report.read_text("utf-8"))
-        rows = content["pictures"]
-        pictures = [Image.open(report.with_name(row["file"])).convert("RGB") for row in rows]
-        return Drawn(content["prompt"], pictures, [float(row["score"]) for row in rows])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = read_record(report, Report)
+        if not found.pictures:
+            raise ValueError("it lists no picture")
+        pictures = [load_picture(report.with_name(one.file)) for one in found.pictures]
+        return Drawn(found.prompt, pictures, [one.score for one in found.pictures])
+    except (UserError, ValueError) as error:  # ValueError: a name that is none, too
         raise UserError(f"{report}: it or a picture beside it is damaged ({error}): draw this prompt again") from None
 
 

@@ -6,16 +6,18 @@ Reads `log.jsonl` and `samples/` of the run's folder. Curves that are named toge
 """
 
 import io
-import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 from entry import parser, user_errors
 from PIL import Image, ImageDraw, ImageFont
 
+from dalle_mini.data.images import load_picture
 from dalle_mini.errors import UserError
 from dalle_mini.runtime import console
 from dalle_mini.runtime.files import write_whole
+from dalle_mini.runtime.parsing import read_record
 from dalle_mini.training.chart import linear_ticks
 from dalle_mini.training.tracking import LOG, SAMPLES, read_log
 
@@ -23,6 +25,22 @@ PANEL, HEIGHT, MARGIN, GAP = 520, 250, 46, 16
 SIDE, CAPTION, ROWS = 112, 150, 8  # pixels of a picture, and of the captions beside them; prompts at most
 COLORS = ("#2a6fdb", "#e07b00", "#1a9641", "#9b2fae")
 INK, FAINT, PAPER = "#23201b", "#d8d4cc", "white"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What is read of a prompt's entry in `results.json`."""
+
+    prompt: str
+    thumb: str
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is read of `results.json`."""
+
+    step: int
+    prompts: list[Sample]
 
 
 def panel(log: list[dict], names: list[str]) -> Image.Image:
@@ -64,26 +82,35 @@ def evolution(run: Path, columns: int) -> Image.Image | None:
     if not found:
         return None
     chosen = sorted({round(i * (len(found) - 1) / max(columns - 1, 1)) for i in range(columns)})
-    looks = [(path.parent, json.loads(path.read_text("utf-8"))) for path in (found[i] for i in chosen)]
-    prompts = looks[-1][1]["prompts"][:ROWS]
+    looks = [(path.parent, read_record(path, Look)) for path in (found[i] for i in chosen)]
+    prompts = looks[-1][1].prompts[:ROWS]
+    if not prompts:
+        return None
     font, head = ImageFont.load_default(13), 22
-    with Image.open(looks[-1][0] / prompts[0]["thumb"]) as first:
-        tall = round(SIDE * first.height / first.width)  # a VQGAN's are two, one above the other
+    first = _thumb(looks[-1][0], prompts[0])
+    tall = round(SIDE * first.height / first.width)  # a VQGAN's are two, one above the other
     sheet = Image.new("RGB", (CAPTION + len(looks) * (SIDE + 6), head + len(prompts) * (tall + 6)), PAPER)
     draw = ImageDraw.Draw(sheet)
     for column, (folder, look) in enumerate(looks):
         x = CAPTION + column * (SIDE + 6)
-        draw.text((x + SIDE / 2, 2), f"step {look['step']}", fill=INK, font=font, anchor="ma")
-        for row, prompt in enumerate(look["prompts"][:ROWS]):
-            picture = Image.open(folder / prompt["thumb"]).convert("RGB").resize((SIDE, tall), Image.Resampling.LANCZOS)
+        draw.text((x + SIDE / 2, 2), f"step {look.step}", fill=INK, font=font, anchor="ma")
+        for row, prompt in enumerate(look.prompts[: len(prompts)]):
+            picture = _thumb(folder, prompt).resize((SIDE, tall), Image.Resampling.LANCZOS)
             sheet.paste(picture, (x, head + row * (tall + 6)))
     for row, prompt in enumerate(prompts):
-        words, lines = prompt["prompt"].split(), [""]
+        words, lines = prompt.prompt.split(), [""]
         for word in words:
             longer = f"{lines[-1]} {word}".strip()
             lines = [*lines, word] if font.getlength(longer) > CAPTION - 10 else [*lines[:-1], longer]
         draw.multiline_text((0, head + row * (tall + 6) + 4), "\n".join(lines), fill=INK, font=font)
     return sheet
+
+
+def _thumb(folder: Path, sample: Sample) -> Image.Image:
+    place = (folder / sample.thumb).resolve()
+    if not place.is_relative_to(folder.resolve()):
+        raise UserError(f"{folder}/results.json: the picture {sample.thumb!r:.60} lies outside of the folder")
+    return load_picture(place)
 
 
 def picture(run: Path, curves: list[str], columns: int) -> Image.Image:

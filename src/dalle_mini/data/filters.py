@@ -20,6 +20,7 @@ from dalle_mini.data import captions as text
 from dalle_mini.data import reasons, where
 from dalle_mini.data.example import Example, Source
 from dalle_mini.errors import UserError, listed, shown
+from dalle_mini.runtime.limits import limits
 from dalle_mini.settings import LARGEST
 
 logger = logging.getLogger("dalle_mini")
@@ -27,7 +28,7 @@ logger = logging.getLogger("dalle_mini")
 DUPLICATES = ("exact", "near")
 LONGEST_RAW = 1_000_000  # characters; what is longer is not even cleaned
 MOST_CAPTIONS = 1000  # of one picture
-MOST_PIXELS = 178_956_970  # Pillow opens nothing larger
+MOST_PIXELS = 178_956_970  # 537 MB once decoded; who wants more raises the limit `pixels`
 SHORTEST_JUDGED = 3  # words; of fewer no detector can tell the language
 SURE, UNLIKELY = 0.4, 0.02  # probabilities of another language and of English
 PEEKED = 64  # examples that tell what columns a source has
@@ -60,7 +61,7 @@ class Filters:
     english: bool = False
     max_aspect: float | None = 2.0
     min_side: int | None = 64
-    max_pixels: int = 2**26  # images.MAX_PIXELS, whose module the command line shall not have to import
+    max_pixels: int = dataclasses.field(default_factory=lambda: limits().pixels)
     duplicates: str | None = None
     near_distance: int = 3
     min_clip_score: float | None = None
@@ -81,7 +82,8 @@ class Filters:
             check(name, value is None or math.isfinite(value), "a number, or off for no limit")
             check(name, value is None or abs(value) <= LARGEST, f"at most {LARGEST:g}")
         check("max_aspect", self.max_aspect is None or self.max_aspect >= 1, "at least 1")
-        check("max_pixels", 1 <= self.max_pixels <= MOST_PIXELS, f"from 1 to {MOST_PIXELS}")
+        most = max(MOST_PIXELS, limits().pixels)
+        check("max_pixels", 1 <= self.max_pixels <= most, f"from 1 to {most}")
         check("duplicates", self.duplicates in (None, *DUPLICATES), " or ".join(DUPLICATES))
         check("near_distance", 0 <= self.near_distance <= 8, "from 0 to 8")
         for low, high in (("min_caption", "max_caption"), ("min_clip_score", "max_clip_score")):

@@ -47,7 +47,8 @@ ORDER = (
     *(reasons.ROW_DAMAGED, reasons.EXPANDS, reasons.LEAVES_FOLDER, reasons.NO_FILE),
     *(reasons.WHERE_MISSING, reasons.WHERE_FALSE),
     *(reasons.NO_CAPTION, reasons.CAPTION_TOO_SHORT, reasons.CAPTION_TOO_LONG, reasons.NOT_ENGLISH),
-    *(reasons.EMPTY_FILE, reasons.NOT_A_PICTURE, reasons.TOO_MANY_PIXELS, reasons.PICTURE_DAMAGED),
+    *(reasons.EMPTY_FILE, reasons.NOT_A_PICTURE, reasons.TOO_MUCH, reasons.TOO_MANY_PIXELS),
+    *(reasons.UNREAD_NUMBERS, reasons.PICTURE_DAMAGED, reasons.NO_RANGE),
     *(reasons.PICTURE_TOO_SMALL, reasons.ASPECT_RATIO, reasons.CLIP_SCORE),
     *(reasons.DUPLICATE_KEY, reasons.DUPLICATE, reasons.NEAR_DUPLICATE),
 )

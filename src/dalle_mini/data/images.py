@@ -2,71 +2,89 @@
 
 from __future__ import annotations
 
+import errno
+import functools
 import io
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 
 from dalle_mini.data import reasons
+from dalle_mini.data.image_files import TooMuch, examine
 from dalle_mini.errors import UserError, shown
+from dalle_mini.runtime import files
 from dalle_mini.runtime.limits import exceeded, limits
 
-MAX_PIXELS = 2**26  # 67 megapixels: 200 MB once decoded
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-LYING = (5, 6, 7, 8)  # EXIF's orientations of a picture whose width is shown as its height
+TURNS = {  # EXIF's orientations: how to turn a picture so that it stands upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+LYING = (5, 6, 7, 8)  # of a picture whose width is shown as its height
 LONGEST_STRIP = 16  # sides' ratio; what lies farther out never survives a centre crop
+BAND = 1 << 22  # pixels that are converted at once, where a copy of all would take gigabytes
 
 
 def load_picture(
-    path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS, *, background: str = "white"
+    path: str | os.PathLike[str], max_pixels: int | None = None, *, background: str = "white"
 ) -> Image.Image:
     """Decode a stranger's picture into a PIL image of mode RGB.
 
     The camera's rotation is applied, transparency is laid on `background`, and of an animation the first frame is
     taken. Raises UserError, naming the file, if it cannot be read, is no picture of a common format, is damaged or cut
-    short, or has more than `max_pixels` pixels (judged from its header, before anything is decoded).
+    short, would take too long, or has more than `max_pixels` pixels (default: the limit `pixels`; judged from its
+    header, before anything is decoded).
     """
     try:
-        with _opened(path) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise UserError(
-                    f"{path}: the picture has {width} x {height} pixels, more than {max_pixels}; scale it down"
-                )
-            return _to_rgb(_upright(image), background)
-    except UserError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{path}: the picture has more than {max_pixels} pixels; scale it down") from error
-    except Image.UnidentifiedImageError as error:
-        raise UserError(f"{path}: not a picture that can be read (formats: {', '.join(FORMATS)})") from error
-    except Exception as error:  # on damaged data Pillow's decoders raise nearly every type there is
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UserError(f"{path}: cannot read the picture: {reason}") from error
+        data = files.read_bytes(path, limits().image_bytes)
+        return _decoded(data, None, max_pixels, background=background)[0]
+    except OSError as error:
+        way_out = f" ({exceeded('image_bytes')})" if error.errno == errno.EFBIG else ""
+        raise UserError(f"{path}: cannot read the picture: {files.reason(error)}{way_out}") from error
+    except ValueError as error:  # a name with a zero byte
+        raise UserError(f"{path!r}: cannot read the picture: {error}") from error
+    except BadPicture as bad:
+        raise UserError(f"{path}: {MESSAGES.get(bad.reason, bad.reason)}{bad.detail and ': '}{bad.detail}") from bad
+
+
+MESSAGES = {
+    reasons.EMPTY_FILE: "cannot read the picture: the file is empty",
+    reasons.NOT_A_PICTURE: f"not a picture that can be read (formats: {', '.join(FORMATS)})",
+    reasons.PICTURE_DAMAGED: "cannot read the picture",
+    reasons.TOO_MANY_PIXELS: "the picture is too large; scale it down",
+    reasons.TOO_MUCH: "the picture would take too long to decode",
+    reasons.UNREAD_NUMBERS: "the picture's numbers are of a kind that is not read",
+    reasons.NO_RANGE: "the picture's numbers, floats or of 32 bits, are all the same, so that none is black or white",
+}
 
 
 class BadPicture(Exception):
-    """A picture of a pile that is not used: `reason` is one of `reasons.py`."""
+    """A picture of a pile that is not used: `reason` is one of `reasons.py`, `detail` what more there is to say."""
 
-    def __init__(self, reason: str):
+    def __init__(self, reason: str, detail: str = ""):
         super().__init__(reason)
-        self.reason = reason
+        self.reason, self.detail = reason, detail
 
 
 def decode_picture(
     picture: bytes | np.ndarray,
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: int | None = None,
     problem: Callable[[int, int], str | None] = lambda width, height: None,
 ) -> Image.Image:
     """Decode an example's picture, a file's bytes or uint8 [H, W, 3], into a PIL image of mode RGB, as `load_picture`.
 
     `problem` is asked with the sides in pixels before anything is decoded (the camera's rotation may swap them still)
-    and gives a reason not to go on. Raises BadPicture for that reason, for more than `max_pixels` pixels, and for
-    bytes that are no picture or a damaged one; never anything else.
+    and gives a reason not to go on. Raises BadPicture for that reason, for more than `max_pixels` pixels (default: the
+    limit `pixels`), and for bytes that are no picture, a damaged one, or one that takes too long; never anything else.
     """
     return decode_scaled(picture, None, max_pixels, problem)[0]
 
@@ -74,7 +92,7 @@ def decode_picture(
 def decode_scaled(
     picture: bytes | np.ndarray,
     needed: int | None,
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: int | None = None,
     problem: Callable[[int, int], str | None] = lambda width, height: None,
 ) -> tuple[Image.Image, tuple[int, int]]:
     """As `decode_picture`, and width and height of the picture as it is shown, before anything made it smaller.
@@ -84,41 +102,63 @@ def decode_scaled(
     """
     if isinstance(picture, np.ndarray):
         height, width = picture.shape[:2]
-        if reason := _too_many(width, height, max_pixels) or problem(width, height):
-            raise BadPicture(reason)
+        _check_sides(width, height, max_pixels, problem)
         return _as_image(picture), (width, height)
-    if not picture:
+    return _decoded(picture, needed, max_pixels, problem)
+
+
+def _decoded(
+    data: bytes,
+    needed: int | None,
+    max_pixels: int | None,
+    problem: Callable[[int, int], str | None] = lambda width, height: None,
+    background: str = "white",
+) -> tuple[Image.Image, tuple[int, int]]:
+    """The one place where Pillow opens a file."""
+    if not data:
         raise BadPicture(reasons.EMPTY_FILE)
     try:
-        with warnings.catch_warnings():  # of odd metadata Pillow warns, once a picture
+        file = examine(data)
+        if file is None:
+            raise BadPicture(reasons.NOT_A_PICTURE)
+        check = functools.partial(_check_sides, max_pixels=max_pixels, problem=problem)
+        if file.sides is not None:
+            check(*file.sides)
+        if (most := max_pixels or limits().pixels) > (Image.MAX_IMAGE_PIXELS or most):  # Pillow's own limit
+            Image.MAX_IMAGE_PIXELS = most
+        with warnings.catch_warnings():  # of many pixels, and of odd metadata
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(picture), formats=FORMATS) as image:
+            with Image.open(io.BytesIO(file.data), formats=(file.format,)) as image:
                 width, height = image.size
-                if reason := _too_many(width, height, max_pixels) or problem(width, height):
-                    raise BadPicture(reason)
+                check(width, height)
                 if needed is not None:
                     image.draft(None, (needed, needed))
-                upright = _upright(image)
-                sides = (height, width) if _orientation(image) in LYING else (width, height)
-                return _to_rgb(upright), sides
+                image.load()
+                upright = _eight_bits(image)
+                if file.orientation in TURNS:
+                    upright = upright.transpose(TURNS[file.orientation])
+                return _to_rgb(upright, background), (height, width) if file.orientation in LYING else (width, height)
     except BadPicture:
         raise
+    except TooMuch as error:
+        raise BadPicture(reasons.TOO_MUCH, str(error)) from None
     except Image.DecompressionBombError:
         raise BadPicture(reasons.TOO_MANY_PIXELS) from None
     except Image.UnidentifiedImageError:
-        raise BadPicture(reasons.NOT_A_PICTURE) from None
+        raise BadPicture(reasons.UNREAD_NUMBERS if file.numbers else reasons.NOT_A_PICTURE, file.numbers) from None
     except Exception as error:  # on damaged data Pillow's decoders raise nearly every type there is
-        raise BadPicture(reasons.PICTURE_DAMAGED) from error
+        raise BadPicture(reasons.PICTURE_DAMAGED, files.reason(error)) from error
 
 
-def _too_many(width: int, height: int, max_pixels: int) -> str | None:
-    return reasons.TOO_MANY_PIXELS if width * height > max_pixels else None
-
-
-def _opened(path: str | os.PathLike[str]) -> Image.Image:
-    with warnings.catch_warnings():  # of many pixels Pillow only warns; the caller has a limit of its own
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(path, formats=FORMATS)
+def _check_sides(width: int, height: int, max_pixels: int | None, problem: Callable[[int, int], str | None]) -> None:
+    most, longest = max_pixels or limits().pixels, limits().image_side
+    if width * height > most:
+        way_out = f" ({exceeded('pixels')})" if max_pixels is None else ""
+        raise BadPicture(reasons.TOO_MANY_PIXELS, f"{width} x {height} pixels, more than {most}{way_out}")
+    if max(width, height) > longest:
+        raise BadPicture(reasons.TOO_MANY_PIXELS, f"{width} x {height} pixels ({exceeded('image_side')})")
+    if reason := problem(width, height):
+        raise BadPicture(reason)
 
 
 def resize_and_crop(image: Image.Image | np.ndarray, size: int) -> np.ndarray:
@@ -233,30 +273,96 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
 
 def _as_image(image: Image.Image | np.ndarray) -> Image.Image:
     if isinstance(image, Image.Image):
-        return _to_rgb(image)
+        try:
+            return _to_rgb(image)
+        except BadPicture as bad:
+            raise UserError(MESSAGES[bad.reason]) from None
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ValueError(f"a picture must be uint8 [height, width, 3], got {image.dtype} {list(image.shape)}")
     return Image.fromarray(image)
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """The picture as the camera was held: decoded, and turned where its EXIF says so. Others are not copied."""
-    image.load()
-    return image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
+def _bands(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes of whole rows that make up the picture."""
+    rows = max(1, BAND // image.width)
+    for top in range(0, image.height, rows):
+        yield 0, top, image.width, min(top + rows, image.height)
 
 
-def _orientation(image: Image.Image) -> int:
-    return image.getexif().get(ExifTags.Base.Orientation, 1)
+def _converted(image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """`convert` of one band after the other, so that what lies between is never as large as the picture."""
+    if image.width * image.height <= BAND:
+        return convert(image)
+    result = Image.new(mode, image.size)
+    for box in _bands(image):
+        result.paste(convert(image.crop(box)), box)
+    return result
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Of a picture whose numbers are larger than bytes one whose numbers are; Pillow would cut them off at 255."""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    tags = getattr(image, "tag_v2", {})
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format != "TIFF"):
+        bits = int(tags.get(258, (16,))[0])  # 12 are numbers up to 4095
+        clear = image.info.get("transparency")
+
+        def convert(band: Image.Image) -> Image.Image:
+            numbers = np.asarray(band)
+            gray = Image.fromarray((np.clip(numbers, 0, (1 << bits) - 1) >> (bits - 8)).astype(np.uint8))
+            if isinstance(clear, int):
+                gray.putalpha(Image.fromarray(np.where(numbers == clear, 0, 255).astype(np.uint8)))
+            return gray
+
+        gray = _converted(image, "LA" if isinstance(clear, int) else "L", convert)
+    else:
+        gray = _by_range(image)
+    return ImageOps.invert(gray) if tags.get(262) == 0 else gray  # TIFF's numbers of which 0 is white
+
+
+def _by_range(image: Image.Image) -> Image.Image:
+    """Of floats, and of whole numbers of 32 bits, the least is black and the greatest white: nothing else is known."""
+    least, most = np.inf, -np.inf
+    for box in _bands(image):
+        numbers = np.asarray(image.crop(box))
+        numbers = numbers[np.isfinite(numbers)]
+        if numbers.size:
+            least, most = min(least, float(numbers.min())), max(most, float(numbers.max()))
+    if not least < most:
+        raise BadPicture(reasons.NO_RANGE)
+
+    def convert(band: Image.Image) -> Image.Image:
+        numbers = np.nan_to_num(np.asarray(band, np.float64), nan=least, posinf=most, neginf=least)
+        return Image.fromarray(np.rint((numbers - least) * (255 / (most - least))).astype(np.uint8))
+
+    return _converted(image, "L", convert)
 
 
 def _to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits, under either name: Pillow's own conversion saturates instead of scaling
-        image = Image.fromarray((np.clip(np.asarray(image), 0, 2**16 - 1) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
-    return image if image.mode == "RGB" else image.convert("RGB")  # Pillow would make a copy of it
+    image = _eight_bits(image)
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image  # Pillow would make a copy of it
+    if image.mode == "LAB":
+        return _lab_to_rgb(image)
+
+    def convert(band: Image.Image) -> Image.Image:
+        if band.has_transparency_data:
+            if band.mode == "La":
+                band = band.convert("LA")
+            band = band.convert("RGBA")
+            band = Image.alpha_composite(Image.new("RGBA", band.size, background), band)
+        return band.convert("RGB")
+
+    return _converted(image, "RGB", convert)
+
+
+def _lab_to_rgb(image: Image.Image) -> Image.Image:
+    from PIL import ImageCms
+
+    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
 
 
 def _resize_shortest(image: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:

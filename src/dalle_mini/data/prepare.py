@@ -90,7 +90,7 @@ class Preparation:
         try:
             image, (width, height) = decode_scaled(example.picture, self._needed(), self.filters.max_pixels, problem)
         except BadPicture as bad:
-            detail = str(bad.__cause__ or " x ".join(map(str, sides)))
+            detail = bad.detail or " x ".join(map(str, sides))
             return Gone(position, example.key, bad.reason, detail[:LONGEST_DETAIL])
         exact = look = None
         if self.filters.duplicates:

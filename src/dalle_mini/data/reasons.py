@@ -31,6 +31,9 @@ CLIP_SCORE = "CLIP score out of range"
 NOT_A_PICTURE = "not a picture"
 PICTURE_DAMAGED = "picture damaged"
 TOO_MANY_PIXELS = "too many pixels"
+TOO_MUCH = "too much to decode"
+UNREAD_NUMBERS = "kind of pixels not read"
+NO_RANGE = "no range of values"
 PICTURE_TOO_SMALL = "picture too small"
 ASPECT_RATIO = "aspect ratio"
 
@@ -59,7 +62,10 @@ REASONS: dict[str, str] = {
     CLIP_SCORE: "below --min-clip-score or above --max-clip-score",
     NOT_A_PICTURE: "no format that is read, whatever the file is called",
     PICTURE_DAMAGED: "cut short, or otherwise not to be decoded",
-    TOO_MANY_PIXELS: "more pixels than --max-pixels, by its header: it is not decoded",
+    TOO_MANY_PIXELS: "more pixels than --max-pixels, or a side of a million, by its header: it is not decoded",
+    TOO_MUCH: "more scans, chunks or tiles than an honest picture has: it is not decoded",
+    UNREAD_NUMBERS: "numbers that Pillow does not read, such as floats of 64 bits in TIFF or 12 bits in JPEG",
+    NO_RANGE: "floats or whole numbers of 32 bits that are all the same: nothing says what is black or white",
     PICTURE_TOO_SMALL: "its shorter side has fewer pixels than --min-side",
     ASPECT_RATIO: "its longer side is more than --max-aspect times its shorter",
     DUPLICATE: "an earlier picture has the same pixels",

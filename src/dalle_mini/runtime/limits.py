@@ -57,6 +57,12 @@ class Limits:
     parquet_chunk: int = _limit(64 << 20, "bytes of a column of a row group that become 200 times as many, or more")
     parquet_bytes: int = _limit(1 << 30, "bytes of pictures and captions of a Parquet file, beyond 1000 times its own")
     prompts_bytes: int = _limit(256 << 20, "bytes of a file of prompts, and of its prompts once they are unpacked")
+    pixels: int = _limit(1 << 26, "pixels of a picture, width times height, where --max-pixels does not say")
+    image_side: int = _limit(1 << 20, "pixels of a picture's longer side")
+    image_bytes: int = _limit(512 << 20, "bytes of a picture's file that is named by itself, as by --picture")
+    image_parts: int = _limit(100_000, "segments, chunks, blocks, strips or tiles of a picture's file")
+    jpeg_scans: int = _limit(100, "scans of a JPEG file: a progressive one has about ten")
+    rle_pixels: int = _limit(1 << 23, "pixels, and bytes, of a run-length encoded BMP file, which take Python a second")
 
 
 @functools.cache
