@@ -1,5 +1,8 @@
 """Encoded folders in a bucket: copied once, whole or not at all."""
 
+import os
+import shutil
+
 import fsspec
 import pytest
 from token_folders import VQGAN, write_notebook, write_tokens
@@ -65,6 +68,30 @@ def test_what_was_cut_short_is_gone_on_with(bucket, tmp_path, monkeypatch):
     monkeypatch.setattr(RemoteFolder, "fetch", lambda self, name, path: (fetched.append(name), fetch(self, name, path)))
     assert len(names(fetch_tokens(ADDRESS, tmp_path / "cache"))) == 4
     assert fetched == ["train-00000.parquet", "train-00001.parquet", "train-00002.parquet"]
+
+
+def test_a_full_disk_is_one_line_and_with_room_it_goes_on(bucket, tmp_path, full_disk):
+    bucket(write_tokens(tmp_path / "local", 250))
+    with full_disk(100), pytest.raises(UserError, match=r"cannot be copied to .+ \(File too large\)$"):
+        fetch_tokens(ADDRESS, tmp_path / "cache")
+    assert not names(tmp_path / "cache") or all(name.endswith(".lock") for name in names(tmp_path / "cache"))
+    assert len(names(fetch_tokens(ADDRESS, tmp_path / "cache"))) == 4
+
+
+def test_links_in_the_cache_are_not_followed(bucket, tmp_path):
+    bucket(write_tokens(tmp_path / "local", 10))
+    place = fetch_tokens(ADDRESS, tmp_path / "cache")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "precious").write_text("x")
+    shutil.rmtree(place)
+    lock, partial = (place.with_name(f"{place.name}.{end}") for end in ("lock", "partial"))
+    partial.symlink_to(tmp_path / "theirs")
+    assert fetch_tokens(ADDRESS, tmp_path / "cache") == place and os.listdir(tmp_path / "theirs") == ["precious"]
+    lock.unlink()
+    lock.symlink_to(tmp_path / "theirs" / "precious")
+    with pytest.raises(UserError, match="cannot be copied there"):
+        fetch_tokens(ADDRESS, tmp_path / "cache")
+    assert (tmp_path / "theirs" / "precious").read_text() == "x"
 
 
 def test_a_damaged_shard_is_not_taken(bucket, tmp_path):

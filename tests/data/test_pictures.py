@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import os
 
 import numpy as np
 import pytest
@@ -91,6 +92,15 @@ def test_an_interrupted_packing_goes_on(pile, tmp_path, monkeypatch):
     assert (broken / "000000.u8").stat().st_mtime_ns == kept
     found = {file.name: file.read_bytes() for file in broken.iterdir() if not file.name.endswith(".partial")}
     assert found == wanted
+
+
+def test_a_full_disk_leaves_nothing_half_written(pile, tmp_path, full_disk):
+    source, folder = open_source(str(pile)), tmp_path / "packed"
+    with full_disk(1000), pytest.raises(UserError, match=r"cannot write there \(File too large\)"):
+        pack(source, folder, PACKING, processes=0)
+    assert os.listdir(folder) == ["packing.json"]
+    pack(source, folder, PACKING, processes=0)
+    assert (folder / "000000.jsonl").exists()
 
 
 def test_processes_make_no_difference(pile, tmp_path, monkeypatch):

@@ -167,5 +167,4 @@ class RemoteFolder:
         try:
             yield
         except Exception as error:  # each storage has exceptions of its own
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{self.address}/{name} cannot be {what} ({reason})") from error
+            raise UserError(f"{self.address}/{name} cannot be {what} ({files.reason(error)})") from error
