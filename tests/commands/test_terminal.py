@@ -18,6 +18,12 @@ def test_too_little_memory_of_a_device_is_one_line_with_the_way_out():
     )
 
 
+def imported(cause: Exception) -> ImportError:
+    error = ImportError("an extension cannot be initialised")
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
@@ -30,6 +36,8 @@ def test_too_little_memory_of_a_device_is_one_line_with_the_way_out():
         ),
         (RuntimeError("can't start new thread"), "can't start new thread"),
         (RuntimeError("std::bad_alloc"), "std::bad_alloc"),
+        (ImportError("x.so: failed to map segment from shared object"), "failed to map segment"),
+        (imported(MemoryError("no place")), "no place"),
     ],
 )
 def test_too_little_memory_of_the_machine_is_one_line_with_advice(capsys, error, reason):

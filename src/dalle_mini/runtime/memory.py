@@ -8,11 +8,17 @@ import re
 ADVICE = "use a smaller model or a smaller batch, close other programs, or take a machine with more"
 
 # XLA on a device or the host, C++ libraries, the system, and Python when a thread's stack finds no place.
-_SAID = re.compile(r"RESOURCE_EXHAUSTED|std::bad_alloc|cannot allocate memory|can't start new thread", re.IGNORECASE)
+_SAID = re.compile(
+    "RESOURCE_EXHAUSTED|std::bad_alloc|cannot allocate memory|can't start new thread|failed to map segment from shared",
+    re.IGNORECASE,
+)
 
 
 def shortage(error: BaseException) -> str | None:
     """Why, in a few words, where an exception means that memory ran out; None where it means something else."""
+    before = error.__cause__ or error.__context__
+    if isinstance(error, ImportError) and before is not None and (reason := shortage(before)):
+        return reason  # a library tells that it cannot be loaded
     is_ours = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
     text = str(error)[:10_000]
     found = _SAID.search(text)
