@@ -133,6 +133,8 @@ def test_configs_that_make_no_model_are_refused(values, message):
         (DalleBartConfig, {"encoder_attention_heads": 0}, "encoder_attention_heads must be more than 0"),
         (DalleBartConfig, {"sinkhorn_iters": 0}, "sinkhorn_iters must be more than 0"),
         (DalleBartConfig, {"tau_init": float("nan")}, "tau_init must be more than 0, not nan"),
+        (DalleBartConfig, {"guidance": float("nan")}, "guidance must be at most 1e[+]06, not nan"),
+        (DalleBartConfig, {"init_std": float("inf")}, "init_std must be at most 1e[+]06, not inf"),
         (DalleBartConfig, {"caption_length": 0}, "caption_length must be more than 0"),
         (DalleBartConfig, {"top_k": -3}, "top_k -3 is less than 0"),
         (DalleBartConfig, {"decoder_start_token_id": 99, "image_vocab_size": 64}, "99 is beyond image_vocab_size 64"),

@@ -49,21 +49,21 @@ class Config:
     limited: ClassVar[dict[str, str]] = {}
 
     def __post_init__(self):
+        for name in self.positive:
+            value = getattr(self, name)
+            numbers = value if isinstance(value, tuple) else () if value is None else (value,)
+            if value == () or not all(0 < number < math.inf for number in numbers):
+                raise UserError(f"config: {name} must be more than 0, not {shown(value)}")
         for name in (field.name for field in dataclasses.fields(self)):
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) > MOST_ITEMS:
                 raise UserError(f"config: {name} has {len(value)} items, more than {MOST_ITEMS}")
             for number in value if isinstance(value, tuple) else (value,):
                 self._check_size(name, number)
-        for name in self.positive:
-            value = getattr(self, name)
-            numbers = value if isinstance(value, tuple) else () if value is None else (value,)
-            if value == () or not all(0 < number < math.inf for number in numbers):
-                raise UserError(f"config: {name} must be more than 0, not {shown(value)}")
 
     def _check_size(self, name: str, number: Any) -> None:
         """Raises UserError for a number that is larger than any honest model has; what is no number may be anything."""
-        if isinstance(number, float) and abs(number) > LARGEST:
+        if isinstance(number, float) and not abs(number) <= LARGEST:
             raise UserError(f"config: {name} must be at most {LARGEST:g}, not {number:g}")
         limit = self.limited.get(name, "model_rows")
         most = getattr(limits(), limit)
