@@ -17,15 +17,17 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired, TypedDict
 
 import jax
+from msgspec import Meta
 
 from dalle_mini.errors import UserError
 from dalle_mini.locks import Busy, lock
 from dalle_mini.output import REPORT, write_folder
 from dalle_mini.prompts import Entry, import_parquet
 from dalle_mini.runtime.files import remove_leftovers, write_whole
+from dalle_mini.runtime.parsing import check, read_json, read_object, read_record
 from dalle_mini.settings import GenerationSettings, check_whole
 
 if TYPE_CHECKING:
@@ -51,6 +53,33 @@ COLUMNS = {
     "error": "string",
 }
 SLICE = 256  # prompts that are encoded at a time
+
+
+Number = Annotated[float, Meta(ge=-1e30, le=1e30)]
+
+
+class Picture(TypedDict):
+    file: Annotated[str, Meta(pattern=r"^[^/\\\0]{1,255}$")]
+    candidate: Annotated[int, Meta(ge=0, le=2**31 - 1)]
+    score: Number | None
+
+
+class Settings(TypedDict, total=False):
+    guidance: Number | None
+    last_guidance: Number | None
+    negative_prompt: str | None
+    temperature: Number | None
+    top_k: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None
+    top_p: Number | None
+
+
+class Report(TypedDict):
+    """What a batch looks at in the `results.json` of a prompt's folder."""
+
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+    settings: Settings
+    pictures: list[Picture]
+    asked: NotRequired[dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,17 +177,17 @@ class Batch:
         file = self.output / RUN
         if (self.output / PICTURES).is_symlink():  # what is in the place of a prompt's folder would be replaced there
             raise UserError(f"{self.output / PICTURES} is a link: remove it, or name another --output")
-        try:
-            earlier = json.loads(file.read_text("utf-8"))
-        except FileNotFoundError:
-            if (self.output / PICTURES).exists():
-                raise UserError(f"{self.output} holds pictures of no batch: name another --output") from None
-            earlier = None
-        except (OSError, ValueError) as error:
-            raise UserError(f"{file}: cannot be read ({error}): name another --output") from None
+        earlier = {}
+        if os.path.lexists(file):
+            try:
+                earlier = read_object(file)
+            except UserError as error:
+                raise UserError(f"{error}: name another --output") from None
+        elif (self.output / PICTURES).exists():
+            raise UserError(f"{self.output} holds pictures of no batch: name another --output")
         # Folders of earlier versions do not tell seed and sampling; their prompts' folders do.
-        names = [name for name in run if not isinstance(earlier, dict) or earlier.get(name, run[name]) != run[name]]
-        if earlier is not None and names:
+        names = [name for name in run if earlier.get(name, run[name]) != run[name]]
+        if names:
             raise UserError(f"{self.output} holds a batch with another {' and '.join(names)}: name another --output")
         if jax.process_index() == 0:
             write_whole(file, (json.dumps(run, indent=2) + "\n").encode())
@@ -249,9 +278,9 @@ class Batch:
             for number in range(jax.process_count()):
                 file = self.output / f".failed-{number}.partial"
                 try:
-                    self.failures |= json.loads(file.read_text("utf-8"))
+                    self.failures |= read_record(file, dict[str, str])
                     file.unlink()
-                except (OSError, ValueError) as error:
+                except (OSError, UserError) as error:
                     raise UserError(
                         f"{file}: cannot be read ({error}): the processes of a batch need a folder that all of them see"
                     ) from None
@@ -269,7 +298,7 @@ class Batch:
             report = read_report(self.output / PICTURES / entry.id)
             if report is None:
                 raise UserError(f"{self.output / PICTURES / entry.id} is gone: run the same command again")
-            settings = {"seed": report["seed"], **{name: report["settings"][name] for name in SAMPLING}}
+            settings = {"seed": report["seed"], **{name: report["settings"].get(name) for name in SAMPLING}}
             for rank, picture in enumerate(report["pictures"], 1):
                 rows.append(
                     common
@@ -301,7 +330,6 @@ def _wait_for_all(what: str) -> None:
 def read_report(folder: str | os.PathLike) -> dict | None:
     """The `results.json` of a prompt's folder, or None where there is none that can be read."""
     try:
-        report = json.loads((Path(folder) / REPORT).read_text("utf-8"))
-    except (OSError, ValueError):
+        return check(read_json(Path(folder) / REPORT), Report)
+    except ValueError:
         return None
-    return report if isinstance(report, dict) else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from PIL import Image
 from dalle_mini.data.images import load_picture
 from dalle_mini.errors import UserError
 from dalle_mini.generation.canvas import Canvas
+from dalle_mini.runtime.parsing import read_json
 from dalle_mini.settings import DTYPES, PER_PROMPT, GenerationSettings, check_number, check_prompts
 from dalle_mini.weights.bundle import PARTS
 
@@ -77,10 +77,7 @@ class Entry:
 
 def read_entry(path: Path, index: int) -> Entry:
     """Picture `index` of a `results.json`, from 1, as the files are named. Raises UserError on what does not fit."""
-    try:
-        report = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
+    report = read_json(path)
     try:
         return _entry(report, path.parent, index)
     except UserError as error:

@@ -1,4 +1,5 @@
 import base64
+import dataclasses
 import io
 import math
 import re
@@ -13,12 +14,13 @@ from token_folders import write_tokens
 from dalle_mini.cli import main
 from dalle_mini.data import survey as survey_module
 from dalle_mini.data.images import to_uint8
-from dalle_mini.data.report import _data_uri, write_report
+from dalle_mini.data.report import _data_uri, name_of, write_report
 from dalle_mini.data.report_page import page, perplexity
 from dalle_mini.data.shards import DROPPED, DROPPED_SCHEMA, Shard, write_table
 from dalle_mini.data.survey import survey
 from dalle_mini.errors import UserError
 from dalle_mini.runtime.files import write_whole
+from dalle_mini.runtime.html_page import POLICY
 
 HOSTILE = '<script src="http://evil.example/x.js">alert(1)</script><img src=x onerror=alert(1)>"\'&amp;</q></figure>'
 
@@ -97,8 +99,28 @@ def test_a_page_that_asks_for_nothing_and_runs_nothing(written):
         assert not name.startswith("on"), (tag, name)
         assert name not in ("src", "href") or value.startswith("data:image/jpeg;base64,")
         assert "url(" not in (value or "")
-    assert ("meta", "content", "default-src 'none'; img-src data:; style-src 'unsafe-inline'") in parsed.attributes
+    assert ("meta", "content", POLICY) in parsed.attributes and "default-src 'none'; img-src data:;" in POLICY
     assert parsed.text.count(HOSTILE) >= 3  # a caption, a dropped key, the source: all as text
+
+
+def test_no_text_of_a_manifest_becomes_markup(folder):
+    found, shown = survey(folder, rows=2, worst=1), {}
+    for row in found.random + [row for rows in found.worst.values() for row in rows]:
+        shown[name_of(row)] = "data:image/jpeg;base64,"
+    plain = Parsed(page("name", found, shown))
+    found.manifest = dataclasses.replace(
+        found.manifest,
+        dropped={HOSTILE if name == "caption too short" else name: n for name, n in found.manifest.dropped.items()},
+        vqgan=dataclasses.replace(found.manifest.vqgan, identity=HOSTILE, source=HOSTILE),
+        clip={"identity": HOSTILE, HOSTILE: HOSTILE},
+        source={HOSTILE: [HOSTILE]},
+        options={"where": HOSTILE},
+        splits={HOSTILE if name == "validation" else name: split for name, split in found.manifest.splits.items()},
+    )
+    found.dropped = {HOSTILE: [(HOSTILE, HOSTILE)], "caption not English": [("b", "")]}
+    hostile = Parsed(page(HOSTILE, found, shown))
+    assert set(hostile.tags) == set(plain.tags)
+    assert {name for _, name, _ in hostile.attributes} == {name for _, name, _ in plain.attributes}
 
 
 def test_counts_and_drops(written):
@@ -206,7 +228,7 @@ def test_command(folder, tmp_path, capsys):
         assert main(["data", "report", str(folder), "--output", str(tmp_path)]) == 2
     wanted = f"error: {tmp_path} is a folder: name a file, such as {tmp_path}/report.html\n"
     assert capsys.readouterr().err == wanted
-    with pytest.raises(UserError, match=r"/page.html/x.html cannot be written: (File exists|Not a directory)$"):
+    with pytest.raises(UserError, match=r"/page.html/x.html cannot be written \((File exists|Not a directory)\)$"):
         write_whole(output / "x.html", b"")
     assert main(["data", "report", str(tmp_path / "nothing")]) == 2
     assert "no such folder" in capsys.readouterr().err

@@ -2,15 +2,17 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
 
+from dalle_mini.runtime.html_page import POLICY
 from dalle_mini.settings import GenerationSettings
 from dalle_mini.training.chart import BUCKETS, Series, chart, down_sampled, linear_ticks, number
-from dalle_mini.training.page import spread, write_comparison
+from dalle_mini.training.page import spread, write_comparison, write_report
 from dalle_mini.training.samples import Sample
 from dalle_mini.training.tracking import Tracker
 
@@ -229,3 +231,32 @@ def test_before_the_first_record(tmp_path):
     page = (tmp_path / "run" / "report.html").read_text("utf-8")
     Elements(page)
     assert "Step 0 of 10" in page and "<svg" not in page
+
+
+def test_a_report_of_samples_leads_to_its_own_pictures_alone(out, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(out, run)
+    (tmp_path / "secret").write_text("secret")
+    reports = sorted(run.glob("samples/*/results.json"))
+    for report, thumb in zip(reports, ("../../../secret", "/etc/passwd", 7), strict=True):
+        found = json.loads(report.read_text())
+        for row in found["prompts"]:
+            row["thumb"] = thumb
+        report.write_text(json.dumps(found))
+    write_report(run, {}, 400, "seq2seq")
+    assert "<img" not in (run / "report.html").read_text()
+    shutil.copyfile(sorted(out.glob("samples/*/results.json"))[0], reports[0])
+    for thumb in reports[0].parent.glob("thumbs/*"):
+        thumb.unlink()
+        thumb.symlink_to(tmp_path / "secret")
+    write_report(run, {}, 400, "seq2seq")
+    assert "<img" not in (run / "report.html").read_text()
+
+
+def test_the_page_has_a_policy_and_no_name_of_a_metric_is_markup(out, tmp_path):
+    evil = '"><script>alert(1)</script><img src=x onerror=alert(1)>'
+    (tmp_path / "log.jsonl").write_text(json.dumps({"step": 1, "time": 1e17, evil: 1.0, f"eval_{evil}": 1e17}) + "\n")
+    write_report(tmp_path, {evil: evil}, 10, evil)
+    found = Elements((tmp_path / "report.html").read_text()).found
+    assert not {"script", "img", "link", "iframe"} & {tag for tag, _ in found}
+    assert ("meta", {"http-equiv": "Content-Security-Policy", "content": POLICY}) in found

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import sys
+import time
 from types import SimpleNamespace
 
 import jax
@@ -274,3 +275,21 @@ def test_durations(seconds, text):
 def test_say(tmp_path, capsys):
     Tracker(tmp_path, {}, 10, label="toy").say("done")
     assert capsys.readouterr().err == "toy: done\n"
+
+
+def test_what_is_no_record_is_passed_over_and_what_is_no_number_left_out(tmp_path):
+    lines = ['{"step": 1, "loss": 0.5, "note": "<u>", "deep": [[1]], "huge": 1e300, "is": true}', "[" * 100_000]
+    lines += ['{"step": "2"}', '{"step": -1}', '{"step": 1e3}', "7", "", '{"step": 3, "loss": null}', '{"step": 4, "lo']
+    (tmp_path / "log.jsonl").write_text("\n".join(lines))
+    assert read_log(tmp_path / "log.jsonl") == [{"step": 1, "loss": 0.5}, {"step": 3, "loss": None}]
+    Tracker(tmp_path, {}, 10, 2).close()  # whose page is written too
+    assert (tmp_path / "log.jsonl").read_text() == lines[0] + "\n"
+    assert "<u>" not in (tmp_path / "report.html").read_text()
+
+
+def test_a_long_log_is_read_quickly(tmp_path):
+    line = b'{"step": 1000, "time": 1700000000.1, "loss": 4.25, "learning_rate": 0.005, "grad_norm": 0.5}\n'
+    (tmp_path / "log.jsonl").write_bytes(line * 200_000)
+    before = time.process_time()
+    assert len(read_log(tmp_path / "log.jsonl")) == 200_000
+    assert time.process_time() - before < 10  # one is ample

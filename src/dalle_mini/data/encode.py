@@ -36,6 +36,7 @@ from dalle_mini.data.sources.fingerprint import CONTENT, STAMPS
 from dalle_mini.errors import UserError, shown
 from dalle_mini.models.fingerprint import clip_identity, identity
 from dalle_mini.runtime.files import as_utf8
+from dalle_mini.runtime.parsing import ParseError, convert, parse_json
 
 if TYPE_CHECKING:
     from dalle_mini.generation.ranking import ClipRanker
@@ -231,7 +232,7 @@ class Run:
             return None
         try:
             manifest = Manifest.from_json(text)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except ParseError as error:
             raise UserError(
                 f"{folder}/{MANIFEST}: damaged, or of another version ({error}): name another folder"
             ) from None
@@ -256,9 +257,9 @@ class Run:
             folder.write(RUN, as_utf8(claim))
             text = folder.read(RUN)  # two of an array may have begun at once, with different options
         try:
-            found = json.loads(text)
-            names = found.pop("parts")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            found = convert(parse_json(text), dict[str, Any])
+            names = found.pop("parts", None)
+        except ParseError as error:
             raise UserError(f"{folder}/{RUN} is damaged ({error}): delete {folder}/{WORK}") from None
         changed, way_out = f"{folder}: the source changed since the run began", f"delete {folder}/{WORK} to begin anew"
         self._compare(folder, found, changed, way_out)

@@ -27,6 +27,7 @@ from dalle_mini.data.prepare import Block, Gone, Preparation, Row
 from dalle_mini.data.reasons import CLIP_SCORE
 from dalle_mini.data.shards import schema
 from dalle_mini.errors import UserError
+from dalle_mini.runtime.parsing import convert, parse_json
 
 PARTS = f"{WORK}/parts"
 STATE = b"dalle_mini"  # the key of a staged file's own metadata
@@ -152,6 +153,15 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
+@dataclass(frozen=True)
+class StagedState:
+    """What a staged file tells beside its rows: the run, pictures seen, and crops that CLIP's score dropped alone."""
+
+    run: str
+    seen: int
+    crops_dropped: int
+
+
 class StagedPart:
     """What is known of a part so far."""
 
@@ -235,7 +245,7 @@ def _text(text: str) -> str:
 
 def read_staged(
     folder: LocalFolder | RemoteFolder, number: int, run: str, columns: Sequence[str] | None = None
-) -> tuple[pa.Table, dict]:
+) -> tuple[pa.Table, StagedState]:
     """A staged part's rows and its counts, or a UserError where it is gone or not this run's."""
     name = staged_name(number)
     data = folder.read(name)
@@ -243,9 +253,9 @@ def read_staged(
         raise UserError(f"{folder}/{name} is gone: run the same command again")
     try:
         table = pq.read_table(pa.BufferReader(data), columns=columns and list(columns))
-        state = json.loads(table.schema.metadata[STATE])
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        state = convert(parse_json((table.schema.metadata or {})[STATE]), StagedState)
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder}/{name} is damaged ({error}): delete it and run the same command again") from None
-    if state["run"] != run:
+    if state.run != run:
         raise UserError(f"{folder}/{name} is of another run: delete {folder}/{WORK} and run the same command again")
     return table, state

@@ -25,6 +25,7 @@ from dalle_mini.data.shards import MANIFEST, SPLITS, Manifest
 from dalle_mini.errors import UserError
 from dalle_mini.locks import Busy
 from dalle_mini.runtime.files import beside, locked, remove_leftovers, write_whole
+from dalle_mini.runtime.parsing import ParseError
 
 logger = logging.getLogger("dalle_mini")
 
@@ -71,7 +72,7 @@ def _of_manifest(remote: RemoteFolder, described: bytes) -> dict[str, str | int]
     """The SHA-256 of each shard that `encode` wrote."""
     try:
         splits = Manifest.from_json(described).splits.values()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except ParseError as error:
         raise UserError(f"{remote}/{MANIFEST}: damaged, or of another version ({error}): encode again") from None
     return {shard.file: shard.sha256 for split in splits for shard in split.shards}
 

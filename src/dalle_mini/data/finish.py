@@ -104,7 +104,7 @@ def finish(
     number = 0
     for part in range(plan.parts):
         table, state = read_staged(folder, part, plan.run)
-        counts.update(seen=state["seen"], crops_dropped=state["crops_dropped"])
+        counts.update(seen=state.seen, crops_dropped=state.crops_dropped)
         table, number = _without_repeats(table, number, repeats, wanted, keys)
         gone = table.filter(pc.is_valid(table["reason"]))
         dropped.add(gone)

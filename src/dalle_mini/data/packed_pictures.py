@@ -21,8 +21,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
+import msgspec
 import numpy as np
 
 from dalle_mini.data.decoding import Readers, Restart, read_here
@@ -31,6 +32,7 @@ from dalle_mini.data.filters import Filters
 from dalle_mini.data.prepare import Block, Gone, Preparation
 from dalle_mini.errors import UserError
 from dalle_mini.runtime import files
+from dalle_mini.runtime.parsing import check, convert, parse_json, read_object
 
 PACKING = "packing.json"
 BATCH = 64  # pictures that a process hands over at a time
@@ -87,9 +89,12 @@ def pack(source: Source, folder: Path, packing: Packing, processes: int | None =
         raise UserError(f"{folder}: cannot write there ({error.strerror or error})") from error
     dropped, kept = Counter(), 0
     for number in range(len(parts)):
-        lines = _rows_file(folder, number).read_text("utf-8").splitlines()
-        dropped += Counter(json.loads(lines[0])["dropped"])
-        kept += len(lines) - 1
+        try:
+            head, lines = _lines(folder, number)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder}: its packed pictures are damaged ({error}); delete it, to pack anew") from None
+        dropped += Counter(head.dropped)
+        kept += len(lines)
     reasons = "".join(f"; {count} dropped: {reason}" for reason, count in dropped.most_common())
     if not kept:
         raise UserError(f"{made_from['source'].get('source', folder)}: no picture of it can be used{reasons}")
@@ -101,9 +106,9 @@ def _begin(folder: Path, made_from: dict[str, Any], parts: int) -> None:
     path, wanted = folder / PACKING, {"made_from": made_from, "parts": parts}
     if path.exists():
         try:
-            found = json.loads(path.read_text("utf-8"))
-        except ValueError:
-            raise UserError(f"{path}: damaged; delete the folder, and it is made again") from None
+            found = read_object(path)
+        except UserError as error:
+            raise UserError(f"{error}; delete the folder, and it is made again") from None
         if _unnamed(found) != _unnamed(wanted):
             raise UserError(
                 f"{folder}: holds the pictures of another pile or size than is asked for, or the pile has changed; "
@@ -180,6 +185,25 @@ class _Part:
         self.partial.unlink(missing_ok=True)
 
 
+@dataclass(frozen=True)
+class _Head:
+    """A part's first line."""
+
+    seen: int
+    dropped: dict[str, int]
+
+
+class _MadeFrom(TypedDict):
+    resolution: Annotated[int, msgspec.Meta(ge=1, le=2**14)]
+
+
+class _Record(TypedDict):
+    """`packing.json`."""
+
+    made_from: _MadeFrom
+    parts: Annotated[int, msgspec.Meta(ge=0, le=2**31)]
+
+
 class PackedPictures:
     """The pictures of one or both splits of a folder that `pack` made: a map-style source.
 
@@ -191,19 +215,20 @@ class PackedPictures:
 
     def __init__(self, folder: Path, split: str | None = None, share: float = 0.0):
         self.folder, self.split, self.share = folder, split, share
+        decode = msgspec.json.Decoder(Annotated[list[str], msgspec.Meta(min_length=2)]).decode
         try:
-            record = json.loads((folder / PACKING).read_text("utf-8"))
-            self._made_from, size, parts = record["made_from"], record["made_from"]["resolution"], record["parts"]
+            record = check(read_object(folder / PACKING), _Record)
+            self._made_from, size = record["made_from"], record["made_from"]["resolution"]
             self._pixels, rows = [], []
-            for number in range(parts):
-                lines = _rows_file(folder, number).read_text("utf-8").splitlines()[1:]
+            for number in range(record["parts"]):
+                _, lines = _lines(folder, number)
                 shape = (len(lines), size, size, 3)
                 path = _pixels_file(folder, number)
                 if path.stat().st_size != np.prod(shape):
                     raise ValueError(f"{path.name} has not the size of {len(lines)} pictures")
                 self._pixels.append(np.memmap(path, np.uint8, "r", shape=shape) if lines else None)
-                rows += [(number, row, *json.loads(line)) for row, line in enumerate(lines)]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+                rows += [(number, row, *decode(line)) for row, line in enumerate(lines)]
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{folder}: its packed pictures are damaged ({error}); delete it, to pack anew") from None
         self.size = size
         held = [is_held_out(key, share) == (split == SPLITS[1]) for _, _, key, *_ in rows]
@@ -238,6 +263,12 @@ def is_held_out(key: str, share: float) -> bool:
 
 def _pixels_file(folder: Path, number: int) -> Path:
     return folder / f"{number:06d}.u8"
+
+
+def _lines(folder: Path, number: int) -> tuple[_Head, list[bytes]]:
+    """A part's first line, and those of its rows. Raises OSError or ValueError where it cannot be read."""
+    head, *lines = _rows_file(folder, number).read_bytes().splitlines() or [b""]  # text would end at U+2028, too
+    return convert(parse_json(head), _Head), lines
 
 
 def _rows_file(folder: Path, number: int) -> Path:

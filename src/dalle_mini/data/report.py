@@ -13,6 +13,7 @@ from dalle_mini.data.report_page import page
 from dalle_mini.data.shards import Manifest, TokensOf
 from dalle_mini.data.survey import Row, Survey, survey
 from dalle_mini.errors import UserError
+from dalle_mini.runtime.files import write_whole
 
 QUALITY = 90  # of JPEG, its colours at full size: artefacts should be the VQGAN's
 
@@ -42,7 +43,7 @@ def write_report(
     Raises:
         UserError: the folder is not encoded or damaged, the VQGAN is not found or another, the page cannot be written.
     """
-    from dalle_mini.runtime.files import remove_leftovers, write_whole
+    from dalle_mini.runtime.files import remove_leftovers
 
     folder = Path(folder)
     if not folder.is_dir():
@@ -57,7 +58,7 @@ def write_report(
     found = survey(folder, rows=rows, seed=seed, progress=lambda done, total: progress("reading", done, total))
     pictures = _pictures(found, decoder, lambda done, total: progress("pictures", done, total))
     remove_leftovers(output.parent)
-    write_whole(output, page(folder.resolve().name, found, pictures).encode("utf-8", "replace"))
+    write_whole(output, page(folder.resolve().name, found, pictures))
     return output
 
 
@@ -88,10 +89,13 @@ def _pictures(found: Survey, decoder, progress: Callable[[int, int], None]) -> d
     """JPEG data URIs of all rows that are shown, by (split, key, crop)."""
     shown = {name_of(row): row for rows in (found.random, *found.worst.values()) for row in rows}
     tokens = np.stack([row.tokens for row in shown.values()]).astype(np.int32)
-    if tokens.max() >= decoder.config.n_embed:
+    if not 0 <= tokens.min() <= tokens.max() < decoder.config.n_embed:
         raise UserError(
-            f"tokens up to {tokens.max()} of a codebook of {decoder.config.n_embed}: the shards are damaged"
+            f"tokens from {tokens.min()} to {tokens.max()} of a codebook of {decoder.config.n_embed}: the shards are "
+            "damaged"
         )
+    if tokens.shape[1] != decoder.config.grid**2:
+        raise UserError(f"{tokens.shape[1]} tokens a picture, and the VQGAN's have {decoder.config.grid**2}")
     done = 0
 
     def count(more: int) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from dalle_mini.data.reasons import REASONS
 from dalle_mini.data.report_charts import bars, histogram, rank_curve, short
 from dalle_mini.data.survey import Row, Survey
+from dalle_mini.runtime.html_page import html_page
 
 LONGEST = 600  # characters of a caption that are shown
 LEAST_SIDE = 128  # pixels of the screen: smaller pictures are enlarged twice, or four times, with their pixels kept
@@ -77,8 +78,6 @@ figcaption b { color: var(--ink); font-weight: 600 }
 pre { margin: 12px 0 4px; font: 12.5px/1.5 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere }
 """
 
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-
 # Of the shown rows: what makes each kind worth a look.
 REMARKS = {
     "Lowest CLIP scores": "the captions that CLIP thinks fit their pictures least",
@@ -108,13 +107,7 @@ def page(name: str, found: Survey, pictures: Mapping[tuple[str, str, int], str])
     for title, rows in found.worst.items():
         body.append(f'<h2>{title}</h2><p class="note">{REMARKS[title]}</p>{_rows(rows, pictures, side)}')
     body.append(_settings(found))
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(name)} · encoded pictures</title><style>{CSS}</style></head>"
-        f"<body><main>{''.join(body)}</main></body></html>\n"
-    )
+    return html_page(f"{name} · encoded pictures", CSS, body)
 
 
 def _figures(found: Survey) -> str:
@@ -125,7 +118,7 @@ def _figures(found: Survey) -> str:
         ("pictures seen", f"{manifest.seen:,}", ""),
         ("kept", f"{manifest.kept:,}", f"{manifest.kept / max(manifest.seen, 1):.1%}"),
         ("dropped", f"{dropped:,}", f"{dropped / max(manifest.seen, 1):.1%}"),
-        *((f"{split} rows", f"{shards.rows:,}", "") for split, shards in manifest.splits.items()),
+        *((f"{html.escape(split)} rows", f"{shards.rows:,}", "") for split, shards in manifest.splits.items()),
         ("codes used", f"{(use > 0).sum() / len(use):.1%}", f"of {len(use):,}"),
         ("perplexity", f"{perplexity(use):,.0f}", "codes"),
     ]

@@ -24,19 +24,26 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Annotated, Any, BinaryIO, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from msgspec import Meta
 
 from dalle_mini.errors import UserError
+from dalle_mini.runtime import files
 from dalle_mini.runtime.files import open_regular
+from dalle_mini.runtime.limits import limits
+from dalle_mini.runtime.parsing import ParseError, convert, parse_json
 
 MANIFEST = "manifest.json"
 DROPPED = "dropped.parquet"
 SPLITS = ("train", "validation")
 FORMAT = 1
 ROW_GROUP = 8192  # rows: what a reader takes into memory at a time
+
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+_FILE = re.compile(r"[\w-][\w.-]*\.parquet", re.ASCII)  # in the folder itself
 
 DROPPED_SCHEMA = pa.schema([("key", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
 
@@ -70,18 +77,22 @@ class Shard:
     """
 
     file: str
-    rows: int
+    rows: Count
     sha256: str
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[\w-][\w.-]*\.parquet", str(self.file), re.ASCII):
-            raise ValueError(f"{str(self.file)!r:.60} is no shard's name")
+        if not _FILE.fullmatch(self.file):
+            raise ValueError(f"{self.file!r:.60} is no shard's name")
 
 
 @dataclass(frozen=True)
 class Split:
-    rows: int
+    rows: Count
     shards: tuple[Shard, ...]
+
+    def __post_init__(self) -> None:
+        if self.rows != sum(shard.rows for shard in self.shards):
+            raise ValueError("rows are not those of the shards together")
 
 
 @dataclass(frozen=True)
@@ -97,9 +108,9 @@ class TokensOf:
     """
 
     identity: str
-    codebook_size: int
-    image_length: int
-    resolution: int
+    codebook_size: Annotated[int, Meta(ge=1, le=2**31 - 1)]
+    image_length: Annotated[int, Meta(ge=1, le=2**20)]
+    resolution: Annotated[int, Meta(ge=1, le=2**16)]
     source: str
 
 
@@ -108,8 +119,8 @@ class FilterCount:
     """How many pictures came to a filter and passed, and how many it dropped."""
 
     name: str
-    kept: int
-    dropped: int
+    kept: Count
+    dropped: Count
 
 
 @dataclass(frozen=True)
@@ -133,13 +144,13 @@ class Manifest:
         format: of the folder.
     """
 
-    rows: int
-    kept: int
-    seen: int
-    dropped: dict[str, int]
-    crops_dropped: int
+    rows: Count
+    kept: Count
+    seen: Count
+    dropped: dict[str, Count]
+    crops_dropped: Count
     filters: tuple[FilterCount, ...]
-    codebook_use: tuple[int, ...]
+    codebook_use: tuple[Count, ...]
     vqgan: TokensOf
     clip: dict[str, str] | None
     source: dict[str, Any]
@@ -148,6 +159,14 @@ class Manifest:
     dropped_rows: Shard | None = None
     format: int = field(default=FORMAT)
 
+    def __post_init__(self) -> None:
+        if self.rows != sum(split.rows for split in self.splits.values()):
+            raise ValueError("rows are not those of the splits together")
+        if len(self.codebook_use) != self.vqgan.codebook_size:
+            raise ValueError(f"codebook_use tells of {len(self.codebook_use)} codes of {self.vqgan.codebook_size}")
+        if self.clip is not None and "identity" not in self.clip:
+            raise ValueError("clip has no identity")
+
     def to_json(self) -> str:
         lines = json.dumps(dataclasses.asdict(self) | {"codebook_use": None}, indent=2, ensure_ascii=False)
         codes = json.dumps(list(self.codebook_use), separators=(",", ":"))  # one line, not thousands
@@ -155,36 +174,25 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
-        """Raises ValueError, KeyError or TypeError where the text is no manifest."""
-        found = json.loads(text)
-        if not isinstance(found, dict):
-            raise TypeError("not a JSON object")
-        if found.get("format") != FORMAT:
-            raise ValueError(f"format is {found.get('format')!r:.40}, this version reads {FORMAT}")
-        found["filters"] = tuple(FilterCount(**count) for count in found["filters"])
-        found["codebook_use"] = tuple(found["codebook_use"])
-        found["vqgan"] = TokensOf(**found["vqgan"])
-        found["splits"] = {name: _split(split) for name, split in found["splits"].items()}
-        found["dropped_rows"] = found["dropped_rows"] and Shard(**found["dropped_rows"])
-        return cls(**found)
+        """Raises ParseError where the text is no manifest, naming the field."""
+        found = parse_json(text)
+        if isinstance(found, dict) and found.get("format") != FORMAT:
+            raise ParseError(f"format is {found.get('format')!r:.40}, this version reads {FORMAT}")
+        return convert(found, cls)
 
     @classmethod
     def read(cls, folder: str | Path) -> Self:
         """The manifest of a local folder. Raises UserError where there is none, or a damaged one."""
         path = Path(folder) / MANIFEST
         try:
-            return cls.from_json(path.read_bytes())
+            return cls.from_json(files.read_bytes(path, limits().json_bytes))
         except FileNotFoundError:
             raise UserError(
                 f"{folder}: no {MANIFEST}, so no encoded pictures: run dalle-mini encode SOURCE {folder}, "
                 "or the same command again if it was interrupted"
             ) from None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: damaged, or of another version ({error}): encode again") from None
-
-
-def _split(found: dict) -> Split:
-    return Split(found["rows"], tuple(Shard(**shard) for shard in found["shards"]))
+        except (OSError, ParseError) as error:
+            raise UserError(f"{path}: damaged, or of another version ({files.reason(error)}): encode again") from None
 
 
 def write_table(table: pa.Table, file: BinaryIO) -> None:
@@ -197,6 +205,14 @@ def write_table(table: pa.Table, file: BinaryIO) -> None:
         compression="zstd",
         use_dictionary=[name for name in table.column_names if name not in plain],
     )
+
+
+def check_columns(path: Path, found: pa.Schema, wanted: pa.Schema) -> None:
+    """Raises UserError where a shard lacks a column, or has one of another type."""
+    for column in wanted:
+        kind = found.field(column.name).type if column.name in found.names else "missing"
+        if kind != column.type:
+            raise UserError(f"{path}: damaged: the column {column.name} is {kind}, not {column.type}")
 
 
 def read_table(path: str | Path, columns: list[str] | None = None) -> pa.Table:

@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dalle_mini.data.shards import Manifest, Shard, read_table
-from dalle_mini.errors import UserError
+from dalle_mini.data.shards import DROPPED_SCHEMA, Manifest, Shard, check_columns, read_table, schema
+from dalle_mini.errors import UserError, listed
 from dalle_mini.runtime.files import open_regular
 
 SAMPLE = 250_000  # rows: a report is of a look, not of a night
 EXAMPLES = 5  # of what was dropped, for each reason
-_COLUMNS = ["key", "crop", "caption", "other_captions", "tokens", "width", "height", "clip_score"]
+_MAY_BE_NULL = ("other_captions", "clip_score")
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,13 @@ def survey(
         raise UserError(f"{folder}: no rows: all {manifest.seen:,} pictures were dropped")
     chance = np.random.default_rng(seed)
     found = Survey(manifest, dropped=_dropped(folder, manifest.dropped_rows))
-    groups = _groups(folder, manifest)
+    groups, columns = _groups(folder, manifest), schema(manifest.vqgan.image_length, manifest.vqgan.codebook_size)
     total = sum(count for *_, count in groups)
     measures: dict[str, list[np.ndarray]] = {name: [] for name in _MEASURES}
     shown = _Extremes(worst, rows)
     for number in chance.permutation(len(groups)):
         split, shard, group, _ = groups[number]
-        table = _read_group(folder / shard.file, group)
+        table = _read_group(folder / shard.file, group, columns)
         measured = _measure(table)
         for name, values in measured.items():
             measures[name].append(values)
@@ -100,7 +100,7 @@ def survey(
             break
     for name, parts in measures.items():
         setattr(found, name, np.concatenate(parts))
-    found.scores = found.scores[~np.isnan(found.scores)]
+    found.scores = found.scores[np.isfinite(found.scores)]
     found.random, found.worst = shown.random(), shown.worst()
     return found
 
@@ -190,29 +190,44 @@ def _groups(folder: Path, manifest: Manifest) -> list[tuple[str, Shard, int, int
             except (OSError, pa.ArrowException) as error:
                 what = "missing" if isinstance(error, FileNotFoundError) else "damaged"
                 raise UserError(f"{folder / shard.file}: {what}: encode again into another folder") from None
+            if footer.num_rows != shard.rows:
+                raise UserError(f"{folder / shard.file}: damaged: {footer.num_rows} rows, not {shard.rows}")
             groups += [
                 (split, shard, group, footer.row_group(group).num_rows) for group in range(footer.num_row_groups)
             ]
     return groups
 
 
-def _read_group(path: Path, group: int) -> pa.Table:
+def _read_group(path: Path, group: int, columns: pa.Schema) -> pa.Table:
     try:
-        with open_regular(path) as file:
-            return pq.ParquetFile(file).read_row_group(group, columns=_COLUMNS)
+        with open_regular(path) as opened:
+            file = pq.ParquetFile(opened)
+            check_columns(path, file.schema_arrow, columns)
+            table = file.read_row_group(group, columns=columns.names)
+        table.validate(full=True)  # text that is no UTF-8 too
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path}: damaged ({str(error).splitlines()[0]}): encode again into another folder") from None
+    nulls = [name for name in columns.names if name not in _MAY_BE_NULL and table[name].null_count]
+    if nulls or table["tokens"].combine_chunks().flatten().null_count:
+        raise UserError(f"{path}: damaged: rows without {listed(nulls or ['tokens'])}: encode again elsewhere")
+    return table
 
 
 def _dropped(folder: Path, shard: Shard | None) -> dict[str, list[tuple[str, str]]]:
     """The first of what was dropped for each reason; nothing where no list of it came along."""
     if shard is None or not (folder / shard.file).exists():
         return {}
+    table = read_table(folder / shard.file)
+    check_columns(folder / shard.file, table.schema, DROPPED_SCHEMA)
     examples: dict[str, list[tuple[str, str]]] = {}
-    for key, reason, detail in _rows_of(read_table(folder / shard.file)):
-        some = examples.setdefault(reason, [])
-        if len(some) < EXAMPLES:
-            some.append((key, detail or ""))
+    try:
+        table.validate(full=True)
+        for key, reason, detail in _rows_of(table):
+            some = examples.setdefault(reason or "", [])
+            if len(some) < EXAMPLES:
+                some.append((key or "", detail or ""))
+    except pa.ArrowException as error:
+        raise UserError(f"{folder / shard.file}: damaged ({str(error).splitlines()[0]})") from None
     return examples
 
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from msgspec import Meta
 
 from dalle_mini.data.images import clip_pixels, clip_sizes
 from dalle_mini.errors import UserError
 from dalle_mini.models.clip import CLIP
+from dalle_mini.runtime.parsing import ParseError, check, read_object
 from dalle_mini.text import CaptionTokenizer
 from dalle_mini.weights.bundle import PREPROCESSOR, RANKER
 from dalle_mini.weights.hub import blaming_cache, resolve
@@ -26,6 +27,18 @@ PREPROCESSING = {
     "image_std": [0.26862954, 0.26130258, 0.27577711],
     "resample": 3,  # bicubic
 }
+
+
+Colour = Annotated[list[Annotated[float, Meta(ge=-1e6, le=1e6)]], Meta(min_length=3, max_length=3)]
+
+
+class Preprocessing(TypedDict, total=False):
+    """What is looked at in a `preprocessor_config.json`."""
+
+    image_mean: Colour
+    image_std: Colour
+    size: int | dict[str, int]
+    crop_size: int | dict[str, int]
 
 
 class ClipRanker:
@@ -132,13 +145,13 @@ def read_preprocessing(folder: Path, size: int) -> dict[str, Any]:
     Raises UserError where it cannot be read.
     """
     file = folder / PREPROCESSOR
+    if not file.exists():
+        return openai_preprocessing(size)
+    found = read_object(file)
     try:
-        found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read ({error})") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{file}: must hold a JSON object")
-    return {**openai_preprocessing(size), **found}
+        return {**openai_preprocessing(size), **check(found, Preprocessing)}
+    except ParseError as error:
+        raise UserError(f"{file}: {error}") from None
 
 
 def openai_preprocessing(size: int) -> dict[str, Any]:

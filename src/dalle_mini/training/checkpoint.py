@@ -31,10 +31,13 @@ from orbax.checkpoint import checkpoint_managers as managers
 
 from dalle_mini.errors import UserError, listed
 from dalle_mini.runtime import console, files
+from dalle_mini.runtime.limits import limits
+from dalle_mini.runtime.parsing import check, parse_json
 from dalle_mini.runtime.paths import is_address, local
 from dalle_mini.training.agreement import all_agree, first_process_does
 from dalle_mini.training.checksums import checksums
 from dalle_mini.training.orbax_noise import quiet_reading
+from dalle_mini.training.records import CheckpointRecord
 
 if TYPE_CHECKING:
     from dalle_mini.training.ownership import Claim
@@ -370,10 +373,10 @@ def _hindrance(error: BaseException) -> str | None:
 def read_record(path: epath.Path) -> dict[str, Any]:
     """What is kept beside the arrays of the checkpoint at `path`. Raises Damaged, or Unreadable."""
     try:
-        found = json.loads((path / RECORD / "metadata").read_text())
-        body = found["body"]
-        if found["sha256"] != _digest(body):
+        found = check(parse_json(_bytes(path / RECORD / "metadata")), dict[str, Any])
+        if found["sha256"] != _digest(found["body"]):
             raise Damaged("its record has other bits than were saved")
+        body = check(found["body"], CheckpointRecord)
     except FileNotFoundError:
         raise Damaged("its record with the checksums is missing") from None
     except Damaged:
@@ -385,6 +388,17 @@ def read_record(path: epath.Path) -> dict[str, Any]:
     if str(body["step"]) != path.name:
         raise Damaged(f"it is the checkpoint of step {body['step']}")
     return body
+
+
+def _bytes(path: epath.Path) -> bytes:
+    most = limits().json_bytes
+    if "://" not in str(path):
+        return files.read_bytes(path, most)
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"it is larger than {files.in_units(most)}")
+    return data
 
 
 def _read(path: epath.Path, wanted: Arrays) -> Arrays:

@@ -31,12 +31,14 @@ import numpy as np
 
 from dalle_mini.errors import UserError, listed
 from dalle_mini.runtime import files
+from dalle_mini.runtime.parsing import json_lines
 from dalle_mini.training.agreement import Votes, first_process_does, from_first_process
 from dalle_mini.training.checkpoint import Checkpoints
 from dalle_mini.training.config import LoopConfig, MeshConfig, TrackingConfig
 from dalle_mini.training.final import not_the_best, write_final
 from dalle_mini.training.ownership import Claim
 from dalle_mini.training.preemption import INTERRUPTED, Preempted, listening
+from dalle_mini.training.records import BadBatch
 from dalle_mini.training.resume import RUN, alone_in, as_json, check_here, check_not_lost, note_saved, open_run
 from dalle_mini.training.sharding import make_mesh
 from dalle_mini.training.step import StepProgram, TrainState, step_program
@@ -386,9 +388,7 @@ class _Overseer:
     def _note(self, done: int, metrics: dict[str, jax.Array], rows: list[str]) -> None:
         """One line a step, however often a resumed run comes by."""
         path = self.out / BAD_BATCHES
-        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        lines = [line for found, line in json_lines(path, BadBatch) if found.step < done] if path.exists() else []
         loss, norm = (repr(float(metrics[name])) for name in ("loss", "grad_norm"))
-        lines = [line for line in lines if line["step"] < done] + [
-            {"step": done, "loss": loss, "grad_norm": norm, "rows": rows}
-        ]
-        files.write_whole(path, "".join(json.dumps(line) + "\n" for line in lines))
+        line = json.dumps({"step": done, "loss": loss, "grad_norm": norm, "rows": rows})
+        files.write_whole(path, b"".join([*lines, line.encode(), b"\n"]))

@@ -12,13 +12,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dalle_mini.runtime import files
 from dalle_mini.runtime.files import write_whole
+from dalle_mini.runtime.html_page import html_page
 from dalle_mini.training.chart import Series, chart, number
 
 Row = tuple[str, Sequence[str], str | None]  # of a comparison's table: name, cells, what went wrong
 
 COLUMNS = 8  # steps whose pictures are shown: the first, the last, and some between
 PROMPTS = 24
+MAX_THUMB = 1 << 20  # bytes
 LEAST = ("step", "time", "tokens_per_second")  # have no curve of their own
 
 # Title, names of the curves in it, and how it is drawn. What is not here has a curve under its own name.
@@ -143,7 +146,7 @@ def write_report(out: Path, config: Mapping[str, Any], steps: int, label: str) -
         if config
         else "",
     ]
-    write_whole(out / REPORT, _page(title, body))
+    write_whole(out / REPORT, html_page(title, CSS, body))
 
 
 def write_comparison(
@@ -176,17 +179,7 @@ def write_comparison(
     lead = f"{len(runs)} runs" if len(runs) != 1 else "1 run"
     body = [f'<h1>{html.escape(title)}</h1><p class="lead">{lead}</p>', _table(header, rows, colours)]
     body.append(f'<h2>Curves</h2><div class="charts">{"".join(charts)}</div>' if any(charts) else "")
-    write_whole(path, _page(title, body))
-
-
-def _page(title: str, body: Sequence[str]) -> str:
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-        f"<title>{html.escape(title)}</title><style>{CSS}</style></head>\n<body><main>\n"
-        + "\n".join(body)
-        + "\n</main></body></html>\n"
-    )
+    write_whole(path, html_page(title, CSS, body))
 
 
 def _figures(records: Sequence[Mapping[str, Any]]) -> str:
@@ -239,7 +232,7 @@ def _points(records: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float
 
 
 def _pictures(out: Path) -> str:
-    """A row a prompt, a column a step."""
+    """A row a prompt, a column a step. The pictures that a report names are taken from its own folder alone."""
     from dalle_mini.training.samples import read_samples
     from dalle_mini.training.tracking import SAMPLES
 
@@ -262,10 +255,13 @@ def _pictures(out: Path) -> str:
 def _picture(folder: Path, report: Mapping[str, Any], prompt: str) -> str:
     row = next((row for row in report["prompts"] if row["prompt"] == prompt), None)
     try:
-        data = base64.b64encode((folder / row["thumb"]).read_bytes()).decode()
+        data = files.read_bytes(folder / row["thumb"], MAX_THUMB)
         score, grid = row["pictures"][0]["score"], f"{folder.parent.name}/{folder.name}/{row['grid']}"
-    except (OSError, TypeError, KeyError, IndexError):
+    except (OSError, TypeError, IndexError):
         return "<td></td>"
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP":  # a link to another file, which is nobody's to show
+        return "<td></td>"
+    data = base64.b64encode(data).decode()
     told = "" if score is None else f"{score:.1f}"
     alt = html.escape(f"{prompt} at step {report['step']}", quote=True)
     image = f'<img src="data:image/webp;base64,{data}" alt="{alt}" loading="lazy">'
@@ -299,7 +295,10 @@ def _since(records: Sequence[Mapping[str, Any]]) -> str:
     from datetime import UTC, datetime
 
     times = [record["time"] for record in records if isinstance(record.get("time"), int | float)]
-    return f", {datetime.fromtimestamp(times[-1], UTC):%d %B %Y, %H:%M} UTC" if times else ""
+    try:
+        return f", {datetime.fromtimestamp(times[-1], UTC):%d %B %Y, %H:%M} UTC" if times else ""
+    except (ValueError, OverflowError, OSError):  # of a year that is none
+        return ""
 
 
 def _yaml(config: Mapping[str, Any]) -> str:

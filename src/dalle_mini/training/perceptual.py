@@ -15,7 +15,6 @@ A distance is a plain function of weights and pictures; weights are an argument 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +26,10 @@ import numpy as np
 from flax import nnx
 
 from dalle_mini.errors import UserError, listed
+from dalle_mini.generation.ranking import Preprocessing
 from dalle_mini.models import CLIP
 from dalle_mini.models.vqgan import unit
+from dalle_mini.runtime.parsing import read_record
 from dalle_mini.runtime.paths import path_setting, source_setting
 from dalle_mini.settings import LARGEST
 from dalle_mini.training.config import check_choice, check_most
@@ -158,11 +159,9 @@ class CLIPFeatures:
         folder = find_part("clip", source)
         path = folder / PREPROCESSOR
         try:
-            config = json.loads(path.read_text("utf-8"))
-            mean, std = (tuple(map(float, config[name])) for name in ("image_mean", "image_std"))
-            if len(mean) != 3 or len(std) != 3:
-                raise ValueError("image_mean and image_std must be of three numbers")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            found = read_record(path, Preprocessing)
+            mean, std = tuple(found["image_mean"]), tuple(found["image_std"])
+        except (UserError, KeyError) as error:
             raise UserError(f"{path}: cannot tell how CLIP wants its pictures ({error})") from None
         return cls(CLIP.from_pretrained(folder), mean, std)
 

@@ -18,10 +18,13 @@ import jax
 from dalle_mini.errors import UserError
 from dalle_mini.locks import Busy, lock
 from dalle_mini.runtime import files
+from dalle_mini.runtime.limits import limits
+from dalle_mini.runtime.parsing import check, parse_json, read_record
 from dalle_mini.runtime.paths import source
 from dalle_mini.training.agreement import first_process_does
 from dalle_mini.training.checkpoint import recorded_config
 from dalle_mini.training.config import check_choice
+from dalle_mini.training.records import RunSettings, Saved
 from dalle_mini.training.tracking import SAMPLES
 
 CONFIG = "config.json"
@@ -216,10 +219,10 @@ def check_not_lost(out: Path, checkpoints: str | os.PathLike, *, allow_changes: 
 
     def look() -> None:
         try:
-            saved = json.loads((out / SAVED).read_text())
-            step, where = saved["step"], saved["checkpoints"]
-        except (OSError, ValueError, KeyError, TypeError):
+            saved = read_record(out / SAVED, Saved)
+        except UserError:  # there is none, or a power cut left half of it
             return
+        step, where = saved.step, saved.checkpoints
         if allow_changes:
             (out / SAVED).unlink(missing_ok=True)
             return
@@ -297,11 +300,9 @@ def _short(value: Any) -> str:
 def read_settings(path: Path) -> dict[str, Any] | None:
     """What a `config.json` holds; None where there is none. Raises OSError or ValueError where it cannot be read."""
     try:
-        found = json.loads(path.read_text())
+        found = check(parse_json(files.read_bytes(path, limits().json_bytes)), RunSettings)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    if not isinstance(found, dict):
-        raise ValueError("it is no object")
     checksum = found.pop(CHECKSUM, None)  # runs of earlier versions have none
     if checksum is not None and checksum != _checksum(found):
         raise ValueError(f"its {CHECKSUM} is of another content")

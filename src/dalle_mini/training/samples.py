@@ -30,9 +30,11 @@ from dalle_mini.models.config import DalleBartConfig, VQGANConfig
 from dalle_mini.models.fingerprint import identity
 from dalle_mini.output import REPORT, picture_grid, slug
 from dalle_mini.runtime.files import write_new, written_beside
+from dalle_mini.runtime.parsing import check, read_json
 from dalle_mini.settings import GenerationSettings, check_prompts
 from dalle_mini.text import CaptionNormalizer, CaptionTokenizer
 from dalle_mini.training.config import SampleConfig
+from dalle_mini.training.records import Report
 from dalle_mini.training.tracking import end_together
 from dalle_mini.weights.bundle import check_fit, find_part
 from dalle_mini.weights.folder import load_config
@@ -190,9 +192,8 @@ def write_samples(folder: Path, step: int, samples: Sequence[Sample]) -> None:
 def read_samples(folder: Path) -> dict[str, Any] | None:
     """The `results.json` of a step's folder, or None where there is none that can be read."""
     try:
-        report = json.loads((folder / REPORT).read_text("utf-8"))
-        return report if isinstance(report["step"], int) and isinstance(report["prompts"], list) else None
-    except (OSError, ValueError, KeyError, TypeError):
+        return check(read_json(folder / REPORT), Report)
+    except ValueError:
         return None
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from dalle_mini.errors import UserError
 from dalle_mini.runtime import console, files
+from dalle_mini.runtime.parsing import json_lines
 from dalle_mini.training.config import TrackingConfig
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ MEASURED = (
     "host_memory_gib",
 )
 CLEARED = "\r\x1b[K"  # the terminal's line
+HUGE = 1e18  # no step or measure is larger, and a page can draw what is not
 WINDOW = 20  # records that the rate is taken from, which says how much time is left
 
 
@@ -310,24 +312,29 @@ def samples_folder(out: Path, step: int) -> Path:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The records of a `log.jsonl`; a line that a kill cut off is left out. None there is an empty list."""
+    """The records of a `log.jsonl`: steps and numbers; a line that a kill cut off is left out. None: an empty list."""
     try:
-        lines = path.read_text("utf-8", errors="replace").splitlines()
+        return [_numbers(record) for record, _ in json_lines(path, dict[str, Any]) if _is_step(record.get("step"))]
     except FileNotFoundError:
         return []
-    return [record for record in map(_record, lines) if record is not None]
+
+
+def _numbers(record: dict[str, Any]) -> dict[str, Any]:
+    """Without what is no number that can be drawn."""
+    odd = [name for name, value in record.items() if value is not None and not _is_number(value)]
+    return {name: value for name, value in record.items() if name not in odd} if odd else record
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < HUGE
+
+
+def _is_step(value: Any) -> bool:
+    return type(value) is int and 0 <= value < HUGE
 
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
-
-
-def _record(line: str) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-        return record if isinstance(record["step"], int) else None
-    except (ValueError, KeyError, TypeError):
-        return None
 
 
 def _append(path: Path, record: Mapping[str, Any]) -> None:
@@ -337,9 +344,10 @@ def _append(path: Path, record: Mapping[str, Any]) -> None:
 def _drop_what_comes_after(out: Path, step: int) -> None:
     path = out / LOG
     if path.exists():
-        kept = [record for record in read_log(path) if record["step"] <= step]
         with files.writing_whole(path, sync=False) as file:
-            file.write("".join(json.dumps(record) + "\n" for record in kept).encode())
+            for record, line in json_lines(path, dict[str, Any]):
+                if _is_step(record.get("step")) and record["step"] <= step:
+                    file.write(line.rstrip() + b"\n")
     for folder in (out / SAMPLES).glob("*"):
         # Behind a link are not this run's.
         if folder.name.isdigit() and int(folder.name) > step and not (out / SAMPLES).is_symlink():

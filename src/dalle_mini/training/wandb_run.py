@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from dalle_mini.errors import UserError
 from dalle_mini.runtime.files import write_whole
+from dalle_mini.runtime.parsing import read_record
 from dalle_mini.training.config import TrackingConfig
+from dalle_mini.training.records import WandbIdentity
 
 if TYPE_CHECKING:
     from dalle_mini.training.samples import Sample
@@ -135,10 +137,9 @@ class WandbRun:
 
 def _read_identity(path: Path) -> str | None:
     try:
-        found = json.loads(path.read_text("utf-8"))["id"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_record(path, WandbIdentity).id
+    except UserError:
         return None
-    return found if isinstance(found, str) and found else None
 
 
 def _one_line(error: Exception) -> str:
