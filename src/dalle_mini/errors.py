@@ -2,16 +2,19 @@
 
 from collections.abc import Iterable
 
+from dalle_mini.runtime.addresses import without_secrets
+
 
 class UserError(ValueError):
     """A mistake in what the user gave: one line that names the file or field and the way out.
 
     The command line prints it as `error: ...` and exits with code 2; from Python it is a `ValueError`. Line
-    breaks, which come from names and from other libraries' messages, become spaces.
+    breaks, which come from names and from other libraries' messages, become spaces; addresses are told without what
+    lets others in.
     """
 
     def __init__(self, message: object):
-        super().__init__(" ".join(line.strip() for line in str(message).splitlines()).strip())
+        super().__init__(without_secrets(" ".join(line.strip() for line in str(message).splitlines()).strip()))
 
 
 def listed(names: Iterable[str], limit: int = 5) -> str:

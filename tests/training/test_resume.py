@@ -19,9 +19,12 @@ from etils import epath
 from stopped_runs import STEPS, loop, trainer
 from tiny_runs import NAMES, Bare, make, short_loop
 
+from dalle_mini.errors import UserError
 from dalle_mini.training.checkpoint import read_record
 from dalle_mini.training.loop import run
 from dalle_mini.training.preemption import INTERRUPTED, PREEMPTED
+from dalle_mini.training.resume import check_not_lost, open_run, started_with
+from dalle_mini.training.runs import recorded_run
 from dalle_mini.training.tracking import MEASURED
 
 
@@ -216,3 +219,31 @@ def stop_one(folder, kind, expected):
     record = read_record(epath.Path(folder) / "checkpoints" / str(saved))
     assert (record["processes"], record["step"]) == (2, saved)
     return saved
+
+
+def test_secrets_of_addresses_are_not_recorded_and_a_record_with_them_goes_on(tmp_path):
+    config = {
+        "trainer": "seq2seq",
+        "data": {"source": "http://u:hunter2@h/x"},
+        "sources": {"train": ["http://h/x?k=hunter2"]},
+    }
+    open_run(tmp_path, config)()
+    assert "hunter2" not in (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(json.dumps(config))  # of an earlier version
+    open_run(tmp_path, config)()
+    assert "hunter2" not in (tmp_path / "config.json").read_text()
+    with pytest.raises(UserError, match=r"was started with other values of data\.source"):
+        open_run(tmp_path, config | {"data": {"source": "http://h/y"}})
+    with pytest.raises(UserError, match="name their addresses again"):
+        recorded_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 50_000, "[]", '{"training": []}', '{"training": {"init_from": 5}}', '{"changes": {}}', "\xff"]
+)
+def test_a_record_that_makes_no_sense_is_one_line(tmp_path, text):
+    (tmp_path / "config.json").write_text(text, "latin-1")
+    with pytest.raises(UserError, match=r"config.json: damaged \(.+\), and no checkpoint"):
+        started_with(tmp_path)
+    (tmp_path / "saved.json").write_text(text, "latin-1")
+    check_not_lost(tmp_path, tmp_path / "checkpoints", allow_changes=False)  # it tells nothing

@@ -52,13 +52,13 @@ def fetch_tokens(address: str, cache: Path | None = None) -> Path | None:
 
         cache = Path(platformdirs.user_cache_dir("dalle-mini")) / "tokens"
     digest = hashlib.sha256(described or json.dumps(files).encode()).hexdigest()[:16]
-    name = re.sub(r"[^\w.-]+", "_", address.rstrip("/").rpartition("/")[2], flags=re.ASCII)
+    name = re.sub(r"[^\w.-]+", "_", address.partition("?")[0].rstrip("/").rpartition("/")[2], flags=re.ASCII)
     place = cache / f"{name}-{digest}"
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with _alone(place):
             if not place.is_dir():
-                logger.warning("%s: fetching %d files, once, into %s", address, len(files), place)
+                logger.warning("%s: fetching %d files, once, into %s", remote, len(files), place)
                 _fetch(remote, files, described, place)
     except OSError as error:
         raise UserError(

@@ -20,6 +20,7 @@ from pathlib import Path
 from dalle_mini.errors import UserError
 from dalle_mini.locks import Busy
 from dalle_mini.runtime import files
+from dalle_mini.runtime.addresses import without_secrets
 
 __all__ = ("Busy", "LocalFolder", "RemoteFolder", "open_output")
 
@@ -121,7 +122,7 @@ class RemoteFolder:
             raise UserError(f"{address}: {str(error).splitlines()[0]}") from None
 
     def __str__(self) -> str:
-        return self.address
+        return without_secrets(self.address)
 
     def read(self, name: str) -> bytes | None:
         with self._blamed(name, "read"):

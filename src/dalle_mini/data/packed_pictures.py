@@ -32,6 +32,7 @@ from dalle_mini.data.filters import Filters
 from dalle_mini.data.prepare import Block, Gone, Preparation
 from dalle_mini.errors import UserError
 from dalle_mini.runtime import files
+from dalle_mini.runtime.addresses import hidden
 from dalle_mini.runtime.parsing import check, convert, parse_json, read_object
 
 PACKING = "packing.json"
@@ -74,7 +75,7 @@ def pack(source: Source, folder: Path, packing: Packing, processes: int | None =
     Raises UserError where the folder is of another pile or cannot be written, or the pile holds no usable picture.
     """
     made_from = {"source": source.origin(), **dataclasses.asdict(packing)}
-    made_from = json.loads(json.dumps(made_from, default=str))
+    made_from = hidden(json.loads(json.dumps(made_from, default=str)))
     parts = list(source.parts())
     try:
         _begin(folder, made_from, len(parts))

@@ -20,6 +20,7 @@ import numpy as np
 
 from dalle_mini.data.packed_pictures import SPLITS, PackedPictures, Packing, pack
 from dalle_mini.errors import UserError, shown
+from dalle_mini.runtime.addresses import without_secrets
 from dalle_mini.runtime.paths import path_setting, source_setting
 from dalle_mini.settings import LARGEST
 
@@ -221,11 +222,11 @@ class MixedPictures:
 def _packed(data: PictureData, spec: str, packing: Packing, folder: Path) -> Path:
     """Where a pile's packed pictures are: a folder by the hash of all that decides them but the files themselves."""
     place = folder if data.cache is None else Path(data.cache)
+    earlier = [spec]  # whose secrets were a part of it, too
     if os.path.isabs(spec):
-        earlier = place / _short_hash(repr((os.path.relpath(spec), packing)).encode())
-        if earlier.is_dir():  # of before settings were absolute
-            return earlier
-    return place / _short_hash(repr((spec, packing)).encode())
+        earlier.append(os.path.relpath(spec))  # of before settings were absolute
+    places = [place / _short_hash(repr((one, packing)).encode()) for one in (*earlier, without_secrets(spec))]
+    return next(filter(Path.is_dir, places), places[-1])
 
 
 def _short_hash(content: bytes) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from dalle_mini.data.reasons import REASONS
 from dalle_mini.data.report_charts import bars, histogram, rank_curve, short
 from dalle_mini.data.survey import Row, Survey
+from dalle_mini.runtime.addresses import hidden, without_secrets
 from dalle_mini.runtime.html_page import html_page
 
 LONGEST = 600  # characters of a caption that are shown
@@ -94,7 +95,7 @@ def page(name: str, found: Survey, pictures: Mapping[tuple[str, str, int], str])
     body = [
         f"<h1>{html.escape(name)}</h1>",
         f'<p class="lead">{manifest.rows:,} rows of {manifest.kept:,} pictures, as {manifest.vqgan.image_length} tokens'
-        f" each by {html.escape(manifest.vqgan.source)} ({html.escape(manifest.vqgan.identity)})</p>",
+        f" each by {html.escape(without_secrets(manifest.vqgan.source))} ({html.escape(manifest.vqgan.identity)})</p>",
         _figures(found),
         _drops(found),
         f"<h2>Captions and pictures</h2>{_sampled(found)}{_charts(found)}",
@@ -310,7 +311,7 @@ def _cell(row: Row, picture: str, shown: int) -> str:
 
 def _settings(found: Survey) -> str:
     manifest = found.manifest
-    told = {"source": manifest.source, "options": manifest.options}
+    told = {"source": hidden(manifest.source), "options": manifest.options}
     if manifest.clip:
         told["clip"] = manifest.clip
     lines = [

@@ -16,6 +16,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TextIO
 
+from dalle_mini.runtime.addresses import without_secrets
+
 MAX_CHARACTERS = 4000  # of one line
 
 # C0 and C1 controls, line separators, and the marks that reorder what a terminal shows.
@@ -23,8 +25,11 @@ _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\
 
 
 def one_line(text: object, limit: int | None = MAX_CHARACTERS) -> str:
-    """`text` as it may be shown in one line: unsafe characters escaped, the middle of a very long text left out."""
-    text = str(text)
+    """`text` as it may be shown in one line: unsafe characters escaped, the middle of a very long text left out.
+
+    Addresses are shown without what lets others in.
+    """
+    text = without_secrets(str(text))
     if limit is not None and len(text) > limit:  # before the escaping, which would make it longer still
         text = f"{text[: limit * 3 // 4]} ... {text[-limit // 5 :]}"
     return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)

@@ -18,6 +18,7 @@ import jax
 from dalle_mini.errors import UserError
 from dalle_mini.locks import Busy, lock
 from dalle_mini.runtime import files
+from dalle_mini.runtime.addresses import hidden, without_secrets
 from dalle_mini.runtime.limits import limits
 from dalle_mini.runtime.parsing import check, parse_json, read_record
 from dalle_mini.runtime.paths import source
@@ -208,7 +209,9 @@ def note_saved(out: Path, step: int, checkpoints: str | os.PathLike) -> None:
     """Write down that the checkpoint of `step` is whole, in the first process."""
     if jax.process_index() == 0:
         with contextlib.suppress(UserError):  # a full disk; the checkpoint itself is what matters
-            files.write_whole(out / SAVED, json.dumps({"step": step, "checkpoints": str(checkpoints)}) + "\n")
+            files.write_whole(
+                out / SAVED, json.dumps({"step": step, "checkpoints": without_secrets(str(checkpoints))}) + "\n"
+            )
 
 
 def check_not_lost(out: Path, checkpoints: str | os.PathLike, *, allow_changes: bool) -> None:
@@ -226,7 +229,7 @@ def check_not_lost(out: Path, checkpoints: str | os.PathLike, *, allow_changes: 
         if allow_changes:
             (out / SAVED).unlink(missing_ok=True)
             return
-        elsewhere = where != str(checkpoints)
+        elsewhere = without_secrets(where) != without_secrets(str(checkpoints))
         raise UserError(
             f"{checkpoints}: there is no checkpoint, but the run in {out} has saved step {step} in {where}: "
             f"{f'continue with loop.checkpoints={where}' if elsewhere else 'put it back'}, choose another folder, "
@@ -237,19 +240,20 @@ def check_not_lost(out: Path, checkpoints: str | os.PathLike, *, allow_changes: 
 
 
 def as_json(config: dict[str, Any]) -> dict[str, Any]:
-    """As it comes back from a file: tuples are lists."""
-    return json.loads(json.dumps(config, default=str))
+    """As it comes back from a file: tuples are lists, and addresses are without what lets others in."""
+    return hidden(json.loads(json.dumps(config, default=str)))
 
 
 def _continued(path: Path, config: dict[str, Any], found: dict[str, Any], allow_changes: bool) -> dict[str, Any] | None:
     """What is to be written down of a run that was `found` and goes on with `config`; None: it stands there."""
-    history = found.pop("changes", [])
+    history, as_it_stands = found.pop("changes", []), found
+    found = hidden(found)  # as it was written before
     if found.get("data") is None:  # a run from before the data was recorded
         config.pop("data", None)
     changed = dict(differences(found, config))
     if not changed:  # what may change is written down too, for those who continue the run without naming it
         more = {"changes": history} if history else {}
-        return None if found == config and _is_whole(path) else config | more
+        return None if as_it_stands == config and _is_whole(path) else config | more
     if not allow_changes:
         before = ", ".join(f"{name}={_short(old)}" for name, (old, _) in changed.items())
         raise UserError(

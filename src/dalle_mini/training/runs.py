@@ -18,6 +18,7 @@ from dalle_mini.data.shards import MANIFEST, Manifest
 from dalle_mini.errors import UserError
 from dalle_mini.models import DalleBart
 from dalle_mini.models.config import DalleBartConfig
+from dalle_mini.runtime.addresses import hides
 from dalle_mini.runtime.paths import source_setting
 from dalle_mini.settings import LARGEST
 from dalle_mini.text import CaptionNormalizer, CaptionTokenizer
@@ -137,7 +138,10 @@ def recorded_run(out: Path, assignments: Sequence[str] = ()) -> Run:
         config_file.build(kind, values)
     except UserError as error:
         raise UserError(f"{out}: its record is of another kind of run ({error}); name a CONFIG") from None
-    return config_file.build(kind, values, assignments)
+    run = config_file.build(kind, values, assignments)
+    if hides(dataclasses.asdict(run.data)):
+        raise UserError(f"{out}: its record does not keep what lets one in to its data: name their addresses again")
+    return run
 
 
 def train(run: Run, out: Path, *, resume: str = "auto", allow_changes: bool = False) -> Path:

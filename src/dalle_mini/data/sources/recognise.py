@@ -15,6 +15,7 @@ from dalle_mini.data.sources.huggingface import Address, HuggingFace
 from dalle_mini.data.sources.parquet import ParquetFiles, tells_pictures
 from dalle_mini.data.sources.rows import Options
 from dalle_mini.errors import UserError
+from dalle_mini.runtime.addresses import without_secrets
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -60,6 +61,7 @@ def open_source(
     if spec.startswith(HUB) and not _HUB_FILES.match(spec):
         return _hugging_face(spec, spec.removeprefix(HUB), options)
     fs, root = files.locate(spec)
+    spec = without_secrets(spec)  # from here on it is only told, and kept
     if image_root is not None:
         options = replace(options, image_root=files.locate(image_root)[1])
     kind = files.kind(fs, root)
