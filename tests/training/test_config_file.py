@@ -217,6 +217,20 @@ def numbers(kind, prefix=""):
 
 
 @pytest.mark.parametrize(
+    "setting", ["data.jitter=-1", "data.min_side=-5", "data.max_aspect=0.5", "data.max_aspect=NaN"]
+)
+def test_pictures_are_not_asked_for_what_none_has(setting):
+    with pytest.raises(UserError, match=r"^data\..* is not a number from"):
+        override(VQGANRun(), [setting])
+
+
+@pytest.mark.parametrize("setting", ["samples.candidates=0", "samples.seed=-1", "mesh.data=-2", "mesh.model=-9"])
+def test_whole_numbers_below_what_makes_sense(setting):
+    with pytest.raises(UserError, match=setting.partition("=")[0]):
+        override(Seq2SeqRun(), [setting])
+
+
+@pytest.mark.parametrize(
     ("kind", "setting", "value"),
     [(kind, setting, value) for kind in (Seq2SeqRun, VQGANRun, CLIPRun) for setting, value in numbers(kind)],
 )

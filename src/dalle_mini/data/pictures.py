@@ -67,10 +67,10 @@ class PictureData:
     jitter: int = 1
 
     def __post_init__(self):
-        for name, most in (("min_side", 1 << 20), ("max_aspect", LARGEST), ("jitter", 1 << 20)):
+        for name, least, most in (("min_side", 0, 1 << 20), ("max_aspect", 1, LARGEST), ("jitter", 0, 1 << 20)):
             value = getattr(self, name)
-            if value is not None and not value <= most:
-                raise UserError(f"data.{name}: {shown(value)} is too large; it may be at most {most:.10g}")
+            if value is not None and not least <= value <= most:
+                raise UserError(f"data.{name}: {shown(value)} is not a number from {least} to {most:.10g}")
         if not all(weight <= LARGEST for weight in self.weights or ()):
             raise UserError(f"data.weights: a weight may be at most {LARGEST:.10g}")
         if not 0 < self.held_out < 1:

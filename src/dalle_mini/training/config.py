@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dalle_mini.errors import UserError, shown
 from dalle_mini.runtime.paths import path_setting, source_setting
-from dalle_mini.settings import LARGEST, MAX_CANDIDATES, MAX_SEED
+from dalle_mini.settings import LARGEST, MAX_CANDIDATES, MAX_SEED, check_whole
 
 MOST = 2**31 - 1  # of steps, which are counted in 32 bits
 MOST_PICTURES = 1 << 20  # of one step, evaluation or sheet
@@ -33,7 +33,8 @@ class MeshConfig:
     fsdp: bool = True
 
     def __post_init__(self):
-        check_most("mesh", self, data=MOST_DEVICES, model=MOST_DEVICES)
+        check_whole("mesh.data", self.data, -1, MOST_DEVICES)
+        check_whole("mesh.model", self.model, -1, MOST_DEVICES)
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,8 @@ class SampleConfig:
     clip: str | None = source_setting()  # ranks them; None leaves them in the order of their keys
 
     def __post_init__(self):
-        check_most("samples", self, candidates=MAX_CANDIDATES, seed=MAX_SEED)
+        check_whole("samples.candidates", self.candidates, 1, MAX_CANDIDATES)
+        check_whole("samples.seed", self.seed, 0, MAX_SEED)
 
 
 @dataclass(frozen=True)
