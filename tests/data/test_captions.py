@@ -80,3 +80,10 @@ def test_read_lines_is_a_caption_a_line():
     assert read_lines(b"a dog\r\n\r\nun caf\xc3\xa9\n  \n\x00\nlast") == ("a dog", "un café", "last")
     assert read_lines("one\u2028line".encode()) == ("one\u2028line",)
     assert read_lines(b"") == ()
+
+
+def test_a_reference_to_a_character_with_a_number_of_thousands_of_digits():
+    """Python refuses to read such a number: one caption would end the work."""
+    for number in ("1" * 5000, "0" * 5000, "&#49;" * 5000):
+        assert clean(f"a &#{number}; cat").endswith(" cat")
+        assert clean(f"a &amp;#{number}; cat").endswith(" cat")

@@ -139,3 +139,26 @@ def test_emoji_are_spelled_out_alike_in_pieces():
     for text in [*texts, *(f"a{one}1{one}{one} b" for one in emoji.EMOJI_DATA)]:
         pieces = _BEYOND_ASCII.sub(lambda found: emoji.demojize(found[0]), text)
         assert pieces == emoji.demojize(text), text
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "a &#" + "1" * 5000 + "; cat",
+        "é a &amp;#" + "1" * 5000 + "; cat",
+        "a &amp;#" + "&#49;" * 5000 + "; cat",
+        "&" + "amp;" * 100_000 + " cat",
+        "é &" + "amp;" * 100_000 + " cat",
+        "👩\u200d" * 20_000 + " cat",
+    ],
+    ids=["number", "number in unicode", "digits as references", "ampersands", "ampersands in unicode", "joiners"],
+)
+def test_captions_that_took_the_square_of_their_length_or_ended_the_work(caption):
+    began = time.process_time()
+    assert CaptionNormalizer()(caption).endswith(" cat")
+    assert time.process_time() - began < 5
+
+
+def test_nested_references_come_out_as_before():
+    normalizer = CaptionNormalizer()
+    assert normalizer("&amp;amp;amp;lt;3 &amp;eacute;t&amp;amp;eacute;") == normalizer("<3 été")

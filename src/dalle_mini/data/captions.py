@@ -6,9 +6,10 @@ What the models read is made of it later, by `text/normalize.py`; shards keep wh
 from __future__ import annotations
 
 import codecs
-import html
 import re
 import urllib.parse
+
+from dalle_mini.text.normalize import unescape
 
 # Conceptual Captions writes <PERSON> for a name; the normaliser knows it, so it is no tag. A sign that is followed by
 # neither letter, slash nor mark is none either: "5 < 6".
@@ -38,7 +39,7 @@ def clean(caption: str) -> str:
     if not text.isascii():
         text = ftfy.fix_encoding(text)
     for _ in range(2):  # web captions are often escaped twice: &amp;amp;
-        text = html.unescape(_TAG.sub(" ", text))
+        text = unescape(_TAG.sub(" ", text))
     text = _CONTROL.sub(" ", _NOTHING.sub("", _TAG.sub(" ", text)))
     return " ".join(text.split())
 

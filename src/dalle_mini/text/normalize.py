@@ -35,6 +35,9 @@ _LONG_REPEAT = re.compile(r"(\D)\1{3,}")
 _QUOTES = re.compile(r'"(?: ?")*')
 _COMMAS = re.compile(r" ?,[ ,]*")
 _BEYOND_ASCII = re.compile(r"[#*0-9]?[^\x00-\x7f]+")  # with what may begin an emoji: 1 and two signs are a key cap
+_ENDLESS_NUMBER = re.compile(r"(&#[0-9]{4000})[0-9]+")
+_NESTED = re.compile(r"&amp;(?:amp;)+")
+JOINED = 500  # joiners of emoji in one run of signs, beyond which it is named piece by piece
 _SETTLED = re.compile(r"[ -~\u00a1-\u00ac\u00ae-\u00ff\u2013\u2014]*")  # Latin-1 and dashes
 
 # Unidecode leaves only ASCII, so nothing in a caption can be mistaken for these.
@@ -115,16 +118,29 @@ class CaptionNormalizer:
 def _to_plain_ascii(caption: str) -> str:
     if _is_plain(caption) and "&" not in caption:
         return caption.lower()  # most captions: none of what follows has anything to do, and it takes 3/4 of the time
-    text = _fixed(caption)
+    try:
+        text = _fixed(caption)
+    except ValueError:  # ftfy, of a reference to the character with a number of thousands of digits
+        text = caption
     for _ in range(2):  # web captions are often escaped twice: &amp;amp;
-        text = html.unescape(text)
+        text = unescape(text)
     if text.isascii():
         return text.lower()
     if not _emoji_signs().isdisjoint(text):
         import emoji
 
-        text = _BEYOND_ASCII.sub(lambda found: emoji.demojize(found[0]), text)  # which looks at every letter
+        def named(found: re.Match) -> str:
+            run = found[0]  # `demojize` takes the square of the joiners in it
+            size = JOINED if run.count("\u200d") > JOINED else len(run)
+            return "".join(emoji.demojize(run[start : start + size]) for start in range(0, len(run), size))
+
+        text = _BEYOND_ASCII.sub(named, text)  # for `demojize` looks at every letter
     return text.translate(_TRANSLITERATIONS).lower()
+
+
+def unescape(text: str) -> str:
+    """`html.unescape`, which is refused numbers of more than 4300 digits by Python; no character has any of them."""
+    return html.unescape(_ENDLESS_NUMBER.sub(r"\1", text) if "&#" in text else text)
 
 
 def _is_plain(text: str) -> bool:
@@ -138,6 +154,8 @@ def _fixed(text: str) -> str:
 
     if "&" not in text and _SETTLED.fullmatch(text) and not ftfy.is_bad(text):
         return text
+    if "<" not in text:
+        text = _NESTED.sub("&amp;", text)  # else each round undoes one of a hundred thousand
     if not _is_plain(text):
         return ftfy.fix_text(text)
     if "<" in text:  # where there are tags, ftfy takes entities for meant
