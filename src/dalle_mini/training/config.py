@@ -33,8 +33,7 @@ class MeshConfig:
     fsdp: bool = True
 
     def __post_init__(self):
-        check_whole("mesh.data", self.data, -1, MOST_DEVICES)
-        check_whole("mesh.model", self.model, -1, MOST_DEVICES)
+        check_most("mesh", self, data=MOST_DEVICES, model=MOST_DEVICES)
 
 
 @dataclass(frozen=True)
