@@ -35,10 +35,17 @@ _LONG_REPEAT = re.compile(r"(\D)\1{3,}")
 _QUOTES = re.compile(r'"(?: ?")*')
 _COMMAS = re.compile(r" ?,[ ,]*")
 _BEYOND_ASCII = re.compile(r"[#*0-9]?[^\x00-\x7f]+")  # with what may begin an emoji: 1 and two signs are a key cap
-_ENDLESS_NUMBER = re.compile(r"(&#[0-9]{4000})[0-9]+")
-_NESTED = re.compile(r"&amp;(?:amp;)+")
-JOINED = 500  # joiners of emoji in one run of signs, beyond which it is named piece by piece
 _SETTLED = re.compile(r"[ -~\u00a1-\u00ac\u00ae-\u00ff\u2013\u2014]*")  # Latin-1 and dashes
+
+# What only a caption that is made to take long has more of; beyond it a step is left out, or done in pieces.
+_ENTITY_ROUNDS = 20  # escapes inside one another: &amp;amp;
+_FEW_ENTITIES = 100  # so many cannot take long, however they lie inside one another
+_LINES = 20_000  # ftfy takes each by itself
+_EMOJI_PIECE = 64  # characters; the longest emoji has ten
+_HASHTAG_CHARACTERS = 100_000
+_ESCAPED_AGAIN = re.compile(r"&(?:amp;){2,}")
+_ENDLESS_NUMBER = re.compile(r"&#[0-9]{20,};?")
+_JOINERS = re.compile(r"[\u200d\ufe0e\ufe0f\u20e3\U0001f1e6-\U0001f1ff\U0001f3fb-\U0001f3ff\U000e0020-\U000e007f]")
 
 # Unidecode leaves only ASCII, so nothing in a caption can be mistaken for these.
 _KEPT_DOT, _KEPT_APOSTROPHE, _KEPT_SLASH = "\ue000", "\ue001", "\ue002"
@@ -90,7 +97,7 @@ class CaptionNormalizer:
                 text = _INNER_HYPHEN.sub(r"\1 \2", text)
             text = _SPACED_SIGN.sub(r" \1 ", text)
             if "#" in text:
-                text = _HASHTAG.sub(self._hashtag_words, text)
+                text = self._without_hashtags(text)
             text = _BLANK_SIGN.sub(" ", text)
             text = _QUOTE.sub(' " ', text)
             text = _PUNCTUATION.sub(",", text)
@@ -111,36 +118,46 @@ class CaptionNormalizer:
         words = self.split_hashtag.words if self.split_hashtag else ()
         return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
 
-    def _hashtag_words(self, match: re.Match[str]) -> str:
-        return self.split_hashtag(match[1]) if self.split_hashtag else match[1]
+    def _without_hashtags(self, text: str) -> str:
+        left = _HASHTAG_CHARACTERS
+
+        def words(match: re.Match[str]) -> str:
+            nonlocal left
+            left -= len(match[1])
+            return self.split_hashtag(match[1]) if self.split_hashtag and left >= 0 else match[1]
+
+        return _HASHTAG.sub(words, text)
 
 
 def _to_plain_ascii(caption: str) -> str:
     if _is_plain(caption) and "&" not in caption:
         return caption.lower()  # most captions: none of what follows has anything to do, and it takes 3/4 of the time
-    try:
-        text = _fixed(caption)
-    except ValueError:  # ftfy, of a reference to the character with a number of thousands of digits
-        text = caption
+    text = _fixed(caption if caption.count("\n") <= _LINES else caption.replace("\n", " "))
     for _ in range(2):  # web captions are often escaped twice: &amp;amp;
         text = unescape(text)
     if text.isascii():
         return text.lower()
     if not _emoji_signs().isdisjoint(text):
-        import emoji
-
-        def named(found: re.Match) -> str:
-            run = found[0]  # `demojize` takes the square of the joiners in it
-            size = JOINED if run.count("\u200d") > JOINED else len(run)
-            return "".join(emoji.demojize(run[start : start + size]) for start in range(0, len(run), size))
-
-        text = _BEYOND_ASCII.sub(named, text)  # for `demojize` looks at every letter
+        text = _BEYOND_ASCII.sub(_named_emoji, text)
     return text.translate(_TRANSLITERATIONS).lower()
 
 
+def _named_emoji(found: re.Match[str]) -> str:
+    import emoji
+
+    text, pieces, start = found[0], [], 0
+    while len(text) - start > _EMOJI_PIECE:  # or its time would grow with the square of what is joined
+        end = start + _EMOJI_PIECE
+        while end > start + _EMOJI_PIECE // 2 and (_JOINERS.match(text, end - 1) or _JOINERS.match(text, end)):
+            end -= 1
+        pieces.append(text[start:end])
+        start = end
+    return "".join(map(emoji.demojize, [*pieces, text[start:]]))
+
+
 def unescape(text: str) -> str:
-    """`html.unescape`, which is refused numbers of more than 4300 digits by Python; no character has any of them."""
-    return html.unescape(_ENDLESS_NUMBER.sub(r"\1", text) if "&#" in text else text)
+    """`html.unescape`, which Python refuses numbers of more than 4300 digits; no character has any of them."""
+    return html.unescape(_ENDLESS_NUMBER.sub("\ufffd", text) if "&#" in text else text)
 
 
 def _is_plain(text: str) -> bool:
@@ -154,18 +171,21 @@ def _fixed(text: str) -> str:
 
     if "&" not in text and _SETTLED.fullmatch(text) and not ftfy.is_bad(text):
         return text
-    if "<" not in text:
-        text = _NESTED.sub("&amp;", text)  # else each round undoes one of a hundred thousand
-    if not _is_plain(text):
-        return ftfy.fix_text(text)
     if "<" in text:  # where there are tags, ftfy takes entities for meant
-        return text
+        return text if _is_plain(text) else ftfy.fix_text(text)
+    if "&amp;amp;" in text:
+        text = _ESCAPED_AGAIN.sub("&amp;", text)
+    if not _is_plain(text) and text.count(";") <= _FEW_ENTITIES:
+        return ftfy.fix_text(text)
     plain = text
-    while (unescaped := ftfy.fixes.unescape_html(plain)) != plain:
-        if not _is_plain(unescaped):
+    for _ in range(_ENTITY_ROUNDS):
+        unescaped = ftfy.fixes.unescape_html(plain)
+        if unescaped == plain:
+            return plain if _is_plain(text) and _is_plain(plain) else ftfy.fix_text(text)
+        if _is_plain(text) and not _is_plain(unescaped) and text.count(";") <= _FEW_ENTITIES:
             return ftfy.fix_text(text)
         plain = unescaped
-    return plain
+    return ftfy.fix_text(text, unescape_html=False)
 
 
 def _has_four_alike(text: str) -> bool:
