@@ -147,7 +147,7 @@ def read_preprocessing(folder: Path, size: int) -> dict[str, Any]:
     file = folder / PREPROCESSOR
     if not file.exists():
         return openai_preprocessing(size)
-    found = read_object(file)
+    found = read_object(file, "config_bytes")
     try:
         return {**openai_preprocessing(size), **check(found, Preprocessing)}
     except ParseError as error:
