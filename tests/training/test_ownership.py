@@ -13,6 +13,7 @@ from lines import LOOP, Line
 
 from dalle_mini.errors import UserError
 from dalle_mini.training import resume
+from dalle_mini.training.checkpoint_reading import digest
 from dalle_mini.training.loop import run
 from dalle_mini.training.ownership import CLAIM, Claim
 from dalle_mini.training.resume import alone_in, started_with
@@ -103,9 +104,7 @@ def test_a_run_of_an_earlier_version_goes_on_and_gets_an_id(tmp_path, capsys):
     for entry in shared.iterdir():  # of the record too: it is what an earlier version wrote
         record = json.loads((entry / "record" / "metadata").read_text())
         del record["body"]["config"]["run"]
-        from dalle_mini.training.checkpoint import _digest
-
-        record["sha256"] = _digest(record["body"])
+        record["sha256"] = digest(record["body"])
         (entry / "record" / "metadata").write_text(json.dumps(record))
     capsys.readouterr()
     run(Line(), dataclasses.replace(loop, steps=10), tmp_path / "run", allow_changes=True)

@@ -11,62 +11,42 @@ cast arrays of another type. So nothing is used before its checksums, shapes and
 from __future__ import annotations
 
 import contextlib
-import errno
-import gc
-import hashlib
-import json
 import math
 import os
-import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers as managers
 
-from dalle_mini.errors import UserError, listed
-from dalle_mini.runtime import console, files
-from dalle_mini.runtime.limits import limits
-from dalle_mini.runtime.parsing import check, parse_json
+from dalle_mini.errors import UserError
+from dalle_mini.runtime import files
 from dalle_mini.runtime.paths import is_address, local
 from dalle_mini.training.agreement import all_agree, first_process_does
+from dalle_mini.training.checkpoint_reading import (
+    RECORD,
+    STATE,
+    Damaged,
+    Unreadable,
+    digest,
+    flatten,
+    kind_of,
+    newest_whole,
+    read_record,
+    short_reason,
+    unflatten,
+    warn,
+)
 from dalle_mini.training.checksums import checksums
-from dalle_mini.training.orbax_noise import quiet_reading
-from dalle_mini.training.records import CheckpointRecord
 
 if TYPE_CHECKING:
     from dalle_mini.training.ownership import Claim
 
-STATE, RECORD = "state", "record"
 HALF_WRITTEN = ".orbax-checkpoint-tmp"
-CONTINUE = "continue it with the one it was started with, or choose another output folder"
-
-Arrays = dict[str, jax.Array]  # by name: "params/encoder/layers/fc1/kernel"
-
-
-class Damaged(Exception):
-    """A checkpoint that is not what was written."""
-
-
-class Unreadable(Exception):
-    """A checkpoint that may be whole, and cannot be read now: no permission, no memory, no network."""
-
-
-# Of the system's errors and of TensorStore's, which have no types of their own.
-HINDRANCES = (
-    *("PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"),
-    *map(os.strerror, (errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)),
-)
-
-
-def warn(text: str) -> None:
-    if jax.process_index() == 0:
-        console.say(text)
 
 
 class Checkpoints:
@@ -118,11 +98,11 @@ class Checkpoints:
             self._claim.check()  # saving prunes, too
         arrays = flatten(state)
         sums = checksums(arrays)
-        leaves = {name: [*_kind(leaf), total] for (name, leaf), total in zip(arrays.items(), sums, strict=True)}
+        leaves = {name: [*kind_of(leaf), total] for (name, leaf), total in zip(arrays.items(), sums, strict=True)}
         body = {**record, "step": step, "eval_loss": eval_loss, "leaves": leaves}
         self.evaluated(step, eval_loss)
         args = ocp.args.Composite(
-            **{STATE: ocp.args.PyTreeSave(arrays), RECORD: ocp.args.JsonSave({"body": body, "sha256": _digest(body)})}
+            **{STATE: ocp.args.PyTreeSave(arrays), RECORD: ocp.args.JsonSave({"body": body, "sha256": digest(body)})}
         )
         with self._in_one_line():
             self._manager.save(step, args=args)
@@ -183,7 +163,7 @@ class Checkpoints:
                 if entry.name.endswith(HALF_WRITTEN):
                     warn(f"{entry}: half-written, removed")
         except Exception as error:  # a bucket's client has errors of its own
-            raise UserError(f"{self.folder}: cannot write there ({_reason(error)})") from error
+            raise UserError(f"{self.folder}: cannot write there ({short_reason(error)})") from error
 
     def _remember(self, step: int) -> str | None:
         """The evaluation loss of a checkpoint that is there; returns the id of the run that saved it, if it has one."""
@@ -220,7 +200,7 @@ class _SaveErrors:
             whole = sorted(int(entry.name) for entry in self.folder.iterdir() if entry.name.isdigit())
             kept = f"that of step {whole[-1]} is whole" if whole else "there is none yet"
             raise UserError(
-                f"{self.folder}: a checkpoint could not be saved ({_reason(error)}); {kept}: "
+                f"{self.folder}: a checkpoint could not be saved ({short_reason(error)}); {kept}: "
                 "make room or mend the folder, and run the same command again"
             ) from error
 
@@ -301,168 +281,4 @@ def _steps_in(folder: epath.Path) -> list[int]:
     try:
         return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()) if folder.exists() else []
     except Exception as error:  # a bucket's client has errors of its own
-        raise UserError(f"{folder}: cannot be read ({_reason(error)})") from error
-
-
-@quiet_reading()
-def newest_whole(
-    folder: epath.Path, steps: list[int], wanted: Arrays, among: set[str] | None, advice: str = CONTINUE
-) -> tuple[Arrays | None, dict[str, Any], list[int]]:
-    """(the wanted arrays of the newest checkpoint that is whole in every process, its record, damaged newer ones).
-
-    `among` are the names that it must have and no others; None asks for the wanted ones only, whatever else there is.
-    None for the arrays where there are no checkpoints; UserError where there are, but none is whole.
-    """
-    damaged: dict[int, str] = {}
-    for step in sorted(steps, reverse=True):
-        path = folder / str(step)
-        record, reason = _read_together(path, lambda path=path: read_record(path))
-        if all_agree(not reason):
-            _check_same(path, record, wanted, among, advice)
-            arrays, reason = _read_together(path, lambda path=path: _read(path, wanted))
-            if all_agree(not reason):  # the sums are made together
-                sums = zip(arrays, checksums(arrays), strict=True)
-                broken = [name for name, total in sums if total != record["leaves"][name][2]]
-                if not broken:
-                    if damaged:
-                        warn(f"{folder}: going back to step {step}")
-                    return arrays, record, list(damaged)
-                reason = f"{listed(broken, 3)}: other bits than were saved"
-        damaged[step] = reason or "another process cannot read it"
-        warn(f"{path}: damaged ({damaged[step]})")
-    if damaged and among is None:
-        raise UserError(f"{folder}: {listed(map(str, damaged))}: damaged; put back a copy, or name another checkpoint")
-    if damaged:
-        raise UserError(
-            f"{folder}: {listed(map(str, damaged))}: every checkpoint there is damaged; put back a copy, "
-            "or begin anew in another folder"
-        )
-    return None, {}, []
-
-
-def _read_together(path: epath.Path, read: Callable[[], Any]) -> tuple[Any, str]:
-    """(what `read` gives, why the checkpoint is damaged, or ""), each process its own.
-
-    Raises UserError in all processes where one of them cannot read it now.
-    """
-    found, damage, hindrance = None, "", ""
-    try:
-        found = read()
-    except Damaged as error:
-        damage = str(error)
-    except Unreadable as error:
-        hindrance = str(error)
-    if not all_agree(not hindrance):
-        raise UserError(
-            f"{path}: cannot be read ({hindrance or 'by another process'}); it may be whole: see to that, and run the "
-            "same command again"
-        )
-    return found, damage
-
-
-def _hindrance(error: BaseException) -> str | None:
-    """Why what raised it cannot be read now, where the checkpoint may be whole."""
-    for one in (error, error.__cause__, error.__context__):
-        is_one = isinstance(one, (MemoryError, ConnectionError, TimeoutError))
-        if is_one or any(text in str(one) for text in HINDRANCES):
-            no_memory = "there is not enough memory" if isinstance(one, MemoryError) else None
-            return no_memory or getattr(one, "strerror", None) or _reason(one)
-    return None
-
-
-def read_record(path: epath.Path) -> dict[str, Any]:
-    """What is kept beside the arrays of the checkpoint at `path`. Raises Damaged, or Unreadable."""
-    try:
-        found = check(parse_json(_bytes(path / RECORD / "metadata")), dict[str, Any])
-        if found["sha256"] != _digest(found["body"]):
-            raise Damaged("its record has other bits than were saved")
-        body = check(found["body"], CheckpointRecord)
-    except FileNotFoundError:
-        raise Damaged("its record with the checksums is missing") from None
-    except Damaged:
-        raise
-    except Exception as error:  # a bucket's client has errors of its own
-        if hindrance := _hindrance(error):
-            raise Unreadable(hindrance) from error
-        raise Damaged(f"its record cannot be read: {_reason(error)}") from error
-    if str(body["step"]) != path.name:
-        raise Damaged(f"it is the checkpoint of step {body['step']}")
-    return body
-
-
-def _bytes(path: epath.Path) -> bytes:
-    most = limits().json_bytes
-    if "://" not in str(path):
-        return files.read_bytes(path, most)
-    with path.open("rb") as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise ValueError(f"it is larger than {files.in_units(most)}")
-    return data
-
-
-def _read(path: epath.Path, wanted: Arrays) -> Arrays:
-    # Through the handler alone: a Checkpointer makes the processes wait for each other, and one may have failed.
-    here = SingleDeviceSharding(jax.local_devices()[0])
-    like = {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or here)
-        for name, leaf in wanted.items()
-    }
-    restore_args = ocp.checkpoint_utils.construct_restore_args(like)
-    args = ocp.args.PyTreeRestore(item=like, restore_args=restore_args, partial_restore=True)
-    try:
-        arrays = ocp.PyTreeCheckpointHandler().restore(path / STATE, args=args)
-        absent = [name for name in wanted if not isinstance(arrays.get(name), jax.Array)]  # Orbax passes over these
-        if not absent:
-            return {name: arrays[name] for name in wanted}
-        reason = f"{listed(absent, 3)}: not in it"
-    except Exception as error:  # what Orbax and TensorStore raise on a damaged file is any of many types
-        reason, hindrance = _reason(error.__cause__ or error), _hindrance(error)
-    else:
-        hindrance = None
-    gc.collect()
-    time.sleep(0.3)  # for the other arrays' reads to end
-    gc.collect()
-    raise Unreadable(hindrance) if hindrance else Damaged(reason)
-
-
-def _check_same(path: epath.Path, record: dict[str, Any], wanted: Arrays, among: set[str] | None, advice: str) -> None:
-    leaves = record["leaves"]
-    missing = sorted({*wanted} - {*leaves})
-    further = sorted({*leaves} - among) if among is not None else []
-    other = [
-        f"{name} ({' '.join(map(str, leaves[name][:2]))} there, {' '.join(map(str, _kind(leaf)))} here)"
-        for name, leaf in wanted.items()
-        if name in leaves and leaves[name][:2] != _kind(leaf)
-    ]
-    differences = [*other, *(f"{name} (not there)" for name in missing), *(f"{name} (only there)" for name in further)]
-    if differences:
-        raise UserError(f"{path}: does not fit this run's configuration: {listed(differences, 3)}; {advice}")
-
-
-def flatten(tree: Any) -> Arrays:
-    """The leaves by name, `params/encoder/...`; empty subtrees leave nothing."""
-    return {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
-
-
-def unflatten(like: Any, arrays: Arrays) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, _: arrays[_name(path)], like)
-
-
-def _name(path: tuple) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def _kind(leaf: Any) -> list:
-    return [str(leaf.dtype), list(leaf.shape)]
-
-
-def _digest(body: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def _reason(error: BaseException) -> str:
-    for known in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO):
-        if os.strerror(known) in str(error):
-            return os.strerror(known)
-    return ((str(error).splitlines() or [""])[0] or type(error).__name__)[:160]
+        raise UserError(f"{folder}: cannot be read ({short_reason(error)})") from error
