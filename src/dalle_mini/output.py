@@ -20,17 +20,17 @@ import os
 import re
 import secrets
 import tempfile
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import emoji
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from unidecode import unidecode
 
 from dalle_mini import __version__
 from dalle_mini.errors import UserError
+from dalle_mini.lettering import load_font, wrapped
 from dalle_mini.locks import Busy
 from dalle_mini.runtime import files
 
@@ -191,18 +191,18 @@ def slug(prompt: str) -> str:
 def picture_grid(caption: str, images: list[Image.Image], scores: list[float] | None = None) -> Image.Image:
     """One picture of all `images` in near-square rows, the caption above and each one's score below it.
 
-    Pictures whose side is below 192 pixels are enlarged by a whole factor. The caption is transliterated to what
-    Pillow's built-in font can draw, so that the grid looks the same on every machine.
+    Pictures whose side is below 192 pixels are enlarged by a whole factor. The caption is spelled with what
+    Pillow's built-in font can draw (`lettering.drawable`), so that the grid looks the same on every machine.
     """
     factor = max(1, math.ceil(MIN_SIDE / images[0].width))
     width, height = images[0].width * factor, images[0].height * factor
     columns = math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
-    font = ImageFont.load_default(FONT_SIZE)
+    font = load_font(FONT_SIZE)
     line = FONT_SIZE + 6
     label = line if scores is not None else 0
     total_width = max(MARGIN + columns * (width + MARGIN), 2 * MIN_SIDE)
-    lines = _wrap(caption, font, total_width - 2 * MARGIN)
+    lines = wrapped(caption, font, total_width - 2 * MARGIN, CAPTION_LINES)
 
     top = MARGIN + len(lines) * line + MARGIN
     grid = Image.new("RGB", (total_width, top + rows * (height + label + MARGIN)), "white")
@@ -261,11 +261,3 @@ def _real(path: Path) -> Path:
 
 def _to_ascii(text: str) -> str:
     return " ".join(unidecode(emoji.demojize(text, delimiters=(" ", " "))).replace("_", " ").split())
-
-
-def _wrap(caption: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    drawable = all(" " <= char <= "~" or "\xa0" <= char <= "\xff" for char in caption)
-    text = caption if drawable else _to_ascii(caption)
-    average = font.getlength("a quick brown fox jumps over it") / 31
-    lines = textwrap.wrap(text[:2000], max(8, int(width / average * 0.95)), max_lines=CAPTION_LINES, placeholder=" ...")
-    return lines or [""]

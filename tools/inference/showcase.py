@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from dalle_mini.commands.terminal import Parser, exit_code
 from dalle_mini.data.images import load_picture
 from dalle_mini.errors import UserError
+from dalle_mini.lettering import load_font, wrapped
 from dalle_mini.output import REPORT
 from dalle_mini.runtime import console
 from dalle_mini.runtime.files import write_whole
@@ -108,8 +109,8 @@ def showcase(drawn: Sequence[Drawn]) -> Image.Image:
 
 def card(one: Drawn) -> Image.Image:
     """The caption, the pick with the next best beside it, and what was rejected under them."""
-    title, small = ImageFont.load_default(17), ImageFont.load_default(12)
-    lines = _lines(one.prompt, title, WIDTH)
+    title, small = load_font(17), load_font(12)
+    lines = wrapped(one.prompt, title, WIDTH - 2 * GAP, TITLE_LINES)
     top = TITLE_LINE * TITLE_LINES + GAP
     next_best = list(zip(one.pictures, one.scores, strict=True))[1 : 1 + NEXT_COUNT]
     rejected = list(zip(one.pictures, one.scores, strict=True))[1 + NEXT_COUNT :][-REJECTED_COUNT:]
@@ -147,17 +148,6 @@ def _paste(sheet: Image.Image, picture: Image.Image, place: tuple[int, int], sid
     sheet.paste(picture.resize((side, side), kind), place, mask.resize((side, side), Image.Resampling.LANCZOS))
     box = (*place, place[0] + side - 1, place[1] + side - 1)
     ImageDraw.Draw(sheet).rounded_rectangle(box, radius, outline=EDGE)
-
-
-def _lines(text: str, font: ImageFont.FreeTypeFont, width: int, most: int = TITLE_LINES) -> list[str]:
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width - 2 * GAP:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return lines if len(lines) <= most else [*lines[: most - 1], f"{lines[most - 1]} ..."]
 
 
 def draw(argv: Sequence[str] | None) -> None:

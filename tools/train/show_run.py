@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from entry import parser, user_errors
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from dalle_mini.data.images import load_picture
 from dalle_mini.errors import UserError
+from dalle_mini.lettering import drawable, load_font, wrapped
 from dalle_mini.runtime import console
 from dalle_mini.runtime.files import write_whole
 from dalle_mini.runtime.parsing import read_record
@@ -46,7 +47,7 @@ class Look:
 def panel(log: list[dict], names: list[str]) -> Image.Image:
     """Curves over steps."""
     sheet = Image.new("RGB", (PANEL, HEIGHT), PAPER)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    draw, font = ImageDraw.Draw(sheet), load_font(12)
     series = {name: [(one["step"], one[name]) for one in log if one.get(name) is not None] for name in names}
     values = [value for points in series.values() for _, value in points]
     if not values:
@@ -70,8 +71,8 @@ def panel(log: list[dict], names: list[str]) -> Image.Image:
     x = MARGIN
     for color, (name, points) in zip(COLORS, series.items(), strict=False):
         draw.line([at(*point) for point in points], fill=color, width=2)
-        label = f"{name} {points[-1][1]:.4g}" if points else name
-        draw.text((x, 2), label, fill=color, font=ImageFont.load_default(13))
+        label = drawable(f"{name} {points[-1][1]:.4g}" if points else name)
+        draw.text((x, 2), label, fill=color, font=load_font(13))
         x += int(font.getlength(label)) + 3 * GAP
     return sheet
 
@@ -86,7 +87,7 @@ def evolution(run: Path, columns: int) -> Image.Image | None:
     prompts = looks[-1][1].prompts[:ROWS]
     if not prompts:
         return None
-    font, head = ImageFont.load_default(13), 22
+    font, head = load_font(13), 22
     first = _thumb(looks[-1][0], prompts[0])
     tall = round(SIDE * first.height / first.width)  # a VQGAN's are two, one above the other
     sheet = Image.new("RGB", (CAPTION + len(looks) * (SIDE + 6), head + len(prompts) * (tall + 6)), PAPER)
@@ -98,10 +99,7 @@ def evolution(run: Path, columns: int) -> Image.Image | None:
             picture = _thumb(folder, prompt).resize((SIDE, tall), Image.Resampling.LANCZOS)
             sheet.paste(picture, (x, head + row * (tall + 6)))
     for row, prompt in enumerate(prompts):
-        words, lines = prompt.prompt.split(), [""]
-        for word in words:
-            longer = f"{lines[-1]} {word}".strip()
-            lines = [*lines, word] if font.getlength(longer) > CAPTION - 10 else [*lines[:-1], longer]
+        lines = wrapped(prompt.prompt, font, CAPTION - 10, tall // 16)
         draw.multiline_text((0, head + row * (tall + 6) + 4), "\n".join(lines), fill=INK, font=font)
     return sheet
 

@@ -5,7 +5,9 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from dalle_mini.lettering import drawable, load_font
 
 SIDE, FRAME, GAP, COLUMNS = 128, 6, 10, 10  # SIDE is the least side of a picture, pixels
 FONT_SIZE, LINE, LINES, CHARACTERS = 13, 16, 3, 21
@@ -31,7 +33,7 @@ def contact_sheet(entries: Sequence[Entry], legend: Mapping[str, str] | None = N
     rows = math.ceil(len(entries) / columns)
     lines_below = lines * (1 + any(entry.note for entry in entries))
     width, height = side + 2 * FRAME + GAP, side + 2 * FRAME + lines_below * LINE + GAP
-    font = ImageFont.load_default(FONT_SIZE)
+    font = load_font(FONT_SIZE)
     characters = CHARACTERS * side // SIDE
     head = 2 * LINE + GAP if legend else GAP
     sheet = Image.new("RGB", (max(columns * width + GAP, 3 * SIDE), rows * height + head), "white")
@@ -57,4 +59,4 @@ def contact_sheet(entries: Sequence[Entry], legend: Mapping[str, str] | None = N
 
 
 def _wrap(text: str, characters: int, lines: int) -> list[str]:
-    return textwrap.wrap(text, characters, max_lines=lines, placeholder=" ...")
+    return textwrap.wrap(drawable(text), characters, max_lines=lines, placeholder=" ...")
