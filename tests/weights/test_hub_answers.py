@@ -9,6 +9,7 @@ import sys
 import pytest
 from test_hub import publish, refused
 
+from dalle_mini.errors import UserError
 from dalle_mini.runtime.limits import VARIABLE
 from dalle_mini.weights.hub import resolve
 from dalle_mini.weights.hub_answers import is_file_name
@@ -152,3 +153,9 @@ def test_settings_that_make_no_sense_are_one_line_and_a_full_cache_answers(hub, 
         assert "config.json" in os.listdir(told("acme/mini").strip())
     message = told("acme/mini@v2")
     assert message.startswith("refused: ") and named in message and message.count("\n") == 1
+
+
+def test_an_index_that_cannot_be_read_is_one_line(hub):
+    hub.add("acme/odd", **{"config.json": b"{}", "model.safetensors.index.json": b'{"weight_map": ' + b"[" * 50_000})
+    with pytest.raises(UserError, match=r"model\.safetensors\.index\.json: it is nested more than 64 deep"):
+        resolve("acme/odd")

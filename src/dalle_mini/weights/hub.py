@@ -363,9 +363,12 @@ class Repository:
 
 
 def _shards(index: Path) -> list[str]:
-    """The files that an index lists. What is wrong with an index is for its reader to say."""
-    with contextlib.suppress(UserError, KeyError, AttributeError):
-        weight_map = read_object(index)["weight_map"]
+    """The files that an index lists; what is wrong with those is for its reader to say.
+
+    Raises UserError where the index cannot be read: it is not known then what belongs to it.
+    """
+    weight_map = read_object(index).get("weight_map")
+    with contextlib.suppress(AttributeError):
         return sorted({file for file in weight_map.values() if is_file_name(file) and "/" not in file})
     return []
 
