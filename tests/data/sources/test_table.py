@@ -59,7 +59,7 @@ BOMBS = {
     "unasked": lambda: {"image": [b"x"] * 300, "text": ["a"] * 300, "author": same("k" * BIG, 300, pa.string())},
     "fixed": lambda: {"image": same(b"\xff" * BIG, 300, pa.binary(BIG)), "text": ["a"] * 300},
     "prefixes": lambda: {"image": [b"\xff" * BIG] * 300, "text": ["a"] * 300},
-    "page": lambda: {"image": [b"\xff" * (500 << 20)], "text": ["a"]},
+    "page": lambda: {"image": [b"\xff" * (100 << 20)], "text": ["a"]},
 }
 OPTIONS = {"prefixes": {"use_dictionary": False, "column_encoding": {"image": "DELTA_BYTE_ARRAY"}}}
 
