@@ -83,6 +83,7 @@ def changed(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
     ("change", "named"),
     [
         (lambda table: table.drop_columns(["crop"]), "column crop is missing"),
+        (lambda table: table.append_column("crop", table["key"]), "column crop is int16 and string"),
         (lambda table: changed(table, "caption", pa.array(range(10))), "column caption is int64"),
         (lambda table: changed(table, "key", pa.array([None] * 10, pa.string())), "rows without key"),
         (lambda table: changed(table, "tokens", pa.array([[0]] * 10, pa.list_(pa.uint16(), 1))), "column tokens is"),

@@ -426,7 +426,12 @@ def run_config() -> Reader:
 
         recorded_run(folder, [])
 
-    config = {"network": "seq2seq", "loop": {"steps": 3}, "data": {"train": ["tokens"]}, "training": {"seed": 1}}
+    config = {
+        "network": "seq2seq",
+        "loop": {"steps": 3},
+        "data": {"train": ["tokens"]},
+        "training": {"dtype": "float32"},
+    }
     return Reader({"config.json": (json.dumps(config).encode(), mutate.json_text)}, read)
 
 

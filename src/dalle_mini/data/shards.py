@@ -208,10 +208,11 @@ def write_table(table: pa.Table, file: BinaryIO) -> None:
 
 
 def check_columns(path: Path, found: pa.Schema, wanted: pa.Schema) -> None:
-    """Raises UserError where a shard lacks a column, or has one of another type."""
+    """Raises UserError where a shard lacks a column, has one of another type, or has it twice."""
     for column in wanted:
-        kind = found.field(column.name).type if column.name in found.names else "missing"
-        if kind != column.type:
+        kinds = [field.type for field in found if field.name == column.name]
+        if kinds != [column.type]:
+            kind = " and ".join(map(str, kinds)) or "missing"
             raise UserError(f"{path}: damaged: the column {column.name} is {kind}, not {column.type}")
 
 
