@@ -14,13 +14,19 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow clean
+.PHONY: help demo test test-slow test-golden clean
+
+# The lowest jax that setup.cfg allows, and an interpreter for which pip finds the newest. Python 3.11 stays at jax 0.10.
+OLDEST_JAX := 0.10.0
+NEWEST_PYTHON ?= python3.13
+GOLDEN_TESTS := tests/models tests/runtime/test_xla.py tests/test_pipeline.py tests/training/test_golden_curve.py
 
 help:
 	@echo "make demo       a dozen prompts drawn with the model in the package, into ./$(DEMO_OUTPUT)/showcase.png"
 	@echo "make test       lint, format check and the quick tests"
 	@echo "make test-slow  the tests that take minutes"
-	@echo "make clean      remove $(VENV) and ./$(DEMO_OUTPUT)"
+	@echo "make test-golden  the comparisons with the original program, on the oldest and the newest jax"
+	@echo "make clean      remove $(VENV)* and ./$(DEMO_OUTPUT)"
 	@echo "Each sets up $(VENV) first where it must. PYTHON=python3.12 picks the interpreter (now: $(PYTHON))."
 
 # The stamps depend on setup.cfg alone: a second `make demo` installs nothing.
@@ -50,5 +56,23 @@ test: $(VENV)/.test
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow -rs -x tests/training tests
 
+# `make test` has jax as pip chooses it for $(PYTHON); these have environments of their own beside it.
+test-golden: $(VENV)-oldest/.test
+	$(VENV)-oldest/bin/python -m pytest -m "not slow" $(GOLDEN_TESTS)
+	@if $(NEWEST_PYTHON) -c '' 2>/dev/null; then $(MAKE) $(VENV)-newest/.test && \
+	    $(VENV)-newest/bin/python -m pytest -m "not slow" $(GOLDEN_TESTS); \
+	  else echo "not run on the newest jax: there is no $(NEWEST_PYTHON) (NEWEST_PYTHON=... names one)"; fi
+
+$(VENV)-oldest/.test: setup.cfg
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[train]' \
+	  jax==$(OLDEST_JAX) jaxlib==$(OLDEST_JAX) msgpack safetensors pytest
+	@touch $@
+
+$(VENV)-newest/.test: setup.cfg
+	@$(NEWEST_PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[train]' msgpack safetensors pytest
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(DEMO_OUTPUT)
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(DEMO_OUTPUT)

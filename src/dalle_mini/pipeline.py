@@ -32,6 +32,7 @@ from dalle_mini.generation.prepare import compute_dtypes, prepare, restore
 from dalle_mini.generation.ranking import ClipRanker
 from dalle_mini.models import VQGAN, DalleBart
 from dalle_mini.models.config import DalleBartConfig, VQGANConfig
+from dalle_mini.runtime.xla import Jit
 from dalle_mini.settings import GenerationSettings, check_number, check_prompts, check_whole, settings_of_each
 from dalle_mini.text import CaptionNormalizer, CaptionTokenizer
 from dalle_mini.weights.bundle import PARTS, check_fit, find_parts, save_companions
@@ -325,7 +326,7 @@ class DalleMini:
     @functools.cached_property
     def _encode(self):
         graphdef, state = nnx.split(self.vqgan)
-        return functools.partial(jax.jit(lambda state, pixels: nnx.merge(graphdef, state).encode(pixels)), state)
+        return functools.partial(Jit(lambda state, pixels: nnx.merge(graphdef, state).encode(pixels)), state)
 
     def encode_text(self, prompts: Sequence[str], name: str = "prompt {}") -> tuple[np.ndarray, np.ndarray]:
         """input_ids and attention_mask, int32 [prompts, text_length], of the prompts as the model reads them.

@@ -16,6 +16,7 @@ from flax import nnx
 from dalle_mini.data.images import clip_pixels
 from dalle_mini.models import VQGAN
 from dalle_mini.models.fingerprint import identity as identity  # for those who look for it here
+from dalle_mini.runtime.xla import Jit
 from dalle_mini.weights.bundle import SHIPPED_NAME, find_part
 
 if TYPE_CHECKING:
@@ -108,12 +109,12 @@ class Networks:
         return [jax.device_put(state, device) for device in self.devices]
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(Jit, static_argnums=0)
 def _encode(graphdef: nnx.GraphDef, state: nnx.State, images: jax.Array) -> jax.Array:
     return nnx.merge(graphdef, state).encode(images.astype(jnp.float32) / 255)
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(Jit, static_argnums=0)
 def _cosines(
     graphdef: nnx.GraphDef, state: nnx.State, pixels: jax.Array, input_ids: jax.Array, attention_mask: jax.Array
 ) -> jax.Array:

@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from dalle_mini.models import VQGAN
+from dalle_mini.runtime.xla import Jit
 
 BATCH = 32  # pictures a compiled call sees
 WINDOW, SIGMA = 11, 1.5  # of SSIM's Gaussian, pixels
@@ -48,7 +49,7 @@ def measure(images: np.ndarray, pictures: np.ndarray, tokens: np.ndarray, n_embe
     }
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(Jit, static_argnums=0)
 def _there_and_back(graphdef: nnx.GraphDef, state: nnx.State, images: jax.Array) -> tuple[jax.Array, jax.Array]:
     vqgan = nnx.merge(graphdef, state)
     tokens = vqgan.encode(images.astype(jnp.float32) / 255)

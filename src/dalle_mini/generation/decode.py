@@ -26,6 +26,7 @@ from dalle_mini.generation.sampling import draw, guide, mask_beyond, sample, war
 from dalle_mini.models.config import DalleBartConfig
 from dalle_mini.models.dalle_bart import DalleBart
 from dalle_mini.models.layers import KVCache
+from dalle_mini.runtime.xla import Jit
 
 UNDRAWABLE = -1  # the token where the logits are not numbers: the weights are damaged, or too large for their type
 EVERY = 16  # steps between two looks; a call of a compiled program costs less than a thousandth of them
@@ -309,7 +310,7 @@ FIXED = PartitionSpec(None, "prompts")
 STATE = DecodeState(ALL, PICTURES, PICTURES, PartitionSpec("rows"))
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(Jit, static_argnums=0)
 def prefill(programs: Programs, params, text, keys) -> tuple[Prefilled, DecodeState]:
     """What is done once a caption; `text` is int [G, 2, P, S], ids and mask."""
 
@@ -340,7 +341,7 @@ def prefill(programs: Programs, params, text, keys) -> tuple[Prefilled, DecodeSt
     return programs.on_each_device(run, ins, (FIXED, STATE))(params, text, keys)
 
 
-@partial(jax.jit, static_argnums=0, donate_argnames="state")
+@partial(Jit, short_sums=True, static_argnums=0, donate_argnames="state")
 def advance(programs: Programs, params, fixed, state, keys, stop, warping, given) -> DecodeState:
     """Draw the tokens up to position `stop`."""
 

@@ -12,6 +12,7 @@ from dalle_mini.data.images import to_uint8
 from dalle_mini.generation.convolutions import with_fewer_products
 from dalle_mini.generation.memory import chunked, decoded_at_once
 from dalle_mini.models import VQGAN
+from dalle_mini.runtime.xla import Jit
 
 GRAY = 128  # where nothing is drawn yet
 
@@ -32,7 +33,7 @@ class PixelDecoder:
         def decode(state, tokens, width):
             return nnx.merge(graphdef, state).decode(tokens, width)
 
-        self._decode = jax.jit(decode, static_argnums=2)
+        self._decode = Jit(decode, static_argnums=2)
 
     def compile(self, count: int) -> None:
         """Be ready for so many pictures."""

@@ -9,7 +9,8 @@ a picture hardly depends on how many are drawn beside it. (Attention's sums may 
 float32 no token was seen to change by that; what is rounded to bfloat16 or int8 next may go the other way.)
 
 - float32 weights lie in tiles, [out / 96, in, 96], and a product is one of each tile: XLA then reads every weight once,
-  in order, which for 2 rows takes two thirds of the time of a product with the whole matrix.
+  in order, which for 2 rows takes two thirds of the time of a product with the whole matrix. Long sums are made of
+  short ones, so that they are as exact by YNNPACK (`runtime.xla`) as by XLA itself, which takes 1.6 times as long.
 - bfloat16 weights are half the bytes, and products of them with bfloat16 rows, summed in float32, are quick. All else
   there is float32, for XLA's small batched products, attention's, are slow in bfloat16.
 - int8 weights are a quarter. The rows are split into two int8 parts, so the products are of integers, and exact.
@@ -35,6 +36,7 @@ LEAST_ROWS = 2  # in a step: the product of a single row is another routine with
 TILE = 96  # outputs: of 64, 96, 128, 192 and 512 the one that serves 1, 9 and 32 guided pictures well
 # Rows in one product of tiles: fewer or more are other routines of XLA's, with another rounding (1 to 3 and 64 on).
 FEWEST, MOST = 4, 48
+CHAIN = 256  # terms summed one after the other, as many as XLA's own products sum so
 # Rows of bfloat16 that XLA multiplies at once on a CPU, where there are more than it takes at a time anyway: with 64
 # rows of 4,096 products took 1.6 times as long as with 72.
 AT_ONCE, ANYWAY = 12, 8
@@ -78,11 +80,15 @@ class TiledLinear(nnx.Module):
         return self.weight[...].swapaxes(0, 1).reshape(inputs, tiles * TILE)[:, : self.outputs]
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        weight = self.weight[...].astype(self.dtype)
+        tiles, inputs, _ = self.weight.shape
+        sums = _short_sums(inputs)
+        weight = self.weight[...].astype(self.dtype).reshape(tiles, sums, inputs // sums, TILE)
 
         def product(rows: jax.Array) -> jax.Array:
-            rows = jnp.broadcast_to(rows, (len(weight), *rows.shape))
-            return jax.lax.dot_general(rows, weight, (((2,), (1,)), ((0,), (0,))))  # [tiles, rows, TILE]
+            rows = rows.reshape(len(rows), sums, -1).swapaxes(0, 1)
+            rows = jnp.broadcast_to(rows, (tiles, *rows.shape))
+            parts = jax.lax.dot_general(rows, weight, (((3,), (2,)), ((0, 1), (0, 1))))
+            return sum(parts[:, number] for number in range(sums))  # [tiles, rows, TILE]
 
         rows = x.astype(self.dtype).reshape(-1, x.shape[-1])
         count = len(rows)
@@ -91,6 +97,12 @@ class TiledLinear(nnx.Module):
         y = jnp.concatenate([product(part) for part in parts], axis=1)[:, :count]
         y = y.swapaxes(0, 1).reshape(*x.shape[:-1], -1)[..., : self.outputs]
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+def _short_sums(terms: int) -> int:
+    """Into how many sums of one length a sum is split: as few as have at most CHAIN terms, where that divides it."""
+    fewest = -(-terms // CHAIN)
+    return next((count for count in range(fewest, 4 * fewest) if terms % count == 0), 1)
 
 
 @jax.jit

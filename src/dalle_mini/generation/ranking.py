@@ -17,6 +17,7 @@ from dalle_mini.data.images import clip_pixels, clip_sizes
 from dalle_mini.errors import UserError
 from dalle_mini.models.clip import CLIP
 from dalle_mini.runtime.parsing import ParseError, check, read_object
+from dalle_mini.runtime.xla import Jit
 from dalle_mini.text import CaptionTokenizer
 from dalle_mini.weights.bundle import PREPROCESSOR, RANKER
 from dalle_mini.weights.hub import blaming_cache, resolve
@@ -68,11 +69,11 @@ class ClipRanker:
         self.clip, self.tokenizer, self.preprocessor_config, self.chunk = clip, tokenizer, preprocessor_config, chunk
         graphdef, self._state = nnx.split(clip)
 
-        @jax.jit
+        @Jit
         def text_embeds(state: nnx.State, input_ids: jax.Array, attention_mask: jax.Array) -> jax.Array:
             return nnx.merge(graphdef, state).text_embeds(input_ids, attention_mask)
 
-        @jax.jit
+        @Jit
         def image_logits(state: nnx.State, pixels: jax.Array, text: jax.Array) -> jax.Array:
             clip = nnx.merge(graphdef, state)
             return clip.logits(clip.image_embeds(pixels), text)

@@ -32,6 +32,7 @@ from dalle_mini.models import CLIP
 from dalle_mini.models.config import CLIPConfig
 from dalle_mini.runtime.files import write_whole
 from dalle_mini.runtime.paths import source_setting
+from dalle_mini.runtime.xla import Jit
 from dalle_mini.settings import LARGEST
 from dalle_mini.text import CaptionTokenizer
 from dalle_mini.training.checkpoint import holds_checkpoints
@@ -162,7 +163,7 @@ class CLIPTrainer:
         self.dtype, self.trained = config.dtype, TRAINED[config.train]
         self.graphdef, _ = CLIP.shapes(config.network)
         self._training_graphdef, _ = CLIP.shapes(config.network, jnp.dtype(config.dtype))
-        self._picture_vectors, self._text_vectors = jax.jit(self._embed_pictures), jax.jit(self._embed_texts)
+        self._picture_vectors, self._text_vectors = Jit(self._embed_pictures), Jit(self._embed_texts)
         self.evaluation = evaluation or EvaluationConfig()
         self._zero_shot = ZeroShot.find(self.evaluation, held_out if labelled is None else labelled)
 

@@ -20,6 +20,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from dalle_mini.errors import UserError
+from dalle_mini.runtime.xla import compiler_options
 from dalle_mini.training import sharding
 from dalle_mini.training.accumulation import accumulated, through_embeddings
 from dalle_mini.training.checkpoint import holds_checkpoints, restore_parameters
@@ -203,8 +204,9 @@ def step_program(trainer: Trainer, loop: LoopConfig, mesh_config: MeshConfig, me
             return trainer.loss(compute, batch, None, *beside)
 
     update = make_step(trainer, tx, loop, mesh, shardings.params)
-    step = jax.jit(update, donate_argnums=0, out_shardings=(shardings, whole))
-    evaluate = jax.jit(evaluate, out_shardings=whole)
+    how = compiler_options(trainer.dtype, mesh.devices.flat[0].platform)
+    step = jax.jit(update, donate_argnums=0, out_shardings=(shardings, whole), compiler_options=how)
+    evaluate = jax.jit(evaluate, out_shardings=whole, compiler_options=how)
     if frozen is not None:
         placed = sharding.place(frozen, jax.tree.map(lambda _: whole, frozen))
         beside = Beside(sharding.place(np.int32(0), whole), placed)

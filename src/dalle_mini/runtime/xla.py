@@ -1,0 +1,112 @@
+"""Exact products on a CPU, whatever the processor and the release of jax.
+
+By itself XLA leaves products on a CPU to YNNPACK, and from jax 0.10.1 on also sums, with what stands around them.
+
+- A product of float32 is rounded there no more coarsely than elsewhere, but summed in longer chains: the error of one
+  of 4,096 terms is 1.3 times as large, and another on every processor. Guidance multiplies it by twenty.
+- What stands around sums is sometimes wrong: a batched product with a broadcast constant, multiplied and summed, came
+  out 1e23 times too large with jax 0.10.2 to 0.12.0.1, as memory was read that nothing had written.
+- Products of bfloat16 and of int8 are two to four times as quick there, and coarser than any order of summing.
+
+So XLA makes the programs by itself, but for single products: those of programs in the smaller types, and those that
+sum few terms in a chain anyway.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+FUSIONS = "xla_cpu_experimental_ynn_fusion_type"  # what YNNPACK is given; empty: nothing
+SINGLE_PRODUCTS = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
+SMALL = ("bfloat16", "float16", "int8")
+# The releases of jaxlib that know the flag: an unknown one ends the process.
+KNOWN = (0, 10), (0, 13)
+
+
+def ask_for_exact_products() -> None:
+    """Set XLA's flag for programs that are not compiled here: a user's own, and those of single operations.
+
+    XLA reads its flags with the process's first array: what was set then stays. A value that the user chose does too.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if FUSIONS not in flags and _is_known():
+        os.environ["XLA_FLAGS"] = f"{flags} --{FUSIONS}=".strip()
+
+
+def compiler_options(dtype: Any, platform: str, *, short_sums: bool = False) -> dict[str, str] | None:
+    """The `compiler_options` of `jax.jit` for a program in that type; None where XLA's flags decide.
+
+    With `short_sums` its products sum so few terms that they are as exact by any library.
+    """
+    import numpy as np
+
+    chosen = re.search(rf"--{FUSIONS}=\S", os.environ.get("XLA_FLAGS", ""))
+    if platform != "cpu" or chosen or not _is_known():
+        return None
+    return {FUSIONS: SINGLE_PRODUCTS if short_sums or np.dtype(dtype).name in SMALL else ""}
+
+
+class Jit:
+    """`jax.jit(function, **options)` whose programs are compiled as `compiler_options` says.
+
+    A program is one in a smaller type where one of its arguments is. Within another program it is that one's part.
+    """
+
+    def __init__(self, function: Callable, *, short_sums: bool = False, **options: Any):
+        self._function, self._short_sums, self._options = function, short_sums, options
+        self._programs: dict[Any, Callable] = {}
+        functools.update_wrapper(self, function)
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._program(arguments)(*arguments)
+
+    def lower(self, *arguments: Any) -> Any:
+        return self._program(arguments).lower(*arguments)
+
+    def eval_shape(self, *arguments: Any) -> Any:
+        return self._program(arguments).eval_shape(*arguments)
+
+    def _cache_size(self) -> int:
+        """How many programs were made, as of `jax.jit`'s own."""
+        return sum(program._cache_size() for program in self._programs.values())
+
+    def _program(self, arguments: tuple) -> Any:
+        import jax
+
+        leaves = jax.tree.leaves(arguments)
+        within = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+        how = {"short_sums": self._short_sums}
+        chosen = None if within else compiler_options(_type(leaves), _platform(leaves), **how)
+        key = None if chosen is None else chosen[FUSIONS]
+        if key not in self._programs:
+            self._programs[key] = jax.jit(self._function, compiler_options=chosen, **self._options)
+        return self._programs[key]
+
+
+def _type(leaves: Iterable[Any]) -> str:
+    names = {str(getattr(leaf, "dtype", None)) for leaf in leaves}
+    return next((name for name in SMALL if name in names), "float32")
+
+
+def _platform(leaves: Iterable[Any]) -> str:
+    """Where they are, or would be."""
+    import jax
+
+    for leaf in leaves:
+        if (sharding := getattr(leaf, "sharding", None)) is not None:
+            return next(iter(sharding.device_set)).platform
+    return jax.default_backend()
+
+
+@functools.cache
+def _is_known() -> bool:
+    try:
+        from jaxlib.version import __version__
+    except ImportError:
+        return False
+    release = tuple(map(int, re.findall(r"\d+", __version__)[:2]))
+    return KNOWN[0] <= release < KNOWN[1]
