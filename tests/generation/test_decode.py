@@ -15,9 +15,10 @@ from flax import nnx
 
 from dalle_mini.errors import UserError
 from dalle_mini.generation import decode, generate_tokens, stream_tokens
-from dalle_mini.generation.prepare import Int8Linear, compute_dtypes, prepare, prepared_shapes, restore
+from dalle_mini.generation.prepare import Int8Linear, TiledLinear, compute_dtypes, prepare, prepared_shapes, restore
 from dalle_mini.generation.sampling import draw, guide, mask_beyond, warp
 from dalle_mini.models.dalle_bart import DalleBart
+from dalle_mini.runtime.xla import compiler_options
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "dallebart"
 SCANNED, UNROLLED = GOLDEN / "a_normformer_glu_scan", GOLDEN / "b_normformer_glu_unrolled"
@@ -329,6 +330,27 @@ def test_bfloat16_weights_keep_their_type_and_can_be_restored(golden):
 def test_what_is_prepared_depends_on_where_it_will_compute(model, platform, kinds):
     _, params = prepared_shapes(model.config, jnp.bfloat16, platform=platform)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(nnx.to_pure_dict(params)["decoder"])} == kinds
+
+
+@pytest.mark.parametrize("terms", [256, 768, 2730, 3001])
+def test_long_products_of_float32_are_made_of_short_sums(terms):
+    """Whatever library multiplies: their error is that of chains of 256 terms. (3001 is a prime: it stays whole.)"""
+    ready = TiledLinear(nnx.Linear(terms, 100, use_bias=False, rngs=nnx.Rngs(0)))
+    graphdef, params = nnx.split(ready)
+    program = jax.jit(
+        lambda params, x: nnx.merge(graphdef, params)(x),
+        compiler_options=compiler_options("float32", "cpu", short_sums=True),
+    )
+    x = np.random.default_rng(0).normal(size=(8, terms)).astype(np.float32)
+    weight = np.asarray(ready.kernel)
+    wanted, total = x.astype(np.float64) @ weight.astype(np.float64), np.zeros((8, 100), np.float32)
+    for start in range(0, terms, 256):
+        chain = np.zeros_like(total)
+        for k in range(start, min(start + 256, terms)):
+            chain = (x[:, k : k + 1].astype(np.float64) * weight[k] + chain).astype(np.float32)
+        total += chain
+    error, allowed = (np.sqrt(np.mean((one - wanted) ** 2)) for one in (program(params, x), total))
+    assert error < (1.1 if terms < 3001 else 2) * allowed
 
 
 def test_int8_products_are_as_exact_as_float32():
