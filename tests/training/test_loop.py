@@ -249,7 +249,7 @@ def test_checkpoints_elsewhere_know_what_the_run_was(tmp_path, capsys):
     loop = dataclasses.replace(LOOP, checkpoints=str(tmp_path / "bucket"))
     run(Line(), loop, tmp_path / "first")
     assert started_with(tmp_path / "second", tmp_path / "bucket")["loop"]["steps"] == 10
-    with pytest.raises(UserError, match=r"other values of training.rate:"):
+    with pytest.raises(UserError, match=r"bucket: the run there was started with other values of training.rate:"):
         run(Line(rate=0.5), loop, tmp_path / "second")
     capsys.readouterr()
     run(Line(), loop, tmp_path / "second")

@@ -192,7 +192,8 @@ def open_run(
         if found is None:
             write_settings(path, config)
         else:
-            pending.append(_continued(path, config, found, allow_changes))
+            where = path if path.exists() or checkpoints is None else checkpoints
+            pending.append(_continued(path, where, config, found, allow_changes))
 
     first_process_does(look)
     return lambda: first_process_does(lambda: [write_settings(path, one) for one in pending if one is not None])
@@ -244,8 +245,10 @@ def as_json(config: dict[str, Any]) -> dict[str, Any]:
     return hidden(json.loads(json.dumps(config, default=str)))
 
 
-def _continued(path: Path, config: dict[str, Any], found: dict[str, Any], allow_changes: bool) -> dict[str, Any] | None:
-    """What is to be written down of a run that was `found` and goes on with `config`; None: it stands there."""
+def _continued(
+    path: Path, where: str | Path, config: dict[str, Any], found: dict[str, Any], allow_changes: bool
+) -> dict[str, Any] | None:
+    """What is to be written down of a run that was `found` in `where` and goes on; None: it stands there."""
     history, as_it_stands = found.pop("changes", []), found
     found = hidden(found)  # as it was written before
     if found.get("data") is None:  # a run from before the data was recorded
@@ -257,7 +260,7 @@ def _continued(path: Path, config: dict[str, Any], found: dict[str, Any], allow_
     if not allow_changes:
         before = ", ".join(f"{name}={_short(old)}" for name, (old, _) in changed.items())
         raise UserError(
-            f"{path}: the run there was started with other values of {', '.join(changed)}: "
+            f"{where}: the run there was started with other values of {', '.join(changed)}: "
             f"continue it with those ({before}), or with --allow-changes, or choose another folder"
         )
     if "loop.batch_size" in changed:
