@@ -280,7 +280,7 @@ def test_the_sweep_for_wandb(tmp_path):
     [
         ("config.yaml", "loop.nosuch=1,2", "loop.nosuch: no such setting"),
         ("config.yaml", "loop.steps=5,0", "loop.steps: 0 is too small"),
-        ("missing.yaml", "loop.steps=5,6", "missing.yaml: cannot read it"),
+        ("missing.yaml", "loop.steps=5,6", "missing.yaml cannot be read"),
     ],
 )
 def test_what_is_wrong_shows_before_the_first_run(tmp_path, config, setting, message):

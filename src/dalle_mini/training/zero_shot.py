@@ -56,7 +56,7 @@ class EvaluationConfig:
             try:
                 lines = parsing.read_bytes(place, "words_bytes").decode().splitlines()
             except (UserError, UnicodeDecodeError) as error:
-                raise UserError(f"evaluation.classes_file: cannot read {place} ({error})") from None
+                raise UserError(f"evaluation.classes_file: {error}") from None
             names = [line.strip() for line in lines if line.strip()]
         told_apart = {name.strip().lower() for name in names} - {""}
         if (names or self.classes_file) and len(told_apart) < max(2, len(names)):
