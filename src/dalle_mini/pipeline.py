@@ -141,10 +141,12 @@ class DalleMini:
     @classmethod
     def _load(cls, folders: Mapping[str, Path], dtype: str) -> "DalleMini":
         compute, others = compute_dtypes(dtype)
-        check_tokens(folders)
-        model = DalleBart.from_pretrained(folders["dalle"], dtype=compute)
-        vqgan_model = VQGAN.from_pretrained(folders["vqgan"], dtype=others)
-        check_fit(model.config, vqgan_model.config, folders)  # before the wait for CLIP
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            fits = pool.submit(check_tokens, folders)  # which hashes, and lets this thread run
+            model = DalleBart.from_pretrained(folders["dalle"], dtype=compute)
+            vqgan_model = VQGAN.from_pretrained(folders["vqgan"], dtype=others)
+            check_fit(model.config, vqgan_model.config, folders)  # before the wait for CLIP
+            fits.result()
         return cls(
             prepare(model, int8=dtype == "int8", consume=True),
             vqgan_model,
