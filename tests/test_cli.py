@@ -35,6 +35,10 @@ def test_help_is_instant_and_imports_nothing_heavy():
     code = "import sys, dalle_mini.cli; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"jax", "flax", "numpy", "PIL", "rich", "tokenizers"} & set(modules)
+    if os.path.isdir("/proc/self/task"):  # a library's thread would take the signals that `main` holds back
+        code = "import os, dalle_mini.cli; print(*os.listdir('/proc/self/task'))"
+        threads = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        assert len(threads.split()) == 1
 
 
 @pytest.mark.parametrize(
@@ -147,6 +151,7 @@ def test_ctrl_c_exits_130_without_a_partial_folder(tmp_path, golden_bundle):
     assert all((folder / "results.json").is_file() for folder in output.iterdir())
 
 
+@pytest.mark.usefixtures("hang_up")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_who_is_asked_to_stop_leaves_whole_folders_only(tmp_path, golden_bundle, name):
     output, number = tmp_path / "out", getattr(signal, name)

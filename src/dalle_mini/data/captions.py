@@ -9,8 +9,6 @@ import codecs
 import re
 import urllib.parse
 
-from dalle_mini.text.normalize import unescape
-
 # Conceptual Captions writes <PERSON> for a name; the normaliser knows it, so it is no tag. A sign that is followed by
 # neither letter, slash nor mark is none either: "5 < 6".
 _TAG = re.compile(r"<(?!person>)[a-z/!?][^<>]*>", re.IGNORECASE)
@@ -33,7 +31,9 @@ def clean(caption: str) -> str:
     Text that was read in a wrong encoding once ("cafÃ©") is put right by ftfy. Half characters of JSON's escapes
     (lone surrogates) go, so that the result can always be written as UTF-8. `<PERSON>` of Conceptual Captions stays.
     """
-    import ftfy  # takes longer to import than `dalle-mini --help` may take
+    import ftfy  # takes longer to import than `dalle-mini --help` may take, and so does the next one's numpy
+
+    from dalle_mini.text.normalize import unescape
 
     text = _NOTHING.sub("", caption)
     if not text.isascii():
