@@ -65,3 +65,11 @@ def pipe(golden_bundle):
     from dalle_mini import DalleMini
 
     return DalleMini.from_pretrained(golden_bundle)
+
+
+@pytest.fixture
+def hang_up():
+    """SIGHUP as it is by itself, for this process and its children: under nohup it is ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)

@@ -32,6 +32,7 @@ def end(number: int | None = None, before: str = "", work: str = "", tidy: str =
     return process.returncode, out.removeprefix("ready\n"), err
 
 
+@pytest.mark.usefixtures("hang_up")
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
 def test_a_command_that_is_asked_to_stop_tidies_up(name, code):
     assert end(getattr(signal, name)) == (code, "tidied up\n", f"stopped by {name}\n")

@@ -31,14 +31,6 @@ def heard(notice, seconds=5.0):
     return notice.code, notice.reason
 
 
-@pytest.fixture
-def hang_up():
-    """SIGHUP as it is by itself: under nohup it is ignored."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
-
-
 @pytest.mark.parametrize(
     ("number", "expected"),
     [
