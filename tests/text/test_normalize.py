@@ -12,7 +12,14 @@ from unidecode import unidecode
 
 from dalle_mini.errors import UserError
 from dalle_mini.text import CaptionNormalizer
-from dalle_mini.text.normalize import _BEYOND_ASCII, _fixed, _has_four_alike, _named_emoji, _to_plain_ascii
+from dalle_mini.text.normalize import (
+    _BEYOND_ASCII,
+    HashtagSplitter,
+    _fixed,
+    _has_four_alike,
+    _named_emoji,
+    _to_plain_ascii,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "text_normalizer"
 WORDS = GOLDEN / "enwiki-words-frequency.txt"
@@ -205,3 +212,12 @@ def test_captions_that_took_the_square_of_their_length_or_ended_the_work(caption
 def test_nested_references_come_out_as_before():
     normalizer = CaptionNormalizer()
     assert normalizer("&amp;amp;amp;lt;3 &amp;eacute;t&amp;amp;eacute;") == normalizer("<3 été")
+
+
+def test_a_list_with_a_giant_word_splits_as_quickly(tmp_path):
+    """Each length up to the longest word's is tried at each letter."""
+    (tmp_path / "words").write_text(f"red\nball\n{'a' * 1_000_000}\n")
+    split = HashtagSplitter(tmp_path / "words")
+    before = time.process_time()
+    assert split("redball" * 2000) == " ".join(["red ball"] * 2000)
+    assert time.process_time() - before < 5

@@ -9,9 +9,11 @@ from typing import Any
 
 HIDDEN = "***"
 
-_ADDRESS = re.compile(r"[A-Za-z][\w+.-]*://[^\s'\"<>]*")
+# Each takes a time that grows as the text does: also of a megabyte of letters, or of question marks.
+_ADDRESS = re.compile(r"://(?:[^\s/?#]*@)?[^\s'\"<>]*")  # a password may hold quotes
 _USER = re.compile(r"(?<=://)(?!\*\*\*@)[^/?#]*@")
-_VALUE = re.compile(r"(?<=[?&])([^=&#]+)=[^&#]*?(?=[:;,.)\]]*(?:[&#]|$))")  # a sentence may go on behind it
+_VALUE = re.compile(r"(?<=[?&#])([^=&#?]+)=([^&#]*)")
+_SENTENCE = ":;,.)]"  # goes on behind an address
 
 
 def without_secrets(text: str) -> str:
@@ -32,8 +34,13 @@ def hides(value: Any) -> bool:
     """Whether plain JSON holds an address of which a secret was left out."""
     if isinstance(value, dict | list | tuple):
         return any(map(hides, value.values() if isinstance(value, dict) else value))
-    return isinstance(value, str) and bool(re.search(r"://\*\*\*@|[?&][^=&#]+=\*\*\*", value))
+    return isinstance(value, str) and bool(re.search(r"://\*\*\*@|[?&#][^=&#?]+=\*\*\*", value))
 
 
 def _hidden(found: re.Match[str]) -> str:
-    return _VALUE.sub(rf"\1={HIDDEN}", _USER.sub(f"{HIDDEN}@", found[0]))
+    return _VALUE.sub(_without_value, _USER.sub(f"{HIDDEN}@", found[0]))
+
+
+def _without_value(found: re.Match[str]) -> str:
+    name, value = found.groups()
+    return f"{name}={HIDDEN}{value[len(value.rstrip(_SENTENCE)) :]}"

@@ -43,6 +43,7 @@ _FEW_ENTITIES = 100  # so many cannot take long, however they lie inside one ano
 _LINES = 20_000  # ftfy takes each by itself
 _EMOJI_PIECE = 64  # characters; the longest emoji has ten
 _HASHTAG_CHARACTERS = 100_000
+_WORD_CHARACTERS = 128  # of a list's words; the longest are tried at each letter of a hashtag
 _ESCAPED_AGAIN = re.compile(r"&(?:amp;){2,}")
 _ENDLESS_NUMBER = re.compile(r"&#[0-9]{20,};?")
 _JOINERS = re.compile(r"[\u200d\ufe0e\ufe0f\u20e3\U0001f1e6-\U0001f1ff\U0001f3fb-\U0001f3ff\U000e0020-\U000e007f]")
@@ -233,7 +234,7 @@ class HashtagSplitter:
     def __init__(self, words_file: str | Path):
         words = _read_words(Path(words_file))
         self._costs = {word: math.log(rank) for rank, word in enumerate(words, start=1)}
-        self._longest = max(map(len, words))
+        self._longest = min(max(map(len, words)), _WORD_CHARACTERS)
 
     @property
     def words(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import io
 import json
 import posixpath
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -251,7 +251,7 @@ def _header(file: IO[bytes], path: str) -> tuple[tuple[str, ...], Place]:
         if len(names) == 1 and (sign := next((sign for sign in ";|,\t" if sign in names[0]), None)):
             wanted = "tabs" if path.endswith(".tsv") else "commas"
             raise UserError(f"{path}: {wanted} must separate its columns, not {sign!r}: it begins with {names[0]:.80}")
-        twice = next((name for name in names if name and names.count(name) > 1), None)
+        twice = next((name for name, count in Counter(names).items() if name and count > 1), None)
         if twice is not None:
             raise UserError(f"{path}: two of its columns are called {twice!r}: rename one")
         return names, stop
@@ -290,9 +290,10 @@ def _records(file: IO[bytes], path: str, names: Sequence[str], place: Place) -> 
 
 def _no_more_than(count: int, values: list[str]) -> list[str]:
     """Without the empty values after the `count` first, which trailing commas make."""
-    while len(values) > count and not values[-1].strip():
-        values = values[:-1]
-    return values
+    stop = len(values)
+    while stop > count and not values[stop - 1].strip():
+        stop -= 1
+    return values[:stop]
 
 
 def _json_record(line: bytes, stop: Place) -> Record:
@@ -328,6 +329,7 @@ def _table_rows(lines: Iterable[tuple[bytes | None, Place]], path: str) -> Itera
     A quote that is never closed would take all that follows into its row: then the line is read alone.
     """
     lines, again = iter(lines), deque()
+    csv.field_size_limit(max(csv.field_size_limit(), limits().text_bytes))  # a novel's caption is one field
     dialect = "excel-tab" if path.endswith(".tsv") else "excel"
     while True:
         taken: list[tuple[bytes | None, Place]] = []
