@@ -204,6 +204,25 @@ def test_a_runs_folder_is_here(out, monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("out", ["", " "])
+def test_a_runs_folder_has_a_name(out, monkeypatch, tmp_path):
+    """It would be the working directory."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="--output is blank: name a folder"):
+        run(Line(), LOOP, out)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_checkpoints_may_lie_in_the_runs_folder_itself(monkeypatch, tmp_path, capsys):
+    """One folder under two names is held once: the run does not wait for itself."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("run")
+    run(Line(), dataclasses.replace(LOOP, steps=4, checkpoints=str(tmp_path / "run")), "run")
+    loop = dataclasses.replace(LOOP, checkpoints=str(tmp_path / "link"))
+    assert int(run(Line(), loop, tmp_path / "run", allow_changes=True).step) == 10
+    assert "continuing from step 4" in capsys.readouterr().err
+
+
 def test_the_best_checkpoint_is_kept(tmp_path):
     loop = dataclasses.replace(LOOP, steps=5, eval_every=1, keep=1)
     run(Judged({1: 5.0, 2: 3.0, 3: 4.0, 4: float("nan"), 5: 6.0}), loop, tmp_path)

@@ -61,7 +61,9 @@ MAY_CHANGE = {
 
 
 def check_here(out: str | Path) -> None:
-    """Raises UserError where a run's folder is not on this machine."""
+    """Raises UserError where a run's folder has no name, or is not on this machine."""
+    if not str(out).strip():
+        raise UserError("--output is blank: name a folder")
     if re.match(r"\w[\w+.-]*:/", str(out)):  # a Path has one slash only
         raise UserError(
             f"--output {out}: a run's folder is one on this machine; its checkpoints may be elsewhere: "
@@ -106,7 +108,8 @@ def alone_in(out: Path, checkpoints: str | Path | None = None) -> Iterator[None]
 
 @contextlib.contextmanager
 def _alone(out: Path, *, stays: bool = False) -> Iterator[None]:
-    if out in _HELD:
+    here = os.path.realpath(out)  # the checkpoints may lie in the run's folder itself, under another name
+    if here in _HELD:
         yield
         return
     held: list[int] = []
@@ -136,10 +139,10 @@ def _alone(out: Path, *, stays: bool = False) -> Iterator[None]:
 
     try:
         first_process_does(take)
-        _HELD.add(out)
+        _HELD.add(here)
         yield
     finally:
-        _HELD.discard(out)
+        _HELD.discard(here)
         for descriptor in held:
             os.close(descriptor)
         if held and is_new:
@@ -147,7 +150,7 @@ def _alone(out: Path, *, stays: bool = False) -> Iterator[None]:
                 out.rmdir()
 
 
-_HELD: set[Path] = set()  # the folders that this process has
+_HELD: set[str] = set()  # the folders that this process has, without links
 
 
 @contextlib.contextmanager
