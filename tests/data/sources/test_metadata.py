@@ -93,7 +93,7 @@ def test_rows_that_are_wrong_are_counted_and_the_others_kept(pile, tmp_path):
         b"/etc/passwd,absolute,5\n"
         b",no name,6\n"
         b"a.jpg," + b"x" * (limits().text_bytes + 5) + b",7\n"
-        b"sub/c.jpg," + b"so long " * 50_000 + b",8\n"
+        b"sub/c.jpg," + b"so long " * 150_000 + b",8\n"
         b"sub/c.jpg,the last,9\n"
     )
     found = examples(open_source(str(pile)))
