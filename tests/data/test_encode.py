@@ -381,6 +381,18 @@ def test_a_source_that_fails_ends_the_run_and_what_is_staged_stays(vqgan, whole,
     assert content(tmp_path) == content(whole)
 
 
+class Large(noise_pile.NoisePart):
+    def examples(self):
+        raise MemoryError("no place for a picture")
+
+
+def test_a_reader_without_memory_says_so_in_one_line(vqgan, tmp_path):
+    pile = NoisePile()
+    object.__setattr__(pile, "parts", lambda: [Large(0)])
+    with pytest.raises(UserError, match=r"^the machine has too little memory \(no place for a picture\): use"):
+        run(vqgan, tmp_path, pile, workers=1)
+
+
 def test_random_crops_are_rows_of_one_picture(vqgan, tmp_path):
     manifest = run(vqgan, tmp_path / "a", changes={"crops": "random:3"}).manifest
     assert manifest.kept == SEEN - sum(DROPPED.values()) and manifest.rows == 3 * manifest.kept

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import bad_pile
 import numpy as np
 import pytest
 from PIL import Image
@@ -251,3 +252,15 @@ def test_pictures_are_opened_in_one_place():
         if "Image.open" in text or "ImageFile.Parser" in text or "from PIL.Image import" in text
     }
     assert places == {"src/dalle_mini/data/images.py"}
+
+
+def test_too_little_memory_is_no_damage(monkeypatch):
+    """A picture within its bounds is not dropped because the machine is full: the run ends, and may go on later."""
+
+    def full(*_):
+        raise MemoryError
+
+    picture = bad_pile.packed(bad_pile.photo(0))
+    monkeypatch.setattr("PIL.JpegImagePlugin.JpegImageFile.load", full)
+    with pytest.raises(MemoryError):
+        decode_picture(picture)

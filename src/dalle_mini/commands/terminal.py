@@ -67,7 +67,7 @@ def _told(end: Ending) -> Iterator[None]:
         if reason is None:
             raise
         end.code = 2
-        console.say(f"error: the machine has too little memory ({reason}): {memory.ADVICE}")
+        console.say(f"error: {memory.told(reason)}")
     except stopping.Stopped as stop:
         end.code = stop.exit_code
         console.say(stop)

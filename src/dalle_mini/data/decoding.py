@@ -25,6 +25,7 @@ import numpy as np
 from dalle_mini.data.example import Part
 from dalle_mini.data.prepare import Block, Preparation, blocks
 from dalle_mini.errors import UserError
+from dalle_mini.runtime.memory import shortage, told
 
 BATCHES = 3  # of shared memory for a process: one is filled, the others are with the VQGAN or on their way
 PATIENCE = 0.02  # seconds
@@ -226,8 +227,9 @@ def _work(connection: Connection, memory, place, preparation: Preparation, batch
         os._exit(0)  # the parent is gone
     except UserError as error:
         connection.send(("failed", number, True, str(error)))
-    except Exception:
-        connection.send(("failed", number, False, traceback.format_exc()))
+    except Exception as error:
+        missing = shortage(error)
+        connection.send(("failed", number, bool(missing), told(missing) if missing else traceback.format_exc()))
 
 
 def _end_with_parent() -> None:

@@ -84,7 +84,8 @@ def decode_picture(
 
     `problem` is asked with the sides in pixels before anything is decoded (the camera's rotation may swap them still)
     and gives a reason not to go on. Raises BadPicture for that reason, for more than `max_pixels` pixels (default: the
-    limit `pixels`), and for bytes that are no picture, a damaged one, or one that takes too long; never anything else.
+    limit `pixels`), and for bytes that are no picture, a damaged one, or one that takes too long; never anything
+    else but MemoryError.
     """
     return decode_scaled(picture, None, max_pixels, problem)[0]
 
@@ -138,7 +139,7 @@ def _decoded(
                 if file.orientation in TURNS:
                     upright = upright.transpose(TURNS[file.orientation])
                 return _to_rgb(upright, background), (height, width) if file.orientation in LYING else (width, height)
-    except BadPicture:
+    except (BadPicture, MemoryError):  # the picture is within its bounds: it is the machine that lacks memory
         raise
     except TooMuch as error:
         raise BadPicture(reasons.TOO_MUCH, str(error)) from None

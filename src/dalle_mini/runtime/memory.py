@@ -14,6 +14,11 @@ _SAID = re.compile(
 )
 
 
+def told(reason: str) -> str:
+    """The line for people about a `shortage`."""
+    return f"the machine has too little memory ({reason}): {ADVICE}"
+
+
 def shortage(error: BaseException) -> str | None:
     """Why, in a few words, where an exception means that memory ran out; None where it means something else."""
     before = error.__cause__ or error.__context__

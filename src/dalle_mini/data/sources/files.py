@@ -186,7 +186,7 @@ def read(fs: AbstractFileSystem, path: str, limit: int | None = None) -> bytes:
             if size > limit:
                 raise Unreadable(reasons.FILE_TOO_LARGE)
             data = file.read(size + 1)  # to make room for `limit` would take longer than to read
-    except Unreadable:
+    except (Unreadable, MemoryError):
         raise
     except Exception:  # every store has exceptions of its own
         raise Unreadable(reasons.CANNOT_READ) from None

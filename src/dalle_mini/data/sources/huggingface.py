@@ -112,7 +112,9 @@ class Shard:
             for row in self._rows():
                 yield self._example(number, row)
                 number += 1
-        except Exception:  # whatever the network, a damaged file or the library raises: the other parts go on
+        except Exception as error:  # whatever the network, a damaged file or the library raises: the other parts go on
+            if type(error) is MemoryError:  # Arrow has one of its own, of sizes that a file may claim
+                raise
             for lost in range(number, max(self.size or 0, number + 1)):
                 yield Example(f"{self.name}/{lost}/{reasons.CANNOT_READ}", None, (), {}, reasons.CANNOT_READ)
 

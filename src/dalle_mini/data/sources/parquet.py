@@ -153,8 +153,9 @@ class RowGroups:
                     yield self._example(row, values)
                     row += 1
                 return
-            except Exception:  # as above
-                continue
+            except Exception as error:  # as above
+                if type(error) is MemoryError:  # Arrow has one of its own, of sizes that a file may claim
+                    raise
         yield from self._lost(row, stop - row, reasons.DAMAGED)
 
     def _stop(self, table: Table) -> int:

@@ -219,6 +219,8 @@ class Tar:
             yield reasons.DAMAGED if isinstance(error, gzip.BadGzipFile) else reasons.CANNOT_READ
         except zlib.error:
             yield reasons.DAMAGED
+        except MemoryError:
+            raise
         except Exception:  # of a damaged header tarfile raises nearly every type there is
             yield reasons.DAMAGED
             return offset + BLOCK
