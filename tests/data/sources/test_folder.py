@@ -196,3 +196,15 @@ def test_a_number_of_any_length_in_json(tmp_path):
     (tmp_path / "a.json").write_text('{"caption": "a dog", "n": %s, "m": 7}' % ("9" * 5000))
     (example,) = examples(open_source(str(tmp_path)))
     assert example.captions == ("a dog",) and example.columns == {"n": float("inf"), "m": 7}
+
+
+def test_folders_too_deep_for_any_path_are_passed_over(tmp_path, caplog):
+    deep = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(20):  # 255 bytes each: a path has 4096
+        os.mkdir("n" * 255, dir_fd=deep)
+        outer, deep = deep, os.open("n" * 255, os.O_RDONLY, dir_fd=deep)
+        os.close(outer)
+    os.close(deep)
+    fill(tmp_path, ["a.png"])
+    assert [example.key for example in examples(open_source(str(tmp_path)))] == ["a"]
+    assert "too deep" in caplog.text

@@ -53,6 +53,13 @@ def test_a_size_below_zero_in_an_extended_header(tmp_path):
     assert ("x/c", None) in outcome(tmp_path / "x.tar")
 
 
+def test_a_size_without_end_costs_one_member(tmp_path):
+    data = pax(record(b"size", b"9" * 30)) + header("b.jpg") + tar_of(["c.jpg", "c.txt"])
+    (tmp_path / "x.tar").write_bytes(data)
+    found = outcome(tmp_path / "x.tar")
+    assert ("x/c", None) in found and len(found) < 5
+
+
 BODIES = {
     "records that overlap": b"2 " * 60_000 + b"=\n",
     "a number without an end": record(b"comment", b"1" * 200_000),

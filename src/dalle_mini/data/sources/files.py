@@ -130,6 +130,9 @@ def walk(fs: AbstractFileSystem, root: str, *, sized: bool = False) -> Iterator[
         try:
             entries = sorted(_entries(fs, path, sized), key=lambda entry: (entry[0].name, entry[1]))
         except Exception as error:
+            if getattr(error, "errno", None) == errno.ENAMETOOLONG:  # no path can name what lies so deep
+                logger.warning("%s: folders lie too deep there to be listed; they are passed over", root)
+                continue
             raise UserError(f"{path}: cannot be listed ({_first_line(error)})") from None
         yield folder, [file for file, is_folder in entries if not is_folder]
         folders = [file.name for file, is_folder in entries if is_folder]

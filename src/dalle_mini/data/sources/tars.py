@@ -30,8 +30,8 @@ class Header(tarfile.TarInfo):
     """
 
     def _block(self, count: int) -> int:
-        if count < 0:
-            raise tarfile.InvalidHeaderError("a size below zero")
+        if not 0 <= count < 1 << 60:  # no file can be looked through from there on
+            raise tarfile.InvalidHeaderError("a size below zero, or without end")
         return super()._block(count)
 
     def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
