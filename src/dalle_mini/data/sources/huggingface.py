@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 from dalle_mini.data import reasons
 from dalle_mini.data.captions import read_text
 from dalle_mini.data.example import Example
-from dalle_mini.data.sources import files
+from dalle_mini.data.sources import files, hub_parquet
 from dalle_mini.data.sources.fingerprint import Fingerprint
 from dalle_mini.data.sources.hub_paths import check_card, check_saved, read_url
 from dalle_mini.data.sources.parquet import kinds_of
 from dalle_mini.data.sources.rows import Kinds, Layout, Options, example_of, find_layout
 from dalle_mini.errors import UserError, listed
 from dalle_mini.runtime import arrow
+from dalle_mini.runtime.limits import exceeded
 from dalle_mini.weights.hub_errors import client
 
 if TYPE_CHECKING:
@@ -115,8 +116,9 @@ class Shard:
         except Exception as error:  # whatever the network, a damaged file or the library raises: the other parts go on
             if type(error) is MemoryError:  # Arrow has one of its own, of sizes that a file may claim
                 raise
+            reason = error.reason if isinstance(error, files.Unreadable) else reasons.CANNOT_READ
             for lost in range(number, max(self.size or 0, number + 1)):
-                yield Example(f"{self.name}/{lost}/{reasons.CANNOT_READ}", None, (), {}, reasons.CANNOT_READ)
+                yield Example(f"{self.name}/{lost}/{reason}", None, (), {}, reason)
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         from datasets import ClassLabel
@@ -137,7 +139,8 @@ class Shard:
             tables, stop = dataset.with_format("arrow"), self.index + self.size
             batches = (tables[start : min(start + BATCH, stop)] for start in range(self.index, stop, BATCH))
         else:
-            batches = dataset.shard(self.count, self.index).with_format("arrow").iter(BATCH)
+            shard = dataset.shard(self.count, self.index)
+            batches = hub_parquet.tables(shard) or shard.with_format("arrow").iter(BATCH)
         for batch in batches:
             yield from arrow.rows_of(batch, self._texts)
 
@@ -197,6 +200,8 @@ def _resolved(address: Address) -> tuple[Address, Dataset | IterableDataset]:
     except UserError:
         raise
     except Exception as error:  # the library and the network raise nearly every type there is
+        if isinstance(error.__cause__, files.Unreadable):
+            error = f"a Parquet file of it {error.__cause__}: stream it; {exceeded('parquet_bytes')}"
         lines = str(error).splitlines() or [type(error).__name__]
         where = address.name if os.path.isdir(address.name) else f"{address.name}: there is no such folder, and it"
         raise UserError(f"{where} cannot be opened as a Hugging Face data set ({lines[0][:300]})") from None
@@ -234,9 +239,12 @@ def _dataset(address: Address) -> Dataset | IterableDataset:
     if address.saved:
         found = datasets.load_from_disk(address.name)
         return found[address.split] if isinstance(found, datasets.DatasetDict) else found
-    return datasets.load_dataset(
-        address.name, address.subset, split=address.split, revision=address.revision, streaming=address.streaming
-    )
+    builder = datasets.load_dataset_builder(address.name, address.subset, revision=address.revision)
+    hub_parquet.bound(builder)
+    if address.streaming:
+        return builder.as_streaming_dataset(split=address.split)
+    builder.download_and_prepare()
+    return builder.as_dataset(split=address.split)
 
 
 def _columns(

@@ -26,7 +26,7 @@ class Table:
 
     Args:
         file: open for as long as the table is read.
-        layout: which columns make examples.
+        layout: which columns make examples; None where all are read as they are.
         groups: (first, stop) of its row groups, or None for all.
     Attributes:
         groups: the numbers of its row groups.
@@ -37,7 +37,7 @@ class Table:
     Raises what pyarrow raises where the file is damaged.
     """
 
-    def __init__(self, file: IO[bytes], layout: Layout, groups: tuple[int, int] | None = None):
+    def __init__(self, file: IO[bytes], layout: Layout | None, groups: tuple[int, int] | None = None):
         import pyarrow.parquet as pq
 
         self._layout, self._about = layout, pq.read_metadata(file)
@@ -61,6 +61,8 @@ class Table:
     def asked(self) -> tuple[str, ...]:
         """The columns of which examples are made."""
         layout = self._layout
+        if layout is None:
+            return tuple(dict.fromkeys(self.schema.names))
         named = (layout.image, layout.key, *layout.captions, *(layout.joined or ()))
         return tuple(dict.fromkeys(name for name in named if name in self._leaves))
 
@@ -82,8 +84,17 @@ class Table:
         """Whether these columns of a row group are out of all proportion to their bytes."""
         return any(arrow.expands(self._about, group, leaf) for name in columns for leaf in self._leaves[name])
 
+    def holds_bytes(self, column: str) -> bool:
+        """Whether there may be text or pictures in a column."""
+        return any(self._about.schema.column(leaf).physical_type == "BYTE_ARRAY" for leaf in self._leaves[column])
+
     def rows(self, group: int, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         """The rows of a row group, a batch of them in memory. Raises what pyarrow raises where it is damaged."""
+        for batch in self.batches(group, columns):
+            yield from arrow.rows_of(batch, self.texts)
+
+    def batches(self, group: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """The rows of a row group; what is stored as a dictionary stays one. Raises as `rows`."""
         about = self.about(group)
         count = min(MOST_ROWS, max(1, BATCH_BYTES * about.num_rows // max(1, about.total_byte_size)))
         leaves = [leaf for name in columns for leaf in self._leaves[name]]
@@ -92,8 +103,7 @@ class Table:
                 count = min(count, max(1, BATCH_BYTES // max(1, chunk.total_uncompressed_size)))
         paths = [self._path(leaf) for leaf in leaves]
         # On one thread, column by column: memory is a batch of rows, not a row group.
-        for batch in self._file.iter_batches(count, row_groups=[group], columns=paths, use_threads=False):
-            yield from arrow.rows_of(batch, self.texts)
+        yield from self._file.iter_batches(count, row_groups=[group], columns=paths, use_threads=False)
 
     def texts(self, column: str) -> Callable[[bytes], str]:
         """How text of a column is read that is not UTF-8."""
@@ -119,14 +129,14 @@ class Table:
 
     def _by_column(self) -> dict[str, list[int]]:
         """The numbers of the leaves of each column; of pictures in a struct those of its bytes and its path."""
-        names = set(self.schema.names)
+        names, image = set(self.schema.names), self._layout and self._layout.image
         leaves: dict[str, list[int]] = {name: [] for name in names}
         for number in range(self._about.num_columns):
             parts = self._path(number).split(".")
             beginnings = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
             name = next(name for name in beginnings if name in names)
             inner = ".".join(parts)[len(name) + 1 :]
-            if not (name == self._layout.image and inner) or inner in ("bytes", "path"):
+            if not (name == image and inner) or inner in ("bytes", "path"):
                 leaves[name].append(number)
         return leaves
 
