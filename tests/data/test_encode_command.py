@@ -167,7 +167,9 @@ def test_a_share_of_the_work(encode, folder, tmp_path, monkeypatch):
         (("SOURCE", "out", "--shard-index", "1"), "--shard-index and --shard-count go together"),
         (("SOURCE", "out", "--where", "score > 1"), "--where: the source has no column 'score'"),
         (("SOURCE", "/proc/out"), "/proc/out"),
-        (("SOURCE", " "), "the output folder's name is blank"),
+        (("SOURCE", " "), "argument OUT: it is blank: say what is meant, or leave it out"),
+        (("", "out"), "argument SOURCE: it is blank"),
+        (("SOURCE", "out", "--vqgan", ""), "argument --vqgan: it is blank"),
     ],
 )
 def test_mistakes_are_one_line(encode, folder, tmp_path, monkeypatch, arguments, says):

@@ -157,6 +157,25 @@ def test_the_options_that_name_something(command, here):
     assert not any("~" in value for value in found)
 
 
+@pytest.mark.parametrize("command", OPTIONS, ids=" ".join)
+def test_no_option_that_names_something_is_blank(command):
+    """As of `"$UNSET"`: the working directory would be encoded, or the shipped model taken."""
+    for blank in command:
+        place = next((place for place in PLACES if blank.endswith(place)), None)
+        if place is not None:
+            written = [word.removesuffix(place) if word == blank else word for word in command]
+            with pytest.raises(UserError, match=r"argument .*: it is blank"):
+                build_parser().parse_args(written)
+
+
+@pytest.mark.parametrize("network", KINDS)
+def test_no_source_of_a_config_is_blank(network):
+    one_file = {"loop.checkpoints", "data.cache", "evaluation.classes_file"}
+    for name in PATHS[network] - one_file - {"training.perceptual.vgg", "training.perceptual.heads"}:
+        with pytest.raises(UserError, match=f"{name}: it is blank: name a file"):
+            config_file.build(KINDS[network], {}, [f"{name}= "])
+
+
 def test_no_option_is_forgotten():
     def options(parser):
         for action in parser._actions:

@@ -188,7 +188,7 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line, like every other mistake's.
+    """A parser whose complaints are one line, like every other mistake's. A path or a number is never blank.
 
     With `intermixed`, words may stand between options and behind them: `CONFIG --json key=value`.
     """
@@ -203,6 +203,11 @@ class Parser(argparse.ArgumentParser):
             return self.parse_known_intermixed_args(args, namespace)
         finally:
             self.intermixed = True
+
+    def _get_value(self, action, arg_string):
+        if action.type is not None and not arg_string.strip():  # "$UNSET": the working directory is not meant
+            raise argparse.ArgumentError(action, "it is blank: say what is meant, or leave it out")
+        return super()._get_value(action, arg_string)
 
     def error(self, message: str):
         raise UserError(f"{message} (see {self.prog} --help)")

@@ -67,7 +67,13 @@ def source_setting(default: Any = None, *, names: Sequence[str] = ()) -> Any:
     Args:
         names: what means something else, whatever files there are.
     """
-    return dataclasses.field(default=default, metadata={_KIND: lambda name: name if name in names else source(name)})
+
+    def resolved(name: str) -> str:
+        if not name.strip():  # a variable of the shell that is not set
+            raise UserError("it is blank: name a file, a folder or a repository, or leave it out")
+        return name if name in names else source(name)
+
+    return dataclasses.field(default=default, metadata={_KIND: resolved})
 
 
 def resolve_setting(field: dataclasses.Field, value: Any) -> Any:

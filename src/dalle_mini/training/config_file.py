@@ -97,7 +97,11 @@ def _build(kind: type[T], values: Mapping[str, Any], base: T | None = None, pref
         elif isinstance(value, Mapping):
             raise UserError(f"{path}.{next(iter(value), '')}: {name} has no settings of its own")
         else:
-            given[name] = resolve_setting(fields[name], _value(value, types[name], path))
+            value = _value(value, types[name], path)
+            try:
+                given[name] = resolve_setting(fields[name], value)
+            except UserError as error:
+                raise UserError(f"{path}: {error}") from None
     try:
         return kind(**given) if base is None else dataclasses.replace(base, **given)
     except UserError as error:
