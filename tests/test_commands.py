@@ -161,7 +161,7 @@ def test_int8_and_a_small_batch(generate, tmp_path):
             r"nothing would be .*\(--keep-top, --mask\), or .* \(--vary\)",
         ),
         (["--prompts", "nothing.csv"], "nothing.csv: cannot be read"),
-        (["--replay", "nothing.json"], "nothing.json: cannot be read"),
+        (["--replay", "nothing.json"], "nothing.json cannot be read"),
         (["a boat", "--guidance", "1e39"], "guidance is 1e[+]39"),
         (["a boat", "--temperature", "1e-46"], "temperature is 1e-46"),
     ],
