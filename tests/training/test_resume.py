@@ -224,7 +224,7 @@ def stop_one(folder, kind, expected):
 def test_secrets_of_addresses_are_not_recorded_and_a_record_with_them_goes_on(tmp_path):
     config = {
         "trainer": "seq2seq",
-        "data": {"source": "http://u:hunter2@h/x"},
+        "data": {"source": "http://u:hunter2@h/x", "digest": "a"},
         "sources": {"train": ["http://h/x?k=hunter2"]},
     }
     open_run(tmp_path, config)()
@@ -232,8 +232,9 @@ def test_secrets_of_addresses_are_not_recorded_and_a_record_with_them_goes_on(tm
     (tmp_path / "config.json").write_text(json.dumps(config))  # of an earlier version
     open_run(tmp_path, config)()
     assert "hunter2" not in (tmp_path / "config.json").read_text()
-    with pytest.raises(UserError, match=r"was started with other values of data\.source"):
-        open_run(tmp_path, config | {"data": {"source": "http://h/y"}})
+    open_run(tmp_path, config | {"data": {"source": "http://h/y", "digest": "a"}})()  # the same data elsewhere
+    with pytest.raises(UserError, match=r"was started with other values of data\.digest"):
+        open_run(tmp_path, config | {"data": {"source": "http://h/y", "digest": "b"}})
     with pytest.raises(UserError, match="name their addresses again"):
         recorded_run(tmp_path)
 

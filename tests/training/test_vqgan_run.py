@@ -227,7 +227,7 @@ BAD = {
     "other network": ({"training": {"model": {"ch": 64}}}, "its config.json is of another model"),
     "no crop": ({"training": {"crop": 6}}, "training.crop 6 is not a multiple of the 4 pixels of a token"),
     "no pile": ({"data": {"train": ["nowhere"]}}, "nowhere: there is no such file or folder"),
-    "no start": ({"training": {"init_from": "./nowhere"}}, "no such folder: ./nowhere"),
+    "no start": ({"training": {"init_from": "./nowhere"}}, f"no such folder: {Path.cwd()}/nowhere"),
     "no vgg": ({"training": {"perceptual": {"kind": "lpips"}}}, "kind lpips needs the file of torchvision's VGG16"),
     "gumbel": ({"training": {"model": {"quantizer": "gumbel"}}}, "training a gumbel VQGAN is not supported"),
     "judge": ({"training": {"discriminator": {"n_layers": 3}}}, "needs pictures or crops of 24 pixels, not 16"),
