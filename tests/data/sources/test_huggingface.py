@@ -105,6 +105,18 @@ def test_text_columns_that_hold_paths(tmp_path):
     assert found[0].picture == PICTURES[0]
 
 
+@pytest.mark.parametrize("path", ["hub/datasets--their--own/a.jpg", "token.jpg"])
+def test_other_data_sets_in_the_cache_are_not_read(tmp_path, monkeypatch, path):
+    cache = tmp_path / "huggingface"
+    (cache / path).parent.mkdir(parents=True)
+    (cache / path).write_bytes(PICTURES[0])
+    monkeypatch.setattr(datasets.config, "HF_CACHE_HOME", str(cache))
+    rows = {"file_name": [path, str(cache / path)], "text": ["one"] * 2}
+    datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "saved")
+    found = examples(open_source(str(tmp_path / "saved")))
+    assert [example.picture for example in found] == [None, None]
+
+
 def test_labels_are_captions_by_their_names(tmp_path):
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
     rows = {"image": [{"bytes": PICTURES[0], "path": None}] * 3, "label": [1, 0, None]}

@@ -161,9 +161,14 @@ class Shard:
         if "://" in path:
             return read_url(path, self.address.name)
         local, _ = files.locate(".")
-        folder = self.address.name if os.path.isdir(self.address.name) else "/"
-        roots = [self.image_root or folder, datasets.config.HF_CACHE_HOME, str(datasets.config.HF_DATASETS_CACHE)]
-        for root in roots:
+        name = self.address.name
+        if os.path.isdir(name):
+            roots = [self.image_root or name]
+        else:  # not all of the Hub's cache: there are the user's token, and what other data sets hold
+            hub = client()
+            cached = hub.file_download.repo_folder_name(repo_id=name, repo_type="dataset")
+            roots = [self.image_root or "/", os.path.join(hub.constants.HF_HUB_CACHE, cached)]
+        for root in [*roots, str(datasets.config.HF_DATASETS_CACHE)]:
             root = os.path.abspath(os.path.expanduser(root))
             try:
                 place = files.inside(local, root, root, path)
