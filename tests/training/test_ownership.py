@@ -212,6 +212,13 @@ def test_a_link_in_the_claims_place_is_not_written_through(tmp_path):
     assert Path(tmp_path / "checkpoints" / CLAIM).is_file()
 
 
+@pytest.mark.parametrize("checkpoints", ["run/checkpoints", "elsewhere"])
+def test_a_run_that_could_not_begin_leaves_no_empty_folders(checkpoints, tmp_path):
+    with pytest.raises(UserError), alone_in(tmp_path / "run", tmp_path / checkpoints):
+        raise UserError("data.train: there is no such folder")
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_a_killed_run_was_writing_is_removed(tmp_path):
     for folder in (tmp_path, tmp_path / "samples", tmp_path / "checkpoints"):
         (folder / f".a.{'0' * 16}.partial").mkdir(parents=True)

@@ -97,12 +97,13 @@ def alone_in(out: Path, checkpoints: str | Path | None = None) -> Iterator[None]
     """Hold a run's folder, and that of its checkpoints where it is on a disk, while the block runs, in process 0.
 
     Two runs in them would spoil each other's files. The lock is on the folder itself, and goes with the process. A
-    block within a block holds it already; a run's folder that was made for it and stays empty is removed. Raises
+    block within a block holds it already; of a new run what was made for it and stays empty is removed. Raises
     UserError where another process has one.
     """
+    is_there = out.exists()
     with _alone(out), contextlib.ExitStack() as stack:
         if checkpoints is not None and "://" not in str(checkpoints):
-            stack.enter_context(_alone(Path(checkpoints), stays=True))
+            stack.enter_context(_alone(Path(checkpoints), stays=is_there))
         yield
 
 
