@@ -1,6 +1,7 @@
 """Checkpoints in gs://, by the real clients (gcsfs and TensorStore) and a small store on this machine."""
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -79,6 +80,7 @@ def test_a_bucket_that_is_not_there(store):
 def test_a_run_outlives_its_machine(store, tmp_path, capsys):
     loop = dataclasses.replace(LOOP, checkpoints=FOLDER)
     first = run(Line(), loop, tmp_path / "first")
+    shutil.rmtree(tmp_path / "first")
     capsys.readouterr()
     second = run(Line(), loop, tmp_path / "second")
     assert "continuing from step 10" in capsys.readouterr().err

@@ -267,14 +267,17 @@ def test_checkpoints_elsewhere_know_what_the_run_was(tmp_path, capsys):
     """A machine that vanishes takes the run's folder with it; the bucket stays."""
     loop = dataclasses.replace(LOOP, checkpoints=str(tmp_path / "bucket"))
     run(Line(), loop, tmp_path / "first")
+    with pytest.raises(UserError, match=r"bucket: these checkpoints belong to another run, that in .*first: give each"):
+        run(Line(), loop, tmp_path / "second")
+    (tmp_path / "first").rename(tmp_path / "gone")
     assert started_with(tmp_path / "second", tmp_path / "bucket")["loop"]["steps"] == 10
     with pytest.raises(UserError, match=r"bucket: the run there was started with other values of training.rate:"):
         run(Line(rate=0.5), loop, tmp_path / "second")
     capsys.readouterr()
     run(Line(), loop, tmp_path / "second")
     assert "continuing from step 10" in capsys.readouterr().err
-    assert started_with(tmp_path / "second") == started_with(tmp_path / "first")
-    assert not (tmp_path / "first" / "checkpoints").exists()
+    assert started_with(tmp_path / "second") == started_with(tmp_path / "gone")
+    assert not (tmp_path / "gone" / "checkpoints").exists()
 
 
 def test_beginning_again_is_not_silent(tmp_path, capsys):

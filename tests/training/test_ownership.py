@@ -141,6 +141,7 @@ def test_a_machine_that_vanished_before_its_first_checkpoint_is_replaced(tmp_pat
 def test_a_run_that_was_taken_for_dead_ends_at_its_next_save(tmp_path, monkeypatch):
     """Without locks, as in a bucket: the same run goes on elsewhere, and the first one must not save there any more."""
     monkeypatch.setattr(resume, "lock", lambda file: None)
+    monkeypatch.setattr(Claim, "_has_another_folder", lambda *_: False)  # the other machine does not see `first`
     shared, late = tmp_path / "shared", []
 
     def elsewhere():

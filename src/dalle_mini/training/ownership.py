@@ -94,11 +94,21 @@ class Claim:
         else:  # whoever began there has saved nothing: it is gone, or finds out at its first save
             self.run = secrets.token_hex(8)
             return
-        if owner and owner[RUN] != run:
+        if owner and (owner[RUN] != run or self._has_another_folder(owner)):
             raise self._refusal(owner)
         self.run = run or secrets.token_hex(8)
         if here is not None and run is None:  # before the folder has it: a kill between leaves no stranger's folder
             write_settings(path, here | {RUN: self.run})
+
+    def _has_another_folder(self, owner: Mapping[str, Any]) -> bool:
+        """Whether the run that has the checkpoints has its folder on this machine, and it is not this run's."""
+        other = Path(str(owner.get("output", "")))
+        try:
+            settings = read_settings(other / CONFIG)
+            is_its_own = settings is not None and settings.get(RUN) == owner[RUN]
+            return is_its_own and not (self.out.exists() and self.out.samefile(other))
+        except (OSError, ValueError):
+            return False
 
     def _check(self) -> None:
         now = self._read()
