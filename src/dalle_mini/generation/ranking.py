@@ -34,7 +34,7 @@ Colour = Annotated[list[Annotated[float, Meta(ge=-1e6, le=1e6)]], Meta(min_lengt
 
 
 class Preprocessing(TypedDict, total=False):
-    """What is looked at in a `preprocessor_config.json`."""
+    """The fields of a `preprocessor_config.json` that are read."""
 
     image_mean: Colour
     image_std: Colour

@@ -74,7 +74,7 @@ def _odd(scalar: pa.Scalar, text: Callable[[bytes], str]) -> Any:
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """Of values that are stored once, as pandas' categories are, what they are."""
+    """The type of the values that are stored once, as pandas' categories are."""
     import pyarrow as pa
 
     return kind.value_type if pa.types.is_dictionary(kind) else kind

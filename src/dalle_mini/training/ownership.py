@@ -122,7 +122,7 @@ class Claim:
         return UserError(f"{self.folder}: these checkpoints belong to another run, that in {other}: {ADVICE}")
 
     def _read(self) -> bytes | None:
-        """What is in the folder; None where nothing is."""
+        """The claim's bytes; None where the folder has none."""
         try:
             if self._is_local:
                 return read_bytes(self._file, MOST_BYTES)

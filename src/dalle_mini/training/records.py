@@ -60,7 +60,7 @@ class Picture(TypedDict):
 
 
 class PromptReport(TypedDict):
-    """Of one prompt's samples: its files lie in the step's folder."""
+    """One prompt's samples, whose files lie in the step's folder."""
 
     prompt: str
     grid: Annotated[str, Meta(pattern=r"^[^/\\\0]{1,255}$")]

@@ -145,7 +145,7 @@ class Table:
 
     @cached_property
     def _path_leaf(self) -> int | None:
-        """Of the column of pictures the leaf that may hold paths."""
+        """The leaf of the column of pictures that may hold paths."""
         leaves = self._leaves.get(self._layout.image, [])
         return next((leaf for leaf in leaves if not self._path(leaf).endswith(".bytes")), None)
 
