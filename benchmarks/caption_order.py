@@ -20,11 +20,11 @@ import numpy as np
 from flax import nnx
 
 from dalle_mini.commands.terminal import Parser, exit_code
-from dalle_mini.data.emoji import find_font
-from dalle_mini.data.scene_captions import RELATIONS
+from dalle_mini.emoji.art import find_font
+from dalle_mini.emoji.scene_captions import RELATIONS
+from dalle_mini.emoji.scene_prompts import held_out_scenes, right_picture, scene_caption
 from dalle_mini.errors import UserError
-from dalle_mini.evaluation.scenes import held_out_scenes, right_picture, scene_caption
-from dalle_mini.training.step import loaded_parameters
+from dalle_mini.training.run.init_from import loaded_parameters
 
 BATCH = 16
 

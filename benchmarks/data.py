@@ -77,7 +77,7 @@ def write(args: argparse.Namespace) -> dict[str, float]:
     """An encoded folder of made-up rows."""
     import pyarrow as pa
 
-    from dalle_mini.data.shards import Manifest, Shard, Split, TokensOf, schema, shard_name, write_table
+    from dalle_mini.data.tokens.shards import Manifest, Shard, Split, TokensOf, schema, shard_name, write_table
 
     chance = np.random.default_rng(0)
     captions = pa.array([made_up_caption(chance) for _ in range(100_000)])
@@ -140,7 +140,7 @@ def epoch(args: argparse.Namespace) -> dict[str, float]:
     """Batches, one after the other, until all rows have come."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
-    from dalle_mini.data.batches import prefetch
+    from dalle_mini.data.tokens.batches import prefetch
 
     batches = open_batches(args)
     steps = args.epoch_rows // args.batch_size
@@ -166,8 +166,8 @@ def epoch(args: argparse.Namespace) -> dict[str, float]:
 
 
 def open_batches(args: argparse.Namespace):
-    from dalle_mini.data.batches import TokenBatches
-    from dalle_mini.data.loader import TokenDataset
+    from dalle_mini.data.tokens.batches import TokenBatches
+    from dalle_mini.data.tokens.dataset import TokenDataset
     from dalle_mini.text import CaptionNormalizer, CaptionTokenizer
 
     return TokenBatches(

@@ -17,9 +17,9 @@ import sys
 import numpy as np
 
 from dalle_mini import DalleMini
-from dalle_mini.data.emoji import find_font
-from dalle_mini.evaluation.emoji import held_out_prompts
-from dalle_mini.evaluation.scenes import single_caption
+from dalle_mini.emoji.art import find_font
+from dalle_mini.emoji.judge import held_out_prompts
+from dalle_mini.emoji.scene_prompts import single_caption
 from dalle_mini.generation import generate_tokens
 from dalle_mini.generation.engine import picture_keys
 from emoji_quality import draw_judges, is_tidy, known_emoji

@@ -25,12 +25,8 @@ import numpy as np
 from PIL import Image
 
 from dalle_mini.commands.terminal import Parser, exit_code
-from dalle_mini.data.emoji import MEDIUM, Emoji, EmojiPictures, all_emoji, everyday_emoji, find_font, render
-from dalle_mini.data.scene_layout import SCENE_SCALES
-from dalle_mini.data.tidy_scenes import WIDTH, TidyScenes
-from dalle_mini.errors import UserError
-from dalle_mini.evaluation.contact_sheet import PARTLY, RIGHT, WRONG, Entry, contact_sheet
-from dalle_mini.evaluation.emoji import (
+from dalle_mini.emoji.art import MEDIUM, Emoji, EmojiPictures, all_emoji, everyday_emoji, find_font, render
+from dalle_mini.emoji.judge import (
     EmojiJudge,
     EmojiPrompt,
     Judgement,
@@ -40,8 +36,9 @@ from dalle_mini.evaluation.emoji import (
     plain_caption,
     score,
 )
-from dalle_mini.evaluation.scene_judge import SceneJudge, SceneJudgement
-from dalle_mini.evaluation.scenes import (
+from dalle_mini.emoji.layout import SCENE_SCALES
+from dalle_mini.emoji.scene_judge import SceneJudge, SceneJudgement
+from dalle_mini.emoji.scene_prompts import (
     ScenePrompt,
     held_out_scenes,
     is_right,
@@ -49,7 +46,10 @@ from dalle_mini.evaluation.scenes import (
     score_scenes,
     single_caption,
 )
-from dalle_mini.output import check_writable
+from dalle_mini.emoji.tidy import WIDTH, TidyScenes
+from dalle_mini.errors import UserError
+from dalle_mini.reports.contact_sheet import PARTLY, RIGHT, WRONG, Entry, contact_sheet
+from dalle_mini.results.write import check_writable
 from dalle_mini.settings import GenerationSettings
 
 EMOJI_LIST = "emoji.json"  # in a bundle: the names of the emoji that the model was trained on
@@ -211,8 +211,8 @@ def measure_vqgan(pipe, judges: Judges, prompts, scenes, known, count: int, font
 
     On pictures of two also before it: where one hides nothing of the other, no picture shows who is in front.
     """
-    from dalle_mini.data.images import to_uint8
     from dalle_mini.evaluation.reconstruction import codebook_use, psnr, reconstruct
+    from dalle_mini.imaging.images import to_uint8
 
     vqgan, tidy = pipe.vqgan, is_tidy(pipe.folders["dalle"])
     size = vqgan.config.resolution
@@ -243,8 +243,8 @@ def measure_clip(pipe, known: list[Emoji], font: Path) -> dict[str, float]:
     """Of held-out captions, how many find their picture among all of them, and the other way round."""
     import jax
 
-    from dalle_mini.data.images import clip_pixels
     from dalle_mini.evaluation.retrieval import recalls
+    from dalle_mini.imaging.images import clip_pixels
 
     source = TidyScenes if is_tidy(pipe.folders["dalle"]) else EmojiPictures
     options = {"length": PAIRS, "emoji": known, "split": "heldout", "font": font}

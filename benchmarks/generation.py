@@ -7,7 +7,8 @@ Random weights of the published shapes, guidance on. For each row: milliseconds 
 stretches between looks), seconds of the VQGAN, peak memory of a process that does only this, and the floor: the
 decoder's weights and the cache read at the bandwidth, or the arithmetic at the rate of large products of the same
 type, both measured just before, whichever takes longer.
-As `dalle-mini generate` does, it begins once more with huge pages where Linux has them (`dalle_mini/huge_pages.py`).
+As `dalle-mini generate` does, it begins once more with huge pages where Linux has them
+(`dalle_mini/runtime/huge_pages.py`).
 `--peer` names a Python that has min-dalle (`python -m venv .peer && .peer/bin/pip install min-dalle torch`), which runs
 as it is started by its users, without.
 """
@@ -33,9 +34,9 @@ from dalle_mini.generation import stream_tokens
 from dalle_mini.generation.decode import CACHES
 from dalle_mini.generation.pixels import PixelDecoder
 from dalle_mini.generation.prepare import compute_dtypes, prepare
-from dalle_mini.huge_pages import TUNABLES, start_again_with_huge_pages
 from dalle_mini.models import VQGAN, DalleBart
 from dalle_mini.models.config import DalleBartConfig, VQGANConfig
+from dalle_mini.runtime.huge_pages import TUNABLES, start_again_with_huge_pages
 from dalle_mini.weights.pretrained import flatten, unflatten
 
 MINI = DalleBartConfig(encoder_ffn_dim=2730, decoder_ffn_dim=2730)

@@ -37,7 +37,7 @@ import numpy as np
 from dalle_mini.commands.terminal import Parser, exit_code
 from dalle_mini.errors import UserError
 from dalle_mini.weights.folder import CONFIG, INDEX, MSGPACK, save_tensors
-from dalle_mini.weights.tensors import Tensor
+from dalle_mini.weights.formats.tensors import Tensor
 
 SHARD_BYTES = 2_000_000_000
 ALLOWANCE = 300_000_000
@@ -139,7 +139,7 @@ def load(folder: Path, args: argparse.Namespace) -> dict:
     import jax
 
     from dalle_mini.models import DalleBart
-    from dalle_mini.weights import layouts
+    from dalle_mini.weights import key_mapping
     from dalle_mini.weights.pretrained import flatten
 
     jax.devices()
@@ -152,7 +152,7 @@ def load(folder: Path, args: argparse.Namespace) -> dict:
     from flax import nnx
 
     arrays = flatten(nnx.state(model))
-    wanted = layouts.dalle_bart(checkpoint(args), model.config)
+    wanted = key_mapping.dalle_bart(checkpoint(args), model.config)
     for name, array in arrays.items():
         last = array.shape[0] - 1
         if not np.array_equal(np.asarray(array[last:]), wanted[name].rows(last, last + 1).astype(array.dtype)):

@@ -16,7 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dalle_mini.training.topology import TOPOLOGIES, find_topology
+from dalle_mini.planning.topology import TOPOLOGIES, find_topology
 
 HERE = Path(__file__).parent
 ROWS = HERE / "scale"

@@ -4,7 +4,7 @@
 
 Draws the right pictures of held-out scene prompts, a third of them with size words, and judges them as they are, at
 half resolution with noise, and after a VQGAN; and each of them for two other emoji, for one right and one wrong, and
-for the one that looks most like the right one. Prints the table that stands in `evaluation/scene_judge.py`.
+for the one that looks most like the right one. Prints the table that stands in `emoji/scene_judge.py`.
 """
 
 import argparse
@@ -18,12 +18,12 @@ import numpy as np
 from PIL import Image
 
 from dalle_mini.commands.terminal import Parser, exit_code
-from dalle_mini.data.emoji import GRID, Emoji, find_font
-from dalle_mini.data.emoji_scenes import SIZES, TWO, Background, Scene, arrange, draw
-from dalle_mini.data.scene_emoji import pixel_distances, scene_emoji
+from dalle_mini.emoji.art import GRID, Emoji, find_font
+from dalle_mini.emoji.scene_judge import SceneJudge
+from dalle_mini.emoji.scene_prompts import ScenePrompt, held_out_scenes, is_right
+from dalle_mini.emoji.scenes import SIZES, TWO, Background, Scene, arrange, draw
+from dalle_mini.emoji.vocabulary import pixel_distances, scene_emoji
 from dalle_mini.errors import UserError
-from dalle_mini.evaluation.scene_judge import SceneJudge
-from dalle_mini.evaluation.scenes import ScenePrompt, held_out_scenes, is_right
 
 NOISE = 20  # standard deviation, of 255
 COLUMNS = {
@@ -87,8 +87,8 @@ def damaged(images: np.ndarray, seed: int) -> np.ndarray:
 
 
 def copied(images: np.ndarray, folder: str | Path) -> np.ndarray:
-    from dalle_mini.data.images import to_uint8
     from dalle_mini.evaluation.reconstruction import psnr, reconstruct
+    from dalle_mini.imaging.images import to_uint8
     from dalle_mini.models import VQGAN
 
     pictures = reconstruct(VQGAN.from_pretrained(folder), images)[0]

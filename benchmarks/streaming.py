@@ -17,7 +17,7 @@ import numpy as np
 
 from candidates import job, random_engine
 from dalle_mini.generation.engine import Engine
-from dalle_mini.huge_pages import start_again_with_huge_pages
+from dalle_mini.runtime.huge_pages import start_again_with_huge_pages
 from generation import SIZES
 
 LOOKS, TIMES = 8, 3

@@ -3,9 +3,9 @@
     python benchmarks/training.py --size mini --batch 8
     python benchmarks/training.py --size mini mega --batch 32 64 128 --remat dots full --json     # on a GPU
 
-Random weights, random tokens, Adafactor. MFU is FLOPs by formula (training/flops.py: forward and backward, nothing for
-what is computed again) over the device's peak (training/hardware.py). A CPU has no such peak: there the same matrix
-products are run alone, one after the other, and their rate is the measure.
+Random weights, random tokens, Adafactor. MFU is FLOPs by formula (training/engine/flops.py: forward and backward,
+nothing for what is computed again) over the device's peak (training/engine/hardware.py). A CPU has no such peak: there
+the same matrix products are run alone, one after the other, and their rate is the measure.
 """
 
 import argparse
@@ -21,12 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from dalle_mini.models.config import DalleBartConfig
-from dalle_mini.training.config import REMAT, LoopConfig, MeshConfig, OptimizerConfig
-from dalle_mini.training.flops import products, training_flops
-from dalle_mini.training.hardware import peak_flops
-from dalle_mini.training.seq2seq import DTYPES, Seq2SeqTrainer, Seq2SeqTraining
-from dalle_mini.training.sharding import make_mesh
-from dalle_mini.training.step import StepProgram, step_program
+from dalle_mini.training.config.sections import REMAT, LoopConfig, MeshConfig, OptimizerConfig
+from dalle_mini.training.engine.flops import products, training_flops
+from dalle_mini.training.engine.hardware import peak_flops
+from dalle_mini.training.engine.sharding import make_mesh
+from dalle_mini.training.engine.step import StepProgram, step_program
+from dalle_mini.training.seq2seq.trainer import DTYPES, Seq2SeqTrainer, Seq2SeqTraining
 
 SIZES = {
     "micro": DalleBartConfig(

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from pathlib import Path
 
@@ -19,6 +20,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 GOLDEN = Path(__file__).parent / "golden"
+sys.path.insert(0, str(Path(__file__).parent / "helpers"))  # child processes import them by name, too
 # Where workers share the files out, the longest come first: the last file is one worker's alone.
 LONGEST = ("training", "generation", "test_commands.py", "test_batch.py", "weights", "data")
 

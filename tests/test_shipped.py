@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dalle_mini.data.emoji import DEBIAN_FONT, all_emoji
-from dalle_mini.data.tidy_scenes import TIDY_SCALES, WIDTH
-from dalle_mini.evaluation.emoji import EmojiJudge
-from dalle_mini.evaluation.scene_judge import SceneJudge
+from dalle_mini.emoji.art import DEBIAN_FONT, all_emoji
+from dalle_mini.emoji.judge import EmojiJudge
+from dalle_mini.emoji.scene_judge import SceneJudge
+from dalle_mini.emoji.tidy import TIDY_SCALES, WIDTH
 from dalle_mini.pipeline import SHIPPED, DalleMini
 
 REPOSITORY = Path(__file__).parent.parent

@@ -3,11 +3,11 @@
 from typing import TYPE_CHECKING
 
 from dalle_mini.errors import UserError
+from dalle_mini.version import __version__
 
 if TYPE_CHECKING:
     from dalle_mini.pipeline import DalleMini, Result
 
-__version__ = "1.0.0.dev0"
 __all__ = ["DalleMini", "Result", "UserError", "__version__"]
 
 

@@ -11,7 +11,6 @@ import contextlib
 import sys
 from collections.abc import Sequence
 
-from dalle_mini import __version__
 from dalle_mini.commands.data import add_data
 from dalle_mini.commands.encode import add_encode
 from dalle_mini.commands.generate import add_generate
@@ -19,8 +18,9 @@ from dalle_mini.commands.plan import add_plan
 from dalle_mini.commands.terminal import Help, Parser, exit_code
 from dalle_mini.commands.train import add_train
 from dalle_mini.commands.weights import add_convert, add_info
-from dalle_mini.huge_pages import start_again_with_huge_pages
-from dalle_mini.training.preemption import held_back
+from dalle_mini.runtime.huge_pages import start_again_with_huge_pages
+from dalle_mini.training.run.preemption import held_back
+from dalle_mini.version import __version__
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from dalle_mini.runtime.addresses import without_secrets
+from dalle_mini.addresses import without_secrets
 
 
 class UserError(ValueError):

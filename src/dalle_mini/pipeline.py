@@ -23,23 +23,23 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
-from dalle_mini.data.images import load_picture, resize_and_crop
 from dalle_mini.errors import UserError
 from dalle_mini.generation import canvas as canvases
 from dalle_mini.generation.canvas import Canvas
 from dalle_mini.generation.engine import Engine, Job, Partial, Progress, Result, compile_ahead
 from dalle_mini.generation.prepare import compute_dtypes, prepare, restore
 from dalle_mini.generation.ranking import ClipRanker
+from dalle_mini.imaging.images import load_picture, resize_and_crop
 from dalle_mini.models import VQGAN, DalleBart
 from dalle_mini.models.config import DalleBartConfig, VQGANConfig
+from dalle_mini.models.tokens_record import check_tokens, known_tokens, record_rounded
 from dalle_mini.runtime.xla import Jit
 from dalle_mini.settings import GenerationSettings, check_number, check_prompts, check_whole, settings_of_each
 from dalle_mini.text import CaptionNormalizer, CaptionTokenizer
 from dalle_mini.weights.bundle import PARTS, check_fit, find_parts, save_companions
 from dalle_mini.weights.bundle import SHIPPED as SHIPPED  # for those who look for it here
 from dalle_mini.weights.folder import load_config
-from dalle_mini.weights.hub import origin
-from dalle_mini.weights.tokens_record import check_tokens, known_tokens, record_rounded
+from dalle_mini.weights.hub.repository import origin
 
 MAX_CHARACTERS = 2000  # of a prompt are looked at: far more than 64 tokens hold, little enough to normalise at once
 LOOKS = 8  # at a picture while it is drawn

@@ -5,7 +5,7 @@ import argparse
 import pytest
 
 from dalle_mini.commands.data_options import add_filter_options, add_source_options, filter_options, source_options
-from dalle_mini.data.filters import Filters
+from dalle_mini.data.encode.filters import Filters
 from dalle_mini.errors import UserError
 from dalle_mini.runtime.limits import limits
 

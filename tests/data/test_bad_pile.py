@@ -6,14 +6,13 @@ import sys
 import tarfile
 from collections import Counter
 
-import bad_pile
 import numpy as np
 import pytest
 
-from dalle_mini.data import reasons
-from dalle_mini.data.filters import Filters, keep_captions, picture_problem
-from dalle_mini.data.images import BadPicture, decode_picture
-from dalle_mini.data.sources import open_source
+import bad_pile
+from dalle_mini.data.encode.filters import Filters, keep_captions, picture_problem
+from dalle_mini.data.sources import open_source, reasons
+from dalle_mini.imaging.images import BadPicture, decode_picture
 
 MAKERS = {"folder": bad_pile.make_folder, "tars": bad_pile.make_tars, "parquet": bad_pile.make_parquet}
 

@@ -35,8 +35,8 @@ class Reader(NamedTuple):
 
 
 def refusals() -> tuple[type[BaseException], ...]:
-    from dalle_mini.data.images import BadPicture
     from dalle_mini.errors import UserError
+    from dalle_mini.imaging.images import BadPicture
     from dalle_mini.runtime.parsing import ParseError
 
     return UserError, BadPicture, ParseError
@@ -63,7 +63,7 @@ def _encoded(kind: str, image: Image.Image | None = None, **options) -> bytes:
 
 def _network(part: str, golden: str, **more: MUTATION) -> Reader:
     def read(folder: Path) -> None:
-        from dalle_mini.weights.convert import NETWORKS
+        from dalle_mini.conversion.convert import NETWORKS
 
         NETWORKS[part].open_pretrained(folder)
 
@@ -175,8 +175,8 @@ def tokenizer_parts() -> Reader:
 
 def preprocessor() -> Reader:
     def read(folder: Path) -> None:
-        from dalle_mini.data.images import clip_pixels
         from dalle_mini.generation.ranking import read_preprocessing
+        from dalle_mini.imaging.images import clip_pixels
 
         clip_pixels([_picture()], read_preprocessing(folder, 32))
 
@@ -186,7 +186,7 @@ def preprocessor() -> Reader:
 
 def training_yaml() -> Reader:
     def read(folder: Path) -> None:
-        from dalle_mini.training.runs import load_run
+        from dalle_mini.training.tasks import load_run
 
         load_run(folder / "c.yaml", ["loop.steps=10"])
 
@@ -196,7 +196,7 @@ def training_yaml() -> Reader:
 
 def override() -> Reader:
     def read(folder: Path) -> None:
-        from dalle_mini.training.runs import load_run
+        from dalle_mini.training.tasks import load_run
 
         text = (folder / "override").read_text("utf-8", "replace")
         load_run(GOLDEN.parent.parent / "tools/train/configs/finetune-emoji.yaml", [text])
@@ -209,7 +209,7 @@ def override() -> Reader:
 
 def _pictures(name: str, data: bytes, mutation: MUTATION) -> Reader:
     def read(folder: Path) -> None:
-        from dalle_mini.data.images import BadPicture, decode_scaled, load_picture
+        from dalle_mini.imaging.images import BadPicture, decode_scaled, load_picture
 
         try:
             image, _ = decode_scaled((folder / name).read_bytes(), 64)
@@ -323,7 +323,7 @@ def metadata_jsonl() -> Reader:
 
 def _prompts(name: str, data: bytes, mutation: MUTATION) -> Reader:
     def read(folder: Path) -> None:
-        from dalle_mini.prompts import read_prompts
+        from dalle_mini.results.prompts import read_prompts
 
         read_prompts(folder / name)
 
@@ -354,7 +354,7 @@ def prompts_parquet() -> Reader:
 
 def results() -> Reader:
     def read(folder: Path) -> None:
-        from dalle_mini.replay import read_entry
+        from dalle_mini.results.replay import read_entry
 
         entry = read_entry(folder / "results.json", 1)
         entry.compare(_picture())
@@ -377,8 +377,8 @@ def _token_folder(**mutations: MUTATION) -> Reader:
     from token_folders import write_tokens
 
     def read(folder: Path) -> None:
-        from dalle_mini.data.report_page import page
-        from dalle_mini.data.survey import survey
+        from dalle_mini.reports.data_page import page
+        from dalle_mini.reports.survey import survey
 
         found = survey(folder, rows=3, seed=0, progress=lambda done, total: None)
         assert "<script" not in page("tokens", found, collections.defaultdict(str))
@@ -401,7 +401,7 @@ def token_dataset() -> Reader:
     found = _token_folder(manifest=mutate.json_text, shard=mutate.parquet)
 
     def read(folder: Path) -> None:
-        from dalle_mini.data.loader import TokenDataset
+        from dalle_mini.data.tokens.dataset import TokenDataset
 
         TokenDataset(folder)
 
@@ -410,7 +410,7 @@ def token_dataset() -> Reader:
 
 def run_log() -> Reader:
     def read(folder: Path) -> None:
-        from dalle_mini.training.page import write_report
+        from dalle_mini.reports.run_page import write_report
 
         write_report(folder, {"loop": {"steps": 3}}, 3, "seq2seq")
         assert "<script" not in (folder / "report.html").read_text("utf-8")
@@ -422,7 +422,7 @@ def run_log() -> Reader:
 
 def run_config() -> Reader:
     def read(folder: Path) -> None:
-        from dalle_mini.training.runs import recorded_run
+        from dalle_mini.training.tasks import recorded_run
 
         recorded_run(folder, [])
 

@@ -33,9 +33,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ARROW_IO_THREADS"):
     os.environ.setdefault(name, "1")
 
-import readers  # noqa: E402
-
 import conftest  # noqa: E402, F401 puts the makers of small files on the path
+import readers  # noqa: E402
 
 
 @dataclasses.dataclass

@@ -14,9 +14,9 @@ from dalle_mini.generation.sampling import guide
 from dalle_mini.models.config import DalleBartConfig
 from dalle_mini.models.dalle_bart import DalleBart, Training, unstack_layers
 from dalle_mini.models.layers import KVCache
-from dalle_mini.weights.layouts import dalle_bart
+from dalle_mini.weights.formats.tensors import Tensor
+from dalle_mini.weights.key_mapping import dalle_bart
 from dalle_mini.weights.pretrained import flatten
-from dalle_mini.weights.tensors import Tensor
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "dallebart"
 SCANNED, UNROLLED = GOLDEN / "a_normformer_glu_scan", GOLDEN / "b_normformer_glu_unrolled"

@@ -16,7 +16,7 @@ from dalle_mini.generation import generate_tokens
 from dalle_mini.models.config import DalleBartConfig
 from dalle_mini.models.dalle_bart import DalleBart, Training
 from dalle_mini.models.layers import ACTIVATIONS, Attention, Maker
-from dalle_mini.weights.layouts import published_modules
+from dalle_mini.weights.key_mapping import published_modules
 from dalle_mini.weights.pretrained import flatten
 
 BART_OF_2021 = Path(__file__).parents[1] / "golden" / "v0_bart_2021"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from dalle_mini.errors import UserError
-from dalle_mini.locks import Busy
 from dalle_mini.runtime import files
+from dalle_mini.runtime.locks import Busy
 
 
 def test_a_file_is_written_whole_and_leaves_nothing_beside_it(tmp_path):
@@ -167,8 +167,8 @@ BY_HAND = re.compile(r"""\.write_(text|bytes)\(|open\([^)]*["'][wax]\+?b?["']|ge
 ALLOWED = {
     "src/dalle_mini/runtime/console.py": "the null device",
     "src/dalle_mini/runtime/files.py": "here it is done",
-    "src/dalle_mini/training/checkpoint.py": "an object in a bucket",
-    "src/dalle_mini/weights/safetensors_file.py": "in a folder under a name that nobody can foresee",
+    "src/dalle_mini/training/run/checkpoint.py": "an object in a bucket",
+    "src/dalle_mini/weights/formats/safetensors.py": "in a folder under a name that nobody can foresee",
 }
 
 

@@ -9,8 +9,8 @@ import pytest
 from dalle_mini.cli import build_parser
 from dalle_mini.errors import UserError
 from dalle_mini.runtime.paths import expanded, local, source
-from dalle_mini.training import config_file
-from dalle_mini.training.runs import KINDS
+from dalle_mini.training.config import config_file
+from dalle_mini.training.tasks import KINDS
 
 # Texts of configs that name no file and no source.
 PLAIN = {

@@ -1,13 +1,7 @@
-"""Puts `tiny_runs.py`, which child processes run as a script, on the path of the tests here, and `object_store.py`."""
-
 import json
-import sys
 from pathlib import Path
 
 import pytest
-
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "data")]
 
 
 @pytest.fixture(autouse=True, scope="module")

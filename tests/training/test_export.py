@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_runs import CLIP, NAMES, SEQ2SEQ, VQGAN, Bare, make, short_loop
 
 from dalle_mini import models
+from dalle_mini.conversion.convert import convert
 from dalle_mini.errors import UserError
-from dalle_mini.training.checkpoint import restore_parameters
-from dalle_mini.training.loop import run
-from dalle_mini.weights.convert import convert
+from dalle_mini.training.run.checkpoint import restore_parameters
+from dalle_mini.training.run.loop import run
+from tiny_runs import CLIP, NAMES, SEQ2SEQ, VQGAN, Bare, make, short_loop
 
 CONFIGS = dict(zip(NAMES, (SEQ2SEQ, VQGAN, CLIP), strict=True))
 NETWORKS = dict(zip(NAMES, (models.DalleBart, models.VQGAN, models.CLIP), strict=True))

@@ -12,15 +12,15 @@ import sys
 from functools import cache
 from types import SimpleNamespace
 
-import golden_curves
 import jax
 import numpy as np
 import pytest
-from golden_curves import STEPS, TINY, WEIGHTS, golden, recipe, run_case, trained, trainer
 
+import golden_curves
 from dalle_mini.models import DalleBart
-from dalle_mini.training.config import MeshConfig
-from dalle_mini.weights import layouts
+from dalle_mini.training.config.sections import MeshConfig
+from dalle_mini.weights import key_mapping
+from golden_curves import STEPS, TINY, WEIGHTS, golden, recipe, run_case, trained, trainer
 
 NAMES = ("adafactor_tiny_scan", "adamw_tiny_scan", "adafactor_factored_scan", "trainpy_adafactor")
 FACTORED = "adafactor_factored_scan"
@@ -36,7 +36,7 @@ def assert_golden(found, name):
         np.testing.assert_allclose(found["grad_norm"], published["global_grad_norm"], rtol=1e-4)
     config, _ = DalleBart.open_pretrained(WEIGHTS[name])
     theirs = {path: SimpleNamespace(**numbers) for path, numbers in published["final_params"].items()}
-    theirs = layouts.dalle_bart(theirs, config)
+    theirs = key_mapping.dalle_bart(theirs, config)
     assert {*theirs} == {*found} - {"loss", "grad_norm"}
     for path, wanted in theirs.items():
         array = np.asarray(found[path], np.float64)

@@ -13,14 +13,14 @@ import pytest
 import yaml
 
 from dalle_mini.errors import UserError
-from dalle_mini.training.config import LoopConfig, OptimizerConfig, TrackingConfig
-from dalle_mini.training.config_file import override
+from dalle_mini.training.config.config_file import override
+from dalle_mini.training.config.sections import LoopConfig, OptimizerConfig, TrackingConfig
 from dalle_mini.training.sweep import Sweep, last_words, summary
 from dalle_mini.training.sweep_points import grid, parse_axes, sampled
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tools" / "train" / "sweep.py"
-STUB = (sys.executable, str(Path(__file__).with_name("train_stub.py")))
+STUB = (sys.executable, str(ROOT / "tests/helpers/train_stub.py"))
 
 
 def points(*texts):

@@ -1,11 +1,6 @@
 """A Hub on this machine for the real client, with a cache of its own."""
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-import torch_files
 
+import torch_files
 from dalle_mini.errors import UserError
-from dalle_mini.weights import taming
 from dalle_mini.weights.folder import WEIGHTS, listed, load_config, load_tensors, save_tensors
+from dalle_mini.weights.formats import taming
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SHARDED = GOLDEN / "dallebart/f_sharded_of_e"

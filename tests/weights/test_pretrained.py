@@ -15,8 +15,8 @@ from flax import nnx, serialization
 
 from dalle_mini.errors import UserError
 from dalle_mini.weights.folder import load_config, load_tensors, save_tensors
+from dalle_mini.weights.formats.tensors import Tensor
 from dalle_mini.weights.pretrained import Pretrained, flatten, from_device, mismatch, to_device, unflatten
-from dalle_mini.weights.tensors import Tensor
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -14,14 +14,14 @@ import pyarrow.parquet
 from PIL import Image
 
 from dalle_mini import DalleMini
-from dalle_mini.batch import Batch
 from dalle_mini.commands.terminal import Parser, exit_code
-from dalle_mini.compilation import keep_compiled
-from dalle_mini.data.images import load_picture
 from dalle_mini.errors import UserError
-from dalle_mini.evaluation.contact_sheet import Entry, contact_sheet
-from dalle_mini.prompts import read_prompts
+from dalle_mini.imaging.images import load_picture
+from dalle_mini.reports.contact_sheet import Entry, contact_sheet
+from dalle_mini.results.batch import Batch
+from dalle_mini.results.prompts import read_prompts
 from dalle_mini.runtime import console, files
+from dalle_mini.runtime.compilation import keep_compiled
 from dalle_mini.settings import GenerationSettings
 
 SHEET = "best.png"

@@ -17,10 +17,10 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from dalle_mini.commands.terminal import Parser, exit_code
-from dalle_mini.data.images import load_picture
 from dalle_mini.errors import UserError
-from dalle_mini.lettering import load_font, wrapped
-from dalle_mini.output import REPORT
+from dalle_mini.imaging.images import load_picture
+from dalle_mini.imaging.lettering import load_font, wrapped
+from dalle_mini.results.write import REPORT
 from dalle_mini.runtime import console
 from dalle_mini.runtime.files import write_whole
 from dalle_mini.runtime.parsing import read_record

@@ -16,9 +16,9 @@ bundle=${2:+$(realpath -m "$2")}
 cd "$(dirname "$0")/../.."
 runs=${runs:-runs/emoji}
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
-# On a CPU, two half batches side by side run up to twice as fast as one whole one (training/sharding.py).
+# On a CPU, two half batches side by side run up to twice as fast as one whole one (training/engine/sharding.py).
 export JAX_NUM_CPU_DEVICES=${JAX_NUM_CPU_DEVICES:-2}
-export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1} # as dalle_mini/huge_pages.py
+export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1} # as dalle_mini/runtime/huge_pages.py
 run() { # SCRIPT [ARGUMENT ...]
   local script=tools/train/$1
   shift

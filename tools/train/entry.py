@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from dalle_mini.commands.terminal import Parser, ending
-from dalle_mini.data.emoji import Emoji, find_font
-from dalle_mini.data.scene_emoji import scene_emoji
-from dalle_mini.data.tidy_scenes import TWINS_APART, TidyScenes
-from dalle_mini.training.config_file import override
-from dalle_mini.training.loop import run
-from dalle_mini.training.preemption import Preemption
+from dalle_mini.emoji.art import Emoji, find_font
+from dalle_mini.emoji.tidy import TWINS_APART, TidyScenes
+from dalle_mini.emoji.vocabulary import scene_emoji
+from dalle_mini.training.config.config_file import override
+from dalle_mini.training.run.loop import run
+from dalle_mini.training.run.preemption import Preemption
 
 SIZE = 128  # pixels
 EXAMPLES = 10_000_000  # enough never to come round again

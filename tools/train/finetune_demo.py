@@ -15,11 +15,11 @@ from entry import parser, user_errors
 from PIL import Image
 
 from dalle_mini import DalleMini
-from dalle_mini.data.emoji import PALETTE, is_held_out
-from dalle_mini.data.scene_emoji import scene_emoji
-from dalle_mini.data.tidy_scenes import TidyScenes
-from dalle_mini.evaluation.contact_sheet import Entry, contact_sheet
-from dalle_mini.evaluation.scenes import single_caption
+from dalle_mini.emoji.art import PALETTE, is_held_out
+from dalle_mini.emoji.scene_prompts import single_caption
+from dalle_mini.emoji.tidy import TidyScenes
+from dalle_mini.emoji.vocabulary import scene_emoji
+from dalle_mini.reports.contact_sheet import Entry, contact_sheet
 from dalle_mini.runtime import console, files
 
 NEW = "🎄🦛🪞🏮🛡🥖💖🪚"  # each has a background on which training does not show it

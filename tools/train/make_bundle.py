@@ -16,9 +16,9 @@ from train_clip import PREPROCESSOR
 from dalle_mini.errors import UserError
 from dalle_mini.models import CLIP, VQGAN, DalleBart
 from dalle_mini.models.fingerprint import identity
+from dalle_mini.models.tokens_record import known_tokens
 from dalle_mini.runtime import console, files
 from dalle_mini.weights.bundle import TOKENS_RECORD
-from dalle_mini.weights.tokens_record import known_tokens
 
 NETWORKS = {"dalle": (DalleBart, "seq2seq"), "vqgan": (VQGAN, "vqgan"), "clip": (CLIP, "clip")}
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from entry import parser, user_errors
 
+from dalle_mini.emoji.judge import pick_gain
 from dalle_mini.errors import UserError
-from dalle_mini.evaluation.emoji import pick_gain
 from dalle_mini.runtime import console, files, parsing
 from dalle_mini.weights.folder import load_tensors
 

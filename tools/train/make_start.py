@@ -16,7 +16,7 @@ from flax import nnx
 from dalle_mini.models import VQGAN, DalleBart
 from dalle_mini.models.config import DalleBartConfig
 from dalle_mini.runtime import console, files
-from dalle_mini.training import config_file
+from dalle_mini.training.config import config_file
 
 CONFIG = Path(__file__).with_name("configs") / "emoji.yaml"
 ALIKE = 0.8  # of the variance of a token's numbers; the rest is its own

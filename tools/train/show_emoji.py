@@ -8,10 +8,10 @@ from pathlib import Path
 from entry import parser, user_errors
 from PIL import Image
 
-from dalle_mini.data.emoji_scenes import SPLITS, EmojiScenes
-from dalle_mini.data.scene_emoji import scene_emoji
-from dalle_mini.data.tidy_scenes import TidyScenes
-from dalle_mini.evaluation.contact_sheet import Entry, contact_sheet
+from dalle_mini.emoji.scenes import SPLITS, EmojiScenes
+from dalle_mini.emoji.tidy import TidyScenes
+from dalle_mini.emoji.vocabulary import scene_emoji
+from dalle_mini.reports.contact_sheet import Entry, contact_sheet
 from dalle_mini.runtime import console, files
 
 if __name__ == "__main__":

@@ -13,14 +13,14 @@ from pathlib import Path
 from entry import parser, user_errors
 from PIL import Image, ImageDraw
 
-from dalle_mini.data.images import load_picture
 from dalle_mini.errors import UserError
-from dalle_mini.lettering import drawable, load_font, wrapped
+from dalle_mini.imaging.images import load_picture
+from dalle_mini.imaging.lettering import drawable, load_font, wrapped
+from dalle_mini.reports.svg import linear_ticks
 from dalle_mini.runtime import console
 from dalle_mini.runtime.files import write_whole
 from dalle_mini.runtime.parsing import read_record
-from dalle_mini.training.chart import linear_ticks
-from dalle_mini.training.tracking import LOG, SAMPLES, read_log
+from dalle_mini.training.records import LOG, SAMPLES, read_log
 
 PANEL, HEIGHT, MARGIN, GAP = 520, 250, 46, 16
 SIDE, CAPTION, ROWS = 112, 150, 8  # pixels of a picture, and of the captions beside them; prompts at most

@@ -12,8 +12,8 @@ from entry import SIZE, Pictures, main, short_hash
 from dalle_mini.generation.ranking import PREPROCESSING
 from dalle_mini.models.config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from dalle_mini.text import CaptionTokenizer
-from dalle_mini.training.clip import CLIPTrainer, CLIPTraining
-from dalle_mini.training.config import LoopConfig
+from dalle_mini.training.clip.trainer import CLIPTrainer, CLIPTraining
+from dalle_mini.training.config.sections import LoopConfig
 
 MODEL = CLIPConfig(
     text=CLIPTextConfig(

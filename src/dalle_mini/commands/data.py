@@ -52,7 +52,7 @@ def _path(text: str) -> Path:
 def run_report(args: argparse.Namespace) -> None:
     with notices():
         with starting():
-            from dalle_mini.data.report import write_report
+            from dalle_mini.reports.data_report import write_report
 
         with progress_bars() as progress:
             options = {"vqgan": args.vqgan, "rows": args.rows, "seed": args.seed, **hub_options(args)}

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from dalle_mini.data.filters import DUPLICATES, Filters
+from dalle_mini.data.encode.filters import DUPLICATES, Filters
 from dalle_mini.runtime.paths import expanded
 
 OFF = "off"

@@ -53,7 +53,7 @@ def join(distributed: bool) -> bool:
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--distributed: the other processes were not found ({reason}): see --help") from None
-    from dalle_mini.training import peers
+    from dalle_mini.training.run import peers
 
     peers.watch(heartbeat)
     return jax.process_index() == 0

@@ -70,7 +70,7 @@ def add_encode(verbs) -> None:
 
 
 def run_encode(args: argparse.Namespace) -> int:
-    from dalle_mini.data.launchers import find_share
+    from dalle_mini.data.encode.launchers import find_share
     from dalle_mini.errors import UserError
 
     # Under Ray this process does not encode: that it is task 0 of some SLURM job means nothing.
@@ -84,9 +84,9 @@ def run_encode(args: argparse.Namespace) -> int:
     with notices():
         with starting():
             encode, EncodeOptions, Weights = _imported()
-            from dalle_mini.compilation import keep_compiled
-            from dalle_mini.data.filters import check_where
+            from dalle_mini.data.encode.filters import check_where
             from dalle_mini.data.sources import open_source
+            from dalle_mini.runtime.compilation import keep_compiled
             from dalle_mini.weights.bundle import SHIPPED_NAME
         names = ("crops", "seed", "clip_scores", "validation", "shard_rows", "batch_size", "quick_jpeg")
         options = EncodeOptions(filters, **{name: getattr(args, name) for name in names})
@@ -113,8 +113,8 @@ def run_encode(args: argparse.Namespace) -> int:
 
 def _imported():
     try:
-        from dalle_mini.data.encode import EncodeOptions, encode
-        from dalle_mini.data.networks import Weights
+        from dalle_mini.data.encode.encoders import Weights
+        from dalle_mini.data.encode.job import EncodeOptions, encode
     except ImportError as error:
         if error.name not in ("pyarrow", "fsspec"):
             raise
@@ -130,7 +130,7 @@ def _of_jax(share):
         return share
     import jax
 
-    from dalle_mini.data.launchers import Share
+    from dalle_mini.data.encode.launchers import Share
 
     return Share(jax.process_index(), jax.process_count(), "jax.distributed or the TPU pod")
 

@@ -126,7 +126,7 @@ def run_generate(args: argparse.Namespace) -> int:
 def _run_prompts(args: argparse.Namespace) -> int:
     prompts, settings = check_prompts(args.prompt), _settings(args)
     with starting():
-        from dalle_mini.output import Looks, check_writable, write_result
+        from dalle_mini.results.write import Looks, check_writable, write_result
 
     output, picture = check_writable(args.output), _read_picture(args)
     parts = _find_parts(args)
@@ -163,9 +163,9 @@ def _drawn(pipe, args, prompts, settings, canvas, progress, looks):
 
 def _run_file(args: argparse.Namespace) -> int:
     with starting():
-        from dalle_mini.batch import Batch
-        from dalle_mini.output import check_writable
-        from dalle_mini.prompts import read_prompts
+        from dalle_mini.results.batch import Batch
+        from dalle_mini.results.prompts import read_prompts
+        from dalle_mini.results.write import check_writable
 
     entries = read_prompts(args.prompts)
     batch = Batch(entries, check_writable(args.output), _settings(args), overwrite=args.overwrite)
@@ -188,8 +188,8 @@ def _run_file(args: argparse.Namespace) -> int:
 
 def _run_replay(args: argparse.Namespace) -> int:
     with starting():
-        from dalle_mini.output import check_writable, write_result
-        from dalle_mini.replay import DIFFERS, read_entry
+        from dalle_mini.results.replay import DIFFERS, read_entry
+        from dalle_mini.results.write import check_writable, write_result
 
     entry, output = read_entry(Path(args.replay), _or(args.index, 1)), check_writable(args.output)
     if args.model is None:
@@ -234,8 +234,8 @@ def _find_parts(args: argparse.Namespace) -> dict[str, Path]:
 
 def _load(args: argparse.Namespace, parts: dict[str, Path], prompts=None, settings=None):
     with starting():
-        from dalle_mini.compilation import keep_compiled
         from dalle_mini.pipeline import Ahead, DalleMini
+        from dalle_mini.runtime.compilation import keep_compiled
 
     keep_compiled()
     foreseen = prompts is not None and args.picture is None and not args.distributed
@@ -249,8 +249,8 @@ def _read_picture(args: argparse.Namespace) -> dict[str, Any] | None:
     if args.picture is None:
         return None
     with starting():
-        from dalle_mini.data.images import load_picture
         from dalle_mini.generation.canvas import check_kept
+        from dalle_mini.imaging.images import load_picture
 
     vary = _or(args.vary, 0.0)
     check_kept(args.keep_top, args.mask is not None, vary, ("--keep-top", "--mask", "--vary"))

@@ -45,14 +45,14 @@ def add_plan(verbs) -> None:
 
 
 def run_plan(args: argparse.Namespace) -> None:
-    from dalle_mini.training.topology import find_topology
+    from dalle_mini.planning.topology import find_topology
 
     topology = find_topology(args.topology)
     with starting():  # compilers do not listen to Ctrl-C
-        from dalle_mini.training import plan
+        from dalle_mini.planning import plan
 
         plan.prepare(topology)
-        from dalle_mini.training.runs import Seq2SeqRun, load_run
+        from dalle_mini.training.tasks import Seq2SeqRun, load_run
 
         run = load_run(args.config, args.overrides)
         if not isinstance(run, Seq2SeqRun):
@@ -111,7 +111,7 @@ def _exchange(plan: Any) -> Iterator[str]:
 
 
 def _times(plan: Any) -> Iterator[str]:
-    from dalle_mini.training.tracking import duration
+    from dalle_mini.runtime.console import duration
 
     bound, topology = plan.bound, plan.topology
     model, executed = plan.flops_per_picture / 1e12, plan.executed_flops_per_picture / 1e12
@@ -133,7 +133,7 @@ def _cost(bound: Any) -> str:
     if bound.dollars is None:
         return ""
     spot = "" if bound.dollars_spot is None else f", {bound.dollars_spot:,.2f} preemptible"
-    return f"; a million cost {bound.dollars:,.2f} dollars{spot} (list prices, see training/hardware.py)"
+    return f"; a million cost {bound.dollars:,.2f} dollars{spot} (list prices, see training/engine/hardware.py)"
 
 
 def largest_line(plan: Any) -> str:

@@ -49,7 +49,7 @@ def add_train(verbs) -> None:
 
 def _listening() -> contextlib.AbstractContextManager:
     """From the command's beginning on: what comes before the first step has nothing to save, and is ended at once."""
-    from dalle_mini.training.preemption import Preemption
+    from dalle_mini.training.run.preemption import Preemption
 
     return Preemption(grace_without_work=0.0)
 
@@ -59,10 +59,10 @@ def run_train(args: argparse.Namespace) -> int:
     if args.config is not None and "=" in args.config and not Path(args.config).exists():
         assignments, args.config = [args.config, *assignments], None
     with notices():
-        from dalle_mini.compilation import keep_compiled
-        from dalle_mini.training.peers import ended_with_the_others
-        from dalle_mini.training.resume import check_here
-        from dalle_mini.training.runs import load_run, recorded_run, train
+        from dalle_mini.runtime.compilation import keep_compiled
+        from dalle_mini.training.run.folder import check_here
+        from dalle_mini.training.run.peers import ended_with_the_others
+        from dalle_mini.training.tasks import load_run, recorded_run, train
 
         check_here(args.output)
         out = Path(args.output)

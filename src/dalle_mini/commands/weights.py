@@ -44,7 +44,7 @@ def add_convert(verbs) -> None:
 def run_convert(args: argparse.Namespace) -> None:
     with notices():
         with starting():
-            from dalle_mini.weights.convert import convert
+            from dalle_mini.conversion.convert import convert
 
         options = hub_options(args)
         for folder in convert(args.source, args.target, args.vqgan, args.clip, dtype=args.dtype, **options):
@@ -70,7 +70,7 @@ def add_info(verbs) -> None:
 def run_info(args: argparse.Namespace) -> None:
     with notices():
         with starting():
-            from dalle_mini.weights.describe import describe
+            from dalle_mini.conversion.describe import describe
 
         described = describe(args.source, **hub_options(args))
     if args.json:

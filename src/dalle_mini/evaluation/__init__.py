@@ -1,6 +1,6 @@
 """Weights to numbers: how good are the pictures that a model draws, and what a VQGAN loses."""
 
-from dalle_mini.evaluation.emoji import (
+from dalle_mini.emoji.judge import (
     EmojiJudge,
     EmojiPrompt,
     EmojiScores,

@@ -13,14 +13,14 @@ import numpy as np
 from flax import nnx
 from msgspec import Meta
 
-from dalle_mini.data.images import clip_pixels, clip_sizes
 from dalle_mini.errors import UserError
+from dalle_mini.imaging.images import clip_pixels, clip_sizes
 from dalle_mini.models.clip import CLIP
 from dalle_mini.runtime.parsing import ParseError, check, read_object
 from dalle_mini.runtime.xla import Jit
 from dalle_mini.text import CaptionTokenizer
 from dalle_mini.weights.bundle import PREPROCESSOR, RANKER
-from dalle_mini.weights.hub import blaming_cache, resolve
+from dalle_mini.weights.hub.repository import blaming_cache, resolve
 
 # What CLIP's processor does where a model comes without a `preprocessor_config.json`; the size is the model's own.
 PREPROCESSING = {

@@ -14,7 +14,7 @@ from dalle_mini.errors import UserError
 from dalle_mini.models.config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from dalle_mini.models.layers import activation
 from dalle_mini.models.linear import Linear
-from dalle_mini.weights import layouts
+from dalle_mini.weights import key_mapping
 from dalle_mini.weights.pretrained import Pretrained
 
 
@@ -161,7 +161,7 @@ class CLIP(nnx.Module, Pretrained):
     """
 
     config_class = CLIPConfig
-    layout = staticmethod(layouts.clip)
+    layout = staticmethod(key_mapping.clip)
 
     def __init__(self, config: CLIPConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
         self.config = config
@@ -189,7 +189,7 @@ class CLIP(nnx.Module, Pretrained):
     def image_embeds(self, pixels: jax.Array) -> jax.Array:
         """Unit vectors, float32 [batch, projection_dim].
 
-        `pixels` is float [batch, size, size, 3], resized and normalised (`dalle_mini.data.images.clip_pixels`);
+        `pixels` is float [batch, size, size, 3], resized and normalised (`dalle_mini.imaging.images.clip_pixels`);
         another shape raises ValueError.
         """
         return unit(self.visual_projection(self.image_states(pixels)[1]))

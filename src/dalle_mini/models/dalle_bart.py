@@ -30,7 +30,7 @@ from dalle_mini.models.layers import (
     split_keys,
 )
 from dalle_mini.models.linear import Linear
-from dalle_mini.weights import layouts
+from dalle_mini.weights import key_mapping
 from dalle_mini.weights.pretrained import Pretrained
 
 
@@ -264,7 +264,7 @@ class DalleBart(Pretrained, nnx.Module):
     """
 
     config_class = DalleBartConfig
-    layout = staticmethod(layouts.dalle_bart)
+    layout = staticmethod(key_mapping.dalle_bart)
 
     def __init__(self, config: DalleBartConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
         self.config = config
@@ -324,7 +324,7 @@ class DalleBart(Pretrained, nnx.Module):
             UserError: it is not a BART, no model computes in the dtype, or a change is no field of the config, has a
                 value that a file's might not have, or does not fit BART's encoder; the message names it.
         """
-        from dalle_mini.weights.transplant import bart_encoder_into
+        from dalle_mini.conversion.surgery import bart_encoder_into
 
         hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         return bart_encoder_into(cls, source, rngs=rngs, dtype=dtype, changes=changes, **hub)
@@ -334,6 +334,6 @@ class DalleBart(Pretrained, nnx.Module):
 
         For a VQGAN with a larger or a smaller codebook. Tokens keep their numbers, the start token comes behind them.
         """
-        from dalle_mini.weights.transplant import with_image_vocab
+        from dalle_mini.conversion.surgery import with_image_vocab
 
         return with_image_vocab(self, size, rngs=rngs)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dalle_mini.models.config import VQGANConfig
-from dalle_mini.weights import layouts
+from dalle_mini.weights import key_mapping
 from dalle_mini.weights.pretrained import Pretrained
 
 
@@ -268,7 +268,7 @@ class VQGAN(Pretrained, nnx.Module):
     """
 
     config_class = VQGANConfig
-    layout = staticmethod(layouts.vqgan)
+    layout = staticmethod(key_mapping.vqgan)
 
     def __init__(self, config: VQGANConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
         self.config = config

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TextIO
 
-from dalle_mini.runtime.addresses import without_secrets
+from dalle_mini.addresses import without_secrets
 
 MAX_CHARACTERS = 4000  # of one line
 
@@ -43,6 +43,19 @@ def say(text: object, *, end: str = "\n", start: str = "") -> None:
 def answer(*lines: object, limit: int | None = MAX_CHARACTERS) -> None:
     """Give each line on stdout: what the command was asked for. `limit`: None for what a program reads."""
     _write(sys.stdout, "".join(one_line(line, limit) + "\n" for line in lines))
+
+
+def duration(seconds: float) -> str:
+    """12 s, 3 min, 2 h 05 min, 3 d 04 h."""
+    minutes = round(seconds / 60)
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    hours = round(seconds / 3600)
+    return f"{hours // 24} d {hours % 24:02d} h"
 
 
 def is_terminal() -> bool:

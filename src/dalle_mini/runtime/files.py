@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dalle_mini.errors import UserError
-from dalle_mini.locks import Busy, lock
+from dalle_mini.runtime.locks import Busy, lock
 
 # Of this version and of those before; and what `output.Looks` shows while it draws.
 _LEFTOVER = re.compile(

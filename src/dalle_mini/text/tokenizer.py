@@ -78,7 +78,7 @@ class CaptionTokenizer:
         Raises:
             UserError: a file is missing or broken, or the padding token is not in the vocabulary.
         """
-        from dalle_mini.weights.hub import Needs, blaming_cache, resolve
+        from dalle_mini.weights.hub.repository import Needs, blaming_cache, resolve
 
         needs = Needs(weights=False, tokenizer=True)
         folder = resolve(

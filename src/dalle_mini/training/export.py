@@ -11,13 +11,12 @@ from flax import nnx
 from dalle_mini.errors import UserError
 from dalle_mini.models import CLIP, VQGAN, DalleBart
 from dalle_mini.runtime.files import write_whole
-from dalle_mini.training import config_file
-from dalle_mini.training.checkpoint import recorded_config
-from dalle_mini.training.clip import CLIPTraining
-from dalle_mini.training.seq2seq import Seq2SeqTraining
-from dalle_mini.training.start import FINAL, beside_checkpoints
-from dalle_mini.training.step import loaded_parameters
-from dalle_mini.training.vqgan import VQGANTraining
+from dalle_mini.training.clip.trainer import CLIPTraining
+from dalle_mini.training.config import config_file
+from dalle_mini.training.run.checkpoint import recorded_config
+from dalle_mini.training.run.init_from import FINAL, beside_checkpoints, loaded_parameters
+from dalle_mini.training.seq2seq.trainer import Seq2SeqTraining
+from dalle_mini.training.vqgan.trainer import VQGANTraining
 from dalle_mini.weights.bundle import TOKENS_RECORD
 from dalle_mini.weights.folder import CONFIG
 

@@ -1,14 +1,24 @@
-"""What a run writes of itself, as far as others look into it: the schemas that its files are checked against when read.
+"""What a run writes about itself, and what reads it again: the log, the samples and the schemas of its files.
 
-Fields that are not here are anybody's: newer versions may write more.
+Fields that a schema lacks are allowed: newer versions may write more. This file imports no jax.
 """
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
 from msgspec import Meta
+
+from dalle_mini.runtime import files
+from dalle_mini.runtime.parsing import check, json_lines, read_json
+
+LOG, REPORT, SAMPLES, RESULTS = "log.jsonl", "report.html", "samples", "results.json"
+HUGE = 1e18  # no step or measure is larger, and a page can draw any smaller number
 
 Step = Annotated[int, Meta(ge=0, le=2**53)]
 
@@ -88,3 +98,56 @@ class WandbIdentity:
     """`wandb.json`: which run at wandb goes on."""
 
     id: Annotated[str, Meta(min_length=1)]
+
+
+def samples_folder(out: Path, step: int) -> Path:
+    return out / SAMPLES / f"{step:08d}"
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The records of a `log.jsonl`: steps and numbers; a line that a kill cut off is left out. None: an empty list."""
+    try:
+        return [_numbers(record) for record, _ in json_lines(path, dict[str, Any]) if _is_step(record.get("step"))]
+    except FileNotFoundError:
+        return []
+
+
+def _numbers(record: dict[str, Any]) -> dict[str, Any]:
+    """Without what is no number that can be drawn."""
+    odd = [name for name, value in record.items() if value is not None and not _is_number(value)]
+    return {name: value for name, value in record.items() if name not in odd} if odd else record
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < HUGE
+
+
+def _is_step(value: Any) -> bool:
+    return type(value) is int and 0 <= value < HUGE
+
+
+def append_record(out: Path, record: Mapping[str, Any]) -> None:
+    """Write one line of the log of the run in `out`."""
+    files.append(out / LOG, json.dumps(record) + "\n")
+
+
+def drop_what_comes_after(out: Path, step: int) -> None:
+    """Remove from the run in `out` the records and samples of later steps, which a resumed run makes again."""
+    path = out / LOG
+    if path.exists():
+        with files.writing_whole(path, sync=False) as file:
+            for record, line in json_lines(path, dict[str, Any]):
+                if _is_step(record.get("step")) and record["step"] <= step:
+                    file.write(line.rstrip() + b"\n")
+    for folder in (out / SAMPLES).glob("*"):
+        # Behind a link are not this run's.
+        if folder.name.isdigit() and int(folder.name) > step and not (out / SAMPLES).is_symlink():
+            shutil.rmtree(folder)
+
+
+def read_samples(folder: Path) -> dict[str, Any] | None:
+    """The `results.json` of a step's folder, or None where there is none that can be read."""
+    try:
+        return check(read_json(folder / RESULTS), Report)
+    except ValueError:
+        return None

@@ -29,14 +29,15 @@ from pathlib import Path
 from typing import Any
 
 from dalle_mini.errors import UserError
-from dalle_mini.locks import Busy, lock
-from dalle_mini.output import check_writable
+from dalle_mini.reports.run_page import Row, write_comparison
+from dalle_mini.reports.svg import number
+from dalle_mini.results.write import check_writable
+from dalle_mini.runtime.console import duration
 from dalle_mini.runtime.files import open_to_append, remove_leftovers, write_whole
+from dalle_mini.runtime.locks import Busy, lock
 from dalle_mini.runtime.stopping import ASKED
-from dalle_mini.training.chart import number
-from dalle_mini.training.page import Row, write_comparison
+from dalle_mini.training.records import read_log
 from dalle_mini.training.sweep_points import Point
-from dalle_mini.training.tracking import duration, read_log
 
 TRAIN = (sys.executable, "-m", "dalle_mini.cli", "train")
 STOPPED = (
@@ -145,7 +146,7 @@ class Sweep:
         """All settings before the first run: what is wrong with a key is wrong in every one."""
         if self.command != TRAIN:
             return  # another command has settings of its own
-        from dalle_mini.training.runs import load_run
+        from dalle_mini.training.tasks import load_run
 
         for point in points:
             load_run(self.config, (*self.fixed, *point.assignments))

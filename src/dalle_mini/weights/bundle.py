@@ -15,7 +15,7 @@ from pathlib import Path
 from dalle_mini.errors import UserError
 from dalle_mini.runtime import files, parsing
 from dalle_mini.weights.folder import CONFIG, load_config
-from dalle_mini.weights.hub import Folder, Needs, Repository, blaming_cache, open_source
+from dalle_mini.weights.hub.repository import Folder, Needs, Repository, blaming_cache, open_source
 
 SHIPPED = Path(__file__).parents[1] / "assets" / "emoji"
 OF_EMOJI = ("emoji.json", "scenes.json")  # what an emoji model knows, for benchmarks/emoji_quality.py

@@ -16,11 +16,11 @@ import numpy as np
 
 from dalle_mini.errors import UserError, listed
 from dalle_mini.runtime import files, parsing
-from dalle_mini.weights import taming
-from dalle_mini.weights.flax_msgpack import read_msgpack
-from dalle_mini.weights.safetensors_file import read_safetensors, write_safetensors
-from dalle_mini.weights.tensors import Tensor
-from dalle_mini.weights.torch_file import read_torch_file
+from dalle_mini.weights.formats import taming
+from dalle_mini.weights.formats.flax_msgpack import read_msgpack
+from dalle_mini.weights.formats.safetensors import read_safetensors, write_safetensors
+from dalle_mini.weights.formats.tensors import Tensor
+from dalle_mini.weights.formats.torch import read_torch_file
 
 CONFIG = "config.json"
 SAFETENSORS = "model.safetensors"

@@ -15,8 +15,8 @@ from flax import nnx
 
 from dalle_mini.errors import UserError, listed
 from dalle_mini.weights.folder import CONFIG, load_config, load_tensors, save_tensors
-from dalle_mini.weights.hub import blaming_cache, resolve
-from dalle_mini.weights.tensors import Tensor, is_float
+from dalle_mini.weights.formats.tensors import Tensor, is_float
+from dalle_mini.weights.hub.repository import blaming_cache, resolve
 
 DTYPES = ("float32", "bfloat16", "float16")
 ALIGNMENT = 64  # bytes: JAX on a CPU takes memory so aligned as it is, and copies other memory

@@ -4,10 +4,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from dalle_mini import __version__
 from dalle_mini.runtime.files import write_whole
+from dalle_mini.version import __version__
 from dalle_mini.weights.bundle import CARD
-from dalle_mini.weights.hub_errors import client, explained
+from dalle_mini.weights.hub.errors import client, explained
 from dalle_mini.weights.model_card import model_card
 
 

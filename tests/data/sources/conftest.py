@@ -1,6 +1,12 @@
-"""Puts `datasets_hub.py` on the path of the tests here."""
+import pytest
 
-import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+@pytest.fixture
+def apart(tmp_path, monkeypatch):
+    """The cache of `datasets` for one test alone."""
+    import datasets
+
+    from dalle_mini.data.sources import huggingface
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    huggingface._dataset.cache_clear()

@@ -4,12 +4,12 @@ import logging
 import os
 import shutil
 
-import bad_pile
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import bad_pile
 from dalle_mini.data.sources import files, open_source, parquet
 from dalle_mini.data.sources.fingerprint import STAMPS
 

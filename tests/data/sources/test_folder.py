@@ -4,11 +4,10 @@ import os
 import pickle
 import unicodedata
 
-import bad_pile
 import pytest
 
-from dalle_mini.data import reasons
-from dalle_mini.data.sources import files, folder, open_source
+import bad_pile
+from dalle_mini.data.sources import files, folder, open_source, reasons
 from dalle_mini.errors import UserError
 from dalle_mini.runtime.limits import limits
 

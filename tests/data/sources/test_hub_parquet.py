@@ -5,19 +5,16 @@ import os
 import subprocess
 import sys
 
-import bad_pile
 import pyarrow as pa
 import pytest
-from test_huggingface import apart, examples  # noqa: F401
-from test_table import list_of, same, struct_of, write
 
-from dalle_mini.data import reasons
-from dalle_mini.data.sources import hub_parquet, open_source
+from dalle_mini.data.sources import hub_parquet, open_source, reasons
 from dalle_mini.errors import UserError
 from dalle_mini.runtime import limits
+from small_datasets import PICTURE, examples, list_of, same, struct_of, write
 
 datasets = pytest.importorskip("datasets")
-PICTURE = bad_pile.packed(bad_pile.photo(0))
+pytestmark = pytest.mark.usefixtures("apart")
 BIG = 2 << 20
 BOMBS = {
     "struct": lambda: {"image": struct_of(same(b"\xff" * BIG, 300, pa.binary())), "text": ["a"] * 300},

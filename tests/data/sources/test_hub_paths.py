@@ -5,17 +5,17 @@ import json
 import tarfile
 import zipfile
 
-import bad_pile
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_huggingface import PICTURES, apart, examples, made  # noqa: F401
 
-from dalle_mini.data import reasons
-from dalle_mini.data.sources import files, hub_paths, open_source
+import bad_pile
+from dalle_mini.data.sources import files, hub_paths, open_source, reasons
 from dalle_mini.errors import UserError
+from small_datasets import PICTURES, examples, made
 
 datasets = pytest.importorskip("datasets")
+pytestmark = pytest.mark.usefixtures("apart")
 OWN = "hf://datasets/them/set@main"
 
 

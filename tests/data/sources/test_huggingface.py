@@ -2,47 +2,18 @@
 
 import json
 import os
-import pickle
 import subprocess
 import sys
 from pathlib import Path
 
-import bad_pile
 import pytest
 
-from dalle_mini.data import reasons
-from dalle_mini.data.sources import huggingface, open_source
+from dalle_mini.data.sources import huggingface, open_source, reasons
 from dalle_mini.errors import UserError
+from small_datasets import PICTURES, examples, made
 
 datasets = pytest.importorskip("datasets")
-
-PICTURES = [bad_pile.packed(bad_pile.photo(i)) for i in range(10)]
-
-
-def examples(source):
-    return [example for part in source.parts() for example in pickle.loads(pickle.dumps(part)).examples()]
-
-
-def made(rows=10, **more):
-    columns = {
-        "image": [{"bytes": picture, "path": f"{i}.jpg"} for i, picture in enumerate(PICTURES[:rows])],
-        "text": [f"caption {i}" for i in range(rows)],
-        "score": [i / 10 for i in range(rows)],
-    }
-    features = datasets.Features(
-        {"image": datasets.Image(), "text": datasets.Value("string"), "score": datasets.Value("float64")}
-    )
-    for name, values in more.items():
-        columns[name] = values
-        features[name] = datasets.Value("string")
-    return datasets.Dataset.from_dict(columns, features=features)
-
-
-@pytest.fixture(autouse=True)
-def apart(tmp_path, monkeypatch):
-    """A cache of its own."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    huggingface._dataset.cache_clear()
+pytestmark = pytest.mark.usefixtures("apart")
 
 
 def test_save_to_disk(tmp_path, monkeypatch):

@@ -5,11 +5,10 @@ import os
 import time
 import unicodedata
 
-import bad_pile
 import pytest
 
-from dalle_mini.data import reasons
-from dalle_mini.data.sources import metadata, open_source
+import bad_pile
+from dalle_mini.data.sources import metadata, open_source, reasons
 from dalle_mini.errors import UserError
 from dalle_mini.runtime.limits import limits
 

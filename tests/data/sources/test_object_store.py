@@ -4,15 +4,14 @@ import io
 import pickle
 import tarfile
 
-import bad_pile
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from object_store import serving
 
-from dalle_mini.data import reasons
-from dalle_mini.data.sources import open_source
+import bad_pile
+from dalle_mini.data.sources import open_source, reasons
 from dalle_mini.errors import UserError
+from object_store import serving
 
 pytest.importorskip("gcsfs")
 

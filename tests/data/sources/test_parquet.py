@@ -3,13 +3,12 @@
 import datetime
 import pickle
 
-import bad_pile
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dalle_mini.data import reasons
-from dalle_mini.data.sources import open_source, parquet
+import bad_pile
+from dalle_mini.data.sources import open_source, parquet, reasons
 from dalle_mini.errors import UserError
 
 PICTURE = bad_pile.packed(bad_pile.photo(0))

@@ -1,10 +1,10 @@
 """What kind of pile a path, pattern or name is, and what is said where it is none."""
 
-import bad_pile
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import bad_pile
 from dalle_mini.data.sources import files, open_source
 from dalle_mini.errors import UserError
 

@@ -4,17 +4,14 @@ import resource
 import subprocess
 import sys
 
-import bad_pile
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dalle_mini.data import reasons
-from dalle_mini.data.sources import open_source
+from dalle_mini.data.sources import open_source, reasons
 from dalle_mini.runtime import limits
+from small_datasets import PICTURE, list_of, same, struct_of, write
 
-PICTURE = bad_pile.packed(bad_pile.photo(0))
 MEASURED = """
 import resource, sys
 from dalle_mini.data.sources import open_source
@@ -30,24 +27,6 @@ print(problems, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >>
 
 def examples(path, **options):
     return [example for part in open_source(str(path), **options).parts() for example in part.examples()]
-
-
-def write(path, columns, **options):
-    table = pa.table(columns)
-    pq.write_table(table, path, **{"compression": "zstd", "store_schema": False} | options)
-    return path
-
-
-def same(value, count, kind):
-    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int32)), pa.array([value], kind))
-
-
-def struct_of(column):
-    return pa.StructArray.from_arrays([column, pa.nulls(len(column), pa.string())], ["bytes", "path"])
-
-
-def list_of(column):
-    return pa.ListArray.from_arrays(pa.array([0, len(column)], pa.int32()), column)
 
 
 BIG = 2 << 20

@@ -7,10 +7,10 @@ import tarfile
 import time
 
 import pytest
-from test_webdataset import PICTURE, outcome, tar_of
 
-from dalle_mini.data import reasons
+from dalle_mini.data.sources import reasons
 from dalle_mini.data.sources.tars import KEPT, Forward
+from small_datasets import PICTURE, outcome, tar_of
 
 
 def header(name, size=0, kind=tarfile.REGTYPE, **more):

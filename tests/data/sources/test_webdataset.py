@@ -3,37 +3,15 @@
 import gzip
 import io
 import json
-import pickle
 import tarfile
 from pathlib import Path
 
-import bad_pile
 import pytest
 
-from dalle_mini.data import reasons
-from dalle_mini.data.images import decode_picture
-from dalle_mini.data.sources import files, open_source
+from dalle_mini.data.sources import open_source, reasons
+from dalle_mini.imaging.images import decode_picture
 from dalle_mini.runtime.limits import limits
-
-PICTURE = bad_pile.packed(bad_pile.photo(0))
-
-
-def tar_of(names, kind=tarfile.PAX_FORMAT, content=None):
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w", format=kind) as tar:
-        for name in names:
-            ending = name.rpartition(".")[2]
-            data = PICTURE if ending in files.PICTURE_SUFFIXES else name.encode()
-            bad_pile.put(tar, name, (content or {}).get(name, data))
-    return file.getvalue()
-
-
-def examples(source):
-    return [example for part in source.parts() for example in pickle.loads(pickle.dumps(part)).examples()]
-
-
-def outcome(path, **options):
-    return [(example.key, example.problem) for example in examples(open_source(str(path), **options))]
+from small_datasets import PICTURE, examples, outcome, tar_of
 
 
 def three(kind=tarfile.PAX_FORMAT):

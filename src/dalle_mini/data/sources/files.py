@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
-from dalle_mini.data import reasons
+from dalle_mini.data.sources import reasons
 from dalle_mini.errors import UserError
 from dalle_mini.runtime.files import open_regular
 from dalle_mini.runtime.limits import exceeded, limits

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-from dalle_mini.data import captions, reasons
-from dalle_mini.data.example import Example
-from dalle_mini.data.sources import files
+from dalle_mini.data.sources import captions, files, reasons
+from dalle_mini.data.sources.example import Example
 from dalle_mini.data.sources.fingerprint import Fingerprint
 from dalle_mini.data.sources.rows import Layout, Options, find_captions, json_row
 from dalle_mini.runtime.limits import limits

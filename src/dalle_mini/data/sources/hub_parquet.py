@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from dalle_mini.data import reasons
+from dalle_mini.data.sources import reasons
 from dalle_mini.data.sources.files import Unreadable
 from dalle_mini.data.sources.table import BATCH_BYTES, Table
 from dalle_mini.runtime import arrow

@@ -14,13 +14,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dalle_mini.data import reasons
-from dalle_mini.data.sources import files
+from dalle_mini.data.sources import files, reasons
 from dalle_mini.data.sources.tars import Header
 from dalle_mini.errors import UserError
 from dalle_mini.runtime import parsing
 from dalle_mini.runtime.limits import limits
-from dalle_mini.weights.hub_errors import client
+from dalle_mini.weights.hub.errors import client
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem

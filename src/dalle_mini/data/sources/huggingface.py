@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
-from dalle_mini.data import reasons
-from dalle_mini.data.captions import read_text
-from dalle_mini.data.example import Example
-from dalle_mini.data.sources import files, hub_parquet
+from dalle_mini.data.sources import files, hub_parquet, reasons
+from dalle_mini.data.sources.captions import read_text
+from dalle_mini.data.sources.example import Example
 from dalle_mini.data.sources.fingerprint import Fingerprint
 from dalle_mini.data.sources.hub_paths import check_card, check_saved, read_url
 from dalle_mini.data.sources.parquet import kinds_of
@@ -22,7 +21,7 @@ from dalle_mini.data.sources.rows import Kinds, Layout, Options, example_of, fin
 from dalle_mini.errors import UserError, listed
 from dalle_mini.runtime import arrow
 from dalle_mini.runtime.limits import exceeded
-from dalle_mini.weights.hub_errors import client
+from dalle_mini.weights.hub.errors import client
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset

@@ -21,9 +21,8 @@ from functools import cached_property
 from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from dalle_mini.data import captions, reasons
-from dalle_mini.data.example import Example
-from dalle_mini.data.sources import files
+from dalle_mini.data.sources import captions, files, reasons
+from dalle_mini.data.sources.example import Example
 from dalle_mini.data.sources.fingerprint import Fingerprint, ListedPictures
 from dalle_mini.data.sources.folder import PART
 from dalle_mini.data.sources.rows import Layout, Options, example_of, find_layout, json_row

@@ -16,9 +16,8 @@ from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dalle_mini.data import reasons
-from dalle_mini.data.example import Example
-from dalle_mini.data.sources import files
+from dalle_mini.data.sources import files, reasons
+from dalle_mini.data.sources.example import Example
 from dalle_mini.data.sources.fingerprint import Fingerprint, ListedPictures, of_archives
 from dalle_mini.data.sources.rows import Kinds, Layout, Options, example_of, find_layout, path_of
 from dalle_mini.data.sources.table import Table

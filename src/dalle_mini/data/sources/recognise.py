@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dalle_mini.data.example import Source
+from dalle_mini.addresses import without_secrets
 from dalle_mini.data.sources import files, metadata, webdataset
+from dalle_mini.data.sources.example import Source
 from dalle_mini.data.sources.folder import PictureFolder
 from dalle_mini.data.sources.huggingface import Address, HuggingFace
 from dalle_mini.data.sources.parquet import ParquetFiles, tells_pictures
 from dalle_mini.data.sources.rows import Options
 from dalle_mini.errors import UserError
-from dalle_mini.runtime.addresses import without_secrets
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem

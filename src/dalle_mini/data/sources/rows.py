@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from dalle_mini.data import captions, reasons
-from dalle_mini.data.example import Example
+from dalle_mini.data.sources import captions, reasons
+from dalle_mini.data.sources.example import Example
 from dalle_mini.data.sources.files import PICTURE_SUFFIXES, Unreadable, text_key
 from dalle_mini.errors import UserError, listed
 from dalle_mini.runtime.arrow import text_or_path

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import IO, TYPE_CHECKING, Any
 
-from dalle_mini.data import captions
+from dalle_mini.data.sources import captions
 from dalle_mini.data.sources.rows import Layout, path_of
 from dalle_mini.runtime import arrow
 from dalle_mini.runtime.limits import limits

@@ -18,9 +18,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import IO, TYPE_CHECKING, Any
 
-from dalle_mini.data import captions, reasons
-from dalle_mini.data.example import Example
-from dalle_mini.data.sources import files
+from dalle_mini.data.sources import captions, files, reasons
+from dalle_mini.data.sources.example import Example
 from dalle_mini.data.sources.fingerprint import of_archives
 from dalle_mini.data.sources.folder import fields
 from dalle_mini.data.sources.rows import Layout, Options, find_captions

@@ -1,0 +1,1 @@
+"""Weights of other programs and other shapes: convert, describe, operate on."""

@@ -1,0 +1,1 @@
+"""Captioned images to a token dataset."""

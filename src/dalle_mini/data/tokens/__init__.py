@@ -1,0 +1,1 @@
+"""Token datasets: shards, batches, mixtures."""

@@ -1,0 +1,64 @@
+"""Emoji pictures as a source of examples, so that they are encoded the way every other pile is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dalle_mini.data.encode.filters import Filters
+from dalle_mini.data.sources.example import Example
+from dalle_mini.emoji.art import EmojiPictures
+from dalle_mini.errors import UserError
+
+PART_ROWS = 2048
+UNFILTERED = Filters(min_caption=None, max_caption=None, max_aspect=None, min_side=None)
+
+
+@dataclass(frozen=True)
+class EmojiPart:
+    """Pictures `start` to `stop`, drawn when they are asked for."""
+
+    pictures: EmojiPictures
+    start: int
+    stop: int
+
+    @property
+    def name(self) -> str:
+        return f"emoji {self.start} to {self.stop - 1}"
+
+    @property
+    def size(self) -> int:
+        return self.stop - self.start
+
+    def examples(self) -> Iterator[Example]:
+        for index in range(self.start, self.stop):
+            example = self.pictures[index]
+            yield Example(f"emoji-{index:07d}", example.image, (example.caption,))
+
+
+@dataclass(frozen=True)
+class EmojiSource:
+    """The first `rows` of some emoji pictures.
+
+    Attributes:
+        pictures: the drawing source.
+        rows: how many of its pictures.
+        made_from: what makes them these and no others (split, seed, ...), as flat JSON.
+    Raises UserError where there are not so many.
+    """
+
+    pictures: EmojiPictures
+    rows: int
+    made_from: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.rows <= len(self.pictures):
+            raise UserError(f"rows {self.rows}: from 1 to {len(self.pictures)} emoji pictures can be encoded")
+
+    def origin(self) -> dict[str, Any]:
+        return {"kind": "emoji", "rows": self.rows, **self.made_from}
+
+    def parts(self) -> Sequence[EmojiPart]:
+        starts = range(0, self.rows, PART_ROWS)
+        return [EmojiPart(self.pictures, start, min(start + PART_ROWS, self.rows)) for start in starts]

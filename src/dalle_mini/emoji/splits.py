@@ -1,0 +1,48 @@
+"""What no training scene ever shows, so that a model can be asked for it: decided by names alone, about one in ten.
+
+Four kinds of things are kept out: an emoji on a background colour, two emoji together, a fact about two emoji ("a snail
+left of a car"), and a combination of attributes that no emoji has in training ("small, on purple").
+"""
+
+import hashlib
+
+from dalle_mini.emoji.art import HELD_OUT_SHARE, Emoji
+from dalle_mini.emoji.nouns import without_skin
+
+COLOR, PAIR, RELATION, ATTRIBUTES = HELD_OUT_KINDS = ("color", "pair", "relation", "attributes")
+
+
+def is_pair_held_out(first: Emoji, second: Emoji) -> bool:
+    """Whether two different emoji are never together in a training picture, in whatever order, size and number.
+
+    The answer is one for all skin tones of a person.
+    """
+    names = sorted((without_skin(first.name), without_skin(second.name)))
+    return names[0] != names[1] and _is_chosen("pair", *names)
+
+
+def is_fact_held_out(first: Emoji, fact: str, second: Emoji) -> bool:
+    """Whether no training picture shows `first` in this relation to `second`; `fact` is one of `scene_layout.FACTS`.
+
+    What is decided is the picture and not the wording: "b to the right of a" and "a next to b" go with "a left of b".
+    """
+    names = without_skin(first.name), without_skin(second.name)
+    return names[0] != names[1] and _is_chosen("relation", names[0], fact, names[1])
+
+
+def is_combination_held_out(size: str | None, background: str, variant: str | None) -> bool:
+    """Whether no emoji at all has these attributes together in training.
+
+    Args:
+        size: the size word's key, "small" or "large"; None where no size is said.
+        background: `Background.name`; "white" is no attribute, for it is what a caption without a colour means.
+        variant: gender and skin, as `emoji_nouns.variant` tells them, or None.
+    A single attribute is no combination and never held out.
+    """
+    said = [size, None if background == "white" else background, variant]
+    return sum(one is not None for one in said) >= 2 and _is_chosen("attributes", *(one or "-" for one in said))
+
+
+def _is_chosen(*names: str) -> bool:
+    digest = hashlib.sha256("|".join(names).encode()).digest()
+    return int.from_bytes(digest[:8], "big") < HELD_OUT_SHARE * 2**64

@@ -1,0 +1,1 @@
+"""What exists for one kind of processor."""

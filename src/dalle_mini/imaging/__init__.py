@@ -1,0 +1,1 @@
+"""Image files as arrays: reading, resizing, lettering."""

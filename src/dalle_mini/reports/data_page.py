@@ -1,0 +1,332 @@
+"""The page about an encoded folder: HTML with everything in it. No script, and no request, whatever the captions hold.
+
+All text from the data is strangers' and escaped; a policy in the page's head forbids what would slip through.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from dalle_mini.addresses import hidden, without_secrets
+from dalle_mini.data.sources.reasons import REASONS
+from dalle_mini.reports.data_charts import bars, histogram, rank_curve, short
+from dalle_mini.reports.html_page import html_page
+from dalle_mini.reports.survey import Row, Survey
+
+LONGEST = 600  # characters of a caption that are shown
+LEAST_SIDE = 128  # pixels of the screen: smaller pictures are enlarged twice, or four times, with their pixels kept
+
+CSS = """
+:root { color-scheme: light dark; --bg: #f6f5f2; --card: #fff; --ink: #1d1c1a; --soft: #6b6862; --rule: #e6e3dc;
+  --mark: #2f6fde; --other: #e0701a }
+@media (prefers-color-scheme: dark) { :root { --bg: #161513; --card: #201f1c; --ink: #ecebe7; --soft: #a09c93;
+  --rule: #34322d; --mark: #74a6ff; --other: #ff9f55 } }
+* { box-sizing: border-box }
+body { margin: 0; background: var(--bg); color: var(--ink); font: 15px/1.5 system-ui, sans-serif }
+main { max-width: 1240px; margin: 0 auto; padding: 36px 24px 64px }
+h1 { font-size: 28px; line-height: 1.2; margin: 0; letter-spacing: -.01em; overflow-wrap: anywhere }
+h2 { font-size: 18px; margin: 44px 0 4px }
+h3 { font-size: 14px; margin: 0 0 8px; font-weight: 600 }
+.lead, .note { color: var(--soft); margin: 4px 0 16px; overflow-wrap: anywhere }
+.note { font-size: 13.5px }
+dl.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(132px, 1fr)); gap: 12px; margin: 0 }
+.figures div, .card { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; padding: 10px 14px;
+  min-width: 0 }
+.figures dt { color: var(--soft); font-size: 12.5px }
+.figures dd { margin: 0; font-size: 21px; font-weight: 600; font-variant-numeric: tabular-nums }
+.figures dd small { display: block; font-size: 12.5px; font-weight: 400; color: var(--soft) }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(400px, 100%), 1fr)); gap: 16px }
+.card { padding: 14px 16px }
+.card p { margin: 6px 0 0; color: var(--soft); font-size: 12.5px }
+svg { display: block; width: 100%; height: auto }
+.rule { stroke: var(--rule) }
+.tick { fill: var(--soft); font: 11.5px system-ui, sans-serif; font-variant-numeric: tabular-nums }
+.mark { fill: var(--mark) } .mark:hover { fill: var(--other) }
+.area { fill: var(--mark); opacity: .15 }
+.line { fill: none; stroke: var(--mark); stroke-width: 2; stroke-linejoin: round }
+.dot { fill: var(--card); stroke: var(--mark); stroke-width: 2 }
+.median { stroke: var(--other); stroke-width: 1.5; stroke-dasharray: 5 4 }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100% }
+.bars th { text-align: left; font-weight: 400; white-space: nowrap; padding: 4px 16px 4px 0; width: 1% }
+.bars td { text-align: right; padding: 4px 0 4px 14px; white-space: nowrap; width: 1% }
+.bars td + td + td { color: var(--soft); min-width: 64px }
+.bars .bar { width: auto; padding: 0 }
+.bar i { display: block; height: 12px; min-width: 2px; border-radius: 3px; background: var(--mark) }
+details { margin-top: 12px }
+summary { cursor: pointer; color: var(--soft) }
+.keys { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 4px 18px; margin: 12px 0 2px;
+  font-size: 13px }
+.keys dt { font-weight: 600 } .keys dd { margin: 0 }
+.keys code { display: block; overflow-wrap: anywhere; font: 12.5px/1.6 ui-monospace, monospace }
+.keys span { color: var(--soft) }
+.rows { display: grid; gap: 16px; grid-template-columns: repeat(auto-fill, minmax(min(var(--cell), 100%), 1fr)) }
+figure { margin: 0; background: var(--card); border: 1px solid var(--rule); border-radius: 10px; padding: 12px;
+  display: flex; gap: 14px; min-width: 0 }
+.tall figure { flex-direction: column; gap: 10px }
+figure img { flex: none; border-radius: 5px; background: var(--rule); image-rendering: var(--look); max-width: 100%;
+  height: auto; align-self: flex-start }
+figcaption { min-width: 0; overflow-wrap: anywhere }
+figcaption q { quotes: none; display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 6;
+  overflow: hidden; line-height: 1.4 }
+figcaption q:hover { -webkit-line-clamp: none }
+figcaption .also { color: var(--soft); font-size: 13px; margin-top: 6px }
+figcaption small { display: block; color: var(--soft); margin-top: 6px; font-size: 12px }
+figcaption b { color: var(--ink); font-weight: 600 }
+pre { margin: 12px 0 4px; font: 12.5px/1.5 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere }
+"""
+
+# Of the shown rows: what makes each kind worth a look.
+REMARKS = {
+    "Lowest CLIP scores": "the captions that CLIP thinks fit their pictures least",
+    "Fewest different codes": "often plain, blank or placeholder pictures",
+    "Shortest captions": "may say too little to learn from",
+    "Longest captions": "may be page text rather than captions",
+}
+
+
+def page(name: str, found: Survey, pictures: Mapping[tuple[str, str, int], str]) -> str:
+    """The page of a survey; `pictures` are data URIs by (split, key, crop)."""
+    manifest = found.manifest
+    side = manifest.vqgan.resolution
+    body = [
+        f"<h1>{html.escape(name)}</h1>",
+        f'<p class="lead">{manifest.rows:,} rows of {manifest.kept:,} pictures, as {manifest.vqgan.image_length} tokens'
+        f" each by {html.escape(without_secrets(manifest.vqgan.source))} ({html.escape(manifest.vqgan.identity)})</p>",
+        _figures(found),
+        _drops(found),
+        f"<h2>Captions and pictures</h2>{_sampled(found)}{_charts(found)}",
+        _codebook(manifest.codebook_use),
+        "<h2>Random rows</h2>"
+        f'<p class="note">{len(found.random)} rows, drawn evenly; the pictures are what their tokens stand for'
+        f"{_enlarged(side)}.</p>",
+        _rows(found.random, pictures, side),
+    ]
+    for title, rows in found.worst.items():
+        body.append(f'<h2>{title}</h2><p class="note">{REMARKS[title]}</p>{_rows(rows, pictures, side)}')
+    body.append(_settings(found))
+    return html_page(f"{name} · encoded pictures", CSS, body)
+
+
+def _figures(found: Survey) -> str:
+    manifest = found.manifest
+    dropped = sum(manifest.dropped.values())
+    use = np.array(manifest.codebook_use)
+    figures = [
+        ("pictures seen", f"{manifest.seen:,}", ""),
+        ("kept", f"{manifest.kept:,}", f"{manifest.kept / max(manifest.seen, 1):.1%}"),
+        ("dropped", f"{dropped:,}", f"{dropped / max(manifest.seen, 1):.1%}"),
+        *((f"{html.escape(split)} rows", f"{shards.rows:,}", "") for split, shards in manifest.splits.items()),
+        ("codes used", f"{(use > 0).sum() / len(use):.1%}", f"of {len(use):,}"),
+        ("perplexity", f"{perplexity(use):,.0f}", "codes"),
+    ]
+    cells = (f"<div><dt>{name}</dt><dd>{value} <small>{more}</small></dd></div>" for name, value, more in figures)
+    return f'<dl class="figures">{"".join(cells)}</dl>'
+
+
+def perplexity(use: np.ndarray) -> float:
+    """exp of the entropy of the codes: how many codes, used evenly, would say as much."""
+    share = use[use > 0] / max(use.sum(), 1)
+    return float(np.exp(-(share * np.log(share)).sum()))
+
+
+def _drops(found: Survey) -> str:
+    manifest = found.manifest
+    reasons = sorted(manifest.dropped.items(), key=lambda one: (-one[1], one[0]))
+    reasons = [(reason, count) for reason, count in reasons if count]
+    heading = "<h2>Dropped</h2>"
+    if not reasons:
+        return f'{heading}<p class="note">Nothing: every picture that was seen is here.</p>'
+    note = f"<p>of {manifest.seen:,} pictures seen; the first reason to drop one is counted</p>"
+    if manifest.crops_dropped:
+        note += f"<p>and {manifest.crops_dropped:,} crops of pictures of which others stayed</p>"
+    examples = ""
+    if found.dropped:
+        lines = [
+            f"<dt>{html.escape(reason)}</dt><dd>"
+            + "".join(
+                f"<code>{html.escape(_cut(key, 200))} <span>{html.escape(_cut(detail, 200))}</span></code>"
+                for key, detail in found.dropped[reason]
+            )
+            + "</dd>"
+            for reason, _ in reasons
+            if reason in found.dropped
+        ]
+        examples = (
+            f'<details><summary>the first of each, by key</summary><dl class="keys">{"".join(lines)}</dl></details>'
+        )
+    drawn = bars([(reason, count, REASONS.get(reason, "")) for reason, count in reasons], manifest.seen)
+    return f'{heading}<div class="card">{drawn}{note}{examples}</div>'
+
+
+def _sampled(found: Survey) -> str:
+    rows = found.manifest.rows
+    of = "all rows" if found.sampled == rows else f"{found.sampled:,} of {rows:,} rows, drawn at random"
+    return f'<p class="note">Of {of}. Dashed lines are medians; hover over a bar for its count.</p>'
+
+
+def _charts(found: Survey) -> str:
+    charts = [_lengths("Words a caption", found.words), _lengths("Characters a caption", found.characters)]
+    ticks = [
+        (math.log2(value), text) for value, text in ((0.25, "1:4"), (0.5, "1:2"), (1, "1:1"), (2, "2:1"), (4, "4:1"))
+    ]
+    aspect = np.log2(np.maximum(found.aspect, 1e-6))
+    drawn = histogram(
+        aspect,
+        np.linspace(-2.25, 2.25, 46),
+        "aspect ratios",
+        ticks=ticks,
+        span=lambda low, high: f"width / height {2**low:.2f} to {2**high:.2f}",
+        marks=[float(np.median(aspect))],
+    )
+    charts.append(_card("Aspect ratio, width to height", drawn, f"median {np.median(found.aspect):.2f}"))
+    charts.append(_lengths("Shorter side, pixels, before it was resized", found.side))
+    if len(found.scores):
+        scores = found.scores.astype(np.float64)
+        low, high = math.floor(scores.min() * 20) / 20, math.ceil(scores.max() * 20) / 20
+        edges = np.linspace(low, max(high, low + 0.05), 41)
+        ticks = [(value, f"{value:.2f}") for value in np.linspace(edges[0], edges[-1], 6)]
+        drawn = histogram(
+            scores,
+            edges,
+            "CLIP scores",
+            ticks=ticks,
+            span=lambda low, high: f"{low:.3f} to {high:.3f}",
+            marks=[float(np.median(scores))],
+        )
+        charts.append(_card("CLIP score", drawn, f"median {np.median(scores):.3f}, {len(scores):,} rows have one"))
+    if found.captions.max() > 1:
+        charts.append(_lengths("Captions a picture", found.captions))
+    return f'<div class="charts">{"".join(charts)}</div>'
+
+
+def _card(title: str, drawn: str, note: str) -> str:
+    return f'<div class="card"><h3>{title}</h3>{drawn}<p>{note}</p></div>'
+
+
+def _lengths(title: str, values: np.ndarray) -> str:
+    """A histogram of whole numbers from 0; a long tail ends in a last bar."""
+    last, most = max(int(np.quantile(values, 0.995)), 4), int(values.max())
+    width = max(1, math.ceil((last + 1) / 50))
+    edges = np.arange(0, last + 1 + width, width)
+    step = _round_step(edges[-1] / 6)
+    ticks = [(value + width / 2 if width == 1 else value, short(value)) for value in np.arange(0, edges[-1], step)]
+
+    def span(low: float, high: float) -> str:
+        low, high = int(low), int(high) - 1
+        return (
+            f"{low:,} and more"
+            if high + 1 >= edges[-1] and most > high
+            else f"{low:,}"
+            if low == high
+            else f"{low:,} to {high:,}"
+        )
+
+    median = float(np.median(values))
+    drawn = histogram(values, edges, title, ticks=ticks, span=span, marks=[median + (0.5 if width == 1 else 0)])
+    beyond = f", the last bar has all from {edges[-2]:,} on" if most >= edges[-1] else ""
+    return _card(title, drawn, f"median {median:,.0f}, most {most:,}{beyond}")
+
+
+def _round_step(step: float) -> int:
+    power = 10 ** math.floor(math.log10(max(step, 1)))
+    return max(1, int(next(power * part for part in (1, 2, 5, 10) if power * part >= step)))
+
+
+def _codebook(codebook_use: Sequence[int]) -> str:
+    use = np.array(codebook_use)
+    if not use.sum():
+        return ""
+    used, total = int((use > 0).sum()), int(use.sum())
+    ordered = np.sort(use)[::-1]
+    half = int(np.searchsorted(np.cumsum(ordered), total / 2)) + 1
+    commonest = f"the commonest is {int(use.argmax())}, {ordered[0] / total:.2%} of all tokens"
+    curve = _card(
+        "Uses of each code, the commonest first",
+        rank_curve(use, "codes in order of use"),
+        f"both scales are logarithmic; the dashed line is even use; {commonest}",
+    )
+    powers = np.log2(np.maximum(use / (total / len(use)), 2.0**-8))
+    ticks = [(power, f"{2.0**power:g}×" if power >= 0 else f"1/{2**-power}×") for power in range(-8, 9, 2)]
+    spread = histogram(
+        powers,
+        np.arange(-8.25, 8.5, 0.5),
+        "codes by how often they are used",
+        ticks=[(-8, "≤1/256×"), *ticks[1:]],
+        span=lambda low, high: f"used {2**low:.3g} to {2**high:.3g} times as often as on average",
+        marks=[float(np.median(powers))],
+    )
+    second = _card(
+        "Codes by use, relative to the average",
+        spread,
+        f"{used:,} of {len(use):,} codes are used; half of all tokens are of {half:,} codes",
+    )
+    return (
+        '<h2>Codebook</h2><p class="note">'
+        f"{total:,} tokens of all rows. Perplexity {perplexity(use):,.0f}: so many codes, used evenly, would say as "
+        f'much.</p><div class="charts">{curve}{second}</div>'
+    )
+
+
+def _rows(rows: Sequence[Row], pictures: Mapping[tuple[str, str, int], str], side: int) -> str:
+    scale = _scale(side)
+    shown = side * scale
+    tall = shown > 200
+    style = f"--cell:{shown + 28 if tall else shown + 230}px;--look:{'auto' if scale == 1 else 'pixelated'}"
+    cells = "".join(_cell(row, pictures[row.split, row.key, row.crop], shown) for row in rows)
+    return f'<div class="rows{" tall" if tall else ""}" style="{style}">{cells}</div>'
+
+
+def _scale(side: int) -> int:
+    """How many pixels of the screen a picture's pixel is wide."""
+    return next((scale for scale in (1, 2) if side * scale >= LEAST_SIDE), 4)
+
+
+def _enlarged(side: int) -> str:
+    scale = _scale(side)
+    return "" if scale == 1 else f", {side} pixels wide, shown {'twice' if scale == 2 else 'four times'} as large"
+
+
+def _cell(row: Row, picture: str, shown: int) -> str:
+    facts = [f"{row.width:,} × {row.height:,}"]
+    if row.score is not None:
+        facts.insert(0, f"CLIP <b>{row.score:.3f}</b>")
+    if row.crop:
+        facts.append(f"crop {row.crop}")
+    if row.split != "train":
+        facts.append(html.escape(row.split))
+    others = ""
+    if row.others:
+        more = f" and {len(row.others) - 1} more" if len(row.others) > 1 else ""
+        others = f'<div class="also">also: {html.escape(_cut(row.others[0], 120))}{more}</div>'
+    return (
+        f'<figure><img src="{picture}" width="{shown}" height="{shown}" alt=""><figcaption>'
+        f"<q>{html.escape(_cut(row.caption, LONGEST))}</q>{others}"
+        f"<small>{' · '.join(facts)}<br>{html.escape(_cut(row.key, 120))}</small></figcaption></figure>"
+    )
+
+
+def _settings(found: Survey) -> str:
+    manifest = found.manifest
+    told = {"source": hidden(manifest.source), "options": manifest.options}
+    if manifest.clip:
+        told["clip"] = manifest.clip
+    lines = [
+        f"{name}.{key}: {value}" if isinstance(values, dict) else f"{name}: {values}"
+        for name, values in told.items()
+        for key, value in (values.items() if isinstance(values, dict) else [("", "")])
+    ]
+    if not lines:
+        return ""
+    text = html.escape("\n".join(_cut(line, 500) for line in lines))
+    return (
+        '<h2>Settings</h2><div class="card"><details open><summary>as it was encoded</summary>'
+        f"<pre>{text}</pre></details></div>"
+    )
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[:length]}… ({len(text):,} characters)"

@@ -1,0 +1,304 @@
+"""A run, or several side by side, as one HTML page: curves, and pictures through time. No script, and no request.
+
+Pictures stand in the page itself, small; each links to its grid in `samples/`.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dalle_mini.reports.html_page import html_page
+from dalle_mini.reports.svg import Series, chart, number
+from dalle_mini.runtime import files
+from dalle_mini.runtime.files import write_whole
+from dalle_mini.training.records import LOG, REPORT, SAMPLES, read_log, read_samples
+
+Row = tuple[str, Sequence[str], str | None]  # of a comparison's table: name, cells, what went wrong
+
+COLUMNS = 8  # steps whose pictures are shown: the first, the last, and some between
+PROMPTS = 24
+MAX_THUMB = 1 << 20  # bytes
+LEAST = ("step", "time", "tokens_per_second")  # have no curve of their own
+
+# Title, names of the curves in it, and how it is drawn. What is not here has a curve under its own name.
+CHARTS: tuple[tuple[str, dict[str, str], dict[str, bool]], ...] = (
+    ("Loss", {"loss": "training", "eval_loss": "evaluation"}, {}),
+    ("Accuracy", {"accuracy": "training", "eval_accuracy": "evaluation"}, {"percent": True, "from_zero": True}),
+    ("PSNR, dB", {"psnr": "training", "eval_psnr": "evaluation"}, {}),
+    ("SSIM", {"ssim": "training", "eval_ssim": "evaluation"}, {}),
+    ("Codebook use", {"eval_codebook_use": "evaluation"}, {"percent": True, "from_zero": True}),
+    (
+        "Captions that find their picture",
+        {
+            "recall": "training, among the batch",
+            "eval_recall": "first",
+            "eval_recall_at_5": "within five",
+            "eval_recall_at_10": "within ten",
+        },
+        {"percent": True, "from_zero": True},
+    ),
+    (
+        "Pictures that find their caption",
+        {
+            "eval_caption_recall": "first",
+            "eval_caption_recall_at_5": "within five",
+            "eval_caption_recall_at_10": "within ten",
+        },
+        {"percent": True, "from_zero": True},
+    ),
+    (
+        "Zero-shot classification",
+        {"eval_zero_shot": "right", "eval_zero_shot_top_5": "within five"},
+        {"percent": True, "from_zero": True},
+    ),
+    ("CLIP score of the pictures", {"sample_score": "mean"}, {}),
+    ("Learning rate", {"learning_rate": "rate"}, {"from_zero": True}),
+    ("Gradient norm", {"grad_norm": "gradients"}, {"may_be_log": True}),
+    ("Parameter norm", {"param_norm": "parameters"}, {}),
+    ("Pictures a second", {"pictures_per_second": "training"}, {"from_zero": True}),
+    ("MFU", {"mfu": "training"}, {"percent": True, "from_zero": True}),
+    (
+        "Memory, GiB",
+        {"device_memory_gib": "device", "device_memory_peak_gib": "device, peak", "host_memory_gib": "host"},
+        {"from_zero": True},
+    ),
+)
+COMPARED = ("eval_loss", "loss", "eval_accuracy", "sample_score", "grad_norm", "learning_rate", "pictures_per_second")
+
+CSS = """
+:root { color-scheme: light dark; --bg: #f6f5f2; --card: #fff; --ink: #1d1c1a; --soft: #6b6862; --rule: #e6e3dc;
+  --s0: #2f6fde; --s1: #e0701a; --s2: #12876f; --s3: #9a4fd0; --s4: #c8374f; --s5: #8a7a10; --s6: #1b8fb3;
+  --s7: #6b6862 }
+@media (prefers-color-scheme: dark) { :root { --bg: #161513; --card: #201f1c; --ink: #ecebe7; --soft: #a09c93;
+  --rule: #34322d; --s0: #74a6ff; --s1: #ff9f55; --s2: #48c9a9; --s3: #c792f5; --s4: #ff7d90; --s5: #d6c24a;
+  --s6: #59c7ea; --s7: #a09c93 } }
+* { box-sizing: border-box }
+body { margin: 0; background: var(--bg); color: var(--ink); font: 15px/1.5 system-ui, sans-serif }
+main { max-width: 1240px; margin: 0 auto; padding: 36px 24px 64px }
+h1 { font-size: 28px; line-height: 1.2; margin: 0; letter-spacing: -.01em }
+h2 { font-size: 18px; margin: 40px 0 12px }
+h3 { font-size: 14px; margin: 0; font-weight: 600 }
+.lead { color: var(--soft); margin: 6px 0 20px }
+.bar { height: 6px; border-radius: 3px; background: var(--rule); margin: 0 0 20px; overflow: hidden }
+.bar i { display: block; height: 100%; background: var(--s0) }
+dl.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(130px, 1fr)); gap: 12px; margin: 0 }
+.figures div { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; padding: 10px 14px }
+.figures dt { color: var(--soft); font-size: 12.5px }
+.figures dd { margin: 0; font-size: 21px; font-weight: 600; font-variant-numeric: tabular-nums }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(400px, 100%), 1fr)); gap: 16px }
+.card { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; padding: 14px 14px 6px;
+  min-width: 0 }
+.card header { display: flex; flex-wrap: wrap; gap: 2px 14px; align-items: baseline; margin: 0 4px 8px }
+.card h3 { margin-right: auto }
+.key { color: var(--soft); font-size: 12.5px; white-space: nowrap; font-variant-numeric: tabular-nums }
+.key::before { content: ""; display: inline-block; width: 10px; height: 10px; border-radius: 3px; background: var(--c);
+  margin-right: 6px }
+.key b { color: var(--ink) }
+svg { display: block; width: 100%; height: auto; overflow: visible }
+.rule { stroke: var(--rule) }
+.tick { fill: var(--soft); font: 11.5px system-ui, sans-serif; font-variant-numeric: tabular-nums }
+.line { fill: none; stroke: var(--c); stroke-width: 1.8; stroke-linejoin: round; stroke-linecap: round }
+.band { fill: var(--c); opacity: .16 }
+.dot { fill: var(--card); stroke: var(--c); stroke-width: 1.8 }
+.spot { fill: var(--c); opacity: 0 }
+.spot:hover { opacity: 1 }
+.scroll { overflow-x: auto }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+.pictures th, .pictures td { padding: 5px; text-align: center; font-size: 12.5px; color: var(--soft); font-weight: 400 }
+.pictures th[scope=row] { position: sticky; left: 0; background: var(--card); text-align: left; width: 150px;
+  min-width: 150px; color: var(--ink); padding-right: 14px; font-size: 14px; overflow-wrap: anywhere }
+.pictures img { display: block; width: 112px; height: auto; object-fit: cover; border-radius: 6px; margin-bottom: 3px;
+  background: var(--rule) }
+.pictures a { color: inherit; text-decoration: none }
+.list { width: 100% }
+.list th, .list td { text-align: right; padding: 6px 12px; border-bottom: 1px solid var(--rule); white-space: nowrap }
+.list th { color: var(--soft); font-weight: 500; font-size: 13px }
+.list th:first-child, .list td:first-child { text-align: left }
+.list .key { font-size: inherit; color: inherit }
+.list .best td { font-weight: 650 }
+.list .bad { color: var(--s4); white-space: normal; text-align: left }
+.card.wide { padding: 14px 18px }
+summary { cursor: pointer; color: var(--soft) }
+pre { margin: 12px 0 4px; font: 13px/1.5 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere }
+"""
+
+
+def write_report(out: Path, config: Mapping[str, Any], steps: int, label: str) -> None:
+    """Write `report.html` of the run in `out`, beside and renamed. Raises UserError where that fails."""
+    records = read_log(out / LOG)
+    done = max((record["step"] for record in records), default=0)
+    title = f"{label or 'training'} · {out.resolve().name}"
+    body = [
+        f"<h1>{html.escape(title)}</h1>",
+        f'<p class="lead">Step {done:,} of {steps:,}{_since(records)}</p>',
+        f'<div class="bar"><i style="width:{100 * done / max(steps, 1):.1f}%"></i></div>',
+        _figures(records),
+        f"<h2>Curves</h2>{_charts(records, max(steps, done))}" if records else "",
+        _pictures(out),
+        f'<h2>Settings</h2><div class="card wide"><details><summary>as the run was started</summary>'
+        f"<pre>{html.escape(_yaml(config))}</pre></details></div>"
+        if config
+        else "",
+    ]
+    write_whole(out / REPORT, html_page(title, CSS, body))
+
+
+def write_comparison(
+    path: Path,
+    title: str,
+    runs: Mapping[str, Path],
+    header: Sequence[str] = (),
+    rows: Sequence[Row] = (),
+) -> None:
+    """Write a page with the curves of several runs in each chart, beside and renamed.
+
+    Args:
+        path: of the page.
+        runs: names and folders; a name's colour is its place.
+        header, rows: a table above the curves. A row is (name, one cell for each title in `header`, what went wrong);
+            the first row is set off as the best.
+    Raises UserError where the page cannot be written.
+    """
+    logs = {name: read_log(folder / LOG) for name, folder in runs.items()}
+    end = max((record["step"] for records in logs.values() for record in records), default=0)
+    colours = {name: place for place, name in enumerate(runs)}
+    charts = []
+    for metric in COMPARED:
+        series = [Series(name, _points(records, metric), colours[name]) for name, records in logs.items()]
+        series = [one for one in series if any(y is not None for _, y in one.points)]
+        name, options = _title(metric)
+        charts.append(chart(name, series, end=end, legend=False, **options))
+    lead = f"{len(runs)} runs" if len(runs) != 1 else "1 run"
+    body = [f'<h1>{html.escape(title)}</h1><p class="lead">{lead}</p>', _table(header, rows, colours)]
+    body.append(f'<h2>Curves</h2><div class="charts">{"".join(charts)}</div>' if any(charts) else "")
+    write_whole(path, html_page(title, CSS, body))
+
+
+def _figures(records: Sequence[Mapping[str, Any]]) -> str:
+    """The last values of what one looks at first."""
+    wanted = (
+        ("loss", "loss", False),
+        ("eval_loss", "evaluation loss", False),
+        ("pictures_per_second", "pictures a second", False),
+        ("tokens_per_second", "tokens a second", False),
+        ("mfu", "MFU", True),
+        ("device_memory_peak_gib", "device memory, GiB", False),
+    )
+    cells = []
+    for name, title, percent in wanted:
+        last = next((record[name] for record in reversed(records) if record.get(name) is not None), None)
+        if last is not None:
+            cells.append(f"<div><dt>{title}</dt><dd>{number(last, percent)}</dd></div>")
+    return f'<dl class="figures">{"".join(cells)}</dl>' if cells else ""
+
+
+def _charts(records: Sequence[Mapping[str, Any]], end: int) -> str:
+    groups = list(CHARTS)
+    known = {name for _, names, _ in CHARTS for name in names} | set(LEAST)
+    others = dict.fromkeys(re.sub("^eval_", "", name) for record in records for name in record if name not in known)
+    groups += [(_named(base), {base: "training", f"eval_{base}": "evaluation"}, {}) for base in others]
+    made = []
+    for title, names, options in groups:
+        series = [
+            Series(shown, points, place)
+            for place, (name, shown) in enumerate(names.items())
+            if (points := _points(records, name))
+        ]
+        made.append(chart(title, series, end=end, **options))
+    return f'<div class="charts">{"".join(made)}</div>'
+
+
+def _title(metric: str) -> tuple[str, dict[str, bool]]:
+    for title, names, options in CHARTS:
+        if metric in names:
+            return (f"{title}, {names[metric]}" if len(names) > 1 else title), options
+    return _named(metric), {}
+
+
+def _named(metric: str) -> str:
+    return metric.replace("_", " ").capitalize()
+
+
+def _points(records: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float | None]]:
+    return [(record["step"], record[name]) for record in records if name in record]
+
+
+def _pictures(out: Path) -> str:
+    """A row a prompt, a column a step. The pictures that a report names are taken from its own folder alone."""
+    folders = sorted(folder for folder in (out / SAMPLES).glob("*") if folder.name.isdigit())
+    reports = [(folder, report) for folder in spread(folders, COLUMNS) if (report := read_samples(folder)) is not None]
+    if not reports:
+        return ""
+    prompts = dict.fromkeys(row["prompt"] for _, report in reports for row in report["prompts"])
+    head = "".join(f'<th scope="col">{report["step"]:,}</th>' for _, report in reports)
+    body = []
+    for prompt in list(prompts)[:PROMPTS]:
+        cells = "".join(_picture(folder, report, prompt) for folder, report in reports)
+        body.append(f'<tr><th scope="row">{html.escape(prompt)}</th>{cells}</tr>')
+    return (
+        '<h2>Pictures through time</h2><div class="card wide scroll"><table class="pictures">'
+        f'<tr><th scope="row">step</th>{head}</tr>{"".join(body)}</table></div>'
+    )
+
+
+def _picture(folder: Path, report: Mapping[str, Any], prompt: str) -> str:
+    row = next((row for row in report["prompts"] if row["prompt"] == prompt), None)
+    try:
+        data = files.read_bytes(folder / row["thumb"], MAX_THUMB)
+        score, grid = row["pictures"][0]["score"], f"{folder.parent.name}/{folder.name}/{row['grid']}"
+    except (OSError, TypeError, IndexError):
+        return "<td></td>"
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP":  # a link to another file, which is nobody's to show
+        return "<td></td>"
+    data = base64.b64encode(data).decode()
+    told = "" if score is None else f"{score:.1f}"
+    alt = html.escape(f"{prompt} at step {report['step']}", quote=True)
+    image = f'<img src="data:image/webp;base64,{data}" alt="{alt}" loading="lazy">'
+    return f'<td><a href="{html.escape(grid, quote=True)}">{image}{told}</a></td>'
+
+
+def spread(items: Sequence[Any], count: int) -> list[Any]:
+    """At most `count` of them, evenly, the first and the last among them."""
+    if len(items) <= count:
+        return list(items)
+    return [items[round(place * (len(items) - 1) / (count - 1))] for place in range(count)]
+
+
+def _table(header: Sequence[str], rows: Sequence[Row], colours: Mapping[str, int]) -> str:
+    if not rows:
+        return ""
+    head = "".join(f"<th>{html.escape(title)}</th>" for title in ("run", *header))
+    body = []
+    for place, (name, cells, wrong) in enumerate(rows):
+        colour = f' style="--c:var(--s{colours[name] % 8})"' if name in colours else ' style="--c:transparent"'
+        if wrong is None:
+            rest = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+        else:
+            rest = f'<td class="bad" colspan="{max(len(header), 1)}">{html.escape(wrong)}</td>'
+        best = ' class="best"' if place == 0 and wrong is None else ""
+        body.append(f'<tr{best}><td><span class="key"{colour}>{html.escape(name)}</span></td>{rest}</tr>')
+    return f'<div class="card wide scroll"><table class="list"><tr>{head}</tr>{"".join(body)}</table></div>'
+
+
+def _since(records: Sequence[Mapping[str, Any]]) -> str:
+    from datetime import UTC, datetime
+
+    times = [record["time"] for record in records if isinstance(record.get("time"), int | float)]
+    try:
+        return f", {datetime.fromtimestamp(times[-1], UTC):%d %B %Y, %H:%M} UTC" if times else ""
+    except (ValueError, OverflowError, OSError):  # of a year that is none
+        return ""
+
+
+def _yaml(config: Mapping[str, Any]) -> str:
+    import json
+
+    import yaml
+
+    plain = json.loads(json.dumps(config, default=str))
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100).strip()

@@ -1,0 +1,1 @@
+"""Generated images on disk: writing, batches, prompts, replay."""

@@ -1,0 +1,91 @@
+"""Pictures of a CLIP run: held-out captions and the pictures that they find, written as other samples are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from dalle_mini.errors import UserError
+from dalle_mini.training.config.sections import MOST_PICTURES, check_most
+from dalle_mini.training.tracking.samples import Sample
+
+if TYPE_CHECKING:
+    from dalle_mini.training.clip.trainer import CLIPTrainer
+
+RIGHT, WRONG = (18, 135, 111), (200, 55, 79)
+SHOWN = 4  # pictures, the best at the top left
+
+
+@dataclass(frozen=True)
+class RetrievalConfig:
+    """Of how many held-out captions the best pictures are shown while training, and kept in `samples/`; 0 is none."""
+
+    captions: int = 8
+
+    def __post_init__(self):
+        if self.captions < 0:
+            raise UserError(f"samples.captions: {self.captions} is not a number of 0 or more")
+        check_most("samples", self, captions=MOST_PICTURES)
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """What is told of a caption beside it.
+
+    Attributes:
+        picture: the number of its own among those held out.
+        found: the numbers of those that are shown, best first, and their cosines.
+        place: where the first that is right came; 1 is the best.
+    """
+
+    picture: int
+    found: list[int]
+    cosines: list[float]
+    place: int
+
+
+class Retrievals:
+    """Searches with the first held-out captions again and again, among all pairs of the evaluation."""
+
+    def __init__(self, config: RetrievalConfig, trainer: CLIPTrainer):
+        self.count, self.trainer = config.captions, trainer
+
+    def draw(self, params: Any) -> list[Sample]:
+        """One sample a caption. All processes call it; the first one draws, the others have none."""
+        if not self.count:
+            return []
+        images, captions = self.trainer.held_out_pairs()
+        asked = captions[: self.count]
+        pictures, texts = self.trainer.picture_vectors(params, images), self.trainer.text_vectors(params, asked)
+        if jax.process_index() != 0:
+            return []
+        return [
+            _sample(number, caption, texts[number] @ pictures.T, images, captions)
+            for number, caption in enumerate(asked)
+        ]
+
+
+def _sample(number: int, caption: str, cosines: np.ndarray, images: np.ndarray, captions: list[str]) -> Sample:
+    order = np.argsort(-cosines, kind="stable")
+    right = np.array([captions[i] == caption for i in order])
+    best = order[:SHOWN]
+    told = Retrieval(number, best.tolist(), [round(float(cosines[i]), 4) for i in best], int(right.argmax()) + 1)
+    sheet = framed(images[best], right[:SHOWN])
+    return Sample(f"{number + 1}: {caption}", [Image.fromarray(sheet)], None, [number], told)
+
+
+def framed(images: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """At most four pictures uint8 [n, S, S, 3] in two rows, in frames of green if `right` bool [n], else of red."""
+    side = images.shape[1]
+    edge = max(2, side // 16)
+    cell = side + 3 * edge
+    sheet = np.full((2 * cell - edge, 2 * cell - edge, 3), 255, np.uint8)
+    for place, (image, is_right) in enumerate(zip(images, right, strict=True)):
+        top, left = (cell * i for i in divmod(place, 2))
+        sheet[top : top + side + 2 * edge, left : left + side + 2 * edge] = RIGHT if is_right else WRONG
+        sheet[top + edge : top + edge + side, left + edge : left + edge + side] = image
+    return sheet

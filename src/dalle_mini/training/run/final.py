@@ -1,0 +1,52 @@
+"""The weights that a run ends with: `final`, and whether they are the best that it had."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dalle_mini.errors import UserError
+from dalle_mini.runtime import files
+from dalle_mini.training.engine.multihost import first_process_does
+
+
+def write_final(trainer: Any, state: Any, folder: Path) -> None:
+    """Have a `loop.Trainer` write its weights: whole or not at all, even where older ones are replaced.
+
+    Raises UserError where they cannot be written.
+    """
+    place = [folder]
+
+    def begin() -> None:
+        place.append(until_written.enter_context(files.written_beside(folder)))
+
+    try:
+        with contextlib.ExitStack() as until_written:
+            first_process_does(begin)
+            trainer.export(state, place[-1])  # which the others only take part in
+            first_process_does(until_written.close)
+    except (OSError, UserError) as error:
+        raise UserError(
+            f"{folder}: cannot be written ({files.reason(error)}): make room or mend the folder, and run the same "
+            "command again"
+        ) from error
+
+
+def not_the_best(losses: Mapping[int, float], last: int, final: Path, checkpoints: str | os.PathLike) -> str | None:
+    """A warning where an earlier checkpoint had a lower evaluation loss than the weights that the run ends with.
+
+    Args:
+        losses: the evaluation losses of the checkpoints there are, by step; the last step may have none.
+        last: the step that `final` is of.
+        final, checkpoints: the folders.
+    """
+    best = min(losses, key=losses.__getitem__, default=last)
+    if last not in losses or losses[best] >= losses[last]:
+        return None
+    return (
+        f"WARNING: {final} has a higher evaluation loss ({losses[last]:.6g}) than step {best} ({losses[best]:.6g}): "
+        f"`dalle-mini convert {checkpoints}/{best} FOLDER` writes the weights of that step"
+    )

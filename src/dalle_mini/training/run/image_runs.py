@@ -1,0 +1,88 @@
+"""What runs that learn from pictures as they are share, a VQGAN's and CLIP's: a model to start from, data, the loop."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dalle_mini.data.images.dataset import PictureData, Pictures, open_pictures, pack_piles
+from dalle_mini.errors import UserError
+from dalle_mini.training.config import config_file
+from dalle_mini.training.engine.multihost import first_process_does
+from dalle_mini.training.run import loop
+from dalle_mini.training.run.checkpoint import holds_checkpoints, recorded_config
+from dalle_mini.weights.bundle import find_part
+from dalle_mini.weights.folder import load_config
+
+SOURCES = "sources"  # the section of a run's record that holds its `data`; its "data" tells the pictures themselves
+
+Run = TypeVar("Run")
+
+
+def build_run(kind: type[Run], part: str, values: Mapping[str, Any], assignments: Sequence[str]) -> Run:
+    """A run's settings from a file's values and `key=value` overrides.
+
+    What the file does not say of `training.model` is as in the model to start from, where one is named.
+
+    Args:
+        part: the network, as a bundle calls it, and as `training.model` is one.
+    Raises UserError where a key or value cannot be, or that model cannot be found.
+    """
+    run = config_file.build(kind, values, assignments)
+    start = run.training.init_from
+    if start is None:
+        return run
+    if holds_checkpoints(start):
+        model = _model_of_run(start, part, type(run.training))
+    else:
+        model = type(run.training.model).from_dict(load_config(find_part(part, start, weights=False)))
+    base = dataclasses.replace(run, training=dataclasses.replace(run.training, model=model))
+    return config_file.build(kind, values, assignments, base)
+
+
+def _model_of_run(start: str, part: str, training: type) -> Any:
+    """The config of the network whose checkpoints a run's folder holds."""
+    found, name = recorded_config(start) or {}, {"clip": "CLIP", "vqgan": "VQGAN"}[part]
+    problem = UserError(f"training.init_from={start}: no run of a {name}, whose record tells its model")
+    if found.get("trainer") != part:
+        raise problem
+    try:
+        recorded = config_file.build(training, found["training"])
+    except (TypeError, AttributeError, KeyError, UserError):
+        raise problem from None
+    return getattr(recorded, "network", recorded.model)
+
+
+def open_data(data: PictureData, size: int, out: Path, *, captions: bool, seed: int) -> tuple[Pictures, Pictures]:
+    """(pictures to train on, pictures held out) of so many pixels a side, packed into `out/pictures` if they are not.
+
+    Raises UserError where pictures are missing or damaged.
+    """
+    folder = out / "pictures"
+    first_process_does(lambda: pack_piles(data, size, folder, captions=captions))
+    return open_pictures(data, size, folder, captions=captions, seed=seed)
+
+
+def train(
+    run: Any, trainer: loop.Trainer, sampler: Any, out: Path, sections: Sequence[str], resume: str, allow_changes: bool
+) -> Path:
+    """Train into the folder `out`, or continue what is there; the weights are then in the folder that is returned.
+
+    Args:
+        sections: of `run`, that are recorded beside those of the loop and the trainer.
+    """
+    loop.run(
+        trainer,
+        run.loop,
+        out,
+        run.mesh,
+        resume=resume,
+        allow_changes=allow_changes,
+        tracking=run.tracking,
+        sampler=sampler,
+        settings={name: dataclasses.asdict(getattr(run, name)) for name in sections}
+        | {SOURCES: dataclasses.asdict(run.data)},
+    )
+    return out / "final"

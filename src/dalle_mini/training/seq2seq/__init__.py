@@ -1,0 +1,1 @@
+"""Training DALL·E mini itself: captions to tokens."""

@@ -1,0 +1,232 @@
+"""Train DalleBart on captions and pre-encoded image tokens.
+
+Cross-entropy over all image positions against the tokens shifted right behind the start token; no smoothing. A share of
+the captions comes as the empty one, so that the model also learns the unconditional distribution that guidance pushes
+away from. A share of the image tokens that the decoder sees can be replaced by random ones, so that a small model
+learns to trust the caption and not to be led astray by its own mistakes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from dalle_mini.errors import UserError
+from dalle_mini.models import DalleBart
+from dalle_mini.models.config import DalleBartConfig
+from dalle_mini.models.dalle_bart import Training
+from dalle_mini.runtime.files import write_whole, written_beside
+from dalle_mini.runtime.paths import source_setting
+from dalle_mini.text import CaptionTokenizer
+from dalle_mini.training.config.sections import REMAT, OptimizerConfig, check_choice
+from dalle_mini.training.engine.sharding import gathered, keep_rows
+from dalle_mini.training.engine.step import Loss, StepProgram, TrainState, initial_parameters
+from dalle_mini.training.run.init_from import TOKENIZER, loaded_parameters, start_weights
+from dalle_mini.training.seq2seq.cross_entropy import cross_entropy
+from dalle_mini.weights.bundle import TOKENS_RECORD
+
+DTYPES = ("bfloat16", "float32")
+
+
+@dataclass(frozen=True)
+class Seq2SeqTraining:
+    """Model, loss and optimizer of a seq2seq run.
+
+    Attributes:
+        caption_dropout: the share of captions that come as the empty one.
+        token_noise: each picture's share of wrong tokens in the decoder's input is drawn from [0, this), and is 1 where
+            that is more: with 2.0, half of the pictures have to be told from the caption alone.
+        positions: how many of a picture's tokens an update learns, drawn anew each time; None: all. A few cost little,
+            and teach what the caption says of where things are, but not how one token follows from those before it.
+        dtype: what is computed in; parameters, softmax, logits and loss are float32 in any case.
+        remat: what is kept for the gradient: all ("none"), products with weights ("dots") or layers' inputs ("full").
+        init_from: weights to start from instead of random ones: a model's folder or repository, a bundle, "shipped", or
+            another run (`start.py`).
+        new_tokens: those weights may know another VQGAN's tokens than the data's, and shall learn these in their place.
+    """
+
+    model: DalleBartConfig = field(default_factory=DalleBartConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    caption_dropout: float = 0.1
+    token_noise: float = 0.0
+    positions: int | None = None
+    dtype: str = "bfloat16"
+    remat: str = "none"
+    init_from: str | None = source_setting()
+    new_tokens: bool = False
+
+    def __post_init__(self):
+        check_choice("training.dtype", self.dtype, DTYPES)
+        check_choice("training.remat", self.remat, REMAT)
+        if not 0 <= self.caption_dropout <= 1:
+            raise UserError(f"training.caption_dropout {self.caption_dropout}: a share from 0 to 1")
+        if not 0 <= self.token_noise <= 2:
+            raise UserError(f"training.token_noise {self.token_noise}: from 0 to 2, the most is a share of the tokens")
+        if self.positions is not None and not 1 <= self.positions <= self.model.image_length:
+            raise UserError(f"training.positions {self.positions}: 1 to {self.model.image_length}, a picture's tokens")
+
+
+class Batches(Protocol):
+    """Tokenised rows, as `data.batches.TokenBatches` gives them.
+
+    A batch has `input_ids`, `attention_mask` (int [B, S]) and `labels` (int [B, T]); where not every label counts, also
+    `label_mask`, [B] for whole rows or [B, T]. It may be this process's part of one (`sharding.data_share`).
+    """
+
+    vqgan: str
+    codebook_size: int
+    image_length: int
+
+    def at(self, step: int) -> dict[str, np.ndarray]: ...
+    def rows(self, step: int) -> list[str]: ...
+    def evaluation(self, batch_size: int) -> Iterator[dict[str, np.ndarray]]: ...
+    def origin(self) -> dict[str, Any]: ...
+
+
+class Seq2SeqTrainer:
+    """`train` gives the batches of the steps, `held_out` those of the evaluation: every row once.
+
+    `words` is the normalizer's list of words, which goes where the tokenizer goes.
+
+    Raises UserError where the tokens or the tokenizer do not fit the model, or the two sets are of different VQGANs.
+    """
+
+    name = "seq2seq"
+
+    def __init__(
+        self,
+        config: Seq2SeqTraining,
+        train: Batches,
+        held_out: Batches,
+        tokenizer: CaptionTokenizer,
+        words: Path | None = None,
+    ):
+        model = config.model
+        for which, data in (("train", train), ("validation", held_out)):
+            if data.image_length != model.image_length:
+                raise UserError(f"{which} data: {data.image_length} tokens a picture, not {model.image_length}")
+            if data.codebook_size > model.image_vocab_size:
+                raise UserError(
+                    f"{which} data: tokens of {data.codebook_size} codes, image_vocab_size {model.image_vocab_size}"
+                )
+        if train.vqgan != held_out.vqgan:
+            raise UserError(
+                f"validation data: tokens of another VQGAN ({held_out.vqgan}) than those of the train data "
+                f"({train.vqgan}): encode both with the same one"
+            )
+        model.check_start_token()
+        tokenizer.check_vocab_size(model.encoder_vocab_size)
+        self.config, self.optimizer, self.dtype = config, config.optimizer, config.dtype
+        self.train, self.held_out = train, held_out
+        self.tokenizer, self.words = tokenizer, words
+        self.graphdef, _ = DalleBart.shapes(model, jnp.dtype(config.dtype))
+
+    def settings(self) -> dict[str, Any]:
+        data = {"vqgan": self.train.vqgan, "train": self.train.origin(), "held_out": self.held_out.origin()}
+        return {"training": dataclasses.asdict(self.config), "data": data}
+
+    def parameters(self, key: jax.Array) -> tuple[Any, Any]:
+        return initial_parameters(DalleBart, self.config.model, key), ()
+
+    def loaded(self) -> Any | None:
+        start = self.config.init_from
+        return None if start is None else loaded_parameters(DalleBart, self.config.model, start_weights(start))
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        return self.train.at(step)
+
+    def rows(self, step: int) -> list[str]:
+        return self.train.rows(step)
+
+    def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        text, image = self.config.model.text_length, self.config.model.image_length
+        ids = jax.ShapeDtypeStruct((batch_size, text), jnp.int32)
+        labels = jax.ShapeDtypeStruct(
+            (batch_size, image), jnp.uint16 if self.train.codebook_size <= 2**16 else jnp.int32
+        )
+        return {"input_ids": ids, "attention_mask": ids, "labels": labels}
+
+    def loss(self, params: Any, batch: Any, key: jax.Array | None) -> Loss:
+        model: DalleBart = nnx.merge(self.graphdef, params)
+        labels = batch["labels"].astype(jnp.int32)
+        noise_key, dropout_key, positions_key = (None,) * 3 if key is None else jax.random.split(key, 3)
+        seen = self._with_noise(labels, noise_key)
+        start = jnp.full((len(labels), 1), self.config.model.decoder_start_token_id, jnp.int32)
+        shifted = jnp.concatenate([start, seen[:, :-1]], axis=1)
+        weights = jnp.ones(labels.shape, jnp.float32)
+        if "label_mask" in batch:
+            mask = batch["label_mask"].astype(jnp.float32)
+            weights = weights * (mask if mask.ndim == 2 else mask[:, None])
+        positions = self._positions(positions_key)
+        if positions is not None:
+            shifted, labels, weights = (one[:, positions] for one in (shifted, labels, weights))
+        how = Training(dropout_key, self.config.remat, keep_rows)
+        hidden = model.hidden(batch["input_ids"], batch["attention_mask"], shifted, how, positions)
+        head = model.lm_head
+        bias = None if head.bias is None else head.bias[...]
+        vocab_size = self.config.model.image_vocab_size + 1
+        scores = cross_entropy(hidden, head.kernel[...], bias, labels, weights, vocab_size)
+        return Loss(scores.total, weights.sum(), {"accuracy": scores.right})
+
+    def finish(self, params: Any, state: TrainState, loss: Loss, key: jax.Array) -> tuple[Any, Any, dict[str, Any]]:
+        return params, state.extra, {}
+
+    def evaluate(self, program: StepProgram, state: TrainState, batch_size: int) -> dict[str, float]:
+        """Loss and token accuracy, teacher forced, over every row of the validation data once.
+
+        Args:
+            batch_size: rows at a time; it must divide over the mesh.
+        """
+        total = weight = right = 0.0
+        for batch in self.held_out.evaluation(batch_size):
+            found = jax.device_get(program.evaluate(state.weights, program.place(batch, batch_size)))
+            total += float(found.total)
+            weight += float(found.weight)
+            right += float(found.metrics["accuracy"])
+        return {"loss": total / weight, "accuracy": right / weight}
+
+    def keep(self, out: Path) -> None:
+        """A copy of the tokenizer in the run's folder: where it came from may be gone when the run is continued."""
+        folder = out / TOKENIZER
+        if folder.exists():
+            return
+        with written_beside(folder, replace=False) as beside:
+            self._save_text(beside)
+
+    def _save_text(self, folder: Path) -> None:
+        self.tokenizer.save(folder)
+        if self.words is not None:
+            shutil.copyfile(self.words, folder / self.words.name)
+
+    def export(self, state: TrainState, folder: Path) -> None:
+        """Weights, tokenizer and the record of whose tokens they are. All processes call it; the first one writes."""
+        params = gathered(state.weights)
+        if jax.process_index() == 0:
+            nnx.merge(self.graphdef, params).save_pretrained(folder)
+            self._save_text(folder)
+            write_whole(folder / TOKENS_RECORD, json.dumps({"vqgan": self.train.vqgan}) + "\n")
+
+    def _positions(self, key: jax.Array | None) -> jax.Array | None:
+        """Those that an update learns, rising, the same for the whole batch; None: all, as in an evaluation."""
+        if key is None or self.config.positions is None:
+            return None
+        order = jax.random.permutation(key, self.config.model.image_length)
+        return jnp.sort(order[: self.config.positions])
+
+    def _with_noise(self, labels: jax.Array, key: jax.Array | None) -> jax.Array:
+        if key is None or not self.config.token_noise:
+            return labels
+        share_key, where_key, token_key = jax.random.split(key, 3)
+        share = self.config.token_noise * jax.random.uniform(share_key, (len(labels), 1))
+        wrong = jax.random.uniform(where_key, labels.shape) < share
+        return jnp.where(wrong, jax.random.randint(token_key, labels.shape, 0, self.train.codebook_size), labels)

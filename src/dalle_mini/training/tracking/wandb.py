@@ -1,0 +1,146 @@
+"""A run at Weights & Biases, https://docs.wandb.ai, from the start to the end and across restarts.
+
+`WANDB_MODE=offline` needs no account; `wandb sync OUT/wandb/offline-run-*` sends such a run later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dalle_mini.errors import UserError
+from dalle_mini.runtime.files import write_whole
+from dalle_mini.runtime.parsing import read_record
+from dalle_mini.training.config.sections import TrackingConfig
+from dalle_mini.training.records import WandbIdentity
+
+if TYPE_CHECKING:
+    from dalle_mini.training.tracking.samples import Sample
+
+IDENTITY = "wandb.json"
+COLUMNS = ["step", "prompt", "rank", "candidate", "picture", "score"]
+
+
+class WandbRun:
+    """What `Tracker` sends. Whatever fails after the start is said once, and nothing is sent from then on.
+
+    Records past a checkpoint that is gone back to stay at wandb, and come again: curves are drawn over `step`.
+
+    Args:
+        out: the run's folder; `wandb.json` in it names the run that is continued.
+        tracking: the project; checkpoints or not.
+        config, label: shown at wandb.
+        resumed: training goes on from a checkpoint; then wandb being out of reach is no reason not to.
+        say: a line to the user.
+    Raises UserError where wandb is not installed, or a new run cannot be started.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        tracking: TrackingConfig,
+        config: Mapping[str, Any],
+        label: str,
+        *,
+        resumed: bool,
+        say: Callable[[str], None],
+    ):
+        try:
+            import wandb
+        except ImportError:
+            raise UserError(
+                "tracking.wandb: wandb is not installed: pip install 'dalle-mini[wandb]', or leave the setting out"
+            ) from None
+        self._wandb, self._say, self._checkpoints = wandb, say, tracking.wandb_checkpoints
+        self._run = None
+        found = _read_identity(out / IDENTITY)
+        try:
+            self._run = wandb.init(
+                project=tracking.wandb,
+                id=found,  # None makes a new one
+                resume="allow",
+                name=out.resolve().name,
+                job_type=label or None,
+                dir=str(out),
+                config=dict(config),
+                settings=wandb.Settings(silent=True, console="off"),
+            )
+            self._run.define_metric("step")
+            self._run.define_metric("*", step_metric="step")
+        except Exception as error:
+            reason = _one_line(error)
+            if not resumed:
+                raise UserError(
+                    f"tracking.wandb: cannot start a run ({reason}): log in with `wandb login`, "
+                    "set WANDB_MODE=offline, or leave the setting out"
+                ) from error
+            self._give_up(error)
+        else:
+            identity = {"id": self._run.id, "project": tracking.wandb, "url": self._run.url}
+            write_whole(out / IDENTITY, (json.dumps(identity, indent=2) + "\n").encode())
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """A record of `log.jsonl`; what is null there is left out."""
+        with self._unharmed() as run:
+            if run is not None:
+                run.log({name: value for name, value in record.items() if value is not None and name != "time"})
+
+    def pictures(self, step: int, samples: Sequence[Sample]) -> None:
+        """A table of all pictures, and a gallery of each prompt's first."""
+        with self._unharmed() as run:
+            if run is None:
+                return
+            table = self._wandb.Table(columns=COLUMNS)
+            for sample in samples:
+                scores = sample.scores or [None] * len(sample.images)
+                for rank, (image, candidate, score) in enumerate(
+                    zip(sample.images, sample.candidates, scores, strict=True), 1
+                ):
+                    table.add_data(step, sample.prompt, rank, candidate, self._wandb.Image(image), score)
+            first = [self._wandb.Image(sample.images[0], caption=sample.prompt) for sample in samples]
+            run.log({"step": step, "pictures": table, "best": first})
+
+    def artifact(self, step: int, folder: str | Path, kind: str) -> None:
+        """A folder, or a bucket's address, as a version of the run's artifact `<kind>-<run>`, if it was asked for."""
+        if not self._checkpoints:
+            return
+        with self._unharmed() as run:
+            if run is None:
+                return
+            artifact = self._wandb.Artifact(f"{kind}-{run.id}", type=kind, metadata={"step": step})
+            if "://" in str(folder):
+                artifact.add_reference(str(folder))
+            else:
+                artifact.add_dir(str(folder))  # copied at once: the folder may be deleted while it is sent
+            run.log_artifact(artifact, aliases=["latest", f"step-{step}"])
+
+    def close(self, failed: bool) -> None:
+        with self._unharmed() as run:
+            if run is not None:
+                run.finish(exit_code=1 if failed else 0)
+
+    @contextlib.contextmanager
+    def _unharmed(self):
+        """The run, or None when it is given up; what fails within gives it up."""
+        try:
+            yield self._run
+        except Exception as error:  # whatever the client, the network or the service raise
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self._run = None
+        self._say(f"wandb failed, and this run goes on without it: {_one_line(error)}")
+
+
+def _read_identity(path: Path) -> str | None:
+    try:
+        return read_record(path, WandbIdentity).id
+    except UserError:
+        return None
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

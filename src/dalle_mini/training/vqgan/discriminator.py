@@ -1,0 +1,143 @@
+"""What makes a VQGAN's pictures sharp: a PatchGAN discriminator, and the loss that deceives it.
+
+The discriminator of pix2pix (Isola et al. 2017) judges overlapping patches, each by itself, and a VQGAN is trained
+against it from some step on (Esser et al. 2021, section 3.1). Its parameters are a group beside the VQGAN's with an
+optimizer of their own, and both are moved by one step: the gradient of the one sum of losses, in which each side sees
+the other's share as a constant, is each side's own.
+
+Where the papers normalise by batches, this one does by pictures (`PatchGAN`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dalle_mini.errors import UserError
+from dalle_mini.models.vqgan import GroupNorm
+from dalle_mini.settings import LARGEST
+from dalle_mini.training.config.sections import OptimizerConfig, check_choice, check_most
+
+LOSSES = ("hinge", "non-saturating")
+GROUP = "discriminator"  # the key of its parameters beside the VQGAN's
+MOST = 1e4  # of the adaptive weight, as published
+OPTIMIZER = OptimizerConfig("adamw", learning_rate=2e-4, warmup_steps=0, decay="constant", b1=0.5, b2=0.9)
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """A discriminator and its part in a VQGAN's loss.
+
+    Attributes:
+        start: steps before it is trained, and listened to: its lesson is the finer detail of good pictures.
+        weight: of its judgement in the VQGAN's loss.
+        adaptive: times the ratio of gradients at the decoder's last layer (`adaptive_weight`).
+        loss: "hinge" (Lim and Ye 2017) or "non-saturating" (Goodfellow et al. 2014).
+        n_layers, ndf: convolutions that halve the side, and channels of the first: a patch has 70 pixels if three.
+        optimizer: its own.
+    """
+
+    start: int = 1000
+    weight: float = 0.8
+    adaptive: bool = True
+    loss: str = "hinge"
+    n_layers: int = 3
+    ndf: int = 64
+    optimizer: OptimizerConfig = OPTIMIZER
+
+    def __post_init__(self):
+        check_choice("training.discriminator.loss", self.loss, LOSSES)
+        for name, least in (("start", 0), ("weight", 0), ("n_layers", 1), ("ndf", 1)):
+            value = getattr(self, name)
+            if not least <= value < math.inf:
+                raise UserError(f"training.discriminator.{name}: {value} is not a number of {least} or more")
+        check_most("training.discriminator", self, start=2**31 - 1, weight=LARGEST, n_layers=16, ndf=1 << 17)
+
+    def check_side(self, side: int) -> None:
+        """Raises UserError where pictures of `side` pixels are smaller than what it needs to see."""
+        least = 3 * 2**self.n_layers
+        if side < least:
+            raise UserError(
+                f"training.discriminator.n_layers {self.n_layers} needs pictures or crops of {least} pixels, not {side}"
+            )
+
+
+class PatchGAN(nnx.Module):
+    """Pictures [batch, H, W, channels] in [0, 1] to logits [batch, h, w], one a patch: high is "real".
+
+    4x4 convolutions as in pix2pix: `n_layers` of stride 2, with ndf, 2 ndf, ... but at most 8 ndf channels, two of
+    stride 1, and leaky ReLU between them. The norms are over groups of channels of one picture (Wu and He 2018), where
+    pix2pix has batch norm: a picture's logits then depend on it alone. With batch norm they would depend on which other
+    pictures lie on the same device, so that a run on eight devices would be another than on one, a batch in pieces
+    another than a whole one, and the running means would be further state. Nor can it tell real batches from made ones
+    by their statistics.
+    """
+
+    def __init__(self, config: DiscriminatorConfig, channels: int, *, rngs: nnx.Rngs, dtype=jnp.float32):
+        widths = [config.ndf * min(2**i, 8) for i in range(config.n_layers + 1)]
+        init = nnx.initializers.normal(0.02)
+
+        def conv(inner: int, outer: int, stride: int, bias: bool = True) -> nnx.Conv:
+            return nnx.Conv(
+                *(inner, outer, (4, 4)),
+                strides=stride,
+                padding=((1, 1), (1, 1)),
+                use_bias=bias,
+                kernel_init=init,
+                dtype=dtype,
+                rngs=rngs,
+            )
+
+        def norm(width: int) -> GroupNorm:
+            return GroupNorm(width, num_groups=math.gcd(width, 32), epsilon=1e-5, dtype=dtype, rngs=rngs)
+
+        strides = [2] * (config.n_layers - 1) + [1]
+        self.first = conv(channels, widths[0], 2)
+        self.convs = nnx.List(
+            conv(inner, outer, stride, bias=False)
+            for inner, outer, stride in zip(widths, widths[1:], strides, strict=False)
+        )
+        self.norms = nnx.List(norm(width) for width in widths[1:])
+        self.last = conv(widths[-1], 1, 1)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        h = _leaky(self.first(2 * images - 1))
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            h = _leaky(norm(conv(h)))
+        return self.last(h)[..., 0].astype(jnp.float32)
+
+
+def _leaky(x: jax.Array) -> jax.Array:
+    return nnx.leaky_relu(x, 0.2)
+
+
+def discriminator_loss(kind: str, real: jax.Array, made: jax.Array) -> jax.Array:
+    """Of the logits of real and of made pictures: what the discriminator wants to be low."""
+    if kind == "hinge":
+        return (jnp.mean(jax.nn.relu(1 - real)) + jnp.mean(jax.nn.relu(1 + made))) / 2
+    return (jnp.mean(jax.nn.softplus(-real)) + jnp.mean(jax.nn.softplus(made))) / 2
+
+
+def generator_loss(kind: str, made: jax.Array) -> jax.Array:
+    """Of the logits of made pictures: what the VQGAN wants to be low."""
+    return -jnp.mean(made) if kind == "hinge" else jnp.mean(jax.nn.softplus(-made))
+
+
+def adaptive_weight(
+    to_last_layer: Callable[[jax.Array], jax.Array], of_pictures: jax.Array, of_judgement: jax.Array
+) -> jax.Array:
+    """How much the judgement must count to move the decoder's last layer as much as the pictures' own loss does.
+
+    The ratio of the two gradients' norms, from 0 to 10,000 (Esser et al. 2021, equation 7); float32 [].
+
+    Args:
+        to_last_layer: a gradient at the decoder's output -> the one at its last layer's weights.
+        of_pictures, of_judgement: the gradients at the output, [batch, H, W, channels].
+    """
+    wanted, given = (jnp.linalg.norm(to_last_layer(gradient).ravel()) for gradient in (of_pictures, of_judgement))
+    return jnp.clip(wanted / (given + 1e-4), 0, MOST)

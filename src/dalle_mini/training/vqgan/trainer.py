@@ -1,0 +1,327 @@
+"""Train a VQGAN as in Esser et al. 2021: reconstruction, codebook, a perceptual distance and a discriminator.
+
+The picture loss is a mix of L1 (sharp edges), L2 (PSNR) and a distance as a network sees it (`perceptual.py`). The
+encoder is held to its codebook by the commitment loss, gradients pass the argmin straight through, and how the codebook
+moves is in `codebook.py`. A discriminator (`discriminator.py`) may judge the pictures from some step on: its parameters
+lie beside the VQGAN's under a key of their own, and so in the same checkpoints. Training may run on crops: the network
+is convolutional, and a picture's plain parts teach it little.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from dalle_mini.errors import UserError
+from dalle_mini.evaluation import reconstruction
+from dalle_mini.models import VQGAN
+from dalle_mini.models.config import VQGANConfig
+from dalle_mini.runtime.paths import source_setting
+from dalle_mini.settings import LARGEST
+from dalle_mini.training.config.sections import MOST, MOST_PICTURES, OptimizerConfig, check_choice, check_most
+from dalle_mini.training.engine.sharding import gathered
+from dalle_mini.training.engine.step import Beside, Loss, StepProgram, TrainState, initial_parameters
+from dalle_mini.training.run.checkpoint import holds_checkpoints
+from dalle_mini.training.run.init_from import loaded_parameters
+from dalle_mini.training.vqgan import codebook
+from dalle_mini.training.vqgan.discriminator import (
+    GROUP,
+    DiscriminatorConfig,
+    PatchGAN,
+    adaptive_weight,
+    discriminator_loss,
+    generator_loss,
+)
+from dalle_mini.training.vqgan.perceptual import PerceptualConfig, identity, open_distance
+from dalle_mini.weights.bundle import find_part
+
+OPTIMIZER = OptimizerConfig(name="adamw", learning_rate=1e-3, warmup_steps=50, decay="cosine", final_rate=0.02)
+DTYPES = ("float32", "bfloat16")
+EVALUATED = 256  # held-out pictures, at most
+
+
+@dataclass(frozen=True)
+class VQGANTraining:
+    """Losses and optimizer of a VQGAN run. A weight of 0 leaves a loss out.
+
+    Attributes:
+        l1_weight, l2_weight: of the mean absolute and the mean squared error of pixels in [0, 1].
+        perceptual: a distance as a network sees it; None is none.
+        discriminator: None is none.
+        codebook: how it moves, "ema" or "loss" (`codebook.py`).
+        codebook_weight: of the loss that moves it, if it is one.
+        codebook_decay: of the running means of its uses, and of its vectors.
+        commitment_weight: of the squared distance of vectors to their entries, for the encoder.
+        entropy_weight, entropy_temperature: of the loss that keeps the codebook in use (`codebook.entropy_loss`).
+        revive_every: steps after which dead entries are revived; 0 is never.
+        revive_below: an entry is dead if it is used less than this share of what each would be if all were alike.
+        crop: train on crops of this side, pixels.
+        flip: mirror half of the pictures.
+        dtype: what the VQGAN computes in; parameters and losses are float32 in any case.
+        init_from: a trained VQGAN to start from: what `VQGAN.from_pretrained` reads, a bundle, "shipped", or a run.
+    """
+
+    model: VQGANConfig = field(default_factory=VQGANConfig)
+    optimizer: OptimizerConfig = OPTIMIZER
+    l1_weight: float = 1.0
+    l2_weight: float = 4.0
+    perceptual: PerceptualConfig | None = None
+    discriminator: DiscriminatorConfig | None = None
+    codebook: str = "ema"
+    codebook_weight: float = 1.0
+    codebook_decay: float = 0.98
+    commitment_weight: float = 0.25
+    entropy_weight: float = 0.0
+    entropy_temperature: float = 0.01
+    revive_every: int = 20
+    revive_below: float = 0.05
+    crop: int | None = None
+    flip: bool = False
+    dtype: str = "float32"
+    init_from: str | None = source_setting()
+
+    def __post_init__(self):
+        check_choice("training.codebook", self.codebook, codebook.UPDATES)
+        check_choice("training.dtype", self.dtype, DTYPES)
+        weights = [f"{name}_weight" for name in ("l1", "l2", "codebook", "commitment", "entropy")]
+        for name in (*weights, "revive_every", "revive_below"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"training.{name}: {getattr(self, name)} is not a number of 0 or more")
+        if not self.entropy_temperature > 0:
+            raise UserError(f"training.entropy_temperature: {self.entropy_temperature} is not a number above 0")
+        if not 0 <= self.codebook_decay < 1:
+            raise UserError(
+                f"training.codebook_decay: {self.codebook_decay} is not a decay, which is 0 or more and less than 1"
+            )
+        check_most("training", self, revive_every=MOST, crop=MOST_PICTURES)
+        check_most("training", self, **dict.fromkeys((*weights, "revive_below", "entropy_temperature"), LARGEST))
+
+    @property
+    def side(self) -> int:
+        """Pixels of what is trained on."""
+        return self.model.resolution if self.crop is None else self.crop
+
+    def check(self) -> None:
+        """Raises UserError where the fields do not go together."""
+        model = self.model
+        if model.quantizer == "gumbel":
+            raise UserError("training.model.quantizer: training a gumbel VQGAN is not supported")
+        if model.give_pre_end or model.in_channels != 3 or model.out_ch != 3:
+            raise UserError("training.model: only VQGANs that give pictures of 3 channels are trained")
+        if self.crop is not None and not 0 < self.crop <= model.resolution:
+            raise UserError(f"training.crop {self.crop}: pictures of {model.resolution} pixels have no such crop")
+        if self.crop is not None and self.crop % model.downscale:
+            raise UserError(f"training.crop {self.crop} is not a multiple of the {model.downscale} pixels of a token")
+        if self.discriminator is not None:
+            self.discriminator.check_side(self.side)
+
+
+class VQGANTrainer:
+    """`train` and `held_out` are map-style sources with `batch(indices) -> (uint8 [n, S, S, 3], captions)`.
+
+    `data` says which they are, for the run's record: it is not continued with others.
+
+    Raises UserError where the settings do not go together, or the network of the perceptual distance cannot be read.
+    """
+
+    name = "vqgan"
+    dtype = "float32"  # of what devices exchange; the VQGAN casts for itself, but for its codebook
+
+    def __init__(
+        self,
+        config: VQGANTraining,
+        train: Any,
+        held_out: Any,
+        *,
+        batch_size: int,
+        seed: int,
+        data: dict[str, Any] | None = None,
+    ):
+        config.check()
+        self.config, self.train, self.held_out, self.data = config, train, held_out, data
+        self.optimizer, self.batch_size, self.seed = config.optimizer, batch_size, seed
+        self.graphdef, _ = VQGAN.shapes(config.model)
+        self._training_graphdef, _ = VQGAN.shapes(config.model, jnp.dtype(config.dtype))
+        self._judge, self.groups = None, {}
+        if config.discriminator is not None:
+            self.groups = {GROUP: config.discriminator.optimizer}
+            self._judge, _ = nnx.split(nnx.eval_shape(lambda: self._discriminator(jax.random.key(0))))
+        self._distance, self.frozen = None, {}
+        if config.perceptual is not None:
+            self._distance = open_distance(config.perceptual)
+            self._distance.check_side(config.side)
+            self.frozen = {"perceptual": self._distance.weights}
+
+    def settings(self) -> dict[str, Any]:
+        settings = {"training": dataclasses.asdict(self.config), "data": self.data}
+        return settings | ({"perceptual": identity(self.frozen)} if self.frozen else {})
+
+    def parameters(self, key: jax.Array) -> tuple[Any, Any]:
+        params = initial_parameters(VQGAN, self.config.model, key)
+        return params | self._new_judge(key), codebook.no_uses(params["codebook"]["embedding"])
+
+    def loaded(self) -> Any | None:
+        start = self.config.init_from
+        if start is None:
+            return None
+        source = start if holds_checkpoints(start) else find_part("vqgan", start)
+        return loaded_parameters(VQGAN, self.config.model, source) | self._new_judge(jax.random.key(self.seed))
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng((self.seed, step))
+        images = self.train.batch(rng.integers(0, len(self.train), self.batch_size))[0]
+        if self.config.crop:
+            images = _random_crops(images, self.config.crop, self.config.model.downscale, rng)
+        if self.config.flip:
+            images = np.where(rng.random((len(images), 1, 1, 1)) < 0.5, images[:, :, ::-1], images)
+        return {"images": images}
+
+    def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        side = self.config.side
+        return {"images": jax.ShapeDtypeStruct((batch_size, side, side, self.config.model.in_channels), jnp.uint8)}
+
+    def loss(self, params: Any, batch: Any, key: jax.Array | None, beside: Beside) -> Loss:
+        """`total` has the value of what is lost in pictures and codebook; the discriminator adds its gradients alone.
+
+        So the curve goes on as it was when the discriminator begins. Its own losses are metrics.
+        """
+        c, images = self.config, batch["images"].astype(jnp.float32) / 255
+        network = {name: part for name, part in params.items() if name != GROUP}
+        vqgan = nnx.merge(self._training_graphdef, network)
+        latents = vqgan.encode_latents(images).astype(jnp.float32)
+        tokens = vqgan.quantize(jax.lax.stop_gradient(latents))
+        quantized, of_codebook, metrics = self._quantized(vqgan.codes(), latents, tokens)
+        if c.discriminator is None:
+            of_pictures, found = self._of_pictures(vqgan.decode_latents(quantized), images, beside)
+        else:
+            of_pictures, found = self._judged(params, network, quantized, images, beside)
+        count = jnp.float32(len(images))  # of equal weight, so that the pieces of a batch add up
+        metrics = {name: value * count for name, value in (found | metrics).items()}
+        return Loss((of_pictures + of_codebook) * count, count, metrics, {"latents": latents, "tokens": tokens})
+
+    def finish(self, params: Any, state: TrainState, loss: Loss, key: jax.Array) -> tuple[Any, Any, dict[str, Any]]:
+        """Under "ema" the codebook is not the optimizer's: it follows its vectors."""
+        moved = state.params if self.config.codebook == "ema" else params
+        codes, extra = codebook.update(
+            self.config,
+            moved["codebook"]["embedding"],
+            state.extra,
+            loss.aux["latents"],
+            loss.aux["tokens"],
+            state.step,
+            key,
+            cosine=self.config.model.quantizer == "cosine",
+            trained=self.config.init_from is not None,
+        )
+        params = {**params, "codebook": {"embedding": codes}}
+        metrics = {
+            "psnr": -10 * jnp.log10(loss.metrics["mse"] / loss.weight),
+            "perplexity": codebook.perplexity(extra["uses"]),
+        }
+        return params, extra, metrics
+
+    def _quantized(self, codes, latents, tokens):
+        """(the entries, with the vectors' gradients; the codebook's losses; metrics)."""
+        c, chosen = self.config, jnp.take(codes, tokens, axis=0)
+        still = jax.lax.stop_gradient(chosen)
+        commitment = jnp.mean((latents - still) ** 2)
+        loss, metrics = c.commitment_weight * commitment, {"commitment": commitment}
+        if c.codebook == "loss":
+            loss += c.codebook_weight * jnp.mean((jax.lax.stop_gradient(latents) - chosen) ** 2)
+        if c.entropy_weight:
+            learned = codes if c.codebook == "loss" else jax.lax.stop_gradient(codes)
+            metrics["entropy_loss"] = codebook.entropy_loss(latents, learned, c.entropy_temperature)
+            loss += c.entropy_weight * metrics["entropy_loss"]
+        return latents + jax.lax.stop_gradient(still - latents), loss, metrics
+
+    def _of_pictures(self, pictures, images, beside: Beside):
+        """(what is lost in pictures, metrics)."""
+        c, error = self.config, pictures - images
+        metrics = {"mse": jnp.mean(error**2)}
+        loss = c.l1_weight * jnp.mean(jnp.abs(error)) + c.l2_weight * metrics["mse"]
+        if self._distance is not None:
+            distance = self._distance.distance(beside.frozen["perceptual"], pictures, images)
+            metrics["perceptual"] = jnp.mean(distance)
+            loss += c.perceptual.weight * metrics["perceptual"]
+        return loss, metrics
+
+    def _judged(self, params, network, quantized, images, beside: Beside):
+        """(a loss of the value of `_of_pictures` and the gradients of it and of the judgement, metrics).
+
+        Both gradients are taken at the pictures, once, and go back through the decoder together: the adaptive weight
+        costs no second way back.
+        """
+        d, still = self.config.discriminator, jax.lax.stop_gradient
+
+        def decode(last):  # [3, 3, ch, 3], the weights at which gradients are weighed
+            decoder = {**network["decoder"], "conv_out": {**network["decoder"]["conv_out"], "kernel": last}}
+            return nnx.merge(self._training_graphdef, {**network, "decoder": decoder}).decode_latents(quantized)
+
+        pictures, to_last = jax.vjp(decode, network["decoder"]["conv_out"]["kernel"])
+        to_last = jax.tree.map(still, to_last)
+        (loss, metrics), of_pictures = jax.value_and_grad(self._of_pictures, has_aux=True)(
+            still(pictures), images, beside
+        )
+
+        def judge(own, seen):
+            return nnx.merge(self._judge, own)(seen)
+
+        def judgement(own):
+            verdict, gradient = jax.value_and_grad(lambda seen: generator_loss(d.loss, judge(still(own), seen)))(
+                still(pictures)
+            )
+            weight = jnp.float32(d.weight)
+            if d.adaptive:
+                weight *= adaptive_weight(lambda gradient: to_last(gradient)[0], of_pictures, gradient)
+            logits = judge(own, jnp.concatenate([images, still(pictures)]))  # of a picture they depend on it alone
+            return discriminator_loss(d.loss, *jnp.split(logits, 2)), weight * gradient, verdict, weight
+
+        def silence(own):
+            return jnp.float32(0), jnp.zeros_like(pictures), jnp.float32(0), jnp.float32(0)
+
+        own_loss, gradient, verdict, weight = jax.lax.cond(beside.step >= d.start, judgement, silence, params[GROUP])
+        bearer = jnp.sum(pictures * still(of_pictures + gradient))
+        loss = still(loss) + (bearer - still(bearer)) + (own_loss - still(own_loss))
+        return loss, {**metrics, "discriminator": own_loss, "adversarial": verdict, "adversarial_weight": weight}
+
+    def _discriminator(self, key: jax.Array) -> PatchGAN:
+        return PatchGAN(self.config.discriminator, 3, rngs=nnx.Rngs(key), dtype=jnp.dtype(self.config.dtype))
+
+    def _new_judge(self, key: jax.Array) -> dict[str, Any]:
+        """Its random parameters under their key, as what is added to the VQGAN's; nothing where there is none."""
+        if self._judge is None:
+            return {}
+        return {GROUP: nnx.to_pure_dict(nnx.state(self._discriminator(jax.random.fold_in(key, 1))))}
+
+    def _network(self, state: TrainState) -> VQGAN:
+        """The VQGAN of a state, whole in this process's memory. All processes call it."""
+        params = {name: part for name, part in state.weights.items() if name != GROUP}
+        return nnx.merge(self.graphdef, gathered(params))
+
+    def evaluate(self, program: StepProgram, state: TrainState, batch_size: int) -> dict[str, float]:
+        """Over at most 256 held-out pictures, whole ones: see `reconstruction.measure`; `loss` is L1 and L2 alone."""
+        images, _ = self.held_out.batch(range(min(EVALUATED, len(self.held_out))))
+        pictures, tokens = reconstruction.reconstruct(self._network(state), images, lambda *_: program.go_on())
+        error = pictures - images.astype(np.float32) / 255
+        c = self.config
+        loss = c.l1_weight * np.abs(error).mean(dtype=np.float64) + c.l2_weight * (error**2).mean(dtype=np.float64)
+        return {"loss": float(loss), **reconstruction.measure(images, pictures, tokens, c.model.n_embed)}
+
+    def export(self, state: TrainState, folder: Path) -> None:
+        network = self._network(state)
+        if jax.process_index() == 0:
+            network.save_pretrained(folder)
+
+
+def _random_crops(images: np.ndarray, side: int, grid: int, rng: np.random.Generator) -> np.ndarray:
+    """One crop of each picture [n, S, S, 3], at a multiple of `grid` pixels: tokens keep their phase."""
+    corners = rng.integers(0, (images.shape[1] - side) // grid + 1, (len(images), 2)) * grid
+    return np.stack([image[y : y + side, x : x + side] for image, (y, x) in zip(images, corners, strict=True)])

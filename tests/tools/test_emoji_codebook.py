@@ -1,0 +1,136 @@
+"""tools/train/make_codebook.py and the decoder that train_vqgan.py trains behind it."""
+
+import importlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dalle_mini.data.encode.encoders import identity
+from dalle_mini.emoji.art import DEBIAN_FONT, everyday_candidates
+from dalle_mini.emoji.tidy import TidyScenes
+from dalle_mini.models import VQGAN, DalleBart
+from dalle_mini.models.config import DalleBartConfig, VQGANConfig
+from dalle_mini.training.run.loop import run
+
+TOOLS = Path(__file__).parents[2] / "tools" / "train"
+MODEL = VQGANConfig(
+    ch_mult=(1, 1, 1, 1),
+    resolution=128,
+    z_channels=16,
+    embed_dim=16,
+    n_embed=64,
+    patch_encoder=True,
+    patch_decoder=True,
+)
+needs_font = pytest.mark.skipif(not DEBIAN_FONT.is_file(), reason="the package fonts-noto-color-emoji is not installed")
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    monkeypatch.syspath_prepend(TOOLS)
+    return importlib.import_module
+
+
+@pytest.fixture
+def scenes(tool, monkeypatch):
+    """A small world, which the tools draw from."""
+    entry = tool("entry")
+    monkeypatch.setattr(entry.Pictures, "emoji", lambda self: everyday_candidates()[:12])
+    monkeypatch.setattr(entry, "EXAMPLES", 200)
+    return entry
+
+
+def test_the_patch_encoder_can_be_linear(tool):
+    make_codebook = tool("make_codebook")
+    rng = np.random.default_rng(0)
+    vqgan = VQGAN(MODEL, rngs=nnx.Rngs(0))
+    mean, axes = rng.random(192, np.float32), rng.standard_normal((192, 16)).astype(np.float32)
+    make_codebook.set_linear_encoder(vqgan, mean, axes)
+    images = rng.random((2, 128, 128, 3), np.float32)
+    patches = images.reshape(2, 16, 8, 16, 8, 3).swapaxes(2, 3).reshape(2, 16, 16, 192)
+    np.testing.assert_allclose(vqgan.encode_latents(images), (patches - mean) @ axes, atol=2e-4)
+
+
+def test_k_means_finds_the_clusters_that_there_are(tool):
+    rng = np.random.default_rng(1)
+    centres = rng.standard_normal((16, 3)).astype(np.float32) * 10
+    points = np.repeat(centres, 40, axis=0) + rng.standard_normal((640, 3)).astype(np.float32) * 0.01
+    found, error = tool("make_codebook").k_means(points, np.ones(640, np.float32), 32, 10)
+    assert error < 1e-3
+    apart = np.linalg.norm(found[:, None] - centres, axis=-1)
+    assert np.max(apart.min(axis=0)) < 0.05
+
+
+def test_k_means_has_no_twins(tool):
+    """Around the commonest point there are many that no eye can tell from it: they share its code."""
+    rng = np.random.default_rng(2)
+    crowd = 1e-3 * rng.standard_normal((40, 3))
+    points = np.concatenate([crowd, rng.standard_normal((400, 3))]).astype(np.float32)
+    counts = np.where(np.arange(440) < 40, 50, 1).astype(np.float32)
+    apart = []
+    for twins in (0.0, 1e-3):
+        codes, _ = tool("make_codebook").k_means(points, counts, 64, 10, twins)
+        distances = np.sum((codes[:, None].astype(np.float64) - codes) ** 2, axis=-1)
+        apart.append(np.min(distances + 1e3 * np.eye(64)))
+    assert apart[0] < 1e-5 and apart[1] > 1e-3
+
+
+@needs_font
+def test_codes_copy_patches_and_only_the_decoder_learns(tool, scenes, tmp_path):
+    make_codebook, train_vqgan = tool("make_codebook"), tool("train_vqgan")
+    make_codebook.make(tmp_path / "codebook", pictures=60, patches=3000, rounds=4, model=MODEL)
+    start = VQGAN.from_pretrained(tmp_path / "codebook")
+    start.save_pretrained(tmp_path / "half", dtype=jnp.float16)
+    assert identity(VQGAN.from_pretrained(tmp_path / "half")) == identity(start)  # as a bundle has it
+    plain = np.full((1, 128, 128, 3), 255, np.uint8)  # the commonest patch has a code of its own, and but one
+    tokens = np.asarray(start.encode(plain / 255.0))
+    assert len(np.unique(tokens)) == 1
+    images, _ = TidyScenes(128, 5, 8, everyday_candidates()[:12]).batch(range(8))
+    latents = start.encode_latents(images / np.float32(255))
+    codes = start.codebook(start.quantize(latents))
+    assert jnp.mean((latents - codes) ** 2) < 0.25 * jnp.var(latents)
+    assert np.mean(np.abs(start.decode(tokens) - plain / 255.0)) < 0.03  # sixteen axes do not hold all of a patch
+    rounding = 2**-11 * float(jnp.max(jnp.abs(codes)))  # of float16, in which the weights are
+    np.testing.assert_allclose(start.encode_latents(start.decode_latents(codes)), codes, atol=rounding)
+
+    training = train_vqgan.DecoderTraining(model=MODEL)
+    loop = train_vqgan.LoopConfig(steps=4, batch_size=2, eval_every=4)
+    config = train_vqgan.Config(str(tmp_path / "codebook"), training, loop)
+    run(train_vqgan.build(config), loop, tmp_path / "vqgan")
+    end = VQGAN.from_pretrained(tmp_path / "vqgan" / "final")
+    assert identity(end) == identity(start)  # its tokens are the same: they may be made before it is trained
+    before, after = (jax.tree.leaves(nnx.state(one.decoder)) for one in (start, end))
+    moved = [not np.array_equal(a, b) for a, b in zip(before, after, strict=True) if np.size(a) > 64]
+    assert any(moved)
+
+
+def test_tokens_that_look_alike_begin_alike(tool, tmp_path):
+    make_start = tool("make_start")
+    vqgan = VQGAN(MODEL, rngs=nnx.Rngs(0))
+    codes = np.random.default_rng(0).standard_normal((64, 16)).astype(np.float32)
+    codes[1] = codes[0] + 0.01
+    vqgan.codebook.embedding[...] = jnp.asarray(codes)
+    vqgan.save_pretrained(tmp_path / "codebook")
+    sizes = {"d_model": 32, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "encoder_layers": 1, "decoder_layers": 1}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    config = DalleBartConfig(
+        encoder_vocab_size=50, image_vocab_size=64, max_text_length=8, init_std=0.05, **sizes, **heads
+    )
+    make_start.make(tmp_path / "codebook", tmp_path / "start", config)
+    model = DalleBart.from_pretrained(tmp_path / "start")
+    random = DalleBart(config, rngs=nnx.Rngs(0))
+    for tokens, before in (
+        (model.decoder.embed_tokens.embedding[...], random.decoder.embed_tokens.embedding[...]),
+        (model.lm_head.kernel[...].T, random.lm_head.kernel[...].T),
+    ):
+        assert tokens.shape == before.shape
+        assert float(jnp.std(tokens)) == pytest.approx(float(jnp.std(before)), rel=0.15)
+        np.testing.assert_array_equal(tokens[64:], before[64:])  # the start token is no picture's
+        unit = tokens / jnp.linalg.norm(tokens, axis=1, keepdims=True)
+        near = np.array(unit @ unit.T)
+        assert near[0, 1] > 0.6 and np.abs(near[0, 2:]).mean() < 0.35
+    np.testing.assert_array_equal(model.encoder.embed_tokens.embedding[...], random.encoder.embed_tokens.embedding[...])

