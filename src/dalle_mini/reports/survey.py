@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from dalle_mini.data.tokens.shards import DROPPED_SCHEMA, Manifest, Shard, check_columns, read_table, schema
 from dalle_mini.errors import UserError, listed
+from dalle_mini.runtime.arrow import unreadable
 from dalle_mini.runtime.files import open_regular
 
 SAMPLE = 250_000  # rows: a report is of a look, not of a night
@@ -187,7 +188,7 @@ def _groups(folder: Path, manifest: Manifest) -> list[tuple[str, Shard, int, int
             try:
                 with open_regular(folder / shard.file) as file:
                     footer = pq.read_metadata(file)
-            except (OSError, pa.ArrowException) as error:
+            except (OSError, *unreadable()) as error:
                 what = "missing" if isinstance(error, FileNotFoundError) else "damaged"
                 raise UserError(f"{folder / shard.file}: {what}: encode again into another folder") from None
             if footer.num_rows != shard.rows:
@@ -205,7 +206,7 @@ def _read_group(path: Path, group: int, columns: pa.Schema) -> pa.Table:
             check_columns(path, file.schema_arrow, columns)
             table = file.read_row_group(group, columns=columns.names)
         table.validate(full=True)  # text that is no UTF-8 too
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, *unreadable()) as error:
         raise UserError(f"{path}: damaged ({str(error).splitlines()[0]}): encode again into another folder") from None
     nulls = [name for name in columns.names if name not in _MAY_BE_NULL and table[name].null_count]
     if nulls or table["tokens"].combine_chunks().flatten().null_count:
@@ -226,7 +227,7 @@ def _dropped(folder: Path, shard: Shard | None) -> dict[str, list[tuple[str, str
             some = examples.setdefault(reason or "", [])
             if len(some) < EXAMPLES:
                 some.append((key or "", detail or ""))
-    except pa.ArrowException as error:
+    except unreadable() as error:
         raise UserError(f"{folder / shard.file}: damaged ({str(error).splitlines()[0]})") from None
     return examples
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle_mini.errors import UserError, listed
-from dalle_mini.runtime.arrow import dictionaries, expands, is_text, rows_of
+from dalle_mini.runtime.arrow import dictionaries, expands, is_text, rows_of, unreadable
 from dalle_mini.runtime.files import in_units, open_regular, read_bytes, reason
 from dalle_mini.runtime.limits import exceeded, limits
 from dalle_mini.settings import PER_PROMPT, check_utf8
@@ -118,7 +118,6 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     parquet = import_parquet()
-    import pyarrow
 
     with open_regular(path) as stream:
         try:
@@ -143,7 +142,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     if size > limits().prompts_bytes:
                         raise UserError(f"{path}: its prompts are {_too_many()}")
                     yield f"row {number}", row
-        except pyarrow.ArrowException as error:
+        except unreadable() as error:
             raise UserError(f"{path}: no Parquet file that can be read ({str(error).splitlines()[0]})") from None
 
 

@@ -19,6 +19,13 @@ MOST_OF_A_LIST, LIST_BYTES = 1000, 16 << 20  # values of one list, and bytes of 
 EXPANSION = 200  # times as large as they are packed: honest text and pictures become less
 
 
+def unreadable() -> tuple[type[Exception], ...]:
+    """The exceptions of pyarrow on a damaged file: its own, and UnicodeDecodeError for a name that is not UTF-8."""
+    import pyarrow as pa
+
+    return pa.ArrowException, UnicodeDecodeError
+
+
 def text_or_path(data: bytes) -> str:
     """Text, or a path whose name holds bytes that are no text, as `os` has it."""
     return data.decode("utf-8", "surrogateescape")

@@ -9,6 +9,7 @@ import pytest
 from dalle_mini.data.tokens.shards import MANIFEST, Manifest
 from dalle_mini.errors import UserError
 from dalle_mini.reports.survey import survey
+from dalle_mini.results.prompts import read_prompts
 from token_folders import write_tokens
 
 
@@ -99,3 +100,14 @@ def test_a_shard_that_is_not_what_the_manifest_says(folder, change, named):
     pq.write_table(change(pq.read_table(path)), path)
     with pytest.raises(UserError, match=f"train-00000.parquet: damaged.*({named})"):
         survey(folder)
+
+
+def test_a_column_whose_name_is_not_utf8(tmp_path):
+    folder = write_tokens(tmp_path / "tokens", 10)
+    shard = folder / Manifest.read(folder).splits["train"].shards[0].file
+    pq.write_table(pq.read_table(shard).append_column("prompt", pa.array(["a"] * 10)), shard)
+    shard.write_bytes(shard.read_bytes().replace(b"prompt", b"pr\xffmpt"))
+    with pytest.raises(UserError, match=f"{shard.name}: damaged"):
+        survey(folder, rows=3, seed=0, progress=lambda done, total: None)
+    with pytest.raises(UserError, match=f"{shard.name}: no Parquet file that can be read"):
+        list(read_prompts(shard))

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from dalle_mini.errors import UserError
 from dalle_mini.runtime import console
+from dalle_mini.runtime.arrow import unreadable
 from dalle_mini.runtime.files import open_regular, reason
 
 CHUNK = 10_000  # rows of a record batch of the mapped files: few enough objects for a billion rows
@@ -190,7 +191,7 @@ def _damaged(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise UserError(f"{path} is missing: fetch it again, or encode again into another folder") from None
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, *unreadable()) as error:
         raise UserError(f"{path}: damaged, or not such a shard ({_first_line(error)})") from None
 
 

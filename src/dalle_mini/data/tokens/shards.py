@@ -32,6 +32,7 @@ from msgspec import Meta
 
 from dalle_mini.errors import UserError
 from dalle_mini.runtime import files
+from dalle_mini.runtime.arrow import unreadable
 from dalle_mini.runtime.files import open_regular
 from dalle_mini.runtime.limits import limits
 from dalle_mini.runtime.parsing import ParseError, convert, parse_json
@@ -223,5 +224,5 @@ def read_table(path: str | Path, columns: list[str] | None = None) -> pa.Table:
             return pq.read_table(file, columns=columns, partitioning=None)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: encode again into another folder") from None
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, *unreadable()) as error:
         raise UserError(f"{path}: damaged ({str(error).splitlines()[0]}): encode again into another folder") from None
