@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle_mini.errors import UserError, listed
-from dalle_mini.runtime.arrow import dictionaries, expands, is_text, rows_of, unreadable
+from dalle_mini.runtime.arrow import Footer, is_text, rows_of, unreadable
 from dalle_mini.runtime.files import in_units, open_regular, read_bytes, reason
 from dalle_mini.runtime.limits import exceeded, limits
 from dalle_mini.settings import PER_PROMPT, check_utf8
@@ -121,17 +121,18 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
     with open_regular(path) as stream:
         try:
-            about = parquet.read_metadata(stream)
+            footer = Footer(stream)
+            about = footer.about
             schema = about.schema.to_arrow_schema()
             _check_columns(path, schema.names)
             columns = [name for name in schema.names if name in KNOWN]
             for name in columns:
                 _check_type(path, name, schema.field(name).type)
-            leaves = [leaf for leaf in range(about.num_columns) if about.schema.column(leaf).path in columns]
+            leaves = [leaf for leaf in range(about.num_columns) if footer.leaf(leaf).path in columns]
             groups = range(about.num_row_groups)
-            if any(expands(about, group, leaf) for group in groups for leaf in leaves):
+            if any(footer.expands(group, leaf) for group in groups for leaf in leaves):
                 raise UserError(f"{path}: its prompts are out of all proportion to its bytes")
-            stored = dictionaries(about, groups, leaves)
+            stored = footer.dictionaries(groups, leaves)
             file = parquet.ParquetFile(stream, metadata=about, read_dictionary=stored)
             number, size = 0, 0
             for batch in file.iter_batches(BATCH, columns=columns, use_threads=False):

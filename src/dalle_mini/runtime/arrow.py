@@ -8,12 +8,14 @@ once, however many rows repeat it, and stays one in memory: a row's value is mad
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from dalle_mini.runtime.limits import limits
+from dalle_mini.runtime.parquet_footer import DICTIONARY, Chunk, column_chunks
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 MOST_OF_A_LIST, LIST_BYTES = 1000, 16 << 20  # values of one list, and bytes of them: captions of a picture, say
 EXPANSION = 200  # times as large as they are packed: honest text and pictures become less
@@ -101,27 +103,50 @@ def is_bytes(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
 
-def dictionaries(about: Any, groups: Iterable[int], leaves: Iterable[int]) -> list[str]:
-    """Those of some columns, by their paths, which any of some row groups stores as a dictionary.
+class Footer:
+    """The metadata of a Parquet file, and what may be asked of its column chunks (`runtime/parquet_footer.py`).
 
-    They are for `read_dictionary` of pyarrow's `ParquetFile`; `about` is a file's metadata.
+    Attributes:
+        about: pyarrow's `FileMetaData`. Do not ask its row groups for columns: that can end the process.
+
+    Raises:
+        pyarrow's exceptions: the file is damaged (`unreadable`).
     """
-    leaves = [leaf for leaf in set(leaves) if about.schema.column(leaf).physical_type == "BYTE_ARRAY"]
-    stored = {
-        leaf
-        for group in map(about.row_group, groups)
-        for leaf in leaves
-        if any("DICTIONARY" in encoding for encoding in group.column(leaf).encodings)
-    }
-    return [about.schema.column(leaf).path for leaf in sorted(stored)]
 
+    def __init__(self, file: IO[bytes]):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
 
-def expands(about: Any, group: int, leaf: int) -> bool:
-    """Whether a column of a row group is out of all proportion to its bytes."""
-    chunk, column = about.row_group(group).column(leaf), about.schema.column(leaf)
-    size = chunk.total_uncompressed_size
-    if column.physical_type == "FIXED_LEN_BYTE_ARRAY":
-        size = max(size, column.length * chunk.num_values)
-    if size > limits().parquet_chunk and size > EXPANSION * chunk.total_compressed_size:
-        return True
-    return column.max_repetition_level > 0 and chunk.num_values > limits().parquet_values
+        self.about: pq.FileMetaData = pq.read_metadata(file)
+        try:
+            self._chunks = column_chunks(file)
+        except ValueError as error:
+            raise pa.ArrowInvalid(str(error)) from None
+        if [len(group) for group in self._chunks] != [self.about.num_columns] * self.about.num_row_groups:
+            raise pa.ArrowInvalid("its footer lacks columns")
+
+    def chunk(self, group: int, leaf: int) -> Chunk:
+        return self._chunks[group][leaf]
+
+    def leaf(self, number: int) -> pq.ColumnSchema:
+        return self.about.schema.column(number)
+
+    def dictionaries(self, groups: Iterable[int], leaves: Iterable[int]) -> list[str]:
+        """The paths of those columns that any of some row groups stores as a dictionary.
+
+        They are for `read_dictionary` of pyarrow's `ParquetFile`.
+        """
+        leaves = sorted(leaf for leaf in set(leaves) if self.leaf(leaf).physical_type == "BYTE_ARRAY")
+        groups = list(groups)
+        stored = [leaf for leaf in leaves if any(self.chunk(group, leaf).encodings & DICTIONARY for group in groups)]
+        return [self.leaf(leaf).path for leaf in stored]
+
+    def expands(self, group: int, leaf: int) -> bool:
+        """Whether a column of a row group is out of all proportion to its bytes."""
+        chunk, column = self.chunk(group, leaf), self.leaf(leaf)
+        size = chunk.unpacked
+        if column.physical_type == "FIXED_LEN_BYTE_ARRAY":
+            size = max(size, column.length * chunk.values)
+        if size > limits().parquet_chunk and size > EXPANSION * chunk.packed:
+            return True
+        return column.max_repetition_level > 0 and chunk.values > limits().parquet_values

@@ -11,6 +11,7 @@ from dalle_mini.data.sources import captions
 from dalle_mini.data.sources.rows import Layout, path_of
 from dalle_mini.runtime import arrow
 from dalle_mini.runtime.limits import limits
+from dalle_mini.runtime.parquet_footer import DELTA_BYTE_ARRAY
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -40,7 +41,8 @@ class Table:
     def __init__(self, file: IO[bytes], layout: Layout | None, groups: tuple[int, int] | None = None):
         import pyarrow.parquet as pq
 
-        self._layout, self._about = layout, pq.read_metadata(file)
+        self._layout, self._footer = layout, arrow.Footer(file)
+        self._about = self._footer.about
         self.size = file.seek(0, os.SEEK_END)
         self.most_rows = limits().parquet_rows + self.size
         self.most_bytes = limits().parquet_bytes + REPEATED * self.size
@@ -49,7 +51,7 @@ class Table:
         self._leaves = self._by_column()
         read = [leaf for name in (*self.asked, *self._others) for leaf in self._leaves[name]]
         self._file = pq.ParquetFile(
-            file, metadata=self._about, read_dictionary=arrow.dictionaries(self._about, self.groups, read),
+            file, metadata=self._about, read_dictionary=self._footer.dictionaries(self.groups, read),
             buffer_size=1 << 20,
             page_checksum_verification=True,
         )  # fmt: skip
@@ -82,11 +84,11 @@ class Table:
 
     def expands(self, group: int, columns: Iterable[str]) -> bool:
         """Whether these columns of a row group are out of all proportion to their bytes."""
-        return any(arrow.expands(self._about, group, leaf) for name in columns for leaf in self._leaves[name])
+        return any(self._footer.expands(group, leaf) for name in columns for leaf in self._leaves[name])
 
     def holds_bytes(self, column: str) -> bool:
         """Whether there may be text or pictures in a column."""
-        return any(self._about.schema.column(leaf).physical_type == "BYTE_ARRAY" for leaf in self._leaves[column])
+        return any(self._footer.leaf(leaf).physical_type == "BYTE_ARRAY" for leaf in self._leaves[column])
 
     def rows(self, group: int, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         """The rows of a row group, a batch of them in memory. Raises what pyarrow raises where it is damaged."""
@@ -98,9 +100,9 @@ class Table:
         about = self.about(group)
         count = min(MOST_ROWS, max(1, BATCH_BYTES * about.num_rows // max(1, about.total_byte_size)))
         leaves = [leaf for name in columns for leaf in self._leaves[name]]
-        for chunk in map(about.column, leaves):
-            if "DELTA_BYTE_ARRAY" in chunk.encodings:  # any value may hold nearly all of the one before it
-                count = min(count, max(1, BATCH_BYTES // max(1, chunk.total_uncompressed_size)))
+        for chunk in (self._footer.chunk(group, leaf) for leaf in leaves):
+            if DELTA_BYTE_ARRAY in chunk.encodings:  # any value may hold nearly all of the one before it
+                count = min(count, max(1, BATCH_BYTES // max(1, chunk.unpacked)))
         paths = [self._path(leaf) for leaf in leaves]
         # On one thread, column by column: memory is a batch of rows, not a row group.
         yield from self._file.iter_batches(count, row_groups=[group], columns=paths, use_threads=False)
@@ -121,7 +123,7 @@ class Table:
             row += self.about(group).num_rows
             if row > self.most_rows:
                 return
-            if not self._has_paths(group) or arrow.expands(self._about, group, self._path_leaf):
+            if not self._has_paths(group) or self._footer.expands(group, self._path_leaf):
                 continue
             columns = [self._path(self._path_leaf)]
             for batch in self._file.iter_batches(MOST_ROWS, row_groups=[group], columns=columns, use_threads=False):
@@ -141,7 +143,7 @@ class Table:
         return leaves
 
     def _path(self, leaf: int) -> str:
-        return self._about.schema.column(leaf).path
+        return self._footer.leaf(leaf).path
 
     @cached_property
     def _path_leaf(self) -> int | None:
@@ -152,14 +154,14 @@ class Table:
     def _has_paths(self, group: int) -> bool:
         if self._path_leaf is None:
             return False
-        column, about = self._about.schema.column(self._path_leaf), self.about(group)
+        column = self._footer.leaf(self._path_leaf)
         if column.physical_type != "BYTE_ARRAY" or column.max_repetition_level:
             return False
         beside = [leaf for leaf in self._leaves[self._layout.image] if leaf != self._path_leaf]
         if beside:  # a struct: its bytes are the picture where there are any
-            told = about.column(beside[0]).statistics
-            return told is None or not told.has_null_count or told.null_count > 0
+            nulls = self._footer.chunk(group, beside[0]).nulls
+            return nulls is None or nulls > 0
         if column.logical_type.type == "STRING":
             return True
-        chunk = about.column(self._path_leaf)
-        return chunk.total_uncompressed_size <= SHORT * max(1, chunk.num_values)
+        chunk = self._footer.chunk(group, self._path_leaf)
+        return chunk.unpacked <= SHORT * max(1, chunk.values)
