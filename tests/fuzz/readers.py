@@ -212,8 +212,7 @@ def _pictures(name: str, data: bytes, mutation: MUTATION) -> Reader:
         from dalle_mini.imaging.images import BadPicture, decode_scaled, load_picture
 
         try:
-            image, _ = decode_scaled((folder / name).read_bytes(), 64)
-            assert image.mode == "RGB"
+            assert decode_scaled((folder / name).read_bytes(), 64)[0].mode == "RGB"
         except BadPicture:
             pass
         load_picture(folder / name)
@@ -258,12 +257,13 @@ def picture_ppm() -> Reader:
 def _source(files: dict[str, tuple[bytes, MUTATION | None]], **options) -> Reader:
     def read(folder: Path) -> None:
         from dalle_mini.data.sources import open_source
+        from dalle_mini.data.sources.captions import clean
 
         for part in open_source(str(folder), **options).parts():
             for example in part.examples():
                 example.key.encode()
                 for caption in example.captions:
-                    caption.encode()
+                    clean(caption).encode()
 
     return Reader(files, read)
 
