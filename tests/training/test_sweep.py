@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,10 @@ import yaml
 from dalle_mini.errors import UserError
 from dalle_mini.training.config.config_file import override
 from dalle_mini.training.config.sections import LoopConfig, OptimizerConfig, TrackingConfig
-from dalle_mini.training.sweep import Sweep, last_words, summary
-from dalle_mini.training.sweep_points import grid, parse_axes, sampled
+from dalle_mini.training.sweep.processes import last_words
+from dalle_mini.training.sweep.search import Sweep, summary
+from dalle_mini.training.sweep.space import Plan, parse_settings, read_plan
+from dalle_mini.training.sweep.study import drawn
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tools" / "train" / "sweep.py"
@@ -24,13 +27,13 @@ STUB = (sys.executable, str(ROOT / "tests/helpers/train_stub.py"))
 
 
 def points(*texts):
-    return grid(parse_axes(texts)[0])
+    return parse_settings(texts).combinations()
 
 
 def test_grid():
-    axes, fixed = parse_axes(["a.rate=0.1,0.3", "loop.steps=10", "b.name=x,y"])
-    assert fixed == ("loop.steps=10",)
-    made = grid(axes)
+    plan = parse_settings(["a.rate=0.1,0.3", "loop.steps=10", "b.name=x,y"])
+    assert plan.fixed == ("loop.steps=10",)
+    made = plan.combinations()
     assert [one.name for one in made] == ["rate=0.1,name=x", "rate=0.1,name=y", "rate=0.3,name=x", "rate=0.3,name=y"]
     assert made[1].assignments == ("a.rate=0.1", "b.name=y")
 
@@ -45,16 +48,17 @@ def test_names_are_folders_and_tell_points_apart():
 
 
 def test_random_points():
-    axes, _ = parse_axes(["rate=0.001..0.1", "steps=10..1000", "decay=linear,cosine"])
-    made = sampled(axes, 200, seed=0)
-    assert made == sampled(axes, 200, seed=0) != sampled(axes, 200, seed=1)
-    assert sampled(axes, 20, seed=0) == made[:20]  # a longer sweep goes on from a shorter one
+    plan = parse_settings(["rate=0.001..0.1", "steps=10..1000", "decay=linear,cosine"])
+    made = drawn(plan, 200, seed=0)
+    assert made == drawn(plan, 200, seed=0) != drawn(plan, 200, seed=1)
+    assert drawn(plan, 20, seed=0) == made[:20]  # a longer sweep goes on from a shorter one
     rates = [float(one.assignments[0].partition("=")[2]) for one in made]
     assert all(0.001 <= rate <= 0.1 for rate in rates)
+    assert [one.params["rate"] for one in made] == rates  # the journal has what is run
     assert 70 < sum(rate < 0.01 for rate in rates) < 130  # uniform in the logarithm
     assert all(re.fullmatch(r"steps=\d+", one.assignments[1]) for one in made)
     assert {one.assignments[2] for one in made} == {"decay=linear", "decay=cosine"}
-    assert len(sampled(parse_axes(["a=1,2"])[0], 10, seed=0)) == 2  # there are no more
+    assert len(drawn(parse_settings(["a=1,2"]), 10, seed=0)) == 2  # there are no more
 
 
 @pytest.mark.parametrize(
@@ -64,6 +68,7 @@ def test_random_points():
         (["=1,2"], "'=1,2': settings are written key=value"),
         (["rate=1"], "nothing varies: give a setting several values"),
         (["rate=1,,2"], "'rate=1,,2': a value is missing between two commas"),
+        (["rate=1,1"], "rate=1: named twice: leave one out"),
         (["rate=1,2", "rate=3"], "rate: named twice: write its values with commas"),
         (["rate=1..0.1"], "'rate=1..0.1': a range is written low..high"),
         (["rate=0..1"], "'rate=0..1': a range is written low..high"),
@@ -72,18 +77,34 @@ def test_random_points():
 )
 def test_settings_that_make_no_sense(texts, message):
     with pytest.raises(UserError) as error:
-        parse_axes(texts)
+        parse_settings(texts).check()
     assert str(error.value).startswith(message)
 
 
 def test_a_range_needs_random():
     with pytest.raises(UserError, match=r"^rate=0.001..1: a range needs --random N"):
-        points("rate=0.001..1")
+        parse_settings(["rate=0.001..1"]).check()
 
 
 class Said(list):
     def __call__(self, text):
         self.append(text)
+
+
+def sweep(output, *texts, config="mini.yaml", command=STUB, **options):
+    """A sweep whose plan is what the command line would say."""
+    return Sweep(config, output, parse_settings(texts, options.pop("plan", Plan())), command=command, **options)
+
+
+def trials(output):
+    """The journal's trials as other programs see them: (run, state) in order."""
+    optuna = pytest.importorskip("optuna")
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(output / "journal.log")))
+    return [
+        (trial.user_attrs["run"], trial.state.name)
+        for summary in optuna.get_all_study_summaries(storage)
+        for trial in optuna.load_study(study_name=summary.study_name, storage=storage).trials
+    ]
 
 
 def calls(output, name):
@@ -92,8 +113,8 @@ def calls(output, name):
 
 
 def test_runs_are_ranked(tmp_path):
-    made, said = points("optimizer.rate=3,1,2"), Said()
-    ranked = Sweep("mini.yaml", tmp_path, ("loop.steps=3",), command=STUB).run(made, said)
+    said = Said()
+    ranked = sweep(tmp_path, "loop.steps=3", "optimizer.rate=3,1,2").run(said)
     assert [one.point.name for one in ranked] == ["rate=1", "rate=2", "rate=3"]
     assert ranked[0].summary["eval_loss"] == 1.0  # the lowest
     assert ranked[0].summary["pictures_per_second"] == 20.0  # the median
@@ -109,9 +130,8 @@ def test_runs_are_ranked(tmp_path):
 
 
 def test_a_failed_point_is_recorded_and_the_others_are_run(tmp_path):
-    made = points("what=refuse,none,break")
     said = Said()
-    ranked = Sweep("mini.yaml", tmp_path, command=STUB).run(made, said)
+    ranked = sweep(tmp_path, "what=refuse,none,break").run(said)
     assert (ranked[0].point.name, ranked[0].exit_code) == ("what=none", 0)
     failed = {one.point.name: one for one in ranked[1:]}
     assert (failed["what=refuse"].exit_code, failed["what=refuse"].error) == (
@@ -119,45 +139,103 @@ def test_a_failed_point_is_recorded_and_the_others_are_run(tmp_path):
         "rate: no such setting; did you mean ratio?",
     )
     assert failed["what=break"].error == "ZeroDivisionError: no error: line of its own"
-    record = json.loads((tmp_path / "runs" / "what=break.json").read_text())
-    assert (record["exit_code"], record["assignments"]) == (1, ["what=break"])
+    assert failed["what=break"].exit_code == 1
+    assert trials(tmp_path) == [("what=refuse", "FAIL"), ("what=none", "COMPLETE"), ("what=break", "FAIL")]
     assert "exit code 2: rate: no such setting" in (tmp_path / "report.html").read_text()
     assert "[3/3] what=break: failed, exit code 1: ZeroDivisionError: no error: line of its own" in said
     # The same again: what is done is left alone, what failed gets another chance.
-    Sweep("mini.yaml", tmp_path, command=STUB).run(made, said)
+    sweep(tmp_path, "what=refuse,none,break").run(said)
     assert [calls(tmp_path, name) for name in ("what=none", "what=refuse", "what=break")] == [1, 2, 2]
     assert "1 of 3 runs are done already" in said
 
 
 def test_values_may_be_added(tmp_path):
-    sweep = Sweep("mini.yaml", tmp_path, command=STUB)
-    sweep.run(points("rate=1,2"), Said())
-    ranked = sweep.run(points("rate=0.5,1,2"), Said())
+    sweep(tmp_path, "rate=1,2").run(Said())
+    ranked = sweep(tmp_path, "rate=0.5,1,2").run(Said())
     assert [one.point.name for one in ranked] == ["rate=0.5", "rate=1", "rate=2"]
+    ranked = sweep(tmp_path, "rate=2,1").run(Said())
+    assert [one.point.name for one in ranked] == ["rate=1", "rate=2"]
     assert [calls(tmp_path, f"rate={rate}") for rate in ("0.5", "1", "2")] == [1, 1, 1]
 
 
 def test_another_sweep_may_not_use_the_folder(tmp_path):
     config = tmp_path / "mini.yaml"
     config.write_text("a: 1\n")
-    sweep = Sweep(str(config), tmp_path / "out", command=STUB)
-    sweep.run(points("rate=1,2"), Said())
+    out = tmp_path / "out"
+    sweep(out, "rate=1,2", config=str(config)).run(Said())
     config.write_text("a: 2\n")
     with pytest.raises(UserError, match="holds a sweep with another sha256: name another --output"):
-        sweep.run(points("rate=1,2"), Said())
+        sweep(out, "rate=1,2", config=str(config)).run(Said())
     config.write_text("a: 1\n")
     with pytest.raises(UserError, match="another fixed"):
-        Sweep(str(config), tmp_path / "out", ("steps=1",), command=STUB).run(points("rate=1,2"), Said())
+        sweep(out, "steps=1", "rate=1,2", config=str(config)).run(Said())
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"is a file, not a folder"):
-        Sweep(str(config), tmp_path / "file", command=STUB).run(points("rate=1,2"), Said())
-    with pytest.raises(UserError, match=r"^rate=1: named twice"):
-        Sweep(str(config), tmp_path / "out", command=STUB).run(points("rate=1,1"), Said())
+        sweep(tmp_path / "file", "rate=1,2", config=str(config)).run(Said())
 
 
 def test_a_command_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match="--command no-such-thing: cannot be run"):
-        Sweep("mini.yaml", tmp_path, command=("no-such-thing",)).run(points("rate=1,2"), Said())
+        sweep(tmp_path, "rate=1,2", command=("no-such-thing",)).run(Said())
+
+
+def test_tpe_goes_on_where_it_was(tmp_path):
+    """Each point comes from the results before it; a longer search begins with the shorter one's points."""
+    plan = Plan(method="tpe", count=4)
+    shorter = sweep(tmp_path / "a", "rate=0.1..10", plan=plan).run(Said())
+    said = Said()
+    longer = sweep(tmp_path / "a", "rate=0.1..10", plan=replace(plan, count=13)).run(said)
+    assert said[0] == "4 of 13 runs are done already"
+    whole = sweep(tmp_path / "b", "rate=0.1..10", plan=replace(plan, count=13)).run(Said())
+    names = {one.point.name for one in longer}
+    assert len(names) == 13 and {one.point.name for one in shorter} < names == {one.point.name for one in whole}
+    found = sweep(tmp_path / "c", "rate=1,2,3", plan=replace(plan, count=9)).run(Said())
+    assert [one.point.name for one in found] == ["rate=1", "rate=2", "rate=3"]  # there are no more
+
+
+def test_pruned_runs(tmp_path):
+    """Far behind at its second evaluation, a run is asked to end, and is told in one line. It is not tried again."""
+    plan, said = Plan(halving=(2, 2)), Said()
+    ranked = sweep(tmp_path, "what=slow", "rate=1,3,2", plan=plan).run(said)
+    assert [(one.point.name, one.pruned_after) for one in ranked] == [("rate=1", None), ("rate=2", 2), ("rate=3", 2)]
+    assert "[2/3] rate=3: pruned after 2 evaluations, eval loss 3, loss 3" in said
+    assert dict(trials(tmp_path)) == {"rate=1": "COMPLETE", "rate=2": "PRUNED", "rate=3": "PRUNED"}
+    assert "pruned after 2 evaluations" in (tmp_path / "report.html").read_text()
+    sweep(tmp_path, "what=slow", "rate=1,3,2", plan=plan).run(said)
+    assert [calls(tmp_path, f"rate={rate}") for rate in (1, 2, 3)] == [1, 1, 1]
+
+
+def test_another_metric(tmp_path):
+    plan = Plan(metric="loss", maximize=True)
+    ranked = sweep(tmp_path, "rate=1,3,2", plan=plan).run(Said())
+    assert [one.point.name for one in ranked] == ["rate=3", "rate=2", "rate=1"]
+    with pytest.raises(UserError, match="another metric"):
+        sweep(tmp_path, "rate=1,3,2").run(Said())
+
+
+def test_two_sweeps_in_one_folder(tmp_path):
+    first = script(tmp_path, "what=wait", "rate=1,2")
+    wait_for(tmp_path / "runs" / "rate=1" / "waited")
+    second = script(tmp_path, "what=wait", "rate=1,2")
+    _, err = second.communicate(timeout=180)
+    first.terminate()
+    first.communicate(timeout=180)
+    assert (second.returncode, err) == (
+        2,
+        f"error: {tmp_path}: another sweep is at work here: wait until it ends, or name another --output\n",
+    )
+
+
+def test_a_damaged_journal(tmp_path):
+    sweep(tmp_path, "rate=1,2").run(Said())
+    journal, said = tmp_path / "journal.log", Said()
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + b'{"op_code":')  # the machine went down
+    sweep(tmp_path, "rate=1,2").run(said)
+    assert said == ["2 of 2 runs are done already"] and journal.read_bytes().startswith(whole)
+    journal.write_bytes(b"{}\n" + whole)
+    with pytest.raises(UserError, match=r"journal.log: cannot be read \(.*\): name another --output"):
+        sweep(tmp_path, "rate=1,2").run(said)
 
 
 def script(output, *arguments, **options):
@@ -212,7 +290,7 @@ def test_ctrl_c_comes_to_each_run_once(tmp_path):
     _, err = process.communicate(timeout=180)
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    assert json.loads((tmp_path / "runs" / "rate=1.json").read_text())["exit_code"] is None
+    assert trials(tmp_path) == [("rate=1", "FAIL")]
     assert calls(tmp_path, "rate=2") == 0  # not begun any more
 
 
@@ -222,7 +300,8 @@ def test_ctrl_c_comes_to_each_run_once(tmp_path):
         (["rate=1"], "error: nothing varies"),
         (["rate=1,2", "--random", "0"], "error: --random 0: it must be at least 1"),
         (["rate=1,2", "--jobs", "0"], "error: --jobs 0: it must be at least 1"),
-        ([], "error: the following arguments are required"),
+        ([], "error: nothing varies"),
+        (["rate=1,2", "--random", "3", "--tpe", "3"], "error: --random and --tpe: leave one out"),
     ],
 )
 def test_mistakes(tmp_path, arguments, message):
@@ -233,9 +312,57 @@ def test_mistakes(tmp_path, arguments, message):
 
 
 def test_summary_of_nothing(tmp_path):
-    assert summary(tmp_path) == {}
+    assert summary(tmp_path, Plan()) == {}
     (tmp_path / "log").write_bytes(b"\n \n")
     assert last_words(tmp_path / "log") == "it said nothing"
+
+
+def test_the_plan_in_the_file():
+    """The file that wandb reads says the same to our own command."""
+    plan = read_plan(ROOT / "tools" / "train" / "sweep.yaml")
+    assert (plan.method, plan.count, plan.metric, plan.maximize, plan.halving) == (
+        *("random", 20, "eval_loss", False),
+        (2, 2),
+    )
+    assert plan.fixed == ("loop.steps=10000",)
+    rate, warmup, decay, _ = plan.axes
+    assert (rate.low, rate.high, rate.is_log, rate.is_whole) == (0.0005, 0.05, True, False)
+    assert (warmup.values, decay.values) == (("500", "1000", "2000"), ("linear", "cosine"))
+    override = parse_settings(["loop.steps=5", "training.optimizer.decay=linear"], plan)
+    assert override.fixed == ("loop.steps=5", "training.optimizer.decay=linear") and len(override.axes) == 3
+
+
+@pytest.mark.parametrize(
+    ("parameter", "values"),
+    [
+        ({"min": 1, "max": 4}, {"1", "2", "3", "4"}),
+        ({"min": 0, "max": 1, "distribution": "q_uniform", "q": 0.5}, {"0", "0.5", "1"}),
+        ({"values": [True, None, [1, 2], "x"]}, {"true", "null", "[1, 2]", "x"}),
+    ],
+)
+def test_kinds_of_settings(tmp_path, parameter, values):
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({"method": "random", "parameters": {"a": parameter}}))
+    made = drawn(read_plan(tmp_path / "sweep.yaml"), 10, seed=0)
+    assert {one.assignments[0].removeprefix("a=") for one in made} == values
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "evolution"}, "Invalid enum value 'evolution'"),
+        ({"parameters": {"a": {"min": 1}}}, "a: it needs value, values, or min and max, the second one larger"),
+        ({"parameters": {"a": {"min": 0, "max": 1, "distribution": "log_uniform_values"}}}, "a: min must be above 0"),
+        ({"parameters": {"a": {"distribution": "normal", "mu": 0}}}, "Invalid enum value 'normal'"),
+        ({"early_terminate": {"type": "envelope", "min_iter": 2}}, "Invalid enum value 'envelope'"),
+        ({"run_cup": 3}, "Object contains unknown field run_cup"),
+    ],
+)
+def test_files_that_make_no_sense(tmp_path, changes, message):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(yaml.safe_dump({"method": "grid", "parameters": {"a": {"values": [1, 2]}}, **changes}))
+    with pytest.raises(UserError) as error:
+        read_plan(path)
+    assert str(error.value).startswith(f"{path}: {message}")
 
 
 def expanded(sweep, values, environment):
@@ -256,7 +383,7 @@ def test_the_sweep_for_wandb(tmp_path):
     assert sweep["metric"] == {"name": "eval_loss", "goal": "minimize"}
     values = {}
     for name, wanted in sweep["parameters"].items():
-        values[name] = wanted["values"][0] if "values" in wanted else wanted["min"]
+        values[name] = wanted.get("value", wanted["values"][0] if "values" in wanted else wanted.get("min"))
     pytest.importorskip("wandb")
     stub = tmp_path / "dalle-mini"
     stub.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
@@ -268,7 +395,7 @@ def test_the_sweep_for_wandb(tmp_path):
     verb, config, option, out, *rest = done.stdout.splitlines()
     assert (verb, option, out, rest[:2]) == ("train", "--output", "runs/sweep/r1", ["--resume", "auto"])
     assert config == "tools/train/configs/mini.yaml"
-    assert [f"{name}={value}" for name, value in values.items()] == rest[4:]
+    assert [f"{name}={value}" for name, value in values.items()] == rest[3:]
     parts = {"training.optimizer": OptimizerConfig(), "loop": LoopConfig(), "tracking": TrackingConfig()}
     for assignment in rest[2:]:
         part = next(part for part in parts if assignment.startswith(part + "."))
@@ -285,7 +412,7 @@ def test_the_sweep_for_wandb(tmp_path):
 )
 def test_what_is_wrong_shows_before_the_first_run(tmp_path, config, setting, message):
     (tmp_path / "config.yaml").write_text("loop: {steps: 3}\n")
-    sweep = Sweep(str(tmp_path / config), tmp_path / "sweep")
+    made = Sweep(str(tmp_path / config), tmp_path / "sweep", parse_settings([setting]))
     with pytest.raises(UserError, match=message):
-        sweep.run(points(setting), say=lambda _: pytest.fail("a run has begun"))
+        made.run(say=lambda _: pytest.fail("a run has begun"))
     assert not (tmp_path / "sweep").exists()

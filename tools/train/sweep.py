@@ -4,6 +4,7 @@ r"""Train with several settings, one run after the other, and compare them on a 
         training.optimizer.learning_rate=0.001,0.003,0.01 loop.steps=2000
     python tools/train/sweep.py runs/my.yaml --output runs/random --random 12 --seed 0 \
         training.optimizer.learning_rate=0.0003..0.03 training.optimizer.warmup_steps=100,500,2000
+    python tools/train/sweep.py tools/train/configs/mini.yaml --output runs/mini --space tools/train/sweep.yaml --tpe 20
 
 OUTPUT/report.html has the table and the curves. Exit codes: 0 all runs are done, 1 some failed (the others are done
 nevertheless), 2 the user's input is wrong, 75 or 130 stopped.
@@ -12,40 +13,47 @@ nevertheless), 2 the user's input is wrong, 75 or 130 stopped.
 import argparse
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from dalle_mini.commands.terminal import Parser, ending
 from dalle_mini.errors import UserError
 from dalle_mini.runtime import console
-from dalle_mini.training.sweep import TRAIN, Outcome, Stopped, Sweep
-from dalle_mini.training.sweep_points import grid, parse_axes, sampled
+from dalle_mini.training.sweep.processes import Stopped
+from dalle_mini.training.sweep.search import TRAIN, Outcome, Sweep
+from dalle_mini.training.sweep.space import Plan, parse_settings, read_plan
 
 
 def main() -> int:
     parser = Parser(prog="sweep.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="what `dalle-mini train` takes")
-    parser.add_argument("settings", nargs="+", metavar="KEY=VALUE,...", help="values to try, or one for all runs")
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE,...", help="values to try, or one for all runs")
     parser.add_argument("--output", type=Path, required=True, help="folder of the sweep")
+    parser.add_argument("--space", type=Path, metavar="FILE", help="settings to try, as `wandb sweep` reads them")
     parser.add_argument("--random", type=int, metavar="N", help="so many combinations by chance, not all of them")
-    parser.add_argument("--seed", type=int, default=0, help="of --random (default: 0)")
+    parser.add_argument("--tpe", type=int, metavar="N", help="so many, each chosen by Optuna's TPE from the results")
+    parser.add_argument("--seed", type=int, default=0, help="of --random and --tpe (default: 0)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the devices (default: 1)")
     parser.add_argument("--command", default=shlex.join(TRAIN), help="what trains (default: dalle-mini train)")
     with ending() as end:
         args = parser.parse_intermixed_args()
-        for name in ("random", "jobs"):
+        for name in ("random", "tpe", "jobs"):
             if getattr(args, name) is not None and getattr(args, name) < 1:
                 raise UserError(f"--{name} {getattr(args, name)}: it must be at least 1")
-        axes, fixed = parse_axes(args.settings)
-        points = grid(axes) if args.random is None else sampled(axes, args.random, args.seed)
-        sweep = Sweep(args.config, args.output, fixed, args.jobs, tuple(shlex.split(args.command)))
+        if args.random and args.tpe:
+            raise UserError("--random and --tpe: leave one out")
+        plan = parse_settings(args.settings, read_plan(args.space) if args.space else Plan())
+        if args.random or args.tpe:
+            plan = replace(plan, method="random" if args.random else "tpe", count=args.random or args.tpe)
+        sweep = Sweep(args.config, args.output, plan, args.seed, args.jobs, tuple(shlex.split(args.command)))
         try:
-            outcomes = sweep.run(points, console.say)
+            outcomes = sweep.run(console.say)
         except Stopped as stop:
             console.say("stopped: run the same command again to continue")
             end.code = stop.exit_code
         else:
             show(sweep, outcomes)
-            end.code = 0 if all(one.is_done for one in outcomes) else 1
+            end.code = 0 if all(one.is_over for one in outcomes) else 1
     return end.code
 
 
