@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import gzip
 import io
@@ -211,10 +212,8 @@ def _pictures(name: str, data: bytes, mutation: MUTATION) -> Reader:
     def read(folder: Path) -> None:
         from dalle_mini.imaging.images import BadPicture, decode_scaled, load_picture
 
-        try:
+        with contextlib.suppress(BadPicture):
             assert decode_scaled((folder / name).read_bytes(), 64)[0].mode == "RGB"
-        except BadPicture:
-            pass
         load_picture(folder / name)
 
     return Reader({name: (data, mutation)}, read)
