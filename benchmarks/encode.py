@@ -5,7 +5,7 @@
 Makes a folder of tars of captioned JPEG and PNG pictures, then measures in turn, `--repeats` times each:
 
 - alone: the VQGAN on pictures that are decoded, resized and in memory, in the batches that encoding uses;
-- encode: `dalle_mini.data.encode.job` from the tars to the manifest, without what it takes to start (reading weights,
+- encode: `dalle_mini.data.encode` from the tars to the manifest, without what it takes to start (reading weights,
   compiling, starting processes): the rate between the first picture that is reported and the last.
 
 The figure is the ratio of the medians: 1 would be decoding for nothing. The shipped VQGAN looks at 128 x 128 pixels and
@@ -80,8 +80,8 @@ def write_tars(folder: Path, kind: str, pictures: int, tars: int = 8) -> None:
 
 def vqgan_alone(args: argparse.Namespace) -> float:
     """Pictures a second, with as many batches under way as encoding has."""
-    from dalle_mini.data.encode.encoders import Networks, Weights
-    from dalle_mini.data.encode.job import EncodeOptions
+    from dalle_mini.data.encode import EncodeOptions, Weights
+    from dalle_mini.data.encode.encoders import Networks
     from dalle_mini.data.encode.stage import WAITING
 
     vqgan, _ = Weights(args.vqgan).load(with_clip=False)
@@ -103,8 +103,7 @@ def vqgan_alone(args: argparse.Namespace) -> float:
 
 
 def encode_rate(pile: Path, out: Path, args: argparse.Namespace) -> float:
-    from dalle_mini.data.encode.encoders import Weights
-    from dalle_mini.data.encode.job import EncodeOptions, encode
+    from dalle_mini.data.encode import EncodeOptions, Weights, encode
     from dalle_mini.data.sources import open_source
 
     seen = []

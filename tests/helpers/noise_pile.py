@@ -133,14 +133,13 @@ def content(folder: Path) -> dict[str, str]:
 
 def options(**changes):
     """Of a run over the pile: shards of 8 rows, batches of 3."""
-    from dalle_mini.data.encode.job import EncodeOptions
+    from dalle_mini.data.encode import EncodeOptions
 
     return EncodeOptions(**{"filters": FILTERS, "validation": 0.2, "shard_rows": 8, "batch_size": 3, **changes})
 
 
 def main() -> int:
-    from dalle_mini.data.encode.encoders import Weights
-    from dalle_mini.data.encode.job import encode
+    from dalle_mini.data.encode import Weights, encode
     from dalle_mini.data.encode.launchers import find_share
     from dalle_mini.errors import UserError
 

@@ -40,7 +40,7 @@ def tokens(vqgan):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, golden_bundle, vqgan, tokens):
     """130 + 20 rows; one caption means harm, and so does the key of what was dropped."""
-    from dalle_mini.data.encode.job import identity
+    from dalle_mini.models.fingerprint import identity
 
     out = tmp_path_factory.mktemp("report") / "en<coded"
     dropped = [
@@ -199,8 +199,8 @@ def test_the_vqgan_must_be_theirs(folder, tmp_path, vqgan, golden_bundle, tokens
 
 
 def test_the_shipped_vqgan_is_found_on_any_machine(tmp_path):
-    from dalle_mini.data.encode.job import identity
     from dalle_mini.models import VQGAN
+    from dalle_mini.models.fingerprint import identity
     from dalle_mini.weights.bundle import SHIPPED
 
     shipped = VQGAN.from_pretrained(SHIPPED / "vqgan")

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dalle_mini.data.encode.encoders import identity
 from dalle_mini.emoji.art import DEBIAN_FONT, everyday_candidates
 from dalle_mini.emoji.tidy import TidyScenes
 from dalle_mini.models import VQGAN, DalleBart
 from dalle_mini.models.config import DalleBartConfig, VQGANConfig
+from dalle_mini.models.fingerprint import identity
 from dalle_mini.training.run.loop import run
 
 TOOLS = Path(__file__).parents[2] / "tools" / "train"

@@ -14,10 +14,10 @@ import pytest
 from flax import nnx
 
 import tiny_runs
-from dalle_mini.data.encode.job import identity
 from dalle_mini.emoji.art import DEBIAN_FONT
 from dalle_mini.errors import UserError
 from dalle_mini.models import VQGAN
+from dalle_mini.models.fingerprint import identity
 
 TOOLS = Path(__file__).parents[2] / "tools" / "train"
 RECIPE = TOOLS / "emoji.sh"

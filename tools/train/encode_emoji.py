@@ -10,8 +10,7 @@ import time
 from entry import Pictures, parser, user_errors
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dalle_mini.data.encode.encoders import Weights
-from dalle_mini.data.encode.job import EncodeOptions, encode
+from dalle_mini.data.encode import EncodeOptions, Weights, encode
 from dalle_mini.emoji.scenes import SPLITS
 from dalle_mini.emoji.source import UNFILTERED, EmojiSource
 from dalle_mini.runtime import console

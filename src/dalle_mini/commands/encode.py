@@ -113,8 +113,7 @@ def run_encode(args: argparse.Namespace) -> int:
 
 def _imported():
     try:
-        from dalle_mini.data.encode.encoders import Weights
-        from dalle_mini.data.encode.job import EncodeOptions, encode
+        from dalle_mini.data.encode import EncodeOptions, Weights, encode
     except ImportError as error:
         if error.name not in ("pyarrow", "fsspec"):
             raise

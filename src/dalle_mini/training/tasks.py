@@ -274,7 +274,7 @@ def _encoded(run: Seq2SeqRun, source: str, folder: Path) -> str:
         not pile.exists() or (pile / MANIFEST).exists() or pile.suffix == ".parquet" or any(pile.glob("**/*.parquet"))
     ):
         return source
-    from dalle_mini.data.encode.job import EncodeOptions, Weights, encode
+    from dalle_mini.data.encode import EncodeOptions, Weights, encode
     from dalle_mini.data.sources import open_source
 
     pictures, vqgan = open_source(source), _vqgan_source(run)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dalle_mini.data.encode.encoders import Networks, Weights, identity
+from dalle_mini.data.encode.encoders import Networks, Weights
 from dalle_mini.data.encode.filters import Filters
 from dalle_mini.data.encode.job import encode
 from dalle_mini.data.tokens.shards import Manifest, read_table
@@ -20,6 +20,7 @@ from dalle_mini.emoji.art import DEBIAN_FONT, Emoji, EmojiPictures
 from dalle_mini.emoji.source import UNFILTERED, EmojiSource
 from dalle_mini.errors import UserError
 from dalle_mini.generation.ranking import ClipRanker
+from dalle_mini.models.fingerprint import identity
 from noise_pile import FILTERS, SEEN, NoisePile, make_vqgan, options
 
 CLIP = str(Path(__file__).parents[2] / "golden" / "clip")
@@ -31,7 +32,7 @@ import jax
 assert jax.local_device_count() == 4
 from noise_pile import NoisePile, options
 from dalle_mini.data.encode import encode
-from dalle_mini.data.networks import Weights
+from dalle_mini.data.encode.encoders import Weights
 if __name__ == "__main__":
     encode(NoisePile(), Weights(sys.argv[1]), sys.argv[2], options(), workers=1)
 """

@@ -22,13 +22,14 @@ from flax import nnx
 import noise_pile
 from dalle_mini.data.encode.encoders import Weights
 from dalle_mini.data.encode.filters import Filters
-from dalle_mini.data.encode.job import encode, identity
+from dalle_mini.data.encode.job import encode
 from dalle_mini.data.encode.launchers import Share
 from dalle_mini.data.encode.workers import ReadingFailed
 from dalle_mini.data.tokens.shards import Manifest, read_table, schema
 from dalle_mini.errors import UserError
 from dalle_mini.imaging.images import decode_picture, resize_and_crop
 from dalle_mini.models import VQGAN
+from dalle_mini.models.fingerprint import identity
 from dalle_mini.runtime.folders import LocalFolder
 from noise_pile import DROPPED, FILTERS, PARTS, SEEN, NoisePile, content, make_vqgan, options
 

@@ -88,8 +88,8 @@ def test_shards_of_the_originals_notebook(arrow_cache, tmp_path):
 
 
 def test_a_vqgan_is_known_by_its_folder(arrow_cache, tmp_path, golden_bundle):
-    from dalle_mini.data.encode.job import identity
     from dalle_mini.models import VQGAN as Model
+    from dalle_mini.models.fingerprint import identity
 
     model = Model.from_pretrained(golden_bundle / "vqgan")
     folder = write_notebook(tmp_path / "notebook", 5)

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import draw_samples
-from dalle_mini.data.encode.job import identity
 from dalle_mini.errors import UserError
 from dalle_mini.models import VQGAN
+from dalle_mini.models.fingerprint import identity
 from dalle_mini.training.records import read_samples
 from dalle_mini.training.tracking.samples import mean_score
 from draw_samples import PROMPTS, SEED, config, sampler, split

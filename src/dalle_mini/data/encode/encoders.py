@@ -15,7 +15,6 @@ from flax import nnx
 
 from dalle_mini.imaging.images import clip_pixels
 from dalle_mini.models import VQGAN
-from dalle_mini.models.fingerprint import identity as identity  # for those who look for it here
 from dalle_mini.runtime.xla import Jit
 from dalle_mini.weights.bundle import SHIPPED_NAME, find_part
 

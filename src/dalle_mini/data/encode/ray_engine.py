@@ -9,7 +9,7 @@ from dalle_mini.errors import UserError
 from dalle_mini.runtime.folders import open_output
 
 if TYPE_CHECKING:
-    from dalle_mini.data.encode.job import Run
+    from dalle_mini.data.encode.run import Run
 
 TOGETHER = 8  # parts of one task at most: read side by side, and each staged as it is done
 
@@ -22,7 +22,9 @@ def encode_with_ray(
     Joins the cluster of RAY_ADDRESS, or one that was joined before; else starts one on this machine. An actor loads
     the networks once and takes one GPU, where the cluster has any. What a dead actor had staged stays; another does
     the rest of its task.
-    Raises UserError where Ray is not installed.
+
+    Raises:
+        UserError: Ray is not installed.
     """
     try:
         import ray
