@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from dalle_mini.commands.terminal import Parser, exit_code
-from dalle_mini.emoji.art import MEDIUM, Emoji, EmojiPictures, all_emoji, everyday_emoji, find_font, render
+from dalle_mini.emoji.art import MEDIUM, Emoji, EmojiImages, all_emoji, everyday_emoji, find_font, render
 from dalle_mini.emoji.judge import (
     EmojiJudge,
     EmojiPrompt,
@@ -217,7 +217,7 @@ def measure_vqgan(pipe, judges: Judges, prompts, scenes, known, count: int, font
     vqgan, tidy = pipe.vqgan, is_tidy(pipe.folders["dalle"])
     size = vqgan.config.resolution
     options = {"length": count, "emoji": known, "split": "heldout", "font": font}
-    source = TidyScenes(size, **options) if tidy else EmojiPictures(size, jitter=1, **options)
+    source = TidyScenes(size, **options) if tidy else EmojiImages(size, jitter=1, **options)
     images, _ = source.batch(range(count))
     pictures, tokens = reconstruct(vqgan, images, every(256, "pictures through the VQGAN"))
     scale = WIDTH if tidy else MEDIUM
@@ -246,7 +246,7 @@ def measure_clip(pipe, known: list[Emoji], font: Path) -> dict[str, float]:
     from dalle_mini.evaluation.retrieval import recalls
     from dalle_mini.imaging.images import clip_pixels
 
-    source = TidyScenes if is_tidy(pipe.folders["dalle"]) else EmojiPictures
+    source = TidyScenes if is_tidy(pipe.folders["dalle"]) else EmojiImages
     options = {"length": PAIRS, "emoji": known, "split": "heldout", "font": font}
     images, captions = source(pipe.vqgan.config.resolution, **options).batch(range(PAIRS))
     clip, ranker = pipe.ranker.clip, pipe.ranker

@@ -16,7 +16,7 @@ from dalle_mini.emoji.art import (
     PALETTE,
     SMALL,
     Emoji,
-    EmojiPictures,
+    EmojiImages,
     all_emoji,
     caption_corpus,
     everyday_candidates,
@@ -33,7 +33,7 @@ APPLE = Emoji("🍎", "red apple")
 
 
 def plans(n, **options):
-    source = EmojiPictures(length=n, emoji=everyday_candidates(), **options)
+    source = EmojiImages(length=n, emoji=everyday_candidates(), **options)
     return [source._plan(i) for i in range(n)]
 
 
@@ -43,7 +43,7 @@ def test_missing_font_names_the_package_and_the_way_out(tmp_path):
 
 
 def test_missing_font_is_not_asked_for_captions_but_for_pictures(tmp_path):
-    source = EmojiPictures(emoji=[APPLE], font=tmp_path / "nowhere.ttf")
+    source = EmojiImages(emoji=[APPLE], font=tmp_path / "nowhere.ttf")
     assert "red apple" in source.caption(0)
     with pytest.raises(UserError, match="fonts-noto-color-emoji"):
         source[0]
@@ -135,7 +135,7 @@ def test_captions_read_like_english():
     ],
 )
 def test_articles(characters, name, wanted):
-    source = EmojiPictures(length=300, emoji=[Emoji(characters, name)])
+    source = EmojiImages(length=300, emoji=[Emoji(characters, name)])
     assert any(caption == wanted for caption in map(source.caption, range(300)))
 
 
@@ -175,17 +175,17 @@ def test_examples_depend_on_seed_index_and_split_alone():
 )
 def test_wrong_options_are_user_errors(options):
     with pytest.raises(UserError):
-        EmojiPictures(**{"emoji": [APPLE], **options})
+        EmojiImages(**{"emoji": [APPLE], **options})
 
 
 def test_emoji_without_held_out_color_cannot_fill_that_split():
     spared = next(e for e in everyday_candidates() if not any(is_held_out(e, c) for c in PALETTE))
     with pytest.raises(UserError, match="held-out"):
-        EmojiPictures(emoji=[spared], split="heldout")
+        EmojiImages(emoji=[spared], split="heldout")
 
 
 def test_index_outside_the_source():
-    source = EmojiPictures(length=3, emoji=[APPLE])
+    source = EmojiImages(length=3, emoji=[APPLE])
     assert len(source) == 3
     for index in (3, -1):
         with pytest.raises(IndexError):
@@ -244,14 +244,14 @@ def test_moving_by_cells_moves_the_same_pixels():
 def test_pictures_are_deterministic_also_from_threads():
     emoji_module.sprite.cache_clear()
     with ThreadPoolExecutor(8) as pool:
-        batches = list(pool.map(lambda _: EmojiPictures(seed=3).batch(range(100))[0], range(8)))
+        batches = list(pool.map(lambda _: EmojiImages(seed=3).batch(range(100))[0], range(8)))
     for batch in batches:
         np.testing.assert_array_equal(batch, batches[0])
 
 
 @needs_font
 def test_batch_is_its_examples():
-    source = EmojiPictures(size=32, length=10)
+    source = EmojiImages(size=32, length=10)
     images, captions = source.batch([7, 0])
     assert images.shape == (2, 32, 32, 3) and images.dtype == np.uint8
     np.testing.assert_array_equal(images[0], source[7].image)

@@ -9,7 +9,6 @@ A VQGAN that makes 16 x 16 tokens then meets an emoji always in the same phase o
 is one pattern of tokens at each size, moved about, instead of one for every sub-cell shift.
 """
 
-import hashlib
 import random
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont, features
 
 from dalle_mini.emoji.captions import background_caption, english_name, pick
 from dalle_mini.errors import UserError
+from dalle_mini.runtime.hashing import is_chosen
 
 DEBIAN_FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 BITMAP_SIZE = 109  # the one size at which the font holds its bitmaps
@@ -120,8 +120,7 @@ def is_held_out(emoji: Emoji, color: str) -> bool:
     """
     if color == "white":
         return False
-    digest = hashlib.sha256(f"{emoji.name}|{color}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") < HELD_OUT_SHARE * 2**64
+    return is_chosen(f"{emoji.name}|{color}", HELD_OUT_SHARE)
 
 
 def all_emoji(font: str | Path | None = None) -> list[Emoji]:
@@ -278,7 +277,7 @@ def paste(picture: np.ndarray, font: Path, emoji: Emoji, scale: int, position: t
     under[:] = colors + (shaded + (shaded >> 8) >> 8)  # the shift is a division by 255, rounded, in a third of the time
 
 
-class EmojiPictures:
+class EmojiImages:
     """A map-style source of captioned emoji pictures: `len(source)`, `source[i]` -> `EmojiExample`.
 
     Example i is a pure function of (seed, i, split) and the emoji given. How they are drawn:
@@ -371,7 +370,7 @@ class EmojiPictures:
 def place_alone(
     rng: random.Random, jitter: int, steps: int = 1
 ) -> tuple[int, str | None, tuple[int, int] | None, tuple[float, float]]:
-    """Where a single emoji stands, drawn by the shares of `EmojiPictures`, as (scale, size word, place, position).
+    """Where a single emoji stands, drawn by the shares of `EmojiImages`, as (scale, size word, place, position).
 
     `scale` and `position` as in `render`; the size word is a key of `SIZE_WORDS` and the place one of `PLACES`, None
     where it is not said. `steps` are the parts that a cell is divided into for the jitter.
@@ -403,6 +402,6 @@ def caption_corpus(
 
     Needs no font where `emoji` is given (`everyday_candidates()`, for one).
     """
-    source = EmojiPictures(seed=seed, length=max(n, 1), emoji=emoji, font=font)
+    source = EmojiImages(seed=seed, length=max(n, 1), emoji=emoji, font=font)
     yield from (one.name for one in source.emoji)
     yield from (source.caption(i) for i in range(n))

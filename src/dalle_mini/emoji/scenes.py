@@ -156,11 +156,11 @@ class SceneExample:
 
 
 class EmojiScenes:
-    """A map-style source of captioned scenes: `len(source)`, `source[i]` -> `SceneExample`, as `EmojiPictures` is one.
+    """A map-style source of captioned scenes: `len(source)`, `source[i]` -> `SceneExample`, as `EmojiImages` is one.
 
     Example i is a pure function of (seed, i, split) and the emoji given; it is the same scene at every picture size.
 
-    - 40 % single: an emoji in the sizes, places and sentences of `EmojiPictures`.
+    - 40 % single: an emoji in the sizes, places and sentences of `EmojiImages`.
     - 8 % counted: two or three of the same, also "small", in a row or a triangle.
     - 42 % two in a relation (`RELATIONS`): 35 % of them with size words, in 15 % one side is two of the same.
     - 10 % three: one between two, or two beside each other above or under a third.

@@ -8,7 +8,7 @@ from typing import Any
 
 from dalle_mini.data.encode.filters import Filters
 from dalle_mini.data.sources.example import Example
-from dalle_mini.emoji.art import EmojiPictures
+from dalle_mini.emoji.art import EmojiImages
 from dalle_mini.errors import UserError
 
 PART_ROWS = 2048
@@ -19,7 +19,7 @@ UNFILTERED = Filters(min_caption=None, max_caption=None, max_aspect=None, min_si
 class EmojiPart:
     """Pictures `start` to `stop`, drawn when they are asked for."""
 
-    pictures: EmojiPictures
+    pictures: EmojiImages
     start: int
     stop: int
 
@@ -48,7 +48,7 @@ class EmojiSource:
     Raises UserError where there are not so many.
     """
 
-    pictures: EmojiPictures
+    pictures: EmojiImages
     rows: int
     made_from: Mapping[str, Any] = field(default_factory=dict)
 

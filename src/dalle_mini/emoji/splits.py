@@ -4,10 +4,9 @@ Four kinds of things are kept out: an emoji on a background colour, two emoji to
 left of a car"), and a combination of attributes that no emoji has in training ("small, on purple").
 """
 
-import hashlib
-
 from dalle_mini.emoji.art import HELD_OUT_SHARE, Emoji
 from dalle_mini.emoji.nouns import without_skin
+from dalle_mini.runtime.hashing import is_chosen
 
 COLOR, PAIR, RELATION, ATTRIBUTES = HELD_OUT_KINDS = ("color", "pair", "relation", "attributes")
 
@@ -18,7 +17,7 @@ def is_pair_held_out(first: Emoji, second: Emoji) -> bool:
     The answer is one for all skin tones of a person.
     """
     names = sorted((without_skin(first.name), without_skin(second.name)))
-    return names[0] != names[1] and _is_chosen("pair", *names)
+    return names[0] != names[1] and _is_held_out("pair", *names)
 
 
 def is_fact_held_out(first: Emoji, fact: str, second: Emoji) -> bool:
@@ -27,7 +26,7 @@ def is_fact_held_out(first: Emoji, fact: str, second: Emoji) -> bool:
     What is decided is the picture and not the wording: "b to the right of a" and "a next to b" go with "a left of b".
     """
     names = without_skin(first.name), without_skin(second.name)
-    return names[0] != names[1] and _is_chosen("relation", names[0], fact, names[1])
+    return names[0] != names[1] and _is_held_out("relation", names[0], fact, names[1])
 
 
 def is_combination_held_out(size: str | None, background: str, variant: str | None) -> bool:
@@ -40,9 +39,8 @@ def is_combination_held_out(size: str | None, background: str, variant: str | No
     A single attribute is no combination and never held out.
     """
     said = [size, None if background == "white" else background, variant]
-    return sum(one is not None for one in said) >= 2 and _is_chosen("attributes", *(one or "-" for one in said))
+    return sum(one is not None for one in said) >= 2 and _is_held_out("attributes", *(one or "-" for one in said))
 
 
-def _is_chosen(*names: str) -> bool:
-    digest = hashlib.sha256("|".join(names).encode()).digest()
-    return int.from_bytes(digest[:8], "big") < HELD_OUT_SHARE * 2**64
+def _is_held_out(*names: str) -> bool:
+    return is_chosen("|".join(names), HELD_OUT_SHARE)

@@ -16,7 +16,7 @@ from dalle_mini.data.encode.encoders import Networks, Weights
 from dalle_mini.data.encode.filters import Filters
 from dalle_mini.data.encode.job import encode
 from dalle_mini.data.tokens.shards import Manifest, read_table
-from dalle_mini.emoji.art import DEBIAN_FONT, Emoji, EmojiPictures
+from dalle_mini.emoji.art import DEBIAN_FONT, Emoji, EmojiImages
 from dalle_mini.emoji.source import UNFILTERED, EmojiSource
 from dalle_mini.errors import UserError
 from dalle_mini.generation.ranking import ClipRanker
@@ -130,7 +130,7 @@ def test_another_clip_is_another_run(vqgan, tmp_path):
 
 @pytest.mark.skipif(not DEBIAN_FONT.exists(), reason="no emoji font")
 def test_emoji_are_encoded_as_every_other_pile(tmp_path):
-    pictures = EmojiPictures(128, seed=3, length=50, emoji=[Emoji("🐌", "snail"), Emoji("🍎", "red apple")])
+    pictures = EmojiImages(128, seed=3, length=50, emoji=[Emoji("🐌", "snail"), Emoji("🍎", "red apple")])
     source = EmojiSource(pictures, 20, {"split": "train", "seed": 3})
     assert [part.size for part in source.parts()] == [20]
     manifest = encode(
@@ -149,7 +149,7 @@ def test_emoji_are_encoded_as_every_other_pile(tmp_path):
 
 
 def test_more_emoji_than_there_are():
-    pictures = EmojiPictures(64, length=5, emoji=[Emoji("🐌", "snail")])
+    pictures = EmojiImages(64, length=5, emoji=[Emoji("🐌", "snail")])
     for rows in (0, 6):
         with pytest.raises(UserError, match=rf"rows {rows}: from 1 to 5 emoji pictures"):
             EmojiSource(pictures, rows)

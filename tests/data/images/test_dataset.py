@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dalle_mini.data.images.dataset import DrawnPictures, MixedPictures, PictureData, open_pictures, pack_piles
-from dalle_mini.data.images.packed import PackedPictures, Packing, pack
+from dalle_mini.data.images.dataset import ImageData, MixedImages, open_images, pack_datasets
+from dalle_mini.data.images.packed import PackedImages, Packing, pack
 from dalle_mini.data.sources import open_source
 from dalle_mini.emoji.art import DEBIAN_FONT
+from dalle_mini.emoji.drawn import DrawnEmoji
 from dalle_mini.errors import UserError
 from dalle_mini.imaging.images import resize_and_crop
 from dalle_mini.training.run.folder import differences
@@ -41,7 +42,7 @@ def names(source):
 
 def test_rows_are_the_pile_resized_and_cropped(pile, tmp_path):
     pack(open_source(str(pile)), tmp_path, Packing(SIZE, min_side=None))
-    packed = PackedPictures(tmp_path)
+    packed = PackedImages(tmp_path)
     assert len(packed) == 40 - 3
     wanted = [i for i in (*range(0, 40, 2), *range(1, 40, 2)) if i not in (3, 4, 10)]  # folder by folder
     images, captions = packed.batch(range(len(packed)))
@@ -56,7 +57,7 @@ def test_pictures_without_captions_are_for_who_needs_none(pile, tmp_path, caplog
     with caplog.at_level(logging.WARNING, "dalle_mini"):
         pack(open_source(str(pile)), tmp_path, PACKING)
     assert "39 pictures are packed; 1 dropped: not a picture" in caplog.text
-    assert "a/04" in names(PackedPictures(tmp_path))  # a key stands for the caption
+    assert "a/04" in names(PackedImages(tmp_path))  # a key stands for the caption
     small = Packing(SIZE, min_side=11, captions=False)
     with pytest.raises(UserError, match=r"no picture of it can be used; 39 dropped: picture too small"):
         pack(open_source(str(pile)), tmp_path / "small", small)
@@ -86,7 +87,7 @@ def test_an_interrupted_packing_goes_on(pile, tmp_path, monkeypatch):
         patch.setattr(packed._Part, "finish", finish)
         pack(source, broken, PACKING)
     with pytest.raises(UserError, match=r"packed pictures are damaged"):
-        PackedPictures(broken)
+        PackedImages(broken)
     kept = (broken / "000000.u8").stat().st_mtime_ns
     pack(source, broken, PACKING)
     assert (broken / "000000.u8").stat().st_mtime_ns == kept
@@ -125,27 +126,27 @@ def test_damage_is_noticed(pile, tmp_path):
     pixels = tmp_path / "000000.u8"
     pixels.write_bytes(pixels.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"damaged \(000000.u8 has not the size of 39 pictures\); delete it"):
-        PackedPictures(tmp_path)
+        PackedImages(tmp_path)
 
 
 def test_what_is_held_out_is_never_trained_on(pile, tmp_path):
-    data = PictureData((str(pile),), held_out=0.3, min_side=None)
-    pack_piles(data, SIZE, tmp_path, captions=False)
-    train, held_out = open_pictures(data, SIZE, tmp_path, captions=False, seed=0)
+    data = ImageData((str(pile),), held_out=0.3, min_side=None)
+    pack_datasets(data, SIZE, tmp_path, captions=False)
+    train, held_out = open_images(data, SIZE, tmp_path, captions=False, seed=0)
     assert not {*names(train)} & {*names(held_out)}
     assert len(train) + len(held_out) == 39
     assert 3 <= len(held_out) <= 20
     assert train.origin() != held_out.origin()
     with pytest.raises(UserError, match=r"none of its 39 pictures is held out: data.held_out is 1e-09"):
-        open_pictures(PictureData((str(pile),), held_out=1e-9, min_side=None), SIZE, tmp_path, captions=False, seed=0)
+        open_images(ImageData((str(pile),), held_out=1e-9, min_side=None), SIZE, tmp_path, captions=False, seed=0)
 
 
 def test_piles_of_their_own_for_validation_and_a_cache(pile, tmp_path):
     cache = tmp_path / "cache"
-    data = PictureData((str(pile / "a"),), validation=(str(pile / "b"),), min_side=None, cache=str(cache))
+    data = ImageData((str(pile / "a"),), validation=(str(pile / "b"),), min_side=None, cache=str(cache))
     for run in ("one", "two"):
-        pack_piles(data, SIZE, tmp_path / run, captions=False)
-        train, held_out = open_pictures(data, SIZE, tmp_path / run, captions=False, seed=0)
+        pack_datasets(data, SIZE, tmp_path / run, captions=False)
+        train, held_out = open_images(data, SIZE, tmp_path / run, captions=False, seed=0)
         assert (len(train), len(held_out)) == (19, 20)
         assert not (tmp_path / run).exists()
     assert len(list(cache.iterdir())) == 2
@@ -169,11 +170,11 @@ class Named:
 
 
 def test_mixtures():
-    plain = MixedPictures([Named(1, 3), Named(2, 5)])
+    plain = MixedImages([Named(1, 3), Named(2, 5)])
     images, captions = plain.batch([7, 0, 3, 2])
     assert captions == ["2.4", "1.0", "2.0", "1.2"]
     assert images[:, 0, 0, 0].tolist() == [2, 1, 2, 1]
-    weighed = MixedPictures([Named(1, 3), Named(2, 500)], weights=[3, 1])
+    weighed = MixedImages([Named(1, 3), Named(2, 500)], weights=[3, 1])
     rng = np.random.default_rng(0)
     images, captions = weighed.batch(rng.integers(0, len(weighed), 4000))
     assert np.mean(images[:, 0, 0, 0] == 1) == pytest.approx(0.75, abs=0.03)
@@ -192,44 +193,44 @@ def test_mixtures():
 )
 def test_settings_that_cannot_be(change, message):
     with pytest.raises(UserError, match=message):
-        PictureData(**change)
+        ImageData(**change)
 
 
 @pytest.mark.skipif(not DEBIAN_FONT.exists(), reason="needs Debian's package fonts-noto-color-emoji")
 def test_people_in_their_variants():
-    data = PictureData(("emoji-scenes",), emoji_kinds=("sport and play",), people=True)
-    with_people = DrawnPictures("emoji-scenes", 32, 0, "train", data)
+    data = ImageData(("emoji-scenes",), emoji_kinds=("sport and play",), people=True)
+    with_people = DrawnEmoji("emoji-scenes", 32, 0, "train", data)
     captions = " ".join(with_people.captions(index)[0] for index in range(300))
     assert "woman" in captions and "with dark skin" in captions
-    without = DrawnPictures("emoji-scenes", 32, 0, "train", dataclasses.replace(data, people=False))
+    without = DrawnEmoji("emoji-scenes", 32, 0, "train", dataclasses.replace(data, people=False))
     assert " skin" not in " ".join(without.captions(index)[0] for index in range(300))
 
 
 def test_piles_that_are_not_there(tmp_path):
     with pytest.raises(UserError, match=r"data.train: name the pictures to learn from"):
-        pack_piles(PictureData(), SIZE, tmp_path, captions=False)
+        pack_datasets(ImageData(), SIZE, tmp_path, captions=False)
     with pytest.raises(UserError, match=r"there is no such file or folder"):
-        pack_piles(PictureData((str(tmp_path / "nothing"),)), SIZE, tmp_path, captions=False)
+        pack_datasets(ImageData((str(tmp_path / "nothing"),)), SIZE, tmp_path, captions=False)
 
 
 @pytest.mark.skipif(not DEBIAN_FONT.exists(), reason="needs Debian's package fonts-noto-color-emoji")
 @pytest.mark.parametrize("kind", ["emoji", "emoji-scenes"])
 def test_what_is_drawn(kind, tmp_path):
-    data = PictureData((kind,), emoji_kinds=("food",))
-    pack_piles(data, 32, tmp_path, captions=False)  # has nothing to do
-    train, held_out = open_pictures(data, 32, tmp_path, captions=False, seed=3)
+    data = ImageData((kind,), emoji_kinds=("food",))
+    pack_datasets(data, 32, tmp_path, captions=False)  # has nothing to do
+    train, held_out = open_images(data, 32, tmp_path, captions=False, seed=3)
     images, captions = train.batch([0, 9_999_999])
     assert images.shape == (2, 32, 32, 3)
     assert len(set(captions)) == 2
-    again, _ = open_pictures(data, 32, tmp_path, captions=False, seed=3)
+    again, _ = open_images(data, 32, tmp_path, captions=False, seed=3)
     np.testing.assert_array_equal(again.batch([0])[0], images[:1])
     origins = [source.origin()["sources"][0] for source in (train, held_out)]
     assert [origin["split"] for origin in origins] == ["train", "heldout"]
-    assert DrawnPictures(kind, 32, 4, "train", data).origin() != origins[0]
+    assert DrawnEmoji(kind, 32, 4, "train", data).origin() != origins[0]
     every = dataclasses.replace(data, emoji_kinds=None)
-    assert DrawnPictures(kind, 32, 3, "train", every).origin()["emoji"] != origins[0]["emoji"]
+    assert DrawnEmoji(kind, 32, 3, "train", every).origin()["emoji"] != origins[0]["emoji"]
     with pytest.raises(UserError, match="nonsense"):
-        DrawnPictures(kind, 32, 3, "train", dataclasses.replace(data, emoji_kinds=("nonsense",)))
+        DrawnEmoji(kind, 32, 3, "train", dataclasses.replace(data, emoji_kinds=("nonsense",)))
     assert not (tmp_path / "pictures").exists()
 
 
@@ -239,9 +240,9 @@ def test_packed_pictures_are_found_whatever_the_pile_is_called(pile, tmp_path, m
     monkeypatch.chdir(tmp_path)
     names = ("pile", str(tmp_path / "pile"))
     for name in names:
-        data = PictureData(train=(name,), min_side=None)
-        pack_piles(data, SIZE, tmp_path / "packed", captions=False)
-        assert len(open_pictures(data, SIZE, tmp_path / "packed", captions=False, seed=0)[0])
+        data = ImageData(train=(name,), min_side=None)
+        pack_datasets(data, SIZE, tmp_path / "packed", captions=False)
+        assert len(open_images(data, SIZE, tmp_path / "packed", captions=False, seed=0)[0])
     assert len(list((tmp_path / "packed").iterdir())) == 1
     pack(open_source(str(pile)), next((tmp_path / "packed").iterdir()), PACKING)
 

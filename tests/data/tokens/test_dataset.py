@@ -57,7 +57,7 @@ def test_mapped_pages_are_handed_back(arrow_cache, tmp_path, monkeypatch):
     before = mapped()
     np.testing.assert_array_equal(data.rows(range(10_000), ("tokens",))["tokens"], tokens)
     assert mapped() - before > 0.9 * 2 * tokens.size  # far from the limit: they stay
-    monkeypatch.setattr(arrow_cache, "MAPPED", 2**23)
+    monkeypatch.setattr("dalle_mini.data.tokens.arrow_cache.MAPPED", 2**23)
     for some in np.random.default_rng(0).permutation(10_000)[:250].reshape(50, 5):
         np.testing.assert_array_equal(data.rows(some, ("tokens",))["tokens"], tokens[some])
     data.rows([0, 1, 2, 3, 4])  # the fifth row since, or later: handed back

@@ -135,7 +135,7 @@ def test_settings_that_make_no_sense_are_one_line_and_a_full_cache_answers(hub, 
     code = """if True:
         import sys
         from dalle_mini import UserError
-        from dalle_mini.weights.hub import resolve
+        from dalle_mini.weights.hub.repository import resolve
         try:
             print(resolve(sys.argv[1]))
         except UserError as error:

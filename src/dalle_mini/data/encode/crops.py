@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from dalle_mini.data.sources import reasons
 from dalle_mini.data.sources.example import Example, Part
 from dalle_mini.errors import UserError, shown
 from dalle_mini.imaging.images import BadPicture, decode_scaled, resize_and_crop
+from dalle_mini.runtime.hashing import hash_64s
 
 CENTER, RANDOM = "center", "random:"
 MOST_CROPS = 1000
@@ -133,8 +133,7 @@ def random_crop(image: Image.Image, size: int, seed: int, key: str, n: int) -> n
     As in the DALL·E paper (Ramesh et al. 2021, appendix A.2): the picture's shortest side becomes 9/8 to 12/8 of the
     crop's, and the crop is anywhere in it. A small picture is not enlarged for it, beyond what `size` needs.
     """
-    digest = hashlib.sha256(f"{seed} {n} {key}".encode("utf-8", "surrogatepass")).digest()
-    zoom, x, y = (int.from_bytes(digest[i : i + 8], "big") / 2**64 for i in (0, 8, 16))
+    zoom, x, y = (number / 2**64 for number in hash_64s(f"{seed} {n} {key}", 3))
     shortest = min(image.size)
     side = shortest / (ZOOM[0] + zoom * (ZOOM[1] - ZOOM[0]))
     side = max(side, min(shortest, size))

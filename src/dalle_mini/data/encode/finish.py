@@ -40,6 +40,7 @@ from dalle_mini.data.tokens.shards import (
 from dalle_mini.errors import UserError
 from dalle_mini.runtime.files import as_utf8
 from dalle_mini.runtime.folders import LocalFolder, RemoteFolder
+from dalle_mini.runtime.hashing import in_share
 
 # In this order an example meets them, and the first to say no is the reason.
 ORDER = (
@@ -111,7 +112,8 @@ def finish(
         rows = table.filter(pc.is_null(table["reason"]))
         counts["kept"] += len(np.unique(rows["position"].to_numpy()))
         codes += np.bincount(_tokens(rows), minlength=len(codes))
-        validates = _in_validation(rows["key_hash"].to_numpy(), plan.validation)
+        # A key alone decides it: whatever joins the dataset later, or leaves it, no image changes sides.
+        validates = in_share(rows["key_hash"].to_numpy(), plan.validation)
         for split, chosen in zip(SPLITS, (~validates, validates), strict=True):
             writers[split].add(rows.filter(pa.array(chosen)))
         progress(plan.parts + part + 1, 2 * plan.parts)
@@ -202,11 +204,6 @@ def _without_repeats(
 def _first_of_picture(positions: np.ndarray) -> np.ndarray:
     """Indices of the first row of each picture; the crops of one follow each other."""
     return np.flatnonzero(np.r_[True, positions[1:] != positions[:-1]]) if len(positions) else np.empty(0, np.int64)
-
-
-def _in_validation(key_hashes: np.ndarray, share: float) -> np.ndarray:
-    """A key alone decides it: whatever joins the pile later, or leaves it, no picture changes sides."""
-    return key_hashes.astype(np.float64) < share * 2.0**64
 
 
 def _tokens(rows: pa.Table) -> np.ndarray:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from dalle_mini.errors import UserError, shown
 from dalle_mini.models.fingerprint import clip_identity, identity
 from dalle_mini.runtime.files import as_utf8
 from dalle_mini.runtime.folders import WORK, LocalFolder, RemoteFolder
+from dalle_mini.runtime.hashing import short_hash
 from dalle_mini.runtime.parsing import ParseError, convert, parse_json
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class Run:
         workers: int | None,
         report: Callable[[int, int, int], None],
     ) -> None:
-        """Stage the parts of these numbers, on the devices of this host; `workers` and `report` as in `encode_parts`."""
+        """Stage the parts of these numbers on this host's devices; `workers` and `report` as in `encode_parts`."""
         if self._networks is None:
             self._networks = Networks(*self._load(), self.options.batch_size)
         chosen = [(number, self.parts[number]) for number in numbers]
@@ -238,7 +239,7 @@ def _as_read(value: Any) -> Any:
 
 
 def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+    return short_hash(json.dumps(value, sort_keys=True))
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

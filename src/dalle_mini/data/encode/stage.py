@@ -6,7 +6,6 @@ their reasons. What concerns the pile as a whole (duplicates, splits, shards) co
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -27,6 +26,7 @@ from dalle_mini.data.sources.reasons import CLIP_SCORE
 from dalle_mini.data.tokens.shards import schema
 from dalle_mini.errors import UserError
 from dalle_mini.runtime.folders import WORK, LocalFolder, RemoteFolder
+from dalle_mini.runtime.hashing import hash_64
 from dalle_mini.runtime.parsing import convert, parse_json
 
 PARTS = f"{WORK}/parts"
@@ -73,11 +73,6 @@ def missing_parts(folder: LocalFolder | RemoteFolder, parts: int) -> list[int]:
     """Numbers of the parts that are not staged yet."""
     there = folder.names(PARTS)
     return [number for number in range(parts) if staged_name(number).rpartition("/")[2] not in there]
-
-
-def key_hash(key: str) -> int:
-    """64 bits of a key, which also decide whether it is in the validation split."""
-    return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 
 def encode_parts(
@@ -218,7 +213,7 @@ class StagedPart:
             "position": positions,
             "reason": [None] * len(rows) + [one.reason for one in gone],
             "detail": [None] * len(rows) + [_text(one.detail) for one in gone],
-            "key_hash": [key_hash(key) for key in keys],
+            "key_hash": [hash_64(key) for key in keys],
             "exact": [row.exact for row in rows] + blank,
             "look": [row.look for row in rows] + blank,
         }

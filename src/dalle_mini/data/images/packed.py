@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import logging
 import os
@@ -33,6 +32,7 @@ from dalle_mini.data.encode.workers import Readers, Restart, read_here
 from dalle_mini.data.sources.example import Example, Source
 from dalle_mini.errors import UserError
 from dalle_mini.runtime import files
+from dalle_mini.runtime.hashing import is_chosen
 from dalle_mini.runtime.parsing import check, convert, parse_json, read_object
 
 PACKING = "packing.json"
@@ -205,7 +205,7 @@ class _Record(TypedDict):
     parts: Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 
 
-class PackedPictures:
+class PackedImages:
     """The pictures of one or both splits of a folder that `pack` made: a map-style source.
 
     Args:
@@ -232,7 +232,7 @@ class PackedPictures:
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{folder}: its packed pictures are damaged ({error}); delete it, to pack anew") from None
         self.size = size
-        held = [is_held_out(key, share) == (split == SPLITS[1]) for _, _, key, *_ in rows]
+        held = [is_chosen(key, share) == (split == SPLITS[1]) for _, _, key, *_ in rows]
         self._rows = [row for row, wanted in zip(rows, held, strict=True) if wanted or split is None]
         if not self._rows:
             raise UserError(f"{folder}: none of its {len(rows)} pictures is {split}: data.held_out is {share}")
@@ -255,11 +255,6 @@ class PackedPictures:
     def origin(self) -> dict[str, Any]:
         """Which pictures these are, for a run's record."""
         return {**self._made_from, "split": self.split, "share": self.share, "pictures": len(self)}
-
-
-def is_held_out(key: str, share: float) -> bool:
-    digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
 def _pixels_file(folder: Path, number: int) -> Path:

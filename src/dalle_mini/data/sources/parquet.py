@@ -23,6 +23,7 @@ from dalle_mini.data.sources.rows import Kinds, Layout, Options, example_of, fin
 from dalle_mini.data.sources.table import Table
 from dalle_mini.errors import UserError, listed
 from dalle_mini.runtime.arrow import is_bytes, is_text, plain_type
+from dalle_mini.runtime.hashing import short_hash
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -54,7 +55,7 @@ class ParquetFiles:
 
     def origin(self) -> dict[str, Any]:
         told = {"kind": "parquet", "source": self.spec} | self._base.layout.origin() | self._fingerprint.told()
-        footers = hashlib.sha256(" ".join(found.footer for found in self._looked_into).encode()).hexdigest()[:16]
+        footers = short_hash(" ".join(found.footer for found in self._looked_into))
         return told | {"footers": footers}
 
     def parts(self) -> Sequence[RowGroups]:

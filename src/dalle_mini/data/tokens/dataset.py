@@ -7,7 +7,6 @@ from the mapped columns here, ten times faster than by `Dataset.__getitem__`.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from dalle_mini.data.tokens.shards import MANIFEST, SPLITS, Manifest, schema
 from dalle_mini.errors import UserError
 from dalle_mini.runtime.arrow import value_of
 from dalle_mini.runtime.files import as_utf8
+from dalle_mini.runtime.hashing import short_hash
 
 if TYPE_CHECKING:
     from dalle_mini.models import VQGAN
@@ -76,7 +76,7 @@ class TokenDataset:
         else:
             pieces, columns = self._notebooks(vqgan, shards)
         sums = [f"{piece.path.name} {piece.rows} {piece.sha256}" for piece in pieces]
-        self.digest = hashlib.sha256(as_utf8("\n".join([self.vqgan, *sums]))).hexdigest()[:16]
+        self.digest = short_hash(as_utf8("\n".join([self.vqgan, *sums])))
         if not sum(piece.rows for piece in pieces):
             raise UserError(f"{self.folder}: no {split} rows: there is nothing to read")
         batches, self._pages = map_shards(self.folder, pieces, columns)

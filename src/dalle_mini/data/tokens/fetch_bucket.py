@@ -24,6 +24,7 @@ from dalle_mini.data.tokens.shards import MANIFEST, SPLITS, Manifest
 from dalle_mini.errors import UserError
 from dalle_mini.runtime.files import beside, locked, remove_leftovers, write_whole
 from dalle_mini.runtime.folders import RemoteFolder
+from dalle_mini.runtime.hashing import short_hash
 from dalle_mini.runtime.locks import Busy
 from dalle_mini.runtime.parsing import ParseError
 
@@ -51,7 +52,7 @@ def fetch_tokens(address: str, cache: Path | None = None) -> Path | None:
         import platformdirs
 
         cache = Path(platformdirs.user_cache_dir("dalle-mini")) / "tokens"
-    digest = hashlib.sha256(described or json.dumps(files).encode()).hexdigest()[:16]
+    digest = short_hash(described or json.dumps(files))
     name = re.sub(r"[^\w.-]+", "_", address.partition("?")[0].rstrip("/").rpartition("/")[2], flags=re.ASCII)
     place = cache / f"{name}-{digest}"
     try:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dalle_mini.data.images.dataset import PictureData, Pictures, open_labelled
+from dalle_mini.data.images.dataset import ImageData, ImageSource, open_labelled
 from dalle_mini.errors import UserError
 from dalle_mini.generation.ranking import openai_preprocessing, read_preprocessing
 from dalle_mini.imaging.images import clip_normalisation, clip_sizes
@@ -31,7 +31,7 @@ READ = 20_000  # captions that a new tokenizer is made of, at most
 
 
 @dataclass(frozen=True)
-class CaptionedData(PictureData):
+class CaptionedData(ImageData):
     """What a CLIP run learns from.
 
     Attributes:
@@ -127,7 +127,7 @@ def _preprocessor(companions: Path | None, side: int) -> dict[str, Any]:
     return found
 
 
-def _tokenizer(run: CLIPRun, companions: Path | None, train: Pictures, out: Path) -> CaptionTokenizer:
+def _tokenizer(run: CLIPRun, companions: Path | None, train: ImageSource, out: Path) -> CaptionTokenizer:
     """That of the settings or of the CLIP to start from, or one of the run's own, made of its captions once."""
     named = run.data.tokenizer or companions
     if named is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dalle_mini.data.images.dataset import DRAWN_NAMES
+from dalle_mini.emoji.drawn import DRAWN_NAMES
 from dalle_mini.errors import UserError
 from dalle_mini.evaluation.retrieval import accuracies, class_of, class_vectors
 from dalle_mini.runtime import parsing

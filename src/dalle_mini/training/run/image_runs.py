@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dalle_mini.data.images.dataset import PictureData, Pictures, open_pictures, pack_piles
+from dalle_mini.data.images.dataset import ImageData, ImageSource, open_images, pack_datasets
 from dalle_mini.errors import UserError
 from dalle_mini.training.config import config_file
 from dalle_mini.training.engine.multihost import first_process_does
@@ -55,14 +55,14 @@ def _model_of_run(start: str, part: str, training: type) -> Any:
     return getattr(recorded, "network", recorded.model)
 
 
-def open_data(data: PictureData, size: int, out: Path, *, captions: bool, seed: int) -> tuple[Pictures, Pictures]:
+def open_data(data: ImageData, size: int, out: Path, *, captions: bool, seed: int) -> tuple[ImageSource, ImageSource]:
     """(pictures to train on, pictures held out) of so many pixels a side, packed into `out/pictures` if they are not.
 
     Raises UserError where pictures are missing or damaged.
     """
     folder = out / "pictures"
-    first_process_does(lambda: pack_piles(data, size, folder, captions=captions))
-    return open_pictures(data, size, folder, captions=captions, seed=seed)
+    first_process_does(lambda: pack_datasets(data, size, folder, captions=captions))
+    return open_images(data, size, folder, captions=captions, seed=seed)
 
 
 def train(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dalle_mini.data.images.dataset import PictureData
+from dalle_mini.data.images.dataset import ImageData
 from dalle_mini.training.config.sections import LoopConfig, MeshConfig, TrackingConfig
 from dalle_mini.training.engine.sharding import make_mesh
 from dalle_mini.training.run import image_runs
@@ -22,7 +22,7 @@ logger = logging.getLogger("dalle_mini")
 class VQGANRun:
     """All settings of a run, as its YAML file has them."""
 
-    data: PictureData = field(default_factory=PictureData)
+    data: ImageData = field(default_factory=ImageData)
     training: VQGANTraining = field(default_factory=VQGANTraining)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
