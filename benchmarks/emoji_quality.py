@@ -212,7 +212,7 @@ def measure_vqgan(pipe, judges: Judges, prompts, scenes, known, count: int, font
     On pictures of two also before it: where one hides nothing of the other, no picture shows who is in front.
     """
     from dalle_mini.evaluation.reconstruction import codebook_use, psnr, reconstruct
-    from dalle_mini.imaging.images import to_uint8
+    from dalle_mini.imaging.pixels import to_uint8
 
     vqgan, tidy = pipe.vqgan, is_tidy(pipe.folders["dalle"])
     size = vqgan.config.resolution
@@ -244,7 +244,7 @@ def measure_clip(pipe, known: list[Emoji], font: Path) -> dict[str, float]:
     import jax
 
     from dalle_mini.evaluation.retrieval import recalls
-    from dalle_mini.imaging.images import clip_pixels
+    from dalle_mini.imaging.clip_pixels import clip_pixels
 
     source = TidyScenes if is_tidy(pipe.folders["dalle"]) else EmojiImages
     options = {"length": PAIRS, "emoji": known, "split": "heldout", "font": font}

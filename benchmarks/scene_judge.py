@@ -88,7 +88,7 @@ def damaged(images: np.ndarray, seed: int) -> np.ndarray:
 
 def copied(images: np.ndarray, folder: str | Path) -> np.ndarray:
     from dalle_mini.evaluation.reconstruction import psnr, reconstruct
-    from dalle_mini.imaging.images import to_uint8
+    from dalle_mini.imaging.pixels import to_uint8
     from dalle_mini.models import VQGAN
 
     pictures = reconstruct(VQGAN.from_pretrained(folder), images)[0]

@@ -29,7 +29,8 @@ from dalle_mini.generation.canvas import Canvas
 from dalle_mini.generation.engine import Engine, Job, Partial, Progress, Result, compile_ahead
 from dalle_mini.generation.prepare import compute_dtypes, prepare, restore
 from dalle_mini.generation.ranking import ClipRanker
-from dalle_mini.imaging.images import load_picture, resize_and_crop
+from dalle_mini.imaging.decoding import load_picture
+from dalle_mini.imaging.pixels import resize_and_crop
 from dalle_mini.models import VQGAN, DalleBart
 from dalle_mini.models.config import DalleBartConfig, VQGANConfig
 from dalle_mini.models.tokens_record import check_tokens, known_tokens, record_rounded

@@ -12,7 +12,8 @@ import pytest
 import bad_pile
 from dalle_mini.data.encode.filters import Filters, keep_captions, picture_problem
 from dalle_mini.data.sources import open_source, reasons
-from dalle_mini.imaging.images import BadPicture, decode_picture
+from dalle_mini.imaging.decoding import decode_image
+from dalle_mini.imaging.problems import BadImage
 
 MAKERS = {"folder": bad_pile.make_folder, "tars": bad_pile.make_tars, "parquet": bad_pile.make_parquet}
 
@@ -25,11 +26,11 @@ def become(source, filters):
             captions, reason = keep_captions(example, filters)
             if reason is None:
                 try:
-                    image = decode_picture(
+                    image = decode_image(
                         example.picture, filters.max_pixels, lambda w, h: picture_problem(w, h, filters)
                     )
                     assert image.mode == "RGB"
-                except BadPicture as error:
+                except BadImage as error:
                     reason = error.reason
             if reason is None and example.key in kept:
                 reason = reasons.DUPLICATE_KEY  # which is found over the whole pile
@@ -51,7 +52,8 @@ def test_everything_is_kept_or_counted(tmp_path, kind):
 
 PEAK = """
 import resource, sys
-from dalle_mini.data.images import BadPicture, decode_picture
+from dalle_mini.imaging.decoding import decode_image
+from dalle_mini.imaging.problems import BadImage
 from dalle_mini.data.sources import open_source
 
 def read(spec):
@@ -61,8 +63,8 @@ def read(spec):
             seen += 1
             bytes_ += len(example.picture or b"")
             try:
-                decode_picture(example.picture or b"")
-            except BadPicture:
+                decode_image(example.picture or b"")
+            except BadImage:
                 pass
     return seen, bytes_
 
@@ -130,7 +132,7 @@ def test_a_picture_at_the_limit_fits_in_memory():
     from PIL import Image
 
     Image.new("L", (8192, 8192)).save(file := io.BytesIO(), "PNG", compress_level=1)
-    assert decode_picture(file.getvalue()).size == (8192, 8192)
+    assert decode_image(file.getvalue()).size == (8192, 8192)
     Image.new("1", (8192, 8193)).save(file := io.BytesIO(), "PNG")
-    with pytest.raises(BadPicture, match="too many pixels"):
-        decode_picture(file.getvalue())
+    with pytest.raises(BadImage, match="too many pixels"):
+        decode_image(file.getvalue())

@@ -37,10 +37,10 @@ class Reader(NamedTuple):
 
 def refusals() -> tuple[type[BaseException], ...]:
     from dalle_mini.errors import UserError
-    from dalle_mini.imaging.images import BadPicture
+    from dalle_mini.imaging.problems import BadImage
     from dalle_mini.runtime.parsing import ParseError
 
-    return UserError, BadPicture, ParseError
+    return UserError, BadImage, ParseError
 
 
 def _made(write: Callable[[Path], object], *names: str) -> list[bytes]:
@@ -177,7 +177,7 @@ def tokenizer_parts() -> Reader:
 def preprocessor() -> Reader:
     def read(folder: Path) -> None:
         from dalle_mini.generation.ranking import read_preprocessing
-        from dalle_mini.imaging.images import clip_pixels
+        from dalle_mini.imaging.clip_pixels import clip_pixels
 
         clip_pixels([_picture()], read_preprocessing(folder, 32))
 
@@ -210,9 +210,10 @@ def override() -> Reader:
 
 def _pictures(name: str, data: bytes, mutation: MUTATION) -> Reader:
     def read(folder: Path) -> None:
-        from dalle_mini.imaging.images import BadPicture, decode_scaled, load_picture
+        from dalle_mini.imaging.decoding import decode_scaled, load_picture
+        from dalle_mini.imaging.problems import BadImage
 
-        with contextlib.suppress(BadPicture):
+        with contextlib.suppress(BadImage):
             assert decode_scaled((folder / name).read_bytes(), 64)[0].mode == "RGB"
         load_picture(folder / name)
 

@@ -7,7 +7,7 @@ from flax import nnx
 
 from dalle_mini.generation.cpu.winograd import PhaseUpsample, WinogradConv, with_fewer_products
 from dalle_mini.generation.pixels import GRAY, PixelDecoder
-from dalle_mini.imaging.images import to_uint8
+from dalle_mini.imaging.pixels import to_uint8
 from dalle_mini.models import VQGAN
 from dalle_mini.models.config import VQGANConfig
 

@@ -12,7 +12,9 @@ from PIL.PngImagePlugin import PngInfo
 
 from dalle_mini.errors import UserError
 from dalle_mini.imaging import problems
-from dalle_mini.imaging.images import BadPicture, decode_picture, load_picture, resize_and_crop
+from dalle_mini.imaging.decoding import decode_image, load_picture
+from dalle_mini.imaging.pixels import resize_and_crop
+from dalle_mini.imaging.problems import BadImage
 
 M = 1 << 20
 RGB = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
@@ -92,7 +94,7 @@ SIGNED, FLOAT = struct.pack(">HHLl", 0x0100, 9, 1, -5), struct.pack(">HHLf", 0x0
     ],
 )
 def test_a_png_is_its_pixels_whatever_else_is_in_it(middle):
-    np.testing.assert_array_equal(np.asarray(decode_picture(png(middle))), RGB)
+    np.testing.assert_array_equal(np.asarray(decode_image(png(middle))), RGB)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +119,7 @@ def test_odd_exif_is_passed_over(block, kind):
     else:
         expected = encoded("WEBP", lossless=True)
         data = encoded("WEBP", lossless=True, exif=block or b"x")
-    np.testing.assert_array_equal(np.asarray(decode_picture(data)), np.asarray(decode_picture(expected)))
+    np.testing.assert_array_equal(np.asarray(decode_image(data)), np.asarray(decode_image(expected)))
 
 
 @pytest.mark.parametrize("beside", [b"", SIGNED, FLOAT, struct.pack(">HHLl", 0x0100, 8, 1, -5)])
@@ -133,7 +135,7 @@ def test_a_rotation_is_applied_whatever_stands_beside_it(tmp_path, beside):
         encoded("WEBP", lossless=True, exif=block),
         encoded("TIFF", compression="tiff_lzw", exif=block[:8] + b"\0\1" + ROTATION + bytes(4)),
     ):
-        np.testing.assert_array_equal(np.asarray(decode_picture(data)), turned)
+        np.testing.assert_array_equal(np.asarray(decode_image(data)), turned)
     (tmp_path / "a.jpg").write_bytes(in_jpeg(segment(0xE1, b"Exif\0\0" + block)))
     assert load_picture(tmp_path / "a.jpg").size == (24, 32)
 
@@ -148,7 +150,7 @@ def test_tags_of_a_tiff_that_are_not_its_pixels_are_passed_over():
         [(700, 2, 1, 0)],
         [(256 + 7, 99, 9, 0)],
     ):
-        image = np.asarray(decode_picture(tiff(numbers, 8, 1, 1, *more)))
+        image = np.asarray(decode_image(tiff(numbers, 8, 1, 1, *more)))
         np.testing.assert_array_equal(image[..., 0], np.round(RAMP * 255))
 
 
@@ -158,7 +160,7 @@ def test_numbers_of_more_than_8_bits_are_scaled(order):
 
     def shown(scale, form, *fields, low=0.0):
         numbers = (low + RAMP * scale).astype(order + form).tobytes()
-        return np.asarray(decode_picture(tiff(numbers, 8 * np.dtype(form).itemsize, *fields, order=order)))[..., 0]
+        return np.asarray(decode_image(tiff(numbers, 8 * np.dtype(form).itemsize, *fields, order=order)))[..., 0]
 
     for scale, form, kind, low in (
         *((65535, "u2", 1, 0), (60000, "i2", 2, -30000), (1e5, "i4", 2, 0), (4e9, "i4", 2, -2e9)),
@@ -167,22 +169,22 @@ def test_numbers_of_more_than_8_bits_are_scaled(order):
         assert np.abs(shown(scale, form, kind, low=low) - gray).max() <= 1, (scale, form)
     assert np.abs(shown(1, "f4", 3, 0) - (255 - gray)).max() <= 1  # 0 is white
     for form in ("f8", "f2"):
-        with pytest.raises(BadPicture, match=problems.UNREAD_NUMBERS):
+        with pytest.raises(BadImage, match=problems.UNREAD_NUMBERS):
             shown(1, form, 3)
 
 
 def test_12_bits_are_not_black_and_holes_are_no_range():
     values = np.round(RAMP * 4095).astype(int).reshape(-1, 2)
     packed = bytes(byte for a, b in values for byte in (a >> 4, (a & 15) << 4 | b >> 8, b & 255))
-    image = np.asarray(decode_picture(tiff(packed, 12)))[..., 0]
+    image = np.asarray(decode_image(tiff(packed, 12)))[..., 0]
     assert np.abs(image - np.round(RAMP * 255)).max() <= 1
     holes = RAMP.astype("<f4")
     holes[3, 3], holes[4, 4], holes[5, 5] = np.nan, np.inf, -np.inf
-    image = np.asarray(decode_picture(tiff(holes.tobytes(), 32, 3)))[..., 0]
+    image = np.asarray(decode_image(tiff(holes.tobytes(), 32, 3)))[..., 0]
     assert image[15, 15] == image[4, 4] == 255 and image[3, 3] == image[5, 5] == image[0, 0] == 0
     for same in (0.5, np.nan):
-        with pytest.raises(BadPicture, match=problems.NO_RANGE):
-            decode_picture(tiff(np.full((16, 16), same, "<f4").tobytes(), 32, 3))
+        with pytest.raises(BadImage, match=problems.NO_RANGE):
+            decode_image(tiff(np.full((16, 16), same, "<f4").tobytes(), 32, 3))
 
 
 def test_every_mode_has_its_colours():
@@ -190,18 +192,18 @@ def test_every_mode_has_its_colours():
     for mode, kinds in {"CMYK": ("JPEG", "TIFF"), "YCbCr": ("TIFF",), "P": ("PNG", "GIF", "TIFF", "BMP")}.items():
         for kind in kinds:
             red.convert(mode).save(file := io.BytesIO(), kind)
-            assert np.abs(np.asarray(decode_picture(file.getvalue())).astype(int) - (255, 0, 0)).max() <= 2, (
+            assert np.abs(np.asarray(decode_image(file.getvalue())).astype(int) - (255, 0, 0)).max() <= 2, (
                 mode,
                 kind,
             )
     Image.new("LAB", (16, 16), (255, 128, 128)).save(file := io.BytesIO(), "TIFF")
-    assert np.asarray(decode_picture(file.getvalue())).min() >= 250
+    assert np.asarray(decode_image(file.getvalue())).min() >= 250
     for mode in ("LA", "PA", "RGBA", "La", "RGBa"):
         image = Image.new(mode, (16, 16), 0)
         assert (resize_and_crop(image, 8) == 255).all(), mode
     clear = chunk(b"tRNS", b"\0\0")
     deep = b"".join(b"\0" + row.tobytes() for row in (RAMP * 65535).astype(">u2"))
-    image = np.asarray(decode_picture(png(clear, bits=16, color=0, raw=deep, sides=(16, 16))))[..., 0]
+    image = np.asarray(decode_image(png(clear, bits=16, color=0, raw=deep, sides=(16, 16))))[..., 0]
     assert image[0, 0] == 255 and image[0, 1] == 1 and image[15, 15] == 255
 
 
@@ -210,10 +212,10 @@ def test_a_large_picture_is_converted_in_bands(monkeypatch):
     deep = (np.random.default_rng(2).random((24, 32)) * 65535).astype(np.uint16)
     files = [encoded("PNG", alpha), encoded("PNG", deep), encoded("TIFF", deep.astype(np.float32))]
     files.append(encoded("PNG", RGB, transparency=(0, 0, 0)))
-    whole = [np.asarray(decode_picture(data)) for data in files]
-    monkeypatch.setattr("dalle_mini.imaging.images.BAND", 100)
+    whole = [np.asarray(decode_image(data)) for data in files]
+    monkeypatch.setattr("dalle_mini.imaging.modes.BAND", 100)
     for data, expected in zip(files, whole, strict=True):
-        np.testing.assert_array_equal(np.asarray(decode_picture(data)), expected)
+        np.testing.assert_array_equal(np.asarray(decode_image(data)), expected)
 
 
 def test_bitmaps_graymaps_and_pixmaps_are_pillows():
@@ -229,13 +231,13 @@ def test_bitmaps_graymaps_and_pixmaps_are_pillows():
                 expected = np.asarray(image)
             if image.mode == "I":
                 expected = expected >> 8
-            found = np.asarray(decode_picture(data))
+            found = np.asarray(decode_image(data))
             np.testing.assert_array_equal(found if kind in (3, 6) else found[..., 0], expected)
     bits = b"P1 32 24\n" + b"".join(b"%d" % (value > 127) for value in gray.ravel())
-    np.testing.assert_array_equal(np.asarray(decode_picture(bits))[..., 0], np.where(gray > 127, 0, 255))
+    np.testing.assert_array_equal(np.asarray(decode_image(bits))[..., 0], np.where(gray > 127, 0, 255))
     for damaged in (b"P3 2 2 255\n1 2 3", b"P2 2 2 255\n1 2 3 999", b"P2 2 2 9\n1 2 x 4", b"P1 2 2\n1 0 2 0", b"P5 2"):
-        with pytest.raises(BadPicture, match=problems.PICTURE_DAMAGED):
-            decode_picture(damaged)
+        with pytest.raises(BadImage, match=problems.PICTURE_DAMAGED):
+            decode_image(damaged)
 
 
 def scans(count, marker, side=2000):
@@ -277,8 +279,8 @@ def test_what_takes_long_is_counted_and_not_decoded(name):
     data = BOMBS[name]()
 
     def decode():
-        with pytest.raises(BadPicture) as caught:
-            decode_picture(data)
+        with pytest.raises(BadImage) as caught:
+            decode_image(data)
         assert caught.value.reason == problems.TOO_MUCH and "DALLE_MINI_LIMITS=" in caught.value.detail
 
     assert seconds(decode) < 1.5
@@ -300,7 +302,7 @@ def test_what_takes_long_is_counted_and_not_decoded(name):
 )
 def test_what_can_be_left_out_is_no_reason_to_drop_a_picture(data):
     data = data()
-    assert seconds(lambda: decode_picture(data)) < 1.5
+    assert seconds(lambda: decode_image(data)) < 1.5
 
 
 def test_limits_are_raised_by_who_trusts_a_file(monkeypatch, tmp_path):
@@ -315,24 +317,24 @@ def test_limits_are_raised_by_who_trusts_a_file(monkeypatch, tmp_path):
     for name, field in (("many.jpg", "image_bytes"), ("long.ppm", "image_bytes")):
         with pytest.raises(UserError, match=rf"{name}.*{field}=N"):
             load_picture(tmp_path / name)
-    with pytest.raises(BadPicture, match=problems.TOO_MANY_PIXELS):
-        decode_picture(encoded("PNG"))
+    with pytest.raises(BadImage, match=problems.TOO_MANY_PIXELS):
+        decode_image(encoded("PNG"))
 
 
 def test_more_pixels_than_pillow_opens_by_itself(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(BadPicture, match=problems.TOO_MANY_PIXELS):
-        decode_picture(encoded("GIF"), 500)
-    assert decode_picture(encoded("GIF"), 1000).size == (32, 24)
+    with pytest.raises(BadImage, match=problems.TOO_MANY_PIXELS):
+        decode_image(encoded("GIF"), 500)
+    assert decode_image(encoded("GIF"), 1000).size == (32, 24)
 
 
 def test_progressive_and_cut_pictures_as_ever():
     whole = encoded("JPEG", progressive=True, quality=95)
-    assert decode_picture(whole).size == (32, 24)
+    assert decode_image(whole).size == (32, 24)
     info = PngInfo()
     info.add_text("a", "b")
     for data in (whole, encoded("PNG", pnginfo=info), encoded("TIFF"), encoded("BMP"), encoded("WEBP"), encoded("GIF")):
-        with pytest.raises(BadPicture) as caught:
-            decode_picture(data[: len(data) * 2 // 3])
+        with pytest.raises(BadImage) as caught:
+            decode_image(data[: len(data) * 2 // 3])
         assert caught.value.reason in (problems.PICTURE_DAMAGED, problems.NOT_A_PICTURE)
-        assert decode_picture(data + b"junk behind it").size == (32, 24)
+        assert decode_image(data + b"junk behind it").size == (32, 24)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dalle_mini.imaging.images import to_uint8
+from dalle_mini.imaging.pixels import to_uint8
 from dalle_mini.models.config import VQGANConfig
 from dalle_mini.models.vqgan import VQGAN
 

@@ -13,7 +13,7 @@ from PIL import Image
 from dalle_mini.cli import main
 from dalle_mini.data.tokens.shards import DROPPED, DROPPED_SCHEMA, Shard, write_table
 from dalle_mini.errors import UserError
-from dalle_mini.imaging.images import to_uint8
+from dalle_mini.imaging.pixels import to_uint8
 from dalle_mini.reports import survey as survey_module
 from dalle_mini.reports.data_page import page, perplexity
 from dalle_mini.reports.data_report import _data_uri, name_of, write_report

@@ -16,7 +16,7 @@ from PIL import Image
 from dalle_mini import DalleMini
 from dalle_mini.commands.terminal import Parser, exit_code
 from dalle_mini.errors import UserError
-from dalle_mini.imaging.images import load_picture
+from dalle_mini.imaging.decoding import load_picture
 from dalle_mini.reports.contact_sheet import Entry, contact_sheet
 from dalle_mini.results.batch import Batch
 from dalle_mini.results.prompts import read_prompts

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 
 from dalle_mini.commands.terminal import Parser, exit_code
 from dalle_mini.errors import UserError
-from dalle_mini.imaging.images import load_picture
+from dalle_mini.imaging.decoding import load_picture
 from dalle_mini.imaging.lettering import load_font, wrapped
 from dalle_mini.results.write import REPORT
 from dalle_mini.runtime import console

@@ -14,7 +14,7 @@ from entry import parser, user_errors
 from PIL import Image, ImageDraw
 
 from dalle_mini.errors import UserError
-from dalle_mini.imaging.images import load_picture
+from dalle_mini.imaging.decoding import load_picture
 from dalle_mini.imaging.lettering import drawable, load_font, wrapped
 from dalle_mini.reports.svg import linear_ticks
 from dalle_mini.runtime import console

@@ -250,7 +250,7 @@ def _read_picture(args: argparse.Namespace) -> dict[str, Any] | None:
         return None
     with starting():
         from dalle_mini.generation.canvas import check_kept
-        from dalle_mini.imaging.images import load_picture
+        from dalle_mini.imaging.decoding import load_picture
 
     vary = _or(args.vary, 0.0)
     check_kept(args.keep_top, args.mask is not None, vary, ("--keep-top", "--mask", "--vary"))

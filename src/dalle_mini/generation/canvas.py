@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from dalle_mini.errors import UserError
-from dalle_mini.imaging.images import white_cells
+from dalle_mini.imaging.pixels import white_cells
 
 DRAWN = -1  # in a list of tokens: one is drawn here
 VARYING = 2**31 - 1  # folded into a picture's key for the choice of places, apart from the steps' own numbers

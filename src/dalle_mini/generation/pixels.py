@@ -10,7 +10,7 @@ from flax import nnx
 
 from dalle_mini.generation.cpu.winograd import with_fewer_products
 from dalle_mini.generation.memory import chunked, decoded_at_once
-from dalle_mini.imaging.images import to_uint8
+from dalle_mini.imaging.pixels import to_uint8
 from dalle_mini.models import VQGAN
 from dalle_mini.runtime.xla import Jit
 

@@ -14,7 +14,7 @@ from flax import nnx
 from msgspec import Meta
 
 from dalle_mini.errors import UserError
-from dalle_mini.imaging.images import clip_pixels, clip_sizes
+from dalle_mini.imaging.clip_pixels import clip_pixels, clip_sizes
 from dalle_mini.models.clip import CLIP
 from dalle_mini.runtime.parsing import ParseError, check, read_object
 from dalle_mini.runtime.xla import Jit

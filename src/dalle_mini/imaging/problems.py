@@ -1,4 +1,6 @@
-"""Why the bytes of an image are not decoded, in the words of the manifest, the report and the docs."""
+"""Why the bytes of an image are not decoded: the words of the manifest, the report and the docs, and the exception."""
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 EMPTY_FILE = "empty file"
 NOT_A_PICTURE = "not a picture"
@@ -7,3 +9,26 @@ TOO_MANY_PIXELS = "too many pixels"
 TOO_MUCH = "too much to decode"
 UNREAD_NUMBERS = "kind of pixels not read"
 NO_RANGE = "no range of values"
+
+MESSAGES = {
+    EMPTY_FILE: "cannot read the picture: the file is empty",
+    NOT_A_PICTURE: f"not a picture that can be read (formats: {', '.join(FORMATS)})",
+    PICTURE_DAMAGED: "cannot read the picture",
+    TOO_MANY_PIXELS: "the picture is too large; scale it down",
+    TOO_MUCH: "the picture would take too long to decode",
+    UNREAD_NUMBERS: "the picture's numbers are of a kind that is not read",
+    NO_RANGE: "the picture's numbers, floats or of 32 bits, are all the same, so that none is black or white",
+}
+
+
+class BadImage(Exception):
+    """An image that is not decoded.
+
+    Attributes:
+        reason: one of this file's, or of the caller's own check of the sides.
+        detail: more about it, or "".
+    """
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(reason)
+        self.reason, self.detail = reason, detail

@@ -189,7 +189,7 @@ class CLIP(nnx.Module, Pretrained):
     def image_embeds(self, pixels: jax.Array) -> jax.Array:
         """Unit vectors, float32 [batch, projection_dim].
 
-        `pixels` is float [batch, size, size, 3], resized and normalised (`dalle_mini.imaging.images.clip_pixels`);
+        `pixels` is float [batch, size, size, 3], resized and normalised (`dalle_mini.imaging.clip_pixels.clip_pixels`);
         another shape raises ValueError.
         """
         return unit(self.visual_projection(self.image_states(pixels)[1]))

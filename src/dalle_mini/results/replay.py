@@ -10,7 +10,7 @@ from PIL import Image
 
 from dalle_mini.errors import UserError
 from dalle_mini.generation.canvas import Canvas
-from dalle_mini.imaging.images import load_picture
+from dalle_mini.imaging.decoding import load_picture
 from dalle_mini.runtime.parsing import read_json
 from dalle_mini.settings import DTYPES, PER_PROMPT, GenerationSettings, check_number, check_prompts
 from dalle_mini.weights.bundle import PARTS

@@ -11,7 +11,7 @@ from dalle_mini.data.encode.crops import MANY_GONE, Gone, Preparation, blocks, c
 from dalle_mini.data.encode.filters import Filters
 from dalle_mini.data.sources import reasons
 from dalle_mini.data.sources.example import Example
-from dalle_mini.imaging.images import resize_and_crop
+from dalle_mini.imaging.pixels import resize_and_crop
 
 ALL = Filters(min_side=None)
 

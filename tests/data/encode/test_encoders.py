@@ -90,11 +90,11 @@ def test_a_score_is_clips_cosine_of_picture_and_first_caption(vqgan, tmp_path):
     assert manifest.clip["source"] == CLIP and len(manifest.clip["identity"]) == 16
     scale = float(np.exp(ranker.clip.logit_scale[...]))
     from dalle_mini.data.encode.crops import random_crop
-    from dalle_mini.imaging.images import decode_picture
+    from dalle_mini.imaging.decoding import decode_image
     from noise_pile import picture
 
     for row in rows_of(tmp_path)[:6]:
-        image = decode_picture(picture(int(row["key"].removeprefix("noise-"))))
+        image = decode_image(picture(int(row["key"].removeprefix("noise-"))))
         crop = random_crop(image, 8, 0, row["key"], row["crop"])
         (logit,) = ranker.scores(crop[None], row["caption"])
         assert row["clip_score"] == pytest.approx(logit / scale, abs=1e-5)

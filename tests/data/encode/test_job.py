@@ -27,7 +27,8 @@ from dalle_mini.data.encode.launchers import Share
 from dalle_mini.data.encode.workers import ReadingFailed
 from dalle_mini.data.tokens.shards import Manifest, read_table, schema
 from dalle_mini.errors import UserError
-from dalle_mini.imaging.images import decode_picture, resize_and_crop
+from dalle_mini.imaging.decoding import decode_image
+from dalle_mini.imaging.pixels import resize_and_crop
 from dalle_mini.models import VQGAN
 from dalle_mini.models.fingerprint import identity
 from dalle_mini.runtime.folders import LocalFolder
@@ -117,7 +118,7 @@ def test_what_is_written(vqgan, whole):
         assert (row["caption"], row["other_captions"]) == (f"picture {n}, ünïcode 🐌", [f"caption two of {n}"])
         assert (row["width"], row["height"]) == (12, 9 + n % 4)
         assert row["crop"] == 0 and row["clip_score"] is None
-        image = resize_and_crop(decode_picture(noise_pile.picture(n)), 8)
+        image = resize_and_crop(decode_image(noise_pile.picture(n)), 8)
         assert row["tokens"] == model.encode(jnp.asarray(image[None], jnp.float32) / 255)[0].tolist()
     use = np.bincount([token for row in rows for token in row["tokens"]], minlength=16)
     assert list(manifest.codebook_use) == use.tolist() and np.count_nonzero(use) > 1

@@ -15,7 +15,7 @@ from dalle_mini.data.sources import open_source
 from dalle_mini.emoji.art import DEBIAN_FONT
 from dalle_mini.emoji.drawn import DrawnEmoji
 from dalle_mini.errors import UserError
-from dalle_mini.imaging.images import resize_and_crop
+from dalle_mini.imaging.pixels import resize_and_crop
 from dalle_mini.training.run.folder import differences
 
 SIZE = 8

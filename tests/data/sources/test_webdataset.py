@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dalle_mini.data.sources import open_source, reasons
-from dalle_mini.imaging.images import decode_picture
+from dalle_mini.imaging.decoding import decode_image
 from dalle_mini.runtime.limits import limits
 from small_datasets import PICTURE, examples, outcome, tar_of
 
@@ -54,7 +54,7 @@ def test_a_folder_that_img2dataset_wrote():
     assert (first.key, first.captions) == ("00000/000000000", ("a first\ncaption",))
     assert (second.key, second.captions) == ("00000/000000003", ("a last &amp; good one",))
     assert [example.columns["similarity"] for example in (first, second)] == [0.3, 0.2]
-    assert decode_picture(first.picture).size == (first.columns["width"], first.columns["height"])
+    assert decode_image(first.picture).size == (first.columns["width"], first.columns["height"])
 
 
 def test_captions_of_the_json(tmp_path):

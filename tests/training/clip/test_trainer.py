@@ -9,7 +9,7 @@ import pytest
 
 from dalle_mini import models
 from dalle_mini.errors import UserError
-from dalle_mini.imaging.images import clip_pixels
+from dalle_mini.imaging.clip_pixels import clip_pixels
 from dalle_mini.training.clip.trainer import MAX_LOGIT_SCALE
 from dalle_mini.training.engine.optimizer import make_optimizer
 from dalle_mini.weights.pretrained import flatten

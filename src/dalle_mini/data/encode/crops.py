@@ -15,7 +15,9 @@ from dalle_mini.data.encode.filters import Filters, keep_captions, picture_probl
 from dalle_mini.data.sources import reasons
 from dalle_mini.data.sources.example import Example, Part
 from dalle_mini.errors import UserError, shown
-from dalle_mini.imaging.images import BadPicture, decode_scaled, resize_and_crop
+from dalle_mini.imaging.decoding import decode_scaled
+from dalle_mini.imaging.pixels import resize_and_crop
+from dalle_mini.imaging.problems import BadImage
 from dalle_mini.runtime.hashing import hash_64s
 
 CENTER, RANDOM = "center", "random:"
@@ -89,7 +91,7 @@ class Preparation:
 
         try:
             image, (width, height) = decode_scaled(example.picture, self._needed(), self.filters.max_pixels, problem)
-        except BadPicture as bad:
+        except BadImage as bad:
             detail = bad.detail or " x ".join(map(str, sides))
             return Gone(position, example.key, bad.reason, detail[:LONGEST_DETAIL])
         exact = look = None

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dalle_mini.imaging.images import clip_pixels
+from dalle_mini.imaging.clip_pixels import clip_pixels
 from dalle_mini.models import VQGAN
 from dalle_mini.runtime.xla import Jit
 from dalle_mini.weights.bundle import SHIPPED_NAME, find_part

@@ -1,6 +1,6 @@
 """What is kept of a pile: the filters of the DALL·E paper, and the user's own.
 
-In the order in which they apply: `keep_captions` before a picture is decoded, `decode_picture` of `images.py` and
+In the order in which they apply: `keep_captions` before a picture is decoded, `decode_image` of `images.py` and
 `picture_problem` with it, `score_problem` once there is a CLIP score, and `duplicates.py` over the whole pile.
 Each gives one of `reasons.py`, or None where there is none.
 """

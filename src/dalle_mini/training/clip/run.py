@@ -12,7 +12,7 @@ import numpy as np
 from dalle_mini.data.images.dataset import ImageData, ImageSource, open_labelled
 from dalle_mini.errors import UserError
 from dalle_mini.generation.ranking import openai_preprocessing, read_preprocessing
-from dalle_mini.imaging.images import clip_normalisation, clip_sizes
+from dalle_mini.imaging.clip_pixels import clip_normalisation, clip_sizes
 from dalle_mini.runtime.paths import source_setting
 from dalle_mini.text import CaptionTokenizer
 from dalle_mini.text.train_tokenizer import train_clip_tokenizer

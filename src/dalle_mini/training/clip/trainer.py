@@ -27,7 +27,7 @@ from flax import nnx
 from dalle_mini.data.images import augment
 from dalle_mini.errors import UserError
 from dalle_mini.evaluation.retrieval import recalls
-from dalle_mini.imaging.images import clip_normalisation, clip_sizes, clip_squares
+from dalle_mini.imaging.clip_pixels import clip_normalisation, clip_sizes, clip_squares
 from dalle_mini.models import CLIP
 from dalle_mini.models.config import CLIPConfig
 from dalle_mini.runtime.files import write_whole
