@@ -57,6 +57,23 @@ class Unmade(NamedTuple):
     maker: object
 
 
+class Stack:
+    """The machine's memory: values, those set aside at each mark, and those that are remembered under a number."""
+
+    def __init__(self):
+        self.values: list = []
+        self.memo: dict[int, object] = {}
+        self._below_marks: list[list] = []
+
+    def mark(self) -> None:
+        self._below_marks.append(self.values)
+        self.values = []
+
+    def pop_to_mark(self) -> list:
+        items, self.values = self.values, self._below_marks.pop()
+        return items
+
+
 class Machine:
     """The pickle machine, with data structures of text, numbers and tensors, and placeholders for all other objects.
 
@@ -74,107 +91,56 @@ class Machine:
         Raises:
             ValueError, LookupError, TypeError: it is not a pickle, or not a whole one.
         """
-        stack, below_marks, memo = [], [], {}
-
-        def push(value: object) -> None:
-            stack.append(value)
-
-        def pop_to_mark() -> list:
-            nonlocal stack
-            items, stack = stack, below_marks.pop()
-            return items
-
+        stack = Stack()
         most = limits().pickle_steps
         for opcode, argument, _ in pickletools.genops(stream):
             self._steps += 1
             if self._steps > most:
                 check("pickle_steps", self._steps, "its pickle has more than {} instructions")
-            match opcode.name:
-                case "STOP":
-                    return stack.pop()
-                case "PROTO" | "FRAME" | "READONLY_BUFFER":
-                    pass
-                case "MARK":
-                    below_marks.append(stack)
-                    stack = []
-                case "POP":
-                    stack.pop() if stack else pop_to_mark()
-                case "POP_MARK":
-                    pop_to_mark()
-                case "DUP":
-                    push(stack[-1])
-                case "PUT" | "BINPUT" | "LONG_BINPUT":
-                    memo[argument] = stack[-1]
-                case "MEMOIZE":
-                    memo[len(memo)] = stack[-1]
-                case "GET" | "BINGET" | "LONG_BINGET":
-                    push(memo[argument])
-
-                case "NONE":
-                    push(None)
-                case "NEWTRUE" | "NEWFALSE":
-                    push(opcode.name == "NEWTRUE")
-                case "EMPTY_TUPLE":
-                    push(())
-                case "TUPLE":
-                    push(tuple(pop_to_mark()))
-                case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                    count = int(opcode.name[-1])
-                    stack[-count:] = [tuple(stack[-count:])]
-                case "EMPTY_LIST":
-                    push([])
-                case "LIST":
-                    push(pop_to_mark())
-                case "APPEND":
-                    _extend(stack[-2], [stack.pop()])
-                case "APPENDS" | "ADDITEMS":
-                    items = pop_to_mark()
-                    _extend(stack[-1], items)
-                case "EMPTY_DICT":
-                    push({})
-                case "DICT":
-                    items = pop_to_mark()
-                    push({})
-                    _set_items(stack[-1], items)
-                case "SETITEM":
-                    value, key = stack.pop(), stack.pop()
-                    _set_items(stack[-1], [key, value])
-                case "SETITEMS":
-                    items = pop_to_mark()
-                    _set_items(stack[-1], items)
-
-                case "GLOBAL":
-                    push(Global(*argument.split(" ", 1)))
-                case "STACK_GLOBAL":
-                    name, module = stack.pop(), stack.pop()
-                    is_text = isinstance(name, str) and isinstance(module, str)  # a tuple may be of 2**40 leaves
-                    push(Global(module, name) if is_text else Unmade(None))
-                case "PERSID":
-                    push(Unmade(argument))
-                case "BINPERSID":
-                    push(self._storage(stack.pop()))
-                case "REDUCE":
-                    arguments, function = stack.pop(), stack.pop()
-                    push(_call(function, arguments))
-                case "BUILD":
-                    stack.pop()  # attributes, and no object of ours has any
-                case "NEWOBJ":
-                    stack[-2:] = [Unmade(stack[-2])]
-                case "NEWOBJ_EX":
-                    stack[-3:] = [Unmade(stack[-3])]
-                case "OBJ":
-                    push(Unmade(pop_to_mark()[0]))
-                case "INST":
-                    pop_to_mark()
-                    push(Unmade(argument))
-                case "EMPTY_SET" | "NEXT_BUFFER" | "EXT1" | "EXT2" | "EXT4":
-                    push(Unmade(opcode.name))
-                case "FROZENSET":
-                    pop_to_mark()
-                    push(Unmade(opcode.name))
-                case _:  # what is left are the literals: text, bytes and numbers
-                    push(argument)
+            name = opcode.name
+            if name == "STOP":
+                return stack.values.pop()
+            if not (_move(stack, name, argument) or _collect(stack, name) or self._make(stack, name, argument)):
+                stack.values.append(argument)  # the other instructions are literals: text, bytes and numbers
         raise ValueError("it ends too early")
+
+    def _make(self, stack: Stack, name: str, argument) -> bool:
+        """Run an instruction that imports or makes an object. False where it is another."""
+        values = stack.values
+        match name:
+            case "GLOBAL":
+                values.append(Global(*argument.split(" ", 1)))
+            case "STACK_GLOBAL":
+                function, module = values.pop(), values.pop()
+                is_text = isinstance(function, str) and isinstance(module, str)  # a tuple may be of 2**40 leaves
+                values.append(Global(module, function) if is_text else Unmade(None))
+            case "PERSID":
+                values.append(Unmade(argument))
+            case "BINPERSID":
+                values.append(self._storage(values.pop()))
+            case "REDUCE":
+                arguments, function = values.pop(), values.pop()
+                values.append(_call(function, arguments))
+            case "BUILD":
+                values.pop()  # attributes, and no object of ours has any
+            case "NEWOBJ":
+                values[-2:] = [Unmade(values[-2])]
+            case "NEWOBJ_EX":
+                values[-3:] = [Unmade(values[-3])]
+            case "OBJ":
+                kind = stack.pop_to_mark()[0]
+                stack.values.append(Unmade(kind))
+            case "INST":
+                stack.pop_to_mark()
+                stack.values.append(Unmade(argument))
+            case "EMPTY_SET" | "NEXT_BUFFER" | "EXT1" | "EXT2" | "EXT4":
+                values.append(Unmade(name))
+            case "FROZENSET":
+                stack.pop_to_mark()
+                stack.values.append(Unmade(name))
+            case _:
+                return False
+        return True
 
     def _storage(self, description: object) -> Storage | Unmade:
         # Older files have a sixth item: None, unless the storage is itself a part of another.
@@ -182,6 +148,74 @@ class Machine:
             case ("storage", Global(_, kind), str(key), _, int(size), *part) if kind in DTYPES and not any(part):
                 return self.storages.setdefault(key, Storage(key, DTYPES[kind], size))
         return Unmade(description)
+
+
+def _move(stack: Stack, name: str, argument) -> bool:
+    """Run an instruction that moves values and makes none. False where it is another."""
+    values = stack.values
+    match name:
+        case "PROTO" | "FRAME" | "READONLY_BUFFER":
+            pass
+        case "MARK":
+            stack.mark()
+        case "POP":
+            values.pop() if values else stack.pop_to_mark()
+        case "POP_MARK":
+            stack.pop_to_mark()
+        case "DUP":
+            values.append(values[-1])
+        case "PUT" | "BINPUT" | "LONG_BINPUT":
+            stack.memo[argument] = values[-1]
+        case "MEMOIZE":
+            stack.memo[len(stack.memo)] = values[-1]
+        case "GET" | "BINGET" | "LONG_BINGET":
+            values.append(stack.memo[argument])
+        case _:
+            return False
+    return True
+
+
+def _collect(stack: Stack, name: str) -> bool:
+    """Run an instruction that makes a constant, a tuple, a list or a dict, or fills one. False where it is another."""
+    values = stack.values
+    match name:
+        case "NONE":
+            values.append(None)
+        case "NEWTRUE" | "NEWFALSE":
+            values.append(name == "NEWTRUE")
+        case "EMPTY_TUPLE":
+            values.append(())
+        case "TUPLE":
+            items = stack.pop_to_mark()
+            stack.values.append(tuple(items))
+        case "TUPLE1" | "TUPLE2" | "TUPLE3":
+            count = int(name[-1])
+            values[-count:] = [tuple(values[-count:])]
+        case "EMPTY_LIST":
+            values.append([])
+        case "LIST":
+            items = stack.pop_to_mark()
+            stack.values.append(items)
+        case "APPEND":
+            _extend(values[-2], [values.pop()])
+        case "APPENDS" | "ADDITEMS":
+            items = stack.pop_to_mark()
+            _extend(stack.values[-1], items)
+        case "EMPTY_DICT":
+            values.append({})
+        case "DICT":
+            items = stack.pop_to_mark()
+            stack.values.append({})
+            _set_items(stack.values[-1], items)
+        case "SETITEM":
+            value, key = values.pop(), values.pop()
+            _set_items(values[-1], [key, value])
+        case "SETITEMS":
+            items = stack.pop_to_mark()
+            _set_items(stack.values[-1], items)
+        case _:
+            return False
+    return True
 
 
 def _call(function: object, arguments: object) -> object:
