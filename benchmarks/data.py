@@ -7,7 +7,8 @@
 Writes shards of made-up rows (256 tokens of 16,384 codes; captions of about ten words, of which 10% have an HTML
 entity, 5% letters beyond ASCII, 2% a hashtag and 3% an emoji), opens them twice, each time in a fresh process, and
 makes the batches of an epoch. All of it counts: reading shuffled rows, drawing a caption, normalising, tokenising to 64
-tokens, and handing over the arrays in the loop of a consumer that does nothing else. Two cores are used at most.
+tokens, and handing over the arrays, from one thread that is a few batches ahead as in a training run, to a consumer
+that does nothing else. Two cores are used at most.
 
 Memory is that of the process that makes the batches: its peak, which includes the mapped pages of the shards that the
 kernel keeps as long as nothing else wants the memory, and apart from them what it allocated itself (anonymous memory)
@@ -25,6 +26,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +37,7 @@ TPU_ROWS = 350  # a second: what mini's training consumes on a TPU v3-8
 GOALS = {"rows_per_second": 20_000, "peak_mb": 1500, "first_start_seconds": 10}
 CODES, LENGTH, TEXT_LENGTH, SHARD_ROWS = 16_384, 256, 64, 2**16
 CORES = 2
+AHEAD = 2  # batches that wait, as in training/run/loop.py
 GOLDEN = Path(__file__).resolve().parents[1] / "tests" / "golden"
 
 
@@ -41,7 +46,6 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the data set (default: 1000000)")
     parser.add_argument("--epoch-rows", type=int, help="rows to make batches of (default: all)")
     parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true", help="print one JSON object of all figures as the last line")
     parser.add_argument("--part", choices=("write", "start", "epoch"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -52,7 +56,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="dalle-mini-data-") as folder:
         args.folder = Path(folder)
-        figures = {"rows": args.rows, "batch_size": args.batch_size, "threads": args.threads}
+        figures = {"rows": args.rows, "batch_size": args.batch_size}
         figures |= measured("write", args)
         figures |= {f"first_{name}": value for name, value in measured("start", args).items()}
         figures |= measured("start", args)
@@ -66,8 +70,7 @@ def main() -> None:
 def measured(part: str, args: argparse.Namespace) -> dict[str, float]:
     """The figures of a part, in a process of its own, as is a user's run."""
     command = [sys.executable, __file__, "--part", part, "--folder", str(args.folder), "--rows", str(args.rows)]
-    command += ["--batch-size", str(args.batch_size), "--threads", str(args.threads)]
-    command += ["--epoch-rows", str(args.epoch_rows or args.rows)]
+    command += ["--batch-size", str(args.batch_size), "--epoch-rows", str(args.epoch_rows or args.rows)]
     env = os.environ | {"HF_DATASETS_CACHE": str(args.folder / "cache"), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -140,12 +143,10 @@ def epoch(args: argparse.Namespace) -> dict[str, float]:
     """Batches, one after the other, until all rows have come."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
-    from dalle_mini.data.tokens.batches import prefetch
-
     batches = open_batches(args)
     steps = args.epoch_rows // args.batch_size
-    loop = prefetch(batches.at, range(steps + 10), threads=args.threads)
-    for _ in range(10):  # threads start, libraries load
+    loop = ahead(batches.at, steps + 10)
+    for _ in range(10):  # the thread starts, libraries load
         next(loop)
     anonymous = []
     began, used = time.perf_counter(), time.process_time()
@@ -163,6 +164,16 @@ def epoch(args: argparse.Namespace) -> dict[str, float]:
         "anonymous_mb": settled[0],
         "anonymous_growth_mb": max(settled) - settled[0],
     }
+
+
+def ahead(make: Callable[[int], dict], steps: int) -> Iterator[dict]:
+    """The batches of all steps in order, made by a thread that is as far ahead as that of a training run."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        waiting = deque(pool.submit(make, step) for step in range(min(AHEAD + 1, steps)))
+        for step in range(steps):
+            yield waiting.popleft().result()
+            if step + AHEAD + 1 < steps:
+                waiting.append(pool.submit(make, step + AHEAD + 1))
 
 
 def open_batches(args: argparse.Namespace):
@@ -204,7 +215,7 @@ def report(figures: dict[str, float]) -> None:
 
     lines = [
         f"{figures['rows']:,} rows, {figures['shards_mb']:,.0f} MB of shards, batches of {figures['batch_size']}, "
-        f"{figures['threads']} threads on {CORES} cores",
+        f"on {CORES} cores",
         f"throughput    {figures['rows_per_second']:,.0f} rows/s{goal('rows_per_second', True)}, "
         f"{figures['times_tpu_v3_8']:.0f} times what a TPU v3-8 consumes ({TPU_ROWS}/s), "
         f"{figures['cpu_microseconds_per_row']:.0f} us of CPU a row",

@@ -11,7 +11,7 @@ is one pattern of tokens at each size, moved about, instead of one for every sub
 
 import random
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -393,15 +393,3 @@ def place_alone(
     margin = 1 if scale == SMALL else 0
     start = (margin, (GRID - scale) // 2, GRID - scale - margin)
     return scale, size_word, place, (float(start[place[0]]), float(start[place[1]]))
-
-
-def caption_corpus(
-    n: int, seed: int = 0, emoji: Sequence[Emoji] | None = None, font: str | Path | None = None
-) -> Iterator[str]:
-    """Captions to train a tokenizer on: every emoji's bare name once, then the captions of `n` training examples.
-
-    Needs no font where `emoji` is given (`everyday_candidates()`, for one).
-    """
-    source = EmojiImages(seed=seed, length=max(n, 1), emoji=emoji, font=font)
-    yield from (one.name for one in source.emoji)
-    yield from (source.caption(i) for i in range(n))

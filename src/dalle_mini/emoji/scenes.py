@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -423,12 +423,3 @@ def paint(background: Background, size: int) -> np.ndarray:
         picture = np.broadcast_to(ramp[:, None] if background.direction == DOWN else ramp, (size, size, 3)).copy()
     picture.flags.writeable = False
     return picture
-
-
-def scene_corpus(
-    n: int, seed: int = 0, emoji: Sequence[Emoji] | None = None, font: str | Path | None = None
-) -> Iterator[str]:
-    """Captions to train a tokenizer on: every emoji's bare name once, then the captions of `n` training scenes."""
-    source = EmojiScenes(seed=seed, length=max(n, 1), emoji=emoji, font=font)
-    yield from (one.name for one in source.emoji)
-    yield from (source.caption(i) for i in range(n))

@@ -1,16 +1,11 @@
 import json
-import os
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import binom, chi2
 
-from dalle_mini.data.tokens.batches import TokenBatches, check_compatible, prefetch
+from dalle_mini.data.tokens.batches import TokenBatches, check_compatible
 from dalle_mini.data.tokens.dataset import TokenDataset
 from dalle_mini.errors import UserError
 from dalle_mini.text import CaptionNormalizer, CaptionTokenizer
@@ -99,10 +94,6 @@ def test_a_run_that_stops_at_any_step_continues_with_the_same_batches(data, word
     whole = [make(data, words, caption_dropout=0.1).at(step) for step in range(24)]
     for stop in range(24):
         same(make(data, words, caption_dropout=0.1).at(stop), whole[stop])  # nothing of the steps before is known
-    after = [batch for _, batch in prefetch(make(data, words, caption_dropout=0.1).at, range(9, 24), threads=3)]
-    assert len(after) == 15
-    for one, other in zip(after, whole[9:], strict=True):
-        same(one, other)
 
 
 def test_every_row_exactly_once_an_epoch_whatever_the_batch(data, words):
@@ -216,107 +207,3 @@ def test_bad_settings(data, words, changes, message):
         make(data, words, **changes)
     with pytest.raises(UserError, match="no multiple of the 2 processes"):
         make(data, words, process_count=2).evaluation(5)
-
-
-def test_prefetch_is_ahead_but_not_far():
-    made, lock = [], threading.Lock()
-
-    def slowly(step):
-        with lock:
-            made.append(step)
-        return {"step": np.array([step])}
-
-    loop = prefetch(slowly, range(5, 200), threads=2, ahead=3)
-    assert next(loop)[0] == 5
-    time.sleep(0.3)
-    assert 3 <= len(made) <= 8  # one is out, three wait, and each thread may hold one or two
-    before = threading.active_count()
-    loop.close()
-    for _ in range(100):
-        if threading.active_count() < before:
-            break
-        time.sleep(0.05)
-    assert threading.active_count() < before and len(made) <= 8
-    assert list(prefetch(slowly, range(3, 3))) == []
-
-
-def test_a_mistake_in_a_batch_comes_at_its_turn(data, words):
-    batches = make(data[0], words)
-
-    def make_batch(step):
-        if step == 2:
-            raise UserError("a bad row")
-        return batches.at(step)
-
-    loop = prefetch(make_batch, range(5))
-    assert [next(loop)[0], next(loop)[0]] == [0, 1]
-    with pytest.raises(UserError) as raised:
-        next(loop)
-    assert str(raised.value) == "a bad row"
-
-
-DEVICES = """
-import sys, json, jax, numpy as np
-sys.path.insert(0, {here!r})
-import datasets
-datasets.config.HF_DATASETS_CACHE = {cache!r}
-processes, index = int(sys.argv[1]), int(sys.argv[2])
-if processes > 1:
-    jax.distributed.initialize("127.0.0.1:" + sys.argv[3], processes, index)
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from dalle_mini.data.batches import TokenBatches, prefetch
-from dalle_mini.data.loader import TokenDataset
-from dalle_mini.text import CaptionTokenizer
-tokenizer = CaptionTokenizer.from_pretrained({tokenizer!r})
-batches = TokenBatches(TokenDataset({folder!r}), tokenizer, None, batch_size=16, seed=5, text_length=8)
-mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
-sharding = NamedSharding(mesh, PartitionSpec("data"))
-add = jax.jit(lambda batch: {{name: value.astype("int32").sum() for name, value in batch.items()}},
-              out_shardings=NamedSharding(mesh, PartitionSpec()))
-found = []
-for step, batch in prefetch(batches.at, range(3, 7), sharding, batch_size=16):
-    assert all(value.shape[0] == 16 and value.sharding == sharding for value in batch.values())
-    found.append((step, {{name: int(value) for name, value in add(batch).items()}}))
-evaluation = batches.evaluation(16)
-rows = 0
-for number, batch in prefetch(evaluation.at, range(len(evaluation)), sharding, batch_size=16):
-    rows += int(add({{"mask": batch["label_mask"]}})["mask"])
-print(json.dumps([found, rows]))
-"""
-
-
-@pytest.mark.parametrize("processes", [1, 2])
-def test_onto_devices(data, words, tmp_path, processes):
-    """Four devices, in one process or two: the global batches are those of numpy."""
-    import socket
-
-    script = DEVICES.format(
-        here=str(TESTS / "helpers"),
-        cache=str(data[0].folder.parent / "arrow"),
-        folder=str(data[0].folder),
-        tokenizer=str(TESTS / "golden" / "tokenizer"),
-    )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(4 // processes)}
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, str(processes), str(index), str(port)],
-            env=env,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        for index in range(processes)
-    ]
-    outputs = [process.communicate(timeout=120) for process in running]
-    assert [process.returncode for process in running] == [0] * processes, outputs
-    alone = TokenBatches(
-        data[0], words[0], None, batch_size=16, seed=5, text_length=8, process_index=0, process_count=1
-    )
-    expected = [
-        [step, {name: int(value.astype(int).sum()) for name, value in alone.at(step).items()}] for step in range(3, 7)
-    ]
-    for out, _ in outputs:
-        assert json.loads(out.splitlines()[-1]) == [expected, 250]

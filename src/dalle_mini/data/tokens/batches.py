@@ -1,4 +1,4 @@
-"""Rows -> the batches of a run, as arrays of fixed shapes, on the devices before they are needed.
+"""Rows -> the batches of a run, as arrays of fixed shapes.
 
 The batch of a step is a function of (seed, step, global batch size). Each process makes its own rows of it, a
 contiguous part, so that 1, 2 or 8 of them make the same global batch; a run resumes at any step, for there is nothing
@@ -11,7 +11,7 @@ not come out even is filled with the first rows of the next epoch: no row is lef
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -195,50 +195,6 @@ class Evaluation:
         found = self.batches._read(np.where(mask, positions, 0))
         text = self.batches._text(found["caption"], np.zeros(share, bool))
         return text | {"labels": found["tokens"], "label_mask": mask.astype(np.float32)}
-
-
-def prefetch(
-    make: Callable[[int], dict[str, np.ndarray]],
-    steps: range,
-    sharding: Any = None,
-    *,
-    batch_size: int | None = None,
-    threads: int = 2,
-    ahead: int = 4,
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(step, its batch) for each step, made by threads and on the devices before it is asked for.
-
-    Args:
-        make: a step -> this process's rows, such as `TokenBatches.at` or `Evaluation.at`.
-        steps: consecutive ones.
-        sharding: of the batch's leading axis, such as `NamedSharding(mesh, PartitionSpec("data"))`. The processes' rows
-            become one global array of it. None leaves numpy arrays.
-        batch_size: rows over all processes; this process's alone by default, which is right for one process.
-        threads: that make batches. Normalising holds Python's lock and tokenising does not: two overlap them.
-        ahead: batches that wait, at most; what a thread is at comes on top.
-
-    Whatever `make` raises is raised here, at the batch's turn. Leaving the loop early ends the threads.
-    """
-    import grain
-
-    def placed(step: int) -> tuple[int, dict[str, Any]]:
-        batch = make(step)
-        return step, batch if sharding is None else to_devices(batch, sharding, batch_size)
-
-    if not len(steps):
-        return
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(ahead, 1))
-    yield from grain.MapDataset.range(steps.start, steps.stop, steps.step).map(placed).to_iter_dataset(options)
-
-
-def to_devices(batch: dict[str, np.ndarray], sharding: Any, batch_size: int | None = None) -> dict[str, Any]:
-    """This process's rows of a batch -> global arrays of `batch_size` rows. Waits for no other process."""
-    import jax
-
-    return {
-        name: jax.make_array_from_process_local_data(sharding, rows, (batch_size or len(rows), *rows.shape[1:]))
-        for name, rows in batch.items()
-    }
 
 
 def check_compatible(datasets: Sequence[TokenDataset]) -> None:
