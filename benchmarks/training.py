@@ -25,7 +25,8 @@ from dalle_mini.training.config.sections import REMAT, LoopConfig, MeshConfig, O
 from dalle_mini.training.engine.flops import products, training_flops
 from dalle_mini.training.engine.hardware import peak_flops
 from dalle_mini.training.engine.sharding import make_mesh
-from dalle_mini.training.engine.step import StepProgram, step_program
+from dalle_mini.training.engine.step import step_program
+from dalle_mini.training.engine.trainer import StepProgram
 from dalle_mini.training.seq2seq.trainer import DTYPES, Seq2SeqTrainer, Seq2SeqTraining
 
 SIZES = {

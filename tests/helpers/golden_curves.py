@@ -19,7 +19,8 @@ import numpy as np
 from dalle_mini.models import DalleBart
 from dalle_mini.training.config.sections import LoopConfig, MeshConfig, OptimizerConfig
 from dalle_mini.training.engine.sharding import gathered, make_mesh
-from dalle_mini.training.engine.step import StepProgram, TrainState, step_program
+from dalle_mini.training.engine.step import step_program
+from dalle_mini.training.engine.trainer import StepProgram, TrainState
 from dalle_mini.training.seq2seq.trainer import Seq2SeqTrainer, Seq2SeqTraining
 from dalle_mini.weights.pretrained import flatten
 

@@ -9,14 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from dalle_mini.training.config.sections import LoopConfig, OptimizerConfig
-from dalle_mini.training.engine.step import Loss
+from dalle_mini.training.engine.trainer import Loss, Trainer
 
 
-class Line:
+class Line(Trainer):
     """Fits w to the mean of its batches, which are times `wrong` from step `broken_at` on until `mended_at`."""
 
     name = "line"
-    dtype = "float32"
 
     def __init__(self, rate: float = 0.25, width: int = 2, broken_at: int | None = None, mended_at=99, wrong=np.nan):
         self.mended_at, self.wrong = mended_at, wrong
@@ -31,9 +30,6 @@ class Line:
     def parameters(self, key):
         return {"w": jax.random.normal(key, (self.width,))}, ()
 
-    def loaded(self):
-        return None
-
     def batch_shapes(self, batch_size):
         return {"x": jax.ShapeDtypeStruct((batch_size, 1), jnp.float32)}
 
@@ -44,14 +40,11 @@ class Line:
     def rows(self, step):
         return [f"{step}.{i}" for i in range(7)]
 
-    def loss(self, params, batch, key, fetch=None):
+    def loss(self, params, batch, key, auxiliary):
         count = jnp.float32(len(batch["x"]))
         total = jnp.sum((params["w"] - batch["x"]) ** 2) / self.width
         noise = 0.0 if key is None else jax.random.normal(key)
         return Loss(total, count, {"noise": noise * count})
-
-    def finish(self, params, state, loss, key):
-        return params, state.extra, {}
 
     def evaluate(self, program, state, batch_size):
         self.evaluated.append(int(state.step))

@@ -17,7 +17,7 @@ from dalle_mini.models import VQGAN
 from dalle_mini.models.config import VQGANConfig
 from dalle_mini.models.fingerprint import identity
 from dalle_mini.training.config.sections import LoopConfig, OptimizerConfig
-from dalle_mini.training.engine.step import Loss, TrainState
+from dalle_mini.training.engine.trainer import Loss, TrainState
 from dalle_mini.training.run.init_from import loaded_parameters
 from dalle_mini.training.vqgan.reconstructions import ReconstructionConfig, Reconstructions
 from dalle_mini.training.vqgan.trainer import VQGANTrainer, VQGANTraining

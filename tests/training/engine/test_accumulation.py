@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dalle_mini.training.engine.accumulation import accumulated, in_pieces, through_embeddings, together
-from dalle_mini.training.engine.step import Loss
+from dalle_mini.training.engine.trainer import Loss
 
 PIECES = 3
 KERNEL = jnp.asarray(np.random.default_rng(0).standard_normal((4, 5)), jnp.float32)

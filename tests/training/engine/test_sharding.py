@@ -16,7 +16,7 @@ from dalle_mini.models.config import DalleBartConfig
 from dalle_mini.training.config.sections import MeshConfig, OptimizerConfig
 from dalle_mini.training.engine.optimizer import make_optimizer
 from dalle_mini.training.engine.sharding import check_batch, make_mesh, parameter_specs, state_shardings
-from dalle_mini.training.engine.step import TrainState
+from dalle_mini.training.engine.trainer import TrainState
 from dalle_mini.weights.pretrained import flatten
 
 MINI = DalleBartConfig(encoder_ffn_dim=2730, decoder_ffn_dim=2730)

@@ -204,7 +204,7 @@ class JudgedLater(Judged):
             self.asked = True
             signal.raise_signal(signal.SIGTERM)
             time.sleep(0.05)
-            program.go_on()
+            program.check_stop()
         return super().evaluate(program, state, batch_size)
 
 
@@ -269,4 +269,4 @@ def test_the_evaluation_of_pictures_can_be_left_off(name, tmp_path):
         raise Enough
 
     with pytest.raises(Enough):
-        trainer.evaluate(dataclasses.replace(program, go_on=enough), state, loop.batch_size)
+        trainer.evaluate(dataclasses.replace(program, check_stop=enough), state, loop.batch_size)

@@ -10,7 +10,7 @@ from flax import nnx
 
 import tiny_runs
 from dalle_mini.errors import UserError
-from dalle_mini.training.engine.step import Beside
+from dalle_mini.training.engine.trainer import AuxiliaryInputs
 from dalle_mini.training.run.checkpoint import Checkpoints
 from dalle_mini.training.vqgan.discriminator import (
     GROUP,
@@ -141,7 +141,7 @@ def test_gradients_are_those_of_two_losses(trainer):
     @jax.jit
     def found(params, step):
         def total(params):
-            loss = trainer.loss(params, batch, None, Beside(step, {}))
+            loss = trainer.loss(params, batch, None, AuxiliaryInputs(step, {}))
             return loss.total / loss.weight, loss
 
         return jax.grad(total, has_aux=True)(params)

@@ -39,7 +39,14 @@ from dalle_mini.training.clip.contrastive import NOBODY, Contrast, Side, sigmoid
 from dalle_mini.training.clip.zero_shot import EvaluationConfig, ZeroShot
 from dalle_mini.training.config.sections import MOST_PICTURES, OptimizerConfig, check_choice, check_most
 from dalle_mini.training.engine.sharding import DATA, batch_sharding, gathered, place
-from dalle_mini.training.engine.step import Loss, StepProgram, TrainState, initial_parameters
+from dalle_mini.training.engine.trainer import (
+    AuxiliaryInputs,
+    Loss,
+    StepProgram,
+    Trainer,
+    TrainState,
+    initial_parameters,
+)
 from dalle_mini.training.run.checkpoint import holds_checkpoints
 from dalle_mini.training.run.init_from import TOKENIZER, loaded_parameters
 from dalle_mini.weights.bundle import PREPROCESSOR, find_part
@@ -125,7 +132,7 @@ class CLIPTraining:
             raise UserError(f"training.cell {self.cell} does not divide {self.model.vision.image_size} pixels")
 
 
-class CLIPTrainer:
+class CLIPTrainer(Trainer):
     """`train` and `held_out` are map-style sources with `batch(indices) -> (uint8 [n, S, S, 3], captions)`.
 
     A source may have `captions(index)`, all of a picture's.
@@ -140,6 +147,7 @@ class CLIPTrainer:
 
     name = "clip"
     decay_vectors = False
+    contrastive = True
 
     def __init__(
         self,
@@ -211,7 +219,7 @@ class CLIPTrainer:
             "numbers": jax.ShapeDtypeStruct((batch_size, 2), jnp.int32),
         }
 
-    def loss(self, params: Any, batch: Any, key: jax.Array | None) -> Loss:
+    def loss(self, params: Any, batch: Any, key: jax.Array | None, auxiliary: AuxiliaryInputs | None = None) -> Loss:
         return self.joint(params, self.embed(params, batch), batch)
 
     def embed(self, params: Any, batch: Any) -> dict[str, jax.Array]:
@@ -236,15 +244,15 @@ class CLIPTrainer:
     def evaluate(self, program: StepProgram, state: TrainState, batch_size: int) -> dict[str, float]:
         """Over held-out pairs all against all: the loss and `retrieval.recalls`; then zero-shot classification."""
         images, captions = self.held_out_pairs()
-        pictures = self.picture_vectors(state.weights, images, program.go_on)
-        texts = self.text_vectors(state.weights, captions, program.go_on)
+        pictures = self.picture_vectors(state.weights, images, program.check_stop)
+        texts = self.text_vectors(state.weights, captions, program.check_stop)
         learned = gathered({name: leaf for name, leaf in state.weights.items() if name.startswith("logit_")})
         numbers = np.stack([_numbered(captions), np.arange(len(captions))], axis=1).astype(np.int32)
         loss = self._contrast(learned, jnp.asarray(pictures), jnp.asarray(texts), jnp.asarray(numbers)).total
         found = {"loss": float(loss) / len(captions), **recalls(pictures, texts, captions)}
         if self._zero_shot is not None:
-            prompts = self.text_vectors(state.weights, self._zero_shot.prompts, program.go_on)
-            pictures = self.picture_vectors(state.weights, self._zero_shot.images, program.go_on)
+            prompts = self.text_vectors(state.weights, self._zero_shot.prompts, program.check_stop)
+            pictures = self.picture_vectors(state.weights, self._zero_shot.images, program.check_stop)
             found |= self._zero_shot.measure(pictures, prompts)
         return found
 

@@ -11,6 +11,7 @@ from dalle_mini.data.images.dataset import ImageData, ImageSource, open_images, 
 from dalle_mini.errors import UserError
 from dalle_mini.training.config import config_file
 from dalle_mini.training.engine.multihost import first_process_does
+from dalle_mini.training.engine.trainer import Trainer
 from dalle_mini.training.run import loop
 from dalle_mini.training.run.checkpoint import holds_checkpoints, recorded_config
 from dalle_mini.weights.bundle import find_part
@@ -66,7 +67,7 @@ def open_data(data: ImageData, size: int, out: Path, *, captions: bool, seed: in
 
 
 def train(
-    run: Any, trainer: loop.Trainer, sampler: Any, out: Path, sections: Sequence[str], resume: str, allow_changes: bool
+    run: Any, trainer: Trainer, sampler: Any, out: Path, sections: Sequence[str], resume: str, allow_changes: bool
 ) -> Path:
     """Train into the folder `out`, or continue what is there; the weights are then in the folder that is returned.
 

@@ -24,10 +24,9 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
-import numpy as np
 
 from dalle_mini.errors import UserError, listed
 from dalle_mini.runtime import files
@@ -36,8 +35,8 @@ from dalle_mini.training.config.sections import LoopConfig, MeshConfig, Tracking
 from dalle_mini.training.engine.flops import Work
 from dalle_mini.training.engine.multihost import Votes, first_process_does, from_first_process
 from dalle_mini.training.engine.sharding import make_mesh
-from dalle_mini.training.engine.step import StepProgram, TrainState, step_program
-from dalle_mini.training.engine.step import Trainer as StepTrainer
+from dalle_mini.training.engine.step import step_program
+from dalle_mini.training.engine.trainer import StepProgram, Trainer, TrainState
 from dalle_mini.training.records import LOG, BadBatch, read_log, samples_folder
 from dalle_mini.training.run.checkpoint import Checkpoints
 from dalle_mini.training.run.final import not_the_best, write_final
@@ -59,37 +58,6 @@ class BadLoss(UserError):
 
 class _Asked(Exception):
     """The run was asked to stop while it evaluated."""
-
-
-class Trainer(StepTrainer, Protocol):
-    """One thing to train: what `step_program` makes an update of, and what stays on the host."""
-
-    def settings(self) -> dict[str, Any]:
-        """What decides the outcome beside the loop, in sections, as JSON: it is kept with the run."""
-        ...
-
-    def batch(self, step: int) -> dict[str, np.ndarray]:
-        """The whole batch of a step, the same in every process. Called from another thread."""
-        ...
-
-    def rows(self, step: int) -> list[str]:
-        """The names of the examples in a step's batch, for complaints about it. May be missing."""
-        ...
-
-    def keep(self, out: Path) -> None:
-        """Put into the run's folder, in the first process, what a later start of it needs. May be missing."""
-        ...
-
-    def evaluate(self, program: StepProgram, state: TrainState, batch_size: int) -> dict[str, float]:
-        """Numbers over the held-out set, the same in every process; the best checkpoint is that of the least `loss`.
-
-        Between its parts it calls `program.evaluate`, or `program.go_on`.
-        """
-        ...
-
-    def export(self, state: TrainState, folder: Path) -> None:
-        """Gather `state.weights` in all processes, and write them into the new `folder` in the first one."""
-        ...
 
 
 def run(
@@ -155,8 +123,7 @@ def run(
             raise UserError(f"{out}: the run was ended at step {start}: {record['ended_by']}")
         claim.take()
         write_down()
-        if hasattr(trainer, "keep"):
-            first_process_does(lambda: _kept(trainer, out))
+        first_process_does(lambda: _kept(trainer, out))
         begins_again = found is None and bool(read_log(out / LOG))
         tracker = Tracker(out, config, loop.steps, start, trainer.name, tracking, work)
         until_the_end.push(lambda kind, *_: tracker.close(failed=kind is not None))
@@ -201,7 +168,7 @@ def run(
 
             try:
                 if _due(done, loop.eval_every, loop.steps) and not is_evaluated:
-                    watched = dataclasses.replace(program, evaluate=one_batch, go_on=go_on)
+                    watched = dataclasses.replace(program, evaluate=one_batch, check_stop=go_on)
                     numbers = trainer.evaluate(watched, state, loop.batch_size // loop.accumulation)
                     tracker.log(done, {f"eval_{name}": value for name, value in numbers.items()})
                     no_numbers[:] = [f"eval_{name}" for name, value in numbers.items() if not math.isfinite(value)]
@@ -362,7 +329,7 @@ class _Overseer:
             self.in_a_row = 0
             return
         self.in_a_row += 1
-        rows = list(map(str, self.trainer.rows(done - 1))) if hasattr(self.trainer, "rows") else []
+        rows = list(map(str, self.trainer.rows(done - 1)))
         first_process_does(lambda: self.tracker.write(lambda: self._note(done, metrics, rows)))
         what = f"{self._complaint(metrics)} at step {done}" + (f", on {listed(rows)}" if rows else "")
         where = f"{self.out / BAD_BATCHES} has the batch's keys" if rows else f"see {self.out / BAD_BATCHES}"

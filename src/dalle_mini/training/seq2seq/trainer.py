@@ -30,7 +30,14 @@ from dalle_mini.runtime.paths import source_setting
 from dalle_mini.text import CaptionTokenizer
 from dalle_mini.training.config.sections import REMAT, OptimizerConfig, check_choice
 from dalle_mini.training.engine.sharding import gathered, keep_rows
-from dalle_mini.training.engine.step import Loss, StepProgram, TrainState, initial_parameters
+from dalle_mini.training.engine.trainer import (
+    AuxiliaryInputs,
+    Loss,
+    StepProgram,
+    Trainer,
+    TrainState,
+    initial_parameters,
+)
 from dalle_mini.training.run.init_from import TOKENIZER, loaded_parameters, start_weights
 from dalle_mini.training.seq2seq.cross_entropy import cross_entropy
 from dalle_mini.weights.bundle import TOKENS_RECORD
@@ -93,7 +100,7 @@ class Batches(Protocol):
     def origin(self) -> dict[str, Any]: ...
 
 
-class Seq2SeqTrainer:
+class Seq2SeqTrainer(Trainer):
     """`train` gives the batches of the steps, `held_out` those of the evaluation: every row once.
 
     `words` is the normalizer's list of words, which goes where the tokenizer goes.
@@ -156,7 +163,7 @@ class Seq2SeqTrainer:
         )
         return {"input_ids": ids, "attention_mask": ids, "labels": labels}
 
-    def loss(self, params: Any, batch: Any, key: jax.Array | None) -> Loss:
+    def loss(self, params: Any, batch: Any, key: jax.Array | None, auxiliary: AuxiliaryInputs | None = None) -> Loss:
         model: DalleBart = nnx.merge(self.graphdef, params)
         labels = batch["labels"].astype(jnp.int32)
         noise_key, dropout_key, positions_key = (None,) * 3 if key is None else jax.random.split(key, 3)
@@ -177,9 +184,6 @@ class Seq2SeqTrainer:
         vocab_size = self.config.model.image_vocab_size + 1
         scores = cross_entropy(hidden, head.kernel[...], bias, labels, weights, vocab_size)
         return Loss(scores.total, weights.sum(), {"accuracy": scores.right})
-
-    def finish(self, params: Any, state: TrainState, loss: Loss, key: jax.Array) -> tuple[Any, Any, dict[str, Any]]:
-        return params, state.extra, {}
 
     def evaluate(self, program: StepProgram, state: TrainState, batch_size: int) -> dict[str, float]:
         """Loss and token accuracy, teacher forced, over every row of the validation data once.

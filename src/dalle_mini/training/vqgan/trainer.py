@@ -28,7 +28,14 @@ from dalle_mini.runtime.paths import source_setting
 from dalle_mini.settings import LARGEST
 from dalle_mini.training.config.sections import MOST, MOST_PICTURES, OptimizerConfig, check_choice, check_most
 from dalle_mini.training.engine.sharding import gathered
-from dalle_mini.training.engine.step import Beside, Loss, StepProgram, TrainState, initial_parameters
+from dalle_mini.training.engine.trainer import (
+    AuxiliaryInputs,
+    Loss,
+    StepProgram,
+    Trainer,
+    TrainState,
+    initial_parameters,
+)
 from dalle_mini.training.run.checkpoint import holds_checkpoints
 from dalle_mini.training.run.init_from import loaded_parameters
 from dalle_mini.training.vqgan import codebook
@@ -124,7 +131,7 @@ class VQGANTraining:
             self.discriminator.check_side(self.side)
 
 
-class VQGANTrainer:
+class VQGANTrainer(Trainer):
     """`train` and `held_out` are map-style sources with `batch(indices) -> (uint8 [n, S, S, 3], captions)`.
 
     `data` says which they are, for the run's record: it is not continued with others.
@@ -188,7 +195,7 @@ class VQGANTrainer:
         side = self.config.side
         return {"images": jax.ShapeDtypeStruct((batch_size, side, side, self.config.model.in_channels), jnp.uint8)}
 
-    def loss(self, params: Any, batch: Any, key: jax.Array | None, beside: Beside) -> Loss:
+    def loss(self, params: Any, batch: Any, key: jax.Array | None, beside: AuxiliaryInputs) -> Loss:
         """`total` has the value of what is lost in pictures and codebook; the discriminator adds its gradients alone.
 
         So the curve goes on as it was when the discriminator begins. Its own losses are metrics.
@@ -242,7 +249,7 @@ class VQGANTrainer:
             loss += c.entropy_weight * metrics["entropy_loss"]
         return latents + jax.lax.stop_gradient(still - latents), loss, metrics
 
-    def _of_pictures(self, pictures, images, beside: Beside):
+    def _of_pictures(self, pictures, images, beside: AuxiliaryInputs):
         """(what is lost in pictures, metrics)."""
         c, error = self.config, pictures - images
         metrics = {"mse": jnp.mean(error**2)}
@@ -253,7 +260,7 @@ class VQGANTrainer:
             loss += c.perceptual.weight * metrics["perceptual"]
         return loss, metrics
 
-    def _judged(self, params, network, quantized, images, beside: Beside):
+    def _judged(self, params, network, quantized, images, beside: AuxiliaryInputs):
         """(a loss of the value of `_of_pictures` and the gradients of it and of the judgement, metrics).
 
         Both gradients are taken at the pictures, once, and go back through the decoder together: the adaptive weight
@@ -309,7 +316,7 @@ class VQGANTrainer:
     def evaluate(self, program: StepProgram, state: TrainState, batch_size: int) -> dict[str, float]:
         """Over at most 256 held-out pictures, whole ones: see `reconstruction.measure`; `loss` is L1 and L2 alone."""
         images, _ = self.held_out.batch(range(min(EVALUATED, len(self.held_out))))
-        pictures, tokens = reconstruction.reconstruct(self._network(state), images, lambda *_: program.go_on())
+        pictures, tokens = reconstruction.reconstruct(self._network(state), images, lambda *_: program.check_stop())
         error = pictures - images.astype(np.float32) / 255
         c = self.config
         loss = c.l1_weight * np.abs(error).mean(dtype=np.float64) + c.l2_weight * (error**2).mean(dtype=np.float64)
