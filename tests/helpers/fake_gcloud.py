@@ -53,15 +53,6 @@ def end_vm() -> None:
     shutil.rmtree(HOME, ignore_errors=True)
 
 
-def queue(verb: str, *words: str) -> None:
-    if verb == "describe":
-        if not STATE.exists():
-            fail("NOT_FOUND: Resource was not found")
-        print({"PREEMPTED": "SUSPENDED"}.get(STATE.read_text(), "ACTIVE"))
-    else:
-        tpu_vm(verb, *words)
-
-
 def tpu_vm(verb: str, *words: str) -> None:
     options = dict(word.removeprefix("--").split("=", 1) for word in words if word.startswith("--") and "=" in word)
     names = [word for word in words if not word.startswith("--")]
@@ -98,7 +89,7 @@ def main() -> None:
     if words[0] == "storage":
         storage(*words[1:])
     else:
-        {"tpu-vm": tpu_vm, "queued-resources": queue}[words[2]](*words[3:])
+        tpu_vm(*words[3:])
 
 
 main()
