@@ -33,8 +33,8 @@ on_all() { remote all "bash $ON_VM $(printf '%q ' "$@")"; }       # ARGUMENTS...
 
 state() { # the VM's; ABSENT: there is none; nothing: gcloud did not answer
   local answer
-  answer=$(vm describe "$name" --format='value(state)' 2> "$scratch/errors") && echo "$answer" && return
-  if grep -qi 'NOT_FOUND\|not found' "$scratch/errors"; then echo ABSENT; else say "no answer: $(tail -n 1 "$scratch/errors")"; fi
+  answer=$(vm describe "$name" --format='value(state)' 2> "$errors") && echo "$answer" && return
+  if grep -qi 'NOT_FOUND\|not found' "$errors"; then echo ABSENT; else say "no answer: $(tail -n 1 "$errors")"; fi
 }
 
 ask_for_vm() {
@@ -144,7 +144,7 @@ case "$type" in
   *) : "${version:=tpu-ubuntu2204-base}" ;;
 esac
 place=("--zone=$zone" ${project:+"--project=$project"})
-scratch=$(mktemp -d)
+scratch=$(mktemp -d) && errors=$scratch/errors
 trap 'rm -rf "$scratch"' EXIT
 trap 'say "interrupted: the VM and its run go on; tpu_vm.sh run looks after them again"; exit 130' INT
 "$what"
