@@ -68,7 +68,7 @@ def tokens_of(pipe, asked, candidates: int, greedy: bool, given=None) -> np.ndar
         parts.append(
             generate_tokens(
                 pipe.model, ids[part], mask[part], keys[part],
-                guidance=1.0, codebook_size=codebook, given=fixed, **chance,
+                guidance=1.0, codebook_size=codebook, forced=fixed, **chance,
             )
         )  # fmt: skip
     return np.concatenate(parts)

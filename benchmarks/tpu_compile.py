@@ -21,11 +21,13 @@ os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JA
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from dalle_mini.generation import decode
 from dalle_mini.generation.prepare import prepared_shapes
+from dalle_mini.settings import SamplingParams
 from generation import SIZES
 
 
@@ -60,7 +62,7 @@ def main() -> None:
 
 def lowered(size: str, candidates: int, devices) -> dict:
     """What compiles each of the two programs: one prompt's candidates, the cache at its full length."""
-    mesh = Mesh(np.asarray(devices), ("devices",))
+    mesh = decode.mesh_of(devices, 1, candidates)
     graphdef, params = prepared_shapes(SIZES[size], jnp.dtype("bfloat16"), platform="tpu")
     config = SIZES[size]
     programs = decode.Programs(
@@ -70,30 +72,31 @@ def lowered(size: str, candidates: int, devices) -> dict:
         unlimited=False,
         codebook_size=config.image_vocab_size,
         mesh=mesh,
-        shared="candidates",
     )
 
     def placed(tree, specs):
         """Shapes where they are on the devices; `specs` is a prefix of the tree."""
 
         def shapes(spec, part):
-            sharding = NamedSharding(mesh, programs.placed(spec))
+            sharding = NamedSharding(mesh, spec)
             return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), part)
 
-        return jax.tree.map(shapes, specs, tree, is_leaf=decode.is_spec)
+        return jax.tree.map(shapes, specs, tree, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
 
-    keys = placed(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (1, candidates))), decode.PICTURES)
+    keys = placed(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (1, candidates))), decode.IMAGES)
     text = placed(jax.ShapeDtypeStruct((2, 2, 1, config.max_text_length), jnp.int32), decode.ALL)
     params = placed(params, decode.ALL)
-    fixed, first = jax.eval_shape(partial(decode.prefill, programs), params, text, keys)
-    longest = jax.eval_shape(lambda state: decode.with_room(state, config.image_length), first)
+    model = nnx.merge(graphdef, params)
+    context, state = jax.eval_shape(partial(decode.prefill, programs), params, text, keys)
+    state = state._replace(cache=jax.eval_shape(partial(model.grow, room=config.image_length), state.cache))
     each = jax.ShapeDtypeStruct((1,), jnp.float32)
-    warping = placed(decode.Warping(each, each, each, jax.ShapeDtypeStruct((1,), jnp.int32), None), decode.ALL)
+    top_k = jax.ShapeDtypeStruct((1,), jnp.int32)
+    sampling = placed(SamplingParams(each, each, each, top_k), decode.ALL)
     stop = placed(jax.ShapeDtypeStruct((), jnp.int32), decode.ALL)
-    fixed, longest = placed(fixed, decode.FIXED), placed(longest, decode.STATE)
+    rest = placed(context, decode.CONTEXT), placed(state, decode.STATE), keys, stop, sampling, None
     return {
         "prefill": lambda: decode.prefill.lower(programs, params, text, keys).compile(),
-        "advance": lambda: decode.advance.lower(programs, params, fixed, longest, keys, stop, warping, None).compile(),
+        "advance": lambda: decode.decode_steps.lower(programs, params, *rest).compile(),
     }
 
 

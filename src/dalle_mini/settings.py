@@ -1,15 +1,59 @@
-"""What a user may ask of one drawing, checked before anything heavy is imported or loaded."""
+"""The settings of one generation, checked before anything heavy is imported or loaded."""
+
+from __future__ import annotations
 
 import dataclasses
 import numbers
 from collections.abc import Sequence
+from typing import Any
 
 from dalle_mini.errors import UserError, shown
 
 DTYPES = ("float32", "bfloat16", "float16", "int8")  # of generation
-MAX_CANDIDATES = 4096  # pictures are held in memory until they are ranked
+MAX_CANDIDATES = 4096  # images are held in memory until they are ranked
 MAX_SEED = 2**32 - 1
 LARGEST = 1e6  # number, and its inverse the smallest: far beyond use, and well within float32
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingParams:
+    """How a token is drawn from the decoder's logits: one object from the command line to the logits.
+
+    Each field is one number for all prompts, or an array [prompts]. The defaults are the published ones.
+    `generation.sampling` applies them, in the order of this list, and registers the class as a JAX pytree.
+
+    Attributes:
+        guidance: super conditioning, `uncond + guidance * (cond - uncond)` on the logits; 1.0 is the caption alone.
+        last_guidance: the scale at an image's last token; it changes linearly from `guidance` at the first. None
+            keeps it constant.
+        temperature: the logits are divided by it.
+        top_k: how many of the likeliest tokens may be sampled: 1 is greedy, 0 is no limit, None is the `top_k` of the
+            model's config.
+        top_p: the smallest set of tokens with this much probability may be sampled; None is all of them.
+    """
+
+    guidance: Any = 10.0
+    last_guidance: Any = None
+    temperature: Any = 1.0
+    top_k: Any = None
+    top_p: Any = None
+
+    def check(self) -> None:
+        """Check one prompt's values, where None stands for the model's own.
+
+        Raises:
+            UserError: a value makes no sense; the message names the field.
+        """
+        for name in ("guidance", "last_guidance", "temperature"):
+            if getattr(self, name) is not None:
+                _check_positive(name, getattr(self, name), LARGEST, 1 / LARGEST)
+        if self.top_k is not None:
+            check_whole("top_k", self.top_k, 1, 2**31 - 1)
+        if self.top_p is not None:
+            _check_positive("top_p", self.top_p, 1.0)
+
+
+SAMPLING = tuple(field.name for field in dataclasses.fields(SamplingParams))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,20 +61,16 @@ class GenerationSettings:
     """How to sample and rank; the defaults are those of the published pipeline.
 
     Attributes:
-        candidates: pictures drawn for each prompt.
-        keep: pictures returned for each prompt, the best by CLIP score; None keeps 4, or all where there are fewer.
-        seed: 0 to 2**32 - 1; a picture's key is derived from (seed, prompt text, picture number).
-        guidance: super conditioning, `uncond + guidance * (cond - uncond)` on the logits; 1.0 is the caption alone;
-            None is the `guidance` of the model's config, 10 as published.
-        last_guidance: the scale at a picture's last token; it changes linearly from `guidance` at the first. None
-            keeps it constant.
+        candidates: images drawn for each prompt.
+        keep: images returned for each prompt, the best by CLIP score; None keeps 4, or all where there are fewer.
+        seed: 0 to 2**32 - 1; an image's key is derived from (seed, prompt text, candidate number).
+        guidance, last_guidance, temperature, top_k, top_p: how tokens are sampled, as in `SamplingParams`. None of
+            the first, of temperature and of top_k is the value of the model's config (10, 1 and 50 as published).
         negative_prompt: what not to draw: the text of the unconditional rows, blank as published. It does nothing
             where guidance is 1.
-        temperature: the logits are divided by it; None is the `temperature` of the model's config, 1 as published.
-        top_k: how many of the likeliest tokens may be sampled, 1 is greedy; None is the `top_k` of the model's config.
-        top_p: the smallest set of tokens with this much probability may be sampled; None is all of them.
 
-    Raises UserError, naming the field, on a value that makes no sense.
+    Raises:
+        UserError: a value makes no sense; the message names the field.
     """
 
     candidates: int = 16
@@ -53,16 +93,14 @@ class GenerationSettings:
                 f"keep is {self.keep}, but only {self.candidates} candidates are drawn: lower keep or raise candidates"
             )
         check_whole("seed", self.seed, 0, MAX_SEED)
-        for name in ("guidance", "last_guidance", "temperature"):
-            if getattr(self, name) is not None:
-                _check_positive(name, getattr(self, name), LARGEST, 1 / LARGEST)
+        self.sampling.check()
         if not isinstance(self.negative_prompt, str):
             raise UserError(f"negative_prompt is {type(self.negative_prompt).__name__}, not text")
         check_utf8("negative_prompt", self.negative_prompt)
-        if self.top_k is not None:
-            check_whole("top_k", self.top_k, 1, 2**31 - 1)
-        if self.top_p is not None:
-            _check_positive("top_p", self.top_p, 1.0)
+
+    @property
+    def sampling(self) -> SamplingParams:
+        return SamplingParams(**{name: getattr(self, name) for name in SAMPLING})
 
     @property
     def guided(self) -> bool:
@@ -70,7 +108,8 @@ class GenerationSettings:
         return self.guidance != 1 or self.last_guidance not in (None, 1)
 
 
-PER_PROMPT = ("seed", "guidance", "last_guidance", "negative_prompt", "temperature", "top_k", "top_p")
+# The settings that each prompt of a call may have of its own: all but `candidates` and `keep`.
+PER_PROMPT = tuple(field.name for field in dataclasses.fields(GenerationSettings))[2:]
 
 
 def settings_of_each(prompts: int, **options) -> list[GenerationSettings]:

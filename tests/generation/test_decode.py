@@ -16,9 +16,10 @@ from flax import nnx
 from dalle_mini.errors import UserError
 from dalle_mini.generation import decode, generate_tokens, stream_tokens
 from dalle_mini.generation.prepare import Int8Linear, TiledLinear, compute_dtypes, prepare, prepared_shapes, restore
-from dalle_mini.generation.sampling import draw, guide, mask_beyond, warp
+from dalle_mini.generation.sampling import guide, mask_beyond, process_logits, sample_of_few
 from dalle_mini.models.dalle_bart import DalleBart
 from dalle_mini.runtime.xla import compiler_options
+from dalle_mini.settings import SamplingParams
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "dallebart"
 SCANNED, UNROLLED = GOLDEN / "a_normformer_glu_scan", GOLDEN / "b_normformer_glu_unrolled"
@@ -76,18 +77,18 @@ def teacher_forced(model, golden, tokens, guidance):
 
 @pytest.mark.parametrize(("top_k", "unlimited"), [(63, False), (64, True), (80, True), (0, True)])
 def test_as_many_as_the_codebook_has_is_no_limit(mega, top_k, unlimited):
-    graphdef, ids = nnx.graphdef(mega[0]), np.ones((1, mega[0].config.text_length), np.int32)
-    call = decode._call(graphdef, mega[0].config, ids, ids, keys_of(1), guidance=1.0, top_k=top_k, codebook_size=64)
+    ids = np.ones((1, mega[0].config.text_length), np.int32)
+    call = decode._call(mega[0], ids, ids, keys_of(1), guidance=1.0, top_k=top_k, codebook_size=64)
     assert (call.programs.unlimited, call.programs.most) == (unlimited, 0 if unlimited else top_k)
 
 
 def test_a_cache_that_grows_gives_the_same_tokens(model, golden, monkeypatch):
     length, keys = model.config.image_length, keys_of(len(golden["input_ids"]), 3)
-    assert decode._cache_lengths(model.config) == [length]
+    assert decode.cache_lengths(model) == [length]
     whole = generate(model, golden, keys)
     with monkeypatch.context() as patch:
         patch.setattr(decode, "LARGE_CACHE", 1)
-        assert len(decode._cache_lengths(model.config)) == decode.CACHES
+        assert len(decode.cache_lengths(model)) == decode.CACHES
         jax.clear_caches()  # of the programs with the whole cache
         np.testing.assert_array_equal(generate(model, golden, keys), whole)
     jax.clear_caches()
@@ -122,7 +123,7 @@ def test_published_sampled_sequences(model, golden, name):
             this, key = jax.random.split(key)
             logits = teacher_forced(model, golden, tokens, settings["condition_scale"])[:, t]
             temperature = settings.get("temperature") or 1.0
-            logits = warp(logits, temperature=temperature, top_k=top_k, top_p=settings.get("top_p"))
+            logits = process_logits(logits, temperature=temperature, top_k=top_k, top_p=settings.get("top_p"))
             drawn = np.asarray(jax.random.categorical(this, logits))
             finished |= drawn == model.config.eos_token_id
             tokens[:, t] = np.where(finished, model.config.pad_token_id, drawn)
@@ -138,7 +139,7 @@ def test_cached_sampling_equals_teacher_forcing(model, golden, guidance, top_p):
     for candidate in range(2):
         logits = teacher_forced(model, golden, tokens[:, candidate], guidance)
         settings["top_p"] = None if top_p is None else jnp.full((3, 16), top_p)
-        want = draw(step_keys[:, candidate], mask_beyond(logits, 64), **settings, most=20)
+        want = sample_of_few(step_keys[:, candidate], mask_beyond(logits, 64), SamplingParams(**settings), most=20)
         np.testing.assert_array_equal(want, tokens[:, candidate])
 
 
@@ -203,7 +204,7 @@ def test_both_forms_of_keys_agree(model, golden, temperature):
         np.testing.assert_array_equal(candidates[:, 1], golden["sc_greedy_sequences"][:, 1:])
 
 
-def test_looks_on_the_way_change_nothing(model, golden):
+def test_pauses_on_the_way_change_nothing(model, golden):
     keys = keys_of(3, 2)
     uncond = {f"uncond_{name}": golden[f"{name}_uncond"] for name in ("input_ids", "attention_mask")}
     looks = dict(stream_tokens(model, golden["input_ids"], golden["attention_mask"], keys, every=5, **uncond))
@@ -242,18 +243,18 @@ def test_devices_that_cannot_share_evenly_are_named(model, golden):
         generate(model, golden, keys_of(3, 2), devices=jax.devices() * 4)
 
 
-def test_given_tokens_are_kept_and_seen_by_what_follows(model, golden):
+def test_forced_tokens_are_kept_and_seen_by_what_follows(model, golden):
     keys = keys_of(3, 2)
     free = generate(model, golden, keys)
-    np.testing.assert_array_equal(generate(model, golden, keys, given=np.full(16, -1)), free)
-    given = np.full((3, 1, 16), -1)
-    given[:, :, :6] = free[:, :1, :6]  # the upper part of the first candidate
-    continued = generate(model, golden, keys, given=given)
+    np.testing.assert_array_equal(generate(model, golden, keys, forced=np.full(16, -1)), free)
+    forced = np.full((3, 1, 16), -1)
+    forced[:, :, :6] = free[:, :1, :6]  # the upper part of the first candidate
+    continued = generate(model, golden, keys, forced=forced)
     np.testing.assert_array_equal(continued[:, :, :6], np.broadcast_to(free[:, :1, :6], (3, 2, 6)))
     np.testing.assert_array_equal(continued[:, 0], free[:, 0])  # it goes on as it did by itself
-    given = np.full(16, -1)
-    given[[3, 9]] = 7, 8
-    infilled = generate(model, golden, keys, given=given)
+    forced = np.full(16, -1)
+    forced[[3, 9]] = 7, 8
+    infilled = generate(model, golden, keys, forced=forced)
     assert (infilled[..., 3] == 7).all() and (infilled[..., 9] == 8).all()
     np.testing.assert_array_equal(infilled[..., :3], free[..., :3])
     assert (infilled[..., 4:] != free[..., 4:]).any()
@@ -285,7 +286,7 @@ def test_guidance_may_change_along_the_way(model, golden):
     step_keys = jax.vmap(lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(16)))(keys[:, 0])
     ones = jnp.ones((3, 16))
     logits = mask_beyond(np.stack(logits, axis=1), 64)
-    want = draw(step_keys, logits, temperature=ones, top_k=50 * ones, top_p=None, most=50)
+    want = sample_of_few(step_keys, logits, SamplingParams(temperature=ones, top_k=50 * ones), most=50)
     np.testing.assert_array_equal(want, linear[:, 0])
 
 

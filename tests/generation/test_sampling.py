@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dalle_mini.generation.sampling import guide, mask_beyond, sample, top_k_filter, top_p_filter, warp
+from dalle_mini.generation.sampling import categorical, guide, mask_beyond, process_logits, top_k_filter, top_p_filter
 
 FOLDER = Path(__file__).parents[1] / "golden" / "sampling"
 CASES = {
@@ -32,7 +32,7 @@ def test_the_published_order_and_numbers(golden, name):
     cond, uncond, guidance = golden["cond"], golden["uncond"], case["condition_scale"]
     logits = cond if guidance == 1.0 else guide(cond, uncond, guidance)
     settings = {"temperature": case.get("temperature", 1.0), "top_k": case.get("top_k", 50), "top_p": case.get("top_p")}
-    logits = warp(logits, **settings)
+    logits = process_logits(logits, **settings)
     np.testing.assert_array_equal(np.isneginf(logits), np.isneginf(golden[name]))
     np.testing.assert_allclose(logits, golden[name], rtol=1e-6, atol=1e-5)
     np.testing.assert_allclose(jax.nn.softmax(logits), golden[f"{name}_probs"], rtol=0, atol=1e-5)
@@ -96,23 +96,23 @@ def test_the_largest_are_found_without_sorting_the_vocabulary():
 
 def test_every_leading_axis_is_a_batch(golden):
     logits = golden["cond"].reshape(2, 2, -1)
-    batch = warp(logits, temperature=0.7, top_k=9, top_p=0.8)
+    batch = process_logits(logits, temperature=0.7, top_k=9, top_p=0.8)
     for i in range(2):
         for j in range(2):
-            row = warp(logits[i, j], temperature=0.7, top_k=9, top_p=0.8)
+            row = process_logits(logits[i, j], temperature=0.7, top_k=9, top_p=0.8)
             np.testing.assert_array_equal(batch[i, j], row)
 
 
 def test_a_draw_depends_on_its_own_key_and_row_alone(golden):
     logits = jnp.asarray(golden["cond"]).reshape(2, 2, -1)
     keys = jax.random.split(jax.random.key(0), (2, 2))
-    tokens = sample(keys, logits)
+    tokens = categorical(keys, logits)
     assert tokens.shape == (2, 2) and tokens.dtype == jnp.int32
-    assert tokens[1, 0] == sample(keys[1, 0], logits[1, 0])
-    np.testing.assert_array_equal(sample(keys[::-1], logits[::-1]), tokens[::-1])
+    assert tokens[1, 0] == categorical(keys[1, 0], logits[1, 0])
+    np.testing.assert_array_equal(categorical(keys[::-1], logits[::-1]), tokens[::-1])
 
 
 def test_draws_follow_the_probabilities():
     logits = jnp.log(jnp.array([0.5, 0.0, 0.2, 0.3]))
-    tokens = sample(jax.random.split(jax.random.key(0), 4000), jnp.broadcast_to(logits, (4000, 4)))
+    tokens = categorical(jax.random.split(jax.random.key(0), 4000), jnp.broadcast_to(logits, (4000, 4)))
     np.testing.assert_allclose(np.bincount(tokens, minlength=4) / 4000, [0.5, 0.0, 0.2, 0.3], atol=0.03)

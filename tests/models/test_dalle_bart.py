@@ -13,7 +13,6 @@ from flax import nnx
 from dalle_mini.generation.sampling import guide
 from dalle_mini.models.config import DalleBartConfig
 from dalle_mini.models.dalle_bart import DalleBart, Training, unstack_layers
-from dalle_mini.models.layers import KVCache
 from dalle_mini.weights.formats.tensors import Tensor
 from dalle_mini.weights.key_mapping import dalle_bart
 from dalle_mini.weights.pretrained import flatten
@@ -108,23 +107,13 @@ def gradient(model, golden):
 def cached_logits(graphdef, params, ids, mask, tokens):
     """Teacher forcing one position at a time: captions of P rows, tokens [P, C, T] -> logits [P, C, T, V]."""
     model = nnx.merge(graphdef, params)
-    config = model.config
-    layers = unstack_layers(model.decoder.layers, config.decoder_layers)
-    states = model.encode(ids, mask)
-    cross = [layer.cross_attn.keys_values(states) for layer in layers]
-    heads = config.decoder_attention_heads
-    empty = jnp.zeros((tokens.shape[0] * tokens.shape[1], heads, config.image_length, config.d_model // heads))
+    context, cache = model.prefill(ids, mask, tokens.shape[1], model.image_length)
 
-    def step(caches, position):
-        x = model.decoder.embed(tokens[:, :, position], position)
-        filled = []
-        for layer, layer_cross, cache in zip(layers, cross, caches, strict=True):
-            x, cache = layer.step(x, layer_cross, mask[:, None, None, :].astype(bool), cache, position)
-            filled.append(cache)
-        return filled, model.logits(model.decoder.finish(x))
+    def step(cache, position):
+        logits, cache = model.step(tokens[:, :, position, None], context, cache, position)
+        return cache, logits[:, :, 0]
 
-    caches = [KVCache(empty, empty) for _ in layers]
-    logits = jax.lax.scan(step, caches, jnp.arange(tokens.shape[2]))[1]
+    logits = jax.lax.scan(step, cache, jnp.arange(tokens.shape[2]))[1]
     return jnp.moveaxis(logits, 0, 2)
 
 
@@ -230,6 +219,22 @@ def test_cached_steps_of_many_candidates_equal_teacher_forcing(model, golden):
     logits = cached_logits(*nnx.split(model), ids[0], mask[0], candidates)
     for i in range(2):
         close(logits[:, i], forward(model, ids, mask, candidates[:, i])[1][0], 1e-5)
+
+
+@pytest.mark.parametrize("folder", [SCANNED, PRELN], ids=lambda folder: folder.name)
+def test_a_window_of_positions_equals_steps_of_one(folder):
+    golden, model = load_golden(folder), load_model(folder)
+    ids, mask = golden["input_ids"], golden["attention_mask"]
+    tokens = np.random.default_rng(0).integers(0, 64, (3, 2, 16))
+    wanted = cached_logits(*nnx.split(model), ids, mask, tokens)
+    context, cache = model.prefill(ids, mask, 2, 8)
+    step = jax.jit(model.step)
+    logits, cache = step(tokens[..., :5], context, cache, 0)
+    close(logits, wanted[:, :, :5], 1e-5)
+    _, cache = step(tokens[..., 5:8] + 1, context, cache, 5)  # tokens that are taken back
+    cache = model.grow(model.rollback(cache, 5), 16)
+    logits, cache = step(tokens[..., 5:], context, cache, 5)
+    close(logits, wanted[:, :, 5:], 1e-5)
 
 
 def test_later_tokens_and_padding_have_no_effect(model, golden):

@@ -43,7 +43,7 @@ class Canvas:
         if DRAWN not in self.tokens and not self.vary:
             raise UserError("nothing would be drawn: keep less of the picture (top, mask), or vary some of it")
 
-    def given(self, keys: jax.Array) -> np.ndarray:
+    def forced(self, keys: jax.Array) -> np.ndarray:
         """What candidates of these keys, [C], keep: int32 [C, image_length]. It depends on a candidate's key alone."""
         tokens = np.broadcast_to(np.asarray(self.tokens, np.int32), (len(keys), len(self.tokens)))
         if not self.vary:

@@ -26,6 +26,7 @@ from dalle_mini.generation.memory import batch_that_fits, chunked
 from dalle_mini.generation.pixels import PixelDecoder
 from dalle_mini.generation.prepare import LEAST_ROWS
 from dalle_mini.generation.ranking import ClipRanker
+from dalle_mini.generation.sampling import stack
 from dalle_mini.models import VQGAN, DalleBart
 from dalle_mini.models.config import DalleBartConfig, VQGANConfig
 from dalle_mini.settings import GenerationSettings, check_whole
@@ -281,24 +282,15 @@ def decoding_arguments(
     first = group[0].settings
     rows = _rows(len(devices), len(group), size, 1 + first.guided)
     keys = picture_keys([(job.settings.seed, job.prompt) for job in group], np.arange(start, start + rows))
-    canvases = [job.canvas.given(row) for job, row in zip(group, keys, strict=True) if job.canvas is not None]
-
-    def each(name: str, dtype=np.float32) -> np.ndarray:
-        return np.asarray([getattr(job.settings, name) for job in group], dtype)
+    canvases = [job.canvas.forced(row) for job, row in zip(group, keys, strict=True) if job.canvas is not None]
 
     ids, mask = (np.stack([getattr(job, name) for job in group], axis=1) for name in ("ids", "mask"))  # [2, P, S]
     return (ids[0], mask[0], keys), {
-        "guidance": each("guidance"),
-        "last_guidance": [
-            job.settings.guidance if job.settings.last_guidance is None else job.settings.last_guidance for job in group
-        ],
+        "sampling": stack([job.settings.sampling for job in group]),
         "uncond_input_ids": ids[1],
         "uncond_attention_mask": mask[1],
-        "temperature": each("temperature"),
-        "top_k": each("top_k", np.int32),
-        "top_p": None if first.top_p is None else each("top_p"),
         "codebook_size": codebook_size,
-        "given": np.stack(canvases) if canvases else None,
+        "forced": np.stack(canvases) if canvases else None,
         "devices": devices if len(devices) > 1 else None,
     }
 

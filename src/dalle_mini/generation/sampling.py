@@ -1,17 +1,63 @@
-"""From logits to one sampled token a row, in the published order: guidance, temperature, top-k, top-p.
+"""The sampling rule: from logits to one token a row, in the published order: guidance, temperature, top-k, top-p.
 
-Every function works on the last axis and takes any leading ones.
+The parameters are `settings.SamplingParams`. `guide` to `top_p_filter` are the logits processors, `process_logits` runs
+the last three of them, `sample` is what the decoder calls. Every function works on the last axis and takes any leading
+ones.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from dalle_mini.settings import SAMPLING, SamplingParams
+
+jax.tree_util.register_dataclass(SamplingParams, data_fields=SAMPLING, meta_fields=())
+
+
+def stack(each: Sequence[SamplingParams]) -> SamplingParams:
+    """The parameters of one prompt each, as arrays [prompts]; a field that is None must be None in all of them."""
+    each = [one if one.last_guidance is not None else dataclasses.replace(one, last_guidance=one.guidance) for one in each]
+    columns = {name: [getattr(one, name) for one in each] for name in SAMPLING}
+    return SamplingParams(**{name: None if values[0] is None else np.asarray(values) for name, values in columns.items()})
+
+
+def resolve(sampling: SamplingParams, prompts: int, codebook_size: int, top_k: int) -> SamplingParams:
+    """The parameters as numpy arrays [prompts], float32 and for top_k int32; only top_p may still be None.
+
+    `top_k` stands in where the parameters name none. One that is as large as the codebook becomes 0, no limit: sorting
+    the whole vocabulary would take longer than a step.
+    """
+    values = {name: getattr(sampling, name) for name in SAMPLING}
+    limit = np.asarray(top_k if sampling.top_k is None else sampling.top_k, np.int32)
+    values["top_k"] = np.where(limit < codebook_size, limit, 0)
+    values["last_guidance"] = sampling.guidance if sampling.last_guidance is None else sampling.last_guidance
+
+    # numpy, as every operation of JAX is a program to be found in the cache, some 7 ms at the first time.
+    def array(name: str, value) -> np.ndarray | None:
+        dtype = np.int32 if name == "top_k" else np.float32
+        return None if value is None else np.broadcast_to(np.asarray(value, dtype), prompts)
+
+    return SamplingParams(**{name: array(name, value) for name, value in values.items()})
+
+
+def is_guided(sampling: SamplingParams) -> bool:
+    """Whether a prompt needs unconditional rows."""
+    return any(np.any(np.asarray(scale) != 1.0) for scale in (sampling.guidance, sampling.last_guidance))
 
 
 def guide(cond: jax.Array, uncond: jax.Array, guidance: jax.Array | float) -> jax.Array:
     """Super conditioning, i.e. classifier-free guidance (Ho and Salimans 2021): uncond + guidance * (cond - uncond)."""
     return uncond + guidance * (cond - uncond)
+
+
+def guidance_at(sampling: SamplingParams, step: jax.Array | int, steps: int) -> jax.Array:
+    """The scale at one of `steps` steps: linear from `guidance` at the first to `last_guidance` at the last."""
+    return sampling.guidance + (sampling.last_guidance - sampling.guidance) * (step / max(steps - 1, 1))
 
 
 def mask_beyond(logits: jax.Array, size: int) -> jax.Array:
@@ -47,8 +93,8 @@ def top_p_filter(logits: jax.Array, p: jax.Array | float) -> jax.Array:
     return jnp.where(above | (tied & (jnp.cumsum(tied, axis=-1) <= room)), logits, -jnp.inf)
 
 
-def warp(
-    logits: jax.Array, *, temperature: jax.Array | float, top_k: int | None, top_p: jax.Array | float | None
+def process_logits(
+    logits: jax.Array, *, temperature: jax.Array | float, top_k: int | None = None, top_p: jax.Array | float | None = None
 ) -> jax.Array:
     """Temperature, then top-k, then top-p; None leaves a filter out."""
     logits = logits / temperature
@@ -57,7 +103,7 @@ def warp(
     return logits if top_p is None else top_p_filter(logits, top_p)
 
 
-def sample(keys: jax.Array, logits: jax.Array) -> jax.Array:
+def categorical(keys: jax.Array, logits: jax.Array) -> jax.Array:
     """One token for each key: keys [...], logits [..., V] -> int32 [...]. A row's draw depends on its own key alone."""
     draw = jax.random.categorical
     for _ in range(keys.ndim):
@@ -65,28 +111,47 @@ def sample(keys: jax.Array, logits: jax.Array) -> jax.Array:
     return draw(keys, logits).astype(jnp.int32)
 
 
-def draw(
-    keys: jax.Array, logits: jax.Array, *, temperature: jax.Array, top_k: jax.Array, top_p: jax.Array | None, most: int
-) -> jax.Array:
-    """Temperature, top-k, top-p and the draw in one, distributed as `sample(keys, warp(logits, ...))` is.
+def sample_of_few(keys: jax.Array, logits: jax.Array, sampling: SamplingParams, most: int) -> jax.Array:
+    """Temperature, top-k, top-p and the draw in one, distributed as a draw from `process_logits` is.
 
     Only the `most` likeliest tokens are looked at, sorted, and each rank has a noise of its own, so the draw depends
-    neither on `most` nor on the settings of other rows.
+    neither on `most` nor on the parameters of other rows.
 
     Args:
         keys: [...]; logits: [..., V].
-        temperature, top_k, top_p: of each row, broadcast to [...]; top_p None is no limit.
+        sampling: its temperature, top_k and top_p are broadcast to [...]; a top_p of None is no limit.
         most: the largest top_k, below V.
     """
-    values, ids = jax.lax.top_k(logits / temperature[..., None], most)  # of equal logits the lower ids first
-    values = jnp.where(jnp.arange(most) < top_k[..., None], values, -jnp.inf)
-    if top_p is not None:
+    # Of equal logits the lower ids come first.
+    values, ids = jax.lax.top_k(logits / sampling.temperature[..., None], most)
+    values = jnp.where(jnp.arange(most) < sampling.top_k[..., None], values, -jnp.inf)
+    if sampling.top_p is not None:
+        top_p = sampling.top_p[..., None]
         probabilities = jax.nn.softmax(values, axis=-1)
         likelier = jnp.cumsum(probabilities, axis=-1) - probabilities
-        kept = (likelier < top_p[..., None]) | (top_p[..., None] >= 1) | (jnp.arange(most) == 0)
+        kept = (likelier < top_p) | (top_p >= 1) | (jnp.arange(most) == 0)
         values = jnp.where(kept, values, -jnp.inf)
     noise = jax.random.gumbel
     for _ in range(keys.ndim):
         noise = jax.vmap(noise, (0, None))
     rank = jnp.argmax(values + noise(keys, (most,)), axis=-1)
     return jnp.take_along_axis(ids, rank[..., None], axis=-1)[..., 0].astype(jnp.int32)
+
+
+def sample(keys: jax.Array, logits: jax.Array, sampling: SamplingParams, *, most: int, unlimited: bool) -> jax.Array:
+    """Keys [P, C], logits [P, C, V] and resolved parameters [P] -> tokens int32 [P, C].
+
+    `most` is the largest top_k, and `unlimited` tells whether a prompt has none (0). A prompt's tokens depend on
+    neither.
+    """
+    sampling = jax.tree.map(lambda value: value[:, None], sampling)
+    # Rows without a limit draw from the whole vocabulary, in the same way whether there are others or not.
+    free = limited = None
+    if unlimited:
+        p = None if sampling.top_p is None else sampling.top_p[..., None]
+        free = categorical(keys, process_logits(logits, temperature=sampling.temperature[..., None], top_p=p))
+    if most:
+        limited = sample_of_few(keys, logits, sampling, most)
+    if free is None or limited is None:
+        return limited if free is None else free
+    return jnp.where(sampling.top_k == 0, free, limited)

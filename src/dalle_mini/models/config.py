@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 from dalle_mini.errors import UserError
 from dalle_mini.models.config_base import Config
 from dalle_mini.runtime.limits import exceeded, limits
+from dalle_mini.settings import SamplingParams
 
 
 class NormPositions(NamedTuple):
@@ -145,6 +146,16 @@ class DalleBartConfig(Config):
                 f"config: decoder_start_token_id {self.decoder_start_token_id} is beyond image_vocab_size "
                 f"{self.image_vocab_size} (null stands for that, the row behind the image tokens)"
             )
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """What the model is sampled with where the user asks for nothing else."""
+        return SamplingParams(guidance=self.guidance, temperature=self.temperature, top_k=self.top_k)
+
+    @property
+    def cache_width(self) -> int:
+        """Numbers that decoding keeps of one position of one row: the keys and values of all layers."""
+        return 2 * self.decoder_layers * self.d_model
 
     @property
     def text_length(self) -> int:

@@ -4,7 +4,8 @@ A BART encoder-decoder (Lewis et al. 2019) whose decoder speaks the VQGAN's code
 NormFormer norm positions, gated linear units, learned absolute positions, no biases, and embeddings shared with
 nothing; its code knew many variants more, and so do `config` and `layers`.
 
-Shapes: B batch, T positions attended from, S positions attended to, D d_model, H heads, K = D / H.
+Shapes: B batch, T positions attended from, S positions attended to, D d_model, H heads, K = D / H; in decoding P
+prompts of C candidates, and W new positions of each.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from dalle_mini.models.layers import (
     split_keys,
 )
 from dalle_mini.models.linear import Linear
+from dalle_mini.settings import SamplingParams
 from dalle_mini.weights import key_mapping
 from dalle_mini.weights.pretrained import Pretrained
 
@@ -81,18 +83,22 @@ class DecoderLayer(nnx.Module):
         h = self.self_attn(h, self.self_attn.keys_values(h), causal_mask, key=here)
         return self._after_self_attention(x, h, cross, cross_mask, key=rest)
 
-    def step(self, x, cross, cross_mask, cache: KVCache, position):
-        """One position of C candidates of each of P prompts: x [P, C, D]; returns x and the filled cache.
+    def step(self, x, cross, cross_mask, cache: KVCache, positions):
+        """W positions of C candidates of each of P prompts: x [P, C, W, D]; returns x and the filled cache.
 
-        The candidates of a prompt are the queries of its one set of cross-attention keys and values.
+        In cross-attention the C W vectors of a prompt are the queries of its one set of keys and values.
         """
-        h, cache = self.self_attn.step(optional(self.self_attn_norm, x), cache, position)
-        return self._after_self_attention(x, h, cross, cross_mask, position), cache
+        h, cache = self.self_attn.step(optional(self.self_attn_norm, x), cache, positions)
+        prompts, candidates, _, width = x.shape
+        # A single position stands for all candidates.
+        at = positions if len(positions) == 1 else jnp.tile(positions, candidates)
+        flat, h = (part.reshape(prompts, -1, width) for part in (x, h))
+        return self._after_self_attention(flat, h, cross, cross_mask, at).reshape(x.shape), cache
 
-    def _after_self_attention(self, x, h, cross, cross_mask, position=None, key=None):
+    def _after_self_attention(self, x, h, cross, cross_mask, positions=None, key=None):
         keys = split_keys(key, 5)
         x = self.residual(x, h, self.self_attn_post_norm, keys[0])
-        h = self.cross_attn(optional(self.cross_attn_norm, x), cross, cross_mask, position, keys[1])
+        h = self.cross_attn(optional(self.cross_attn_norm, x), cross, cross_mask, positions, keys[1])
         x = self.residual(x, h, self.cross_attn_post_norm, keys[2])
         x = self.residual(x, self.ffn(x, keys[3]), self.ffn_post_norm, keys[4])
         return optional(self.extra_norm, x)
@@ -254,6 +260,18 @@ class Decoder(Stack):
         return self.run(tokens, body, how, positions)
 
 
+class Context(NamedTuple):
+    """What decoding keeps of R captions."""
+
+    cross: list[tuple[jax.Array, jax.Array]]  # keys and values of each layer's cross-attention, [R, H, S, K]
+    mask: jax.Array  # bool [R, 1, 1, S]
+
+
+@partial(jax.jit, static_argnums=1)
+def _grown(cache: list[KVCache], room: int) -> list[KVCache]:
+    return jax.tree.map(lambda leaf: jnp.pad(leaf, [(0, 0), (0, 0), (0, room - leaf.shape[2]), (0, 0)]), cache)
+
+
 class DalleBart(Pretrained, nnx.Module):
     """Caption tokens -> image token logits.
 
@@ -299,6 +317,54 @@ class DalleBart(Pretrained, nnx.Module):
     def logits(self, x):
         """Decoder output [..., D] -> float32 [..., image_vocab_size + 1]."""
         return self.lm_head(x).astype(jnp.float32)
+
+    # What follows makes it a `TokenModel`, whose shapes and names are told there.
+
+    @property
+    def image_length(self) -> int:
+        return self.config.image_length
+
+    @property
+    def vocabulary_size(self) -> int:
+        return self.config.image_vocab_size + 1
+
+    @property
+    def start_token(self) -> int:
+        return self.config.decoder_start_token_id
+
+    @property
+    def cache_width(self) -> int:
+        return self.config.cache_width
+
+    @property
+    def sampling(self) -> SamplingParams:
+        return self.config.sampling
+
+    def prefill(self, input_ids, attention_mask, candidates: int, room: int) -> tuple[Context, list[KVCache]]:
+        # One by one: the same numbers for a caption whatever the others are.
+        states = jax.lax.map(lambda row: self.encode(row[:1], row[1:])[0], jnp.stack([input_ids, attention_mask], 1))
+        cross = [layer.cross_attn.keys_values(states) for layer in self._layers()]
+        heads, kept = self.config.decoder_attention_heads, cross[0][0].dtype  # a step's type, maybe not the encoder's
+        empty = jnp.zeros((len(states) * candidates, heads, room, self.config.d_model // heads), kept)
+        mask = attention_mask[:, None, None, :].astype(bool)
+        return Context(cross, mask), [KVCache(empty, empty) for _ in cross]
+
+    def step(self, tokens, context: Context, cache: list[KVCache], position) -> tuple[jax.Array, list[KVCache]]:
+        positions = position + jnp.arange(tokens.shape[-1])
+        x, filled = self.decoder.embed(tokens, positions), []
+        for layer, cross, before in zip(self._layers(), context.cross, cache, strict=True):
+            x, after = layer.step(x, cross, context.mask, before, positions)
+            filled.append(after)
+        return self.logits(self.decoder.finish(x)), filled
+
+    def grow(self, cache: list[KVCache], room: int) -> list[KVCache]:
+        return cache if cache[0].keys.shape[2] == room else _grown(cache, room)
+
+    def rollback(self, cache: list[KVCache], length) -> list[KVCache]:
+        return cache  # a step looks at no position behind its own, and writes over what was there
+
+    def _layers(self) -> list[DecoderLayer]:
+        return unstack_layers(self.decoder.layers, self.config.decoder_layers)
 
     @classmethod
     def from_bart(

@@ -3,7 +3,7 @@
 Each part reads from the config whether it has biases, which norm it has and where; nothing here knows the whole model.
 
 Shapes: B batch, T positions attended from, S positions attended to, D d_model, H heads, K = D / H; in decoding P
-prompts of C candidates each.
+prompts of C candidates each, R = P C rows, and W new positions of each.
 """
 
 from __future__ import annotations
@@ -121,11 +121,11 @@ def split_keys(key: jax.Array | None, count: int) -> list[jax.Array | None]:
 
 
 class KVCache(NamedTuple):
-    """Keys and values of one layer's self-attention, each [P C, H, T, K].
+    """Keys and values of one layer's self-attention, each [R, H, T, K] for R rows.
 
-    H before T: the layout in which a step's two products are fastest (10 times, on a CPU). P and C are one axis, since
-    with an axis of length 1 XLA writes a position into one cache for the loop and into another for the products, and
-    copies both at every step.
+    H before T: the layout in which a step's two products are fastest (10 times, on a CPU). Prompts and candidates are
+    one axis, since with an axis of length 1 XLA writes a position into one cache for the loop and into another for the
+    products, and copies both at every step.
     """
 
     keys: jax.Array
@@ -156,36 +156,37 @@ class Attention(nnx.Module):
         self.sinkhorn_iters = config.sinkhorn_iters if make.stack == "encoder" else 1
         self.dropout = config.attention_dropout
 
-    def __call__(self, x, keys_values, mask=None, position=None, key=None):
+    def __call__(self, x, keys_values, mask=None, positions=None, key=None):
         """x [B, T, D] attends to keys_values, each [B, H, S, K], where mask (broadcast to [B, H, T, S]) is true.
 
-        The rows of x are at positions 0, 1 ... T - 1, or all at `position`. With a key there is dropout.
+        The rows of x are at `positions`, int [T] (or [1], all at the same), by default 0, 1 ... T - 1. With a key
+        there is dropout.
         """
         keys, values = keys_values
         scores = jnp.einsum("bhtk,bhsk->bhts", self._queries(x), keys)
-        where = jnp.arange(x.shape[1]) if position is None else position[None]
-        weights = dropout(self._weights(scores, mask, where), self.dropout, key)
+        positions = jnp.arange(x.shape[1]) if positions is None else positions
+        weights = dropout(self._weights(scores, mask, positions), self.dropout, key)
         return self._output(jnp.einsum("bhts,bhsk->bthk", weights, values), x.shape)
 
     def keys_values(self, states):
         """states [B, S, D] to keys and values, each [B, H, S, K]."""
         return self._unit(self._split(self.k_proj(states))), self._split(self.v_proj(states))
 
-    def step(self, x, cache: KVCache, position):
-        """One position of every candidate, x [P, C, D]: attend to positions 0..position, after writing the last.
+    def step(self, x, cache: KVCache, positions):
+        """W new positions of every row, x [..., W, D], at `positions`, int [W] and consecutive.
 
-        Returns the output [P, C, D] and the cache with position `position` filled.
+        Writes their keys and values into the cache, and attends from each to all positions up to it. Returns the
+        output [..., W, D] and the filled cache, whose R rows are the leading axes of x.
         """
-        q, k, v = (
-            layer(x).reshape(len(cache.keys), self.heads, 1, -1) for layer in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        at = (0, 0, position, 0)
+        rows = x.reshape(len(cache.keys), -1, x.shape[-1])
+        q, k, v = (self._split(layer(rows)) for layer in (self.q_proj, self.k_proj, self.v_proj))  # [R, H, W, K]
+        at = (0, 0, positions[0], 0)
         keys = jax.lax.dynamic_update_slice(cache.keys, self._unit(k).astype(cache.keys.dtype), at)
         values = jax.lax.dynamic_update_slice(cache.values, v.astype(cache.values.dtype), at)
-        written = jnp.arange(keys.shape[2]) <= position
+        written = jnp.arange(keys.shape[2]) <= positions[:, None]  # [W, T]
         scores = jnp.einsum("rhqk,rhtk->rhqt", self._unit(q), keys)
-        weights = self._weights(scores, written, position[None])
-        attended = jnp.einsum("rhqt,rhtk->rhqk", weights, values)[..., 0, :]
+        weights = self._weights(scores, written, positions)
+        attended = jnp.einsum("rhqt,rhtk->rqhk", weights, values)
         return self._output(attended, x.shape), KVCache(keys, values)
 
     def _split(self, x):

@@ -28,14 +28,13 @@ from dalle_mini.results.write import REPORT, write_folder
 from dalle_mini.runtime.files import remove_leftovers, write_whole
 from dalle_mini.runtime.locks import Busy, lock
 from dalle_mini.runtime.parsing import check, read_json, read_object, read_record
-from dalle_mini.settings import GenerationSettings, check_whole
+from dalle_mini.settings import PER_PROMPT, GenerationSettings, check_whole
 
 if TYPE_CHECKING:
     from dalle_mini.generation.canvas import Canvas
     from dalle_mini.pipeline import DalleMini
 
 RUN, PICTURES, TABLE = "batch.json", "pictures", "results.parquet"
-SAMPLING = ("guidance", "last_guidance", "negative_prompt", "temperature", "top_k", "top_p")
 COLUMNS = {
     "id": "string",
     "prompt": "string",
@@ -169,7 +168,7 @@ class Batch:
         run = {
             "candidates": self.settings.candidates,
             "keep": self.settings.keep,
-            **{name: getattr(self.settings, name) for name in ("seed", *SAMPLING)},
+            **{name: getattr(self.settings, name) for name in PER_PROMPT},
             "weights": {part: model["sha256"] for part, model in provenance["models"].items()},
             "dtype": provenance["dtype"],
             "canvas": canvas.digest if canvas else None,
@@ -199,7 +198,7 @@ class Batch:
 
     def _asked(self, entry: Entry) -> dict:
         """What a prompt's folder must have been drawn for to count as done."""
-        settings = {name: getattr(self.settings, name) for name in ("seed", *SAMPLING)} | entry.options
+        settings = {name: getattr(self.settings, name) for name in PER_PROMPT} | entry.options
         return {"prompt": entry.prompt, **settings}
 
     def _is_done(self, entry: Entry) -> bool:
@@ -298,7 +297,7 @@ class Batch:
             report = read_report(self.output / PICTURES / entry.id)
             if report is None:
                 raise UserError(f"{self.output / PICTURES / entry.id} is gone: run the same command again")
-            settings = {"seed": report["seed"], **{name: report["settings"].get(name) for name in SAMPLING}}
+            settings = {name: report["settings"].get(name) for name in PER_PROMPT} | {"seed": report["seed"]}
             for rank, picture in enumerate(report["pictures"], 1):
                 rows.append(
                     common

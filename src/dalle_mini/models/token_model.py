@@ -1,0 +1,75 @@
+"""What the decoding loop asks of a network that writes images token by token. `DalleBart` is the first.
+
+Shapes: R captions of S tokens, C candidate images of each, W new positions of each, V the size of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import jax
+
+from dalle_mini.settings import SamplingParams
+
+
+class TokenModel(Protocol):
+    """Caption tokens to image token logits, all positions at once or step by step with a cache.
+
+    The context and the cache are pytrees of arrays that only the network looks into. The loop relies on their first
+    axes alone: R in every leaf of a context, R C in every leaf of a cache, caption after caption. It may reshape that
+    axis in between, and split it among devices.
+    """
+
+    @property
+    def image_length(self) -> int:
+        """Tokens of an image."""
+
+    @property
+    def vocabulary_size(self) -> int:
+        """V: ids that have a logit. The last is the start token's, which is never drawn by default."""
+
+    @property
+    def start_token(self) -> int:
+        """The id that goes in ahead of an image's first token."""
+
+    @property
+    def cache_width(self) -> int:
+        """Numbers that the cache keeps of one position of one row."""
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """What the model is sampled with where the user asks for nothing else."""
+
+    def __call__(self, input_ids: jax.Array, attention_mask: jax.Array, decoder_input_ids: jax.Array) -> jax.Array:
+        """Teacher forcing: int [R, S], int [R, S] and int [R, T], which begins with the start token, to logits.
+
+        Returns:
+          float32 [R, T, V]: at each position the logits of the next token.
+        """
+        ...
+
+    def prefill(self, input_ids: jax.Array, attention_mask: jax.Array, candidates: int, room: int) -> tuple[Any, Any]:
+        """Read the captions, int [R, S] each.
+
+        Returns:
+          The context, and an empty cache for `candidates` images of each caption with room for so many positions.
+        """
+        ...
+
+    def step(self, tokens: jax.Array, context: Any, cache: Any, position: jax.Array | int) -> tuple[jax.Array, Any]:
+        """Write the tokens, int [R, C, W], at `position` and those behind it.
+
+        `position` may be traced. All positions before it are written, and those of the window are within the room.
+
+        Returns:
+          Logits float32 [R, C, W, V] of the tokens that follow, and the cache with the W positions filled.
+        """
+        ...
+
+    def grow(self, cache: Any, room: int) -> Any:
+        """The cache with room for so many positions, no fewer than it has; what is written stays."""
+        ...
+
+    def rollback(self, cache: Any, length: jax.Array | int) -> Any:
+        """The cache as it was when the first `length` positions were written: the next step is at `length`."""
+        ...
