@@ -12,7 +12,7 @@ from flax import nnx
 
 from dalle_mini.generation.sampling import guide
 from dalle_mini.models.config import DalleBartConfig
-from dalle_mini.models.dalle_bart import DalleBart, Training, unstack_layers
+from dalle_mini.models.dalle_bart import DalleBart, ForwardOptions, unstack_layers
 from dalle_mini.weights.formats.tensors import Tensor
 from dalle_mini.weights.key_mapping import dalle_bart
 from dalle_mini.weights.pretrained import flatten
@@ -91,7 +91,7 @@ def gradients(model, golden, remat):
     def loss(params):
         model = nnx.merge(graphdef, params)
         logits = model.logits(
-            model.hidden(golden["input_ids"], golden["attention_mask"], tokens, Training(remat=remat))
+            model.hidden(golden["input_ids"], golden["attention_mask"], tokens, ForwardOptions(remat=remat))
         )
         return cross_entropy(logits, golden["labels"])
 

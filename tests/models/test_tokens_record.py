@@ -12,7 +12,7 @@ from dalle_mini.cli import main
 from dalle_mini.conversion.convert import convert
 from dalle_mini.errors import UserError
 from dalle_mini.models import VQGAN
-from dalle_mini.models.fingerprint import identity, stored_identity
+from dalle_mini.models.fingerprint import fingerprint, stored_fingerprint
 from dalle_mini.training.run.init_from import start_tokens
 
 REFUSED = r"dalle draws the tokens of another VQGAN \([0-9a-f]{16}\) than .* \([0-9a-f]{16}\): name the one that it was"
@@ -22,7 +22,7 @@ REFUSED = r"dalle draws the tokens of another VQGAN \([0-9a-f]{16}\) than .* \([
 def told(golden_bundle, tmp_path):
     """A bundle whose model tells that its tokens are of the bundle's VQGAN."""
     bundle = shutil.copytree(golden_bundle, tmp_path / "told")
-    own = identity(VQGAN.from_pretrained(bundle / "vqgan"))
+    own = fingerprint(VQGAN.from_pretrained(bundle / "vqgan"))
     (bundle / "dalle" / "tokens.json").write_text(json.dumps({"vqgan": own}))
     return bundle
 
@@ -41,7 +41,7 @@ def test_what_is_stored_has_the_same_identity(quantizer, golden_bundle, tmp_path
     config = VQGAN.from_pretrained(golden_bundle / "vqgan").config
     vqgan = VQGAN(type(config).from_dict(config.to_dict() | {"quantizer": quantizer}), rngs=nnx.Rngs(0))
     vqgan.save_pretrained(tmp_path)
-    assert stored_identity(tmp_path) == identity(vqgan)
+    assert stored_fingerprint(tmp_path) == fingerprint(vqgan)
 
 
 def test_another_vqgan_is_refused_by_convert(told, other, tmp_path):
@@ -68,11 +68,11 @@ def test_another_vqgan_is_refused_before_anything_is_drawn(told, other, tmp_path
 
 
 def test_a_copy_in_another_type_is_the_same_vqgan(told, other, tmp_path):
-    own = identity(VQGAN.from_pretrained(told / "vqgan"))
+    own = fingerprint(VQGAN.from_pretrained(told / "vqgan"))
     convert(told, tmp_path / "half", dtype="float16")
     pipe = DalleMini.from_pretrained(tmp_path / "half")
-    assert stored_identity(tmp_path / "half" / "vqgan") != own
-    assert set(start_tokens(str(tmp_path / "half"))) == {own, stored_identity(tmp_path / "half" / "vqgan")}
+    assert stored_fingerprint(tmp_path / "half" / "vqgan") != own
+    assert set(start_tokens(str(tmp_path / "half"))) == {own, stored_fingerprint(tmp_path / "half" / "vqgan")}
     pipe.save_pretrained(tmp_path / "saved", dtype=jnp.bfloat16)
     DalleMini.from_pretrained(tmp_path / "saved")
 

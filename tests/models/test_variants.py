@@ -14,7 +14,7 @@ from flax import nnx
 from dalle_mini.errors import UserError
 from dalle_mini.generation import generate_tokens
 from dalle_mini.models.config import DalleBartConfig
-from dalle_mini.models.dalle_bart import DalleBart, Training
+from dalle_mini.models.dalle_bart import DalleBart, ForwardOptions
 from dalle_mini.models.layers import ACTIVATIONS, Attention, Maker
 from dalle_mini.weights.key_mapping import published_modules
 from dalle_mini.weights.pretrained import flatten
@@ -131,7 +131,7 @@ def test_gradients_are_finite_with_padding(name, captions):
 
     def loss(params):
         model = nnx.merge(graphdef, params)
-        return jax.nn.log_softmax(model.logits(model.hidden(*captions, tokens, Training(remat="full"))))[..., 1].mean()
+        return jax.nn.log_softmax(model.logits(model.hidden(*captions, tokens, ForwardOptions(remat="full"))))[..., 1].mean()
 
     plain = flatten(jax.grad(loss)(params))
     assert all(np.isfinite(leaf).all() for leaf in plain.values())

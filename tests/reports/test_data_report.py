@@ -40,7 +40,7 @@ def tokens(vqgan):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, golden_bundle, vqgan, tokens):
     """130 + 20 rows; one caption means harm, and so does the key of what was dropped."""
-    from dalle_mini.models.fingerprint import identity
+    from dalle_mini.models.fingerprint import fingerprint
 
     out = tmp_path_factory.mktemp("report") / "en<coded"
     dropped = [
@@ -57,7 +57,7 @@ def folder(tmp_path_factory, golden_bundle, vqgan, tokens):
         shard_rows=60,
         image_length=tokens.shape[1],
         codebook_size=vqgan.config.n_embed,
-        vqgan=identity(vqgan),
+        vqgan=fingerprint(vqgan),
         source=str(golden_bundle / "vqgan"),
         resolution=vqgan.config.resolution,
         tokens=tokens,
@@ -200,14 +200,14 @@ def test_the_vqgan_must_be_theirs(folder, tmp_path, vqgan, golden_bundle, tokens
 
 def test_the_shipped_vqgan_is_found_on_any_machine(tmp_path):
     from dalle_mini.models import VQGAN
-    from dalle_mini.models.fingerprint import identity
+    from dalle_mini.models.fingerprint import fingerprint
     from dalle_mini.weights.bundle import SHIPPED
 
     shipped = VQGAN.from_pretrained(SHIPPED / "vqgan")
     length, codes = shipped.config.grid**2, shipped.config.n_embed
     tokens = np.random.default_rng(0).integers(0, codes, (3, length))
     sizes = {"image_length": length, "codebook_size": codes, "resolution": shipped.config.resolution, "tokens": tokens}
-    out = write_tokens(tmp_path / "out", 3, source="shipped", vqgan=identity(shipped), **sizes)
+    out = write_tokens(tmp_path / "out", 3, source="shipped", vqgan=fingerprint(shipped), **sizes)
     assert write_report(out, rows=2) == out / "report.html"
 
 

@@ -13,7 +13,7 @@ from dalle_mini.emoji.art import DEBIAN_FONT, everyday_candidates
 from dalle_mini.emoji.tidy import TidyScenes
 from dalle_mini.models import VQGAN, DalleBart
 from dalle_mini.models.config import DalleBartConfig, VQGANConfig
-from dalle_mini.models.fingerprint import identity
+from dalle_mini.models.fingerprint import fingerprint
 from dalle_mini.training.run.loop import run
 
 TOOLS = Path(__file__).parents[2] / "tools" / "train"
@@ -85,7 +85,7 @@ def test_codes_copy_patches_and_only_the_decoder_learns(tool, scenes, tmp_path):
     make_codebook.make(tmp_path / "codebook", pictures=60, patches=3000, rounds=4, model=MODEL)
     start = VQGAN.from_pretrained(tmp_path / "codebook")
     start.save_pretrained(tmp_path / "half", dtype=jnp.float16)
-    assert identity(VQGAN.from_pretrained(tmp_path / "half")) == identity(start)  # as a bundle has it
+    assert fingerprint(VQGAN.from_pretrained(tmp_path / "half")) == fingerprint(start)  # as a bundle has it
     plain = np.full((1, 128, 128, 3), 255, np.uint8)  # the commonest patch has a code of its own, and but one
     tokens = np.asarray(start.encode(plain / 255.0))
     assert len(np.unique(tokens)) == 1
@@ -102,7 +102,7 @@ def test_codes_copy_patches_and_only_the_decoder_learns(tool, scenes, tmp_path):
     config = train_vqgan.Config(str(tmp_path / "codebook"), training, loop)
     run(train_vqgan.build(config), loop, tmp_path / "vqgan")
     end = VQGAN.from_pretrained(tmp_path / "vqgan" / "final")
-    assert identity(end) == identity(start)  # its tokens are the same: they may be made before it is trained
+    assert fingerprint(end) == fingerprint(start)  # its tokens are the same: they may be made before it is trained
     before, after = (jax.tree.leaves(nnx.state(one.decoder)) for one in (start, end))
     moved = [not np.array_equal(a, b) for a, b in zip(before, after, strict=True) if np.size(a) > 64]
     assert any(moved)

@@ -17,7 +17,7 @@ import tiny_runs
 from dalle_mini.emoji.art import DEBIAN_FONT
 from dalle_mini.errors import UserError
 from dalle_mini.models import VQGAN
-from dalle_mini.models.fingerprint import identity
+from dalle_mini.models.fingerprint import fingerprint
 
 TOOLS = Path(__file__).parents[2] / "tools" / "train"
 RECIPE = TOOLS / "emoji.sh"
@@ -122,7 +122,7 @@ def test_a_bundle_is_not_made_of_networks_that_never_met(tool, tmp_path):
     check = partial(make_bundle.check_same_vqgan, tmp_path, vqgan, "runs/vqgan/final")
     check()  # an older run does not say
     record = tmp_path / "tokens.json"
-    record.write_text(json.dumps({"vqgan": identity(vqgan)}))
+    record.write_text(json.dumps({"vqgan": fingerprint(vqgan)}))
     check()
     record.write_text(json.dumps({"vqgan": "another"}))
     with pytest.raises(UserError, match=r"tokens.json: .* of VQGAN another, but runs/vqgan/final is"):

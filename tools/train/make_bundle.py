@@ -15,7 +15,7 @@ from train_clip import PREPROCESSOR
 
 from dalle_mini.errors import UserError
 from dalle_mini.models import CLIP, VQGAN, DalleBart
-from dalle_mini.models.fingerprint import identity
+from dalle_mini.models.fingerprint import fingerprint
 from dalle_mini.models.tokens_record import known_tokens
 from dalle_mini.runtime import console, files
 from dalle_mini.weights.bundle import TOKENS_RECORD
@@ -41,7 +41,7 @@ def make(runs: Path, out: Path) -> None:
 def check_same_vqgan(seq2seq: Path, vqgan: VQGAN, folder: Path) -> None:
     """Raises UserError where `seq2seq` says that it learned another VQGAN's tokens: they would decode to confetti."""
     learned = known_tokens(seq2seq)  # None of a run from before it was recorded
-    if learned is not None and learned != identity(vqgan):
+    if learned is not None and learned != fingerprint(vqgan):
         raise UserError(
             f"{seq2seq / TOKENS_RECORD}: the tokens it learned are of VQGAN {learned}, but {folder} is "
             f"{identity(vqgan)}: encode the pictures with this one and train the seq2seq model anew"

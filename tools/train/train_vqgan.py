@@ -15,7 +15,7 @@ from flax import nnx
 
 from dalle_mini.models import VQGAN
 from dalle_mini.models.config import VQGANConfig
-from dalle_mini.models.fingerprint import identity
+from dalle_mini.models.fingerprint import fingerprint
 from dalle_mini.training.config.sections import LoopConfig, OptimizerConfig
 from dalle_mini.training.engine.trainer import Loss, TrainState
 from dalle_mini.training.run.init_from import loaded_parameters
@@ -89,7 +89,7 @@ def build(config: Config) -> DecoderTrainer:
         held_out.source(),
         batch_size=loop.batch_size,
         seed=loop.seed,
-        data=data | {"codebook": identity(VQGAN.from_pretrained(config.codebook))},
+        data=data | {"codebook": fingerprint(VQGAN.from_pretrained(config.codebook))},
     )
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from dalle_mini.errors import UserError
 from dalle_mini.models import CLIP, VQGAN, DalleBart
-from dalle_mini.models.tokens_record import check_tokens, record_rounded, vqgan_identities
+from dalle_mini.models.tokens_record import check_tokens, record_rounded, vqgan_fingerprints
 from dalle_mini.runtime import files
 from dalle_mini.text import CaptionTokenizer
 from dalle_mini.weights.bundle import (
@@ -169,7 +169,7 @@ def _network(part: str, folder: Path, target: Path, dtype) -> Path:
     if part != "vqgan" and _has_tokenizer(beside):
         CaptionTokenizer.from_pretrained(beside).save(target)
     if part == "vqgan" and (dtype is not None or (beside / TOKENS_RECORD).is_file()):
-        record_rounded(target, vqgan_identities(folder)[-1])
+        record_rounded(target, vqgan_fingerprints(folder)[-1])
     for name in BESIDE:
         if part != "vqgan" and (beside / name).is_file():
             copy_companion(beside / name, target / name)

@@ -118,7 +118,7 @@ def make_layers(layer_class: type[Layer], make: Maker) -> Layer | nnx.List:
     return nnx.vmap(one)(jax.random.split(make.rngs.params(), make.layers))
 
 
-# What is kept of a layer's forward pass for the gradient: all, the products with weights, or its input alone.
+# The policies by which a layer's forward pass is kept for the gradient: all, the products with weights, its input alone.
 REMAT = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -126,45 +126,45 @@ REMAT = {
 }
 
 
-class Training(NamedTuple):
-    """What only a training step asks of a forward pass.
+class ForwardOptions(NamedTuple):
+    """Options of a forward pass that only training sets.
 
     Attributes:
         key: draws dropout; without it there is none.
-        remat: a key of `REMAT`: what the gradient needs and is not kept is computed again, less memory for more time.
-        between: applied to what goes from layer to layer, [B, T, D]: it says how devices share it.
+        remat: a key of `REMAT`: what is not kept for the gradient is computed again, less memory for more time.
+        between: applied to the activations between layers, [B, T, D]: it says how devices share them.
     """
 
     key: jax.Array | None = None
     remat: str = "none"
     between: Callable[[jax.Array], jax.Array] = lambda x: x
 
-    def split(self, count: int) -> list[Training]:
+    def split(self, count: int) -> list[ForwardOptions]:
         return [self._replace(key=key) for key in split_keys(self.key, count)]
 
 
-PLAIN = Training()
+PLAIN = ForwardOptions()
 
 
-def run_layers(layers: Layer | nnx.List, x, body, how: Training):
+def run_layers(layers: Layer | nnx.List, x, body, options: ForwardOptions):
     """Run `x = body(layer, x, key)` over the layers, with a key for each if there is one."""
     if isinstance(layers, nnx.List):
-        for layer, key in zip(layers, split_keys(how.key, len(layers)), strict=True):
-            x = _step(layer, body, how)(x, (nnx.state(layer), key))[0]
+        for layer, key in zip(layers, split_keys(options.key, len(layers)), strict=True):
+            x = _step(layer, body, options)(x, (nnx.state(layer), key))[0]
         return x
     params = nnx.state(layers)
-    keys = None if how.key is None else jax.random.split(how.key, len(jax.tree.leaves(params)[0]))
-    return jax.lax.scan(_step(layers, body, how), x, (params, keys))[0]
+    keys = None if options.key is None else jax.random.split(options.key, len(jax.tree.leaves(params)[0]))
+    return jax.lax.scan(_step(layers, body, options), x, (params, keys))[0]
 
 
-def _step(layer: Layer, body, how: Training):
+def _step(layer: Layer, body, options: ForwardOptions):
     graphdef = nnx.graphdef(layer)
 
     def step(x, one):
         params, key = one
-        return how.between(body(nnx.merge(graphdef, params), how.between(x), key)), None
+        return options.between(body(nnx.merge(graphdef, params), options.between(x), key)), None
 
-    return step if how.remat == "none" else jax.checkpoint(step, policy=REMAT[how.remat], prevent_cse=False)
+    return step if options.remat == "none" else jax.checkpoint(step, policy=REMAT[options.remat], prevent_cse=False)
 
 
 def unstack_layers(layers: Layer | nnx.List, count: int, *, consume: bool = False) -> list[Layer]:
@@ -208,12 +208,12 @@ class Stack(nnx.Module):
         x = self.token_scale * self.embed_tokens(tokens)
         return self.layernorm_embedding(x if self.embed_positions is None else x + self.embed_positions(positions))
 
-    def run(self, tokens, body, how: Training, positions=None):
+    def run(self, tokens, body, options: ForwardOptions, positions=None):
         """The whole stack on tokens [B, T], `x = body(layer, x, key)` being a layer; [B, T, D].
 
         They are at `positions`, int [T], or where None the first T.
         """
-        for_embeddings, for_layers = how.split(2)
+        for_embeddings, for_layers = options.split(2)
         if positions is None:
             positions = jnp.arange(tokens.shape[1])
         x = dropout(self.embed(tokens, positions), self.dropout, for_embeddings.key)
@@ -233,9 +233,9 @@ class Encoder(Stack):
             final_ln=config.use_final_ln_encoder,
         )
 
-    def __call__(self, input_ids, attention_mask, how: Training = PLAIN):
+    def __call__(self, input_ids, attention_mask, options: ForwardOptions = PLAIN):
         mask = attention_mask[:, None, None, :].astype(bool)
-        return self.run(input_ids, lambda layer, x, key: layer(x, mask, key), how)
+        return self.run(input_ids, lambda layer, x, key: layer(x, mask, key), options)
 
 
 class Decoder(Stack):
@@ -248,7 +248,7 @@ class Decoder(Stack):
             final_ln=config.use_final_ln_decoder,
         )
 
-    def __call__(self, tokens, states, attention_mask, how: Training = PLAIN, positions=None):
+    def __call__(self, tokens, states, attention_mask, options: ForwardOptions = PLAIN, positions=None):
         """Teacher forcing: tokens [B, T] at rising `positions` [T], encoder states [B, S, D] -> [B, T, D]."""
         length = tokens.shape[1]
         cross_mask = attention_mask[:, None, None, :].astype(bool)
@@ -257,7 +257,7 @@ class Decoder(Stack):
         def body(layer, x, key):
             return layer(x, layer.cross_attn.keys_values(states), cross_mask, causal_mask, key)
 
-        return self.run(tokens, body, how, positions)
+        return self.run(tokens, body, options, positions)
 
 
 class Context(NamedTuple):
@@ -304,9 +304,9 @@ class DalleBart(Pretrained, nnx.Module):
         """
         return self.logits(self.hidden(input_ids, attention_mask, decoder_input_ids))
 
-    def hidden(self, input_ids, attention_mask, decoder_input_ids, how: Training = PLAIN, positions=None):
+    def hidden(self, input_ids, attention_mask, decoder_input_ids, options: ForwardOptions = PLAIN, positions=None):
         """What `logits` reads, [B, T, D]; `positions` are those of `decoder_input_ids`, as in `Decoder`."""
-        for_encoder, for_decoder = how.split(2)
+        for_encoder, for_decoder = options.split(2)
         states = self.encoder(input_ids, attention_mask, for_encoder)
         return self.decoder(decoder_input_ids, states, attention_mask, for_decoder, positions)
 

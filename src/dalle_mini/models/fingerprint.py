@@ -15,19 +15,20 @@ from dalle_mini.models.vqgan import VQGAN
 ENCODING = ("encoder", "quant_conv", "codebook", "code_logits")  # a VQGAN's parts that decide its tokens
 
 
-def identity(vqgan: VQGAN) -> str:
+def fingerprint(vqgan: VQGAN) -> str:
     """A short hash of everything that decides which token a picture gets: encoder, codebook, and how that is searched.
 
-    A "nearest" search is not hashed, so that what was encoded before there were others keeps its identity; nor is
+    A "nearest" search is not hashed, so that what was encoded before there were others keeps its fingerprint; nor is
     "gumbel", which has parameters of its own.
     """
     return _hashed(_leaves(getattr(vqgan, part) for part in ENCODING), _search(vqgan.config))
 
 
-def stored_identity(folder: Path) -> str:
-    """`identity` of the VQGAN in a folder, of whose files only the encoding half is read, an array at a time.
+def stored_fingerprint(folder: Path) -> str:
+    """`fingerprint` of the VQGAN in a folder; only the encoding half is read, an array at a time.
 
-    Raises UserError where it cannot be read.
+    Raises:
+        UserError: the folder cannot be read.
     """
     config, tensors = VQGAN.open_pretrained(folder)
     _, shapes = VQGAN.shapes(config)
@@ -39,7 +40,7 @@ def stored_identity(folder: Path) -> str:
     return _hashed((tensors[name].read(np.float32) for name in names), _search(config))
 
 
-def clip_identity(clip: nnx.Module) -> str:
+def clip_fingerprint(clip: nnx.Module) -> str:
     return _hashed(_leaves([clip]))
 
 

@@ -1,7 +1,7 @@
 """`tokens.json`: which VQGAN's tokens a DalleBart that was trained here draws. With another VQGAN they are noise.
 
-    dalle/tokens.json    {"vqgan": identity of the VQGAN}                       as `models.fingerprint` has it
-    vqgan/tokens.json    the same, and "stored": its identity as it lies there, where it was rounded to another type
+    dalle/tokens.json    {"vqgan": fingerprint of the VQGAN}                    as `models.fingerprint` has it
+    vqgan/tokens.json    the same, and "stored": the fingerprint of its files, where it was rounded to another type
 
 Published models have neither file, and nothing is checked of them.
 """
@@ -26,22 +26,24 @@ class _Record:
 
 
 def known_tokens(dalle: Path) -> str | None:
-    """The identity of the VQGAN whose tokens the model in a folder draws; None where nothing tells.
+    """The fingerprint of the VQGAN whose tokens the model in a folder draws; None where nothing tells.
 
-    Raises UserError where its record is damaged.
+    Raises:
+        UserError: its record is damaged.
     """
     record = dalle / TOKENS_RECORD
     return read_record(record, _Record).vqgan if record.is_file() else None
 
 
-def vqgan_identities(folder: Path) -> tuple[str, ...]:
-    """Of the VQGAN in a folder: its own, and that of the one that it is a rounded copy of.
+def vqgan_fingerprints(folder: Path) -> tuple[str, ...]:
+    """The fingerprint of the VQGAN in a folder, and that of the one that it is a rounded copy of.
 
-    Raises UserError where it cannot be read.
+    Raises:
+        UserError: the folder cannot be read.
     """
-    from dalle_mini.models.fingerprint import stored_identity
+    from dalle_mini.models.fingerprint import stored_fingerprint
 
-    stored, path = stored_identity(folder), (folder if folder.is_dir() else folder.parent) / TOKENS_RECORD
+    stored, path = stored_fingerprint(folder), (folder if folder.is_dir() else folder.parent) / TOKENS_RECORD
     record = read_record(path, _Record) if path.is_file() else None
     return (stored, record.vqgan) if record is not None and record.stored == stored else (stored,)
 
@@ -52,7 +54,7 @@ def check_tokens(folders: Mapping[str, Path]) -> None:
     The VQGAN's encoding half is read and hashed where the model tells: 0.1 s of a processor for one of 16,384 codes.
     """
     known = known_tokens(folders["dalle"])
-    if known is not None and known not in (here := vqgan_identities(folders["vqgan"])):
+    if known is not None and known not in (here := vqgan_fingerprints(folders["vqgan"])):
         raise UserError(
             f"{folders['dalle']} draws the tokens of another VQGAN ({known}) than {folders['vqgan']} ({here[0]}): "
             "name the one that it was trained with (--vqgan, vqgan= in Python)"
@@ -60,8 +62,8 @@ def check_tokens(folders: Mapping[str, Path]) -> None:
 
 
 def record_rounded(folder: Path, of: str) -> None:
-    """Write down beside a VQGAN that was stored in another type which one it is: `of` is that one's identity."""
-    from dalle_mini.models.fingerprint import stored_identity
+    """Write down beside a VQGAN that was stored in another type which one it is: `of` is that one's fingerprint."""
+    from dalle_mini.models.fingerprint import stored_fingerprint
 
-    if (stored := stored_identity(folder)) != of:
+    if (stored := stored_fingerprint(folder)) != of:
         write_whole(folder / TOKENS_RECORD, json.dumps({"vqgan": of, "stored": stored}) + "\n")

@@ -68,7 +68,7 @@ def _decoder(folder: Path, of: TokensOf, named: str | Path | None, hub: dict):
 
     from dalle_mini.generation.pixels import PixelDecoder
     from dalle_mini.models import VQGAN
-    from dalle_mini.models.fingerprint import identity
+    from dalle_mini.models.fingerprint import fingerprint
     from dalle_mini.weights.bundle import find_part
 
     try:
@@ -77,7 +77,7 @@ def _decoder(folder: Path, of: TokensOf, named: str | Path | None, hub: dict):
         if named is not None:
             raise
         raise UserError(f"{folder}: the VQGAN that encoded it is not found ({error}): name it: --vqgan") from None
-    if (other := identity(vqgan)) != of.identity:
+    if (other := fingerprint(vqgan)) != of.identity:
         raise UserError(
             f"{named or of.source}: another VQGAN ({other}) than the one that encoded {folder} ({of.identity}, "
             f"{of.source}): name that one: --vqgan"

@@ -20,7 +20,7 @@ from dalle_mini.emoji.art import DEBIAN_FONT, Emoji, EmojiImages
 from dalle_mini.emoji.source import UNFILTERED, EmojiSource
 from dalle_mini.errors import UserError
 from dalle_mini.generation.ranking import ClipRanker
-from dalle_mini.models.fingerprint import identity
+from dalle_mini.models.fingerprint import fingerprint
 from noise_pile import FILTERS, SEEN, NoisePile, make_vqgan, options
 
 CLIP = str(Path(__file__).parents[2] / "golden" / "clip")
@@ -76,10 +76,10 @@ def test_identity_is_of_all_that_makes_tokens(vqgan):
     for part in parts:
         for leaf in jax.tree.leaves(nnx.state(part)):
             digest.update(np.ascontiguousarray(leaf, np.float32).tobytes())
-    assert identity(model) == digest.hexdigest()[:16]
-    before = identity(model)
+    assert fingerprint(model) == digest.hexdigest()[:16]
+    before = fingerprint(model)
     model.config = dataclasses.replace(model.config, quantizer="cosine")
-    assert identity(model) != before
+    assert fingerprint(model) != before
 
 
 def test_a_score_is_clips_cosine_of_picture_and_first_caption(vqgan, tmp_path):

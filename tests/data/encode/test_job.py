@@ -30,7 +30,7 @@ from dalle_mini.errors import UserError
 from dalle_mini.imaging.decoding import decode_image
 from dalle_mini.imaging.pixels import resize_and_crop
 from dalle_mini.models import VQGAN
-from dalle_mini.models.fingerprint import identity
+from dalle_mini.models.fingerprint import fingerprint
 from dalle_mini.runtime.folders import LocalFolder
 from noise_pile import DROPPED, FILTERS, PARTS, SEEN, NoisePile, content, make_vqgan, options
 
@@ -450,20 +450,20 @@ def test_the_identity_is_of_what_decides_tokens(vqgan):
         return copy
 
     identities = {
-        identity(model),
-        identity(changed(lambda copy: copy.encoder.conv_out.bias)),
-        identity(changed(lambda copy: copy.quant_conv.kernel)),
-        identity(changed(lambda copy: copy.codebook.embedding)),
+        fingerprint(model),
+        fingerprint(changed(lambda copy: copy.encoder.conv_out.bias)),
+        fingerprint(changed(lambda copy: copy.quant_conv.kernel)),
+        fingerprint(changed(lambda copy: copy.codebook.embedding)),
     }
     assert len(identities) == 4
-    assert identity(nnx.clone(model)) == identity(model)
-    assert identity(changed(lambda copy: copy.decoder.conv_in.bias)) == identity(model)
+    assert fingerprint(nnx.clone(model)) == fingerprint(model)
+    assert fingerprint(changed(lambda copy: copy.decoder.conv_in.bias)) == fingerprint(model)
 
 
 def test_the_shipped_vqgan_is_still_called_what_its_model_calls_it():
     shipped = Path(noise_pile.__file__).parents[2] / "src/dalle_mini/assets/emoji"
     told = [json.loads(path.read_text()) for path in shipped.rglob("tokens.json")]
-    assert all(identity(VQGAN.from_pretrained(shipped / "vqgan")) == one["vqgan"] for one in told)
+    assert all(fingerprint(VQGAN.from_pretrained(shipped / "vqgan")) == one["vqgan"] for one in told)
 
 
 def test_defaults_of_the_filters_are_the_documented_ones():

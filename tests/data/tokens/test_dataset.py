@@ -89,12 +89,12 @@ def test_shards_of_the_originals_notebook(arrow_cache, tmp_path):
 
 def test_a_vqgan_is_known_by_its_folder(arrow_cache, tmp_path, golden_bundle):
     from dalle_mini.models import VQGAN as Model
-    from dalle_mini.models.fingerprint import identity
+    from dalle_mini.models.fingerprint import fingerprint
 
     model = Model.from_pretrained(golden_bundle / "vqgan")
     folder = write_notebook(tmp_path / "notebook", 5)
     data = TokenDataset(folder, vqgan=golden_bundle / "vqgan")
-    assert (data.vqgan, data.codebook_size) == (identity(model), model.config.n_embed)
+    assert (data.vqgan, data.codebook_size) == (fingerprint(model), model.config.n_embed)
     ours = write_tokens(tmp_path / "ours", 5)
     assert re.search(f"another VQGAN .{VQGAN}.*{identity(model)}", refusal(ours, vqgan=model))
     assert len(TokenDataset(ours, vqgan=VQGAN)) == 5

@@ -11,7 +11,7 @@ from flax import nnx
 
 from dalle_mini.models import DalleBart
 from dalle_mini.models.config import DalleBartConfig
-from dalle_mini.models.dalle_bart import Training, unstack_layers
+from dalle_mini.models.dalle_bart import ForwardOptions, unstack_layers
 from dalle_mini.training.engine.flops import forward_flops, training_flops
 from dalle_mini.training.engine.hardware import CHIPS, chip_of, peak_flops
 
@@ -58,7 +58,7 @@ def loss(graphdef, config, batch, unrolled=False, remat="none", positions=None):
     def run(params):
         model = nnx.merge(graphdef, params)
         if not unrolled:
-            return model.logits(model.hidden(ids, jnp.ones_like(ids), tokens, Training(remat=remat), places)).sum()
+            return model.logits(model.hidden(ids, jnp.ones_like(ids), tokens, ForwardOptions(remat=remat), places)).sum()
         mask = jnp.ones((batch, 1, 1, config.text_length), bool)
         x = model.encoder.embed(ids, jnp.arange(config.text_length))
         for layer in unstack_layers(model.encoder.layers, config.encoder_layers):

@@ -14,7 +14,7 @@ import pytest
 import draw_samples
 from dalle_mini.errors import UserError
 from dalle_mini.models import VQGAN
-from dalle_mini.models.fingerprint import identity
+from dalle_mini.models.fingerprint import fingerprint
 from dalle_mini.training.records import read_samples
 from dalle_mini.training.tracking.samples import mean_score
 from draw_samples import PROMPTS, SEED, config, sampler, split
@@ -81,7 +81,7 @@ def test_no_prompts_draw_nothing(golden_bundle):
 def test_the_datas_own_vqgan(golden_bundle):
     own = config(golden_bundle, clip=None, vqgan=None)
     vqgan = golden_bundle / "vqgan"
-    sampler(golden_bundle, own, vqgan=str(vqgan), trained_on=identity(VQGAN.from_pretrained(vqgan)))
+    sampler(golden_bundle, own, vqgan=str(vqgan), trained_on=fingerprint(VQGAN.from_pretrained(vqgan)))
     with pytest.raises(UserError, match=r"not the VQGAN whose tokens this run is trained on \(0123\)"):
         sampler(golden_bundle, own, vqgan=str(vqgan), trained_on="0123")
     with pytest.raises(UserError, match=r"^samples.vqgan: name the VQGAN"):

@@ -17,7 +17,7 @@ from dalle_mini.data.sources.example import Source
 from dalle_mini.data.sources.fingerprint import CONTENT, STAMPS
 from dalle_mini.data.tokens.shards import DROPPED, MANIFEST, Manifest, TokensOf
 from dalle_mini.errors import UserError, shown
-from dalle_mini.models.fingerprint import clip_identity, identity
+from dalle_mini.models.fingerprint import clip_fingerprint, fingerprint
 from dalle_mini.runtime.files import as_utf8
 from dalle_mini.runtime.folders import WORK, LocalFolder, RemoteFolder
 from dalle_mini.runtime.hashing import short_hash
@@ -98,10 +98,10 @@ class Run:
         vqgan, ranker = self._models = weights.load(with_clip=options.clip_scores)
         self._networks = None
         config = vqgan.config
-        self.vqgan = TokensOf(identity(vqgan), config.n_embed, config.grid**2, config.resolution, weights.vqgan)
+        self.vqgan = TokensOf(fingerprint(vqgan), config.n_embed, config.grid**2, config.resolution, weights.vqgan)
         self.clip = None
         if ranker is not None:
-            self.clip = {"identity": clip_identity(ranker.clip), "source": weights.clip}
+            self.clip = {"identity": clip_fingerprint(ranker.clip), "source": weights.clip}
         self.preparation = Preparation(
             config.resolution, options.filters, options.crops, options.seed, options.quick_jpeg
         )
@@ -137,7 +137,7 @@ class Run:
 
     def _load(self) -> tuple[VQGAN, ClipRanker | None]:
         vqgan, ranker = self._models or self.weights.load(with_clip=self.options.clip_scores)
-        found = [identity(vqgan), ranker and clip_identity(ranker.clip)]
+        found = [fingerprint(vqgan), ranker and clip_fingerprint(ranker.clip)]
         if found != [self.vqgan.identity, self.clip and self.clip["identity"]]:
             raise UserError(f"{self.weights.vqgan} or CLIP is not the same here as where the run was started")
         return vqgan, ranker

@@ -192,11 +192,11 @@ def known_vqgan(vqgan: str | Path | VQGAN) -> tuple[str, int]:
     if isinstance(vqgan, str) and _IDENTITY.fullmatch(vqgan):
         return vqgan, ORIGINAL_CODES
     from dalle_mini.models import VQGAN
-    from dalle_mini.models.fingerprint import identity
+    from dalle_mini.models.fingerprint import fingerprint
     from dalle_mini.weights.bundle import find_part
 
     model = vqgan if isinstance(vqgan, VQGAN) else VQGAN.from_pretrained(find_part("vqgan", vqgan))
-    return identity(model), model.config.n_embed
+    return fingerprint(model), model.config.n_embed
 
 
 def _folder(source: str | Path, split: str, hub: dict[str, Any]) -> Path:

@@ -16,7 +16,7 @@ from flax import nnx
 
 from dalle_mini.errors import UserError
 from dalle_mini.models.config import DalleBartConfig
-from dalle_mini.models.tokens_record import known_tokens, vqgan_identities
+from dalle_mini.models.tokens_record import known_tokens, vqgan_fingerprints
 from dalle_mini.runtime.paths import local
 from dalle_mini.training.run.checkpoint import holds_checkpoints, recorded_config, restore_parameters
 from dalle_mini.weights.bundle import SHIPPED_NAME, find_part, has_part
@@ -102,7 +102,7 @@ def start_tokens(source: str) -> tuple[str, ...] | None:
     model = _model(source)
     known = known_tokens(find_part("dalle", model, weights=False))
     is_here = model == SHIPPED_NAME or Path(model).is_dir()  # nothing is fetched for this
-    beside = vqgan_identities(find_part("vqgan", model)) if is_here and has_part("vqgan", model) else ()
+    beside = vqgan_fingerprints(find_part("vqgan", model)) if is_here and has_part("vqgan", model) else ()
     if known is None:
         return beside or None
     return beside if known in beside else (known,)

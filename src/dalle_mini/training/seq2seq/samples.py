@@ -17,7 +17,7 @@ from dalle_mini.errors import UserError
 from dalle_mini.generation.ranking import ClipRanker
 from dalle_mini.models import VQGAN, DalleBart
 from dalle_mini.models.config import DalleBartConfig, VQGANConfig
-from dalle_mini.models.fingerprint import identity
+from dalle_mini.models.fingerprint import fingerprint
 from dalle_mini.settings import GenerationSettings, check_prompts
 from dalle_mini.text import CaptionNormalizer, CaptionTokenizer
 from dalle_mini.training.config.sections import SampleConfig
@@ -42,7 +42,7 @@ class Sampler:
         model: of the network that is trained.
         tokenizer, normalizer: its own.
         vqgan: of the data, used where `config` names none; a folder or a source of `weights.hub`.
-        trained_on: the identity of the VQGAN whose tokens are trained on (`models.fingerprint`), where it is known.
+        trained_on: the fingerprint of the VQGAN whose tokens are trained on (`models.fingerprint`), where it is known.
     Raises UserError where there is no VQGAN, a model is missing or damaged, or does not fit the one that is trained.
     """
 
@@ -75,7 +75,7 @@ class Sampler:
         if jax.process_index() == 0:
             try:
                 self._vqgan = VQGAN.from_pretrained(folder)
-                if trained_on is not None and identity(self._vqgan) != trained_on:
+                if trained_on is not None and fingerprint(self._vqgan) != trained_on:
                     raise UserError(f"{folder}: not the VQGAN whose tokens this run is trained on ({trained_on})")
                 self._ranker = Unranked() if clip is None else ClipRanker.from_pretrained(clip)
             except UserError as error:

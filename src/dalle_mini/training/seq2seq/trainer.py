@@ -24,7 +24,7 @@ from flax import nnx
 from dalle_mini.errors import UserError
 from dalle_mini.models import DalleBart
 from dalle_mini.models.config import DalleBartConfig
-from dalle_mini.models.dalle_bart import Training
+from dalle_mini.models.dalle_bart import ForwardOptions
 from dalle_mini.runtime.files import write_whole, written_beside
 from dalle_mini.runtime.paths import source_setting
 from dalle_mini.text import CaptionTokenizer
@@ -177,7 +177,7 @@ class Seq2SeqTrainer(Trainer):
         positions = self._positions(positions_key)
         if positions is not None:
             shifted, labels, weights = (one[:, positions] for one in (shifted, labels, weights))
-        how = Training(dropout_key, self.config.remat, keep_rows)
+        how = ForwardOptions(dropout_key, self.config.remat, keep_rows)
         hidden = model.hidden(batch["input_ids"], batch["attention_mask"], shifted, how, positions)
         head = model.lm_head
         bias = None if head.bias is None else head.bias[...]
