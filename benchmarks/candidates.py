@@ -16,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from dalle_mini.generation.engine import Engine, Job
+from dalle_mini.generation.engine import Engine
 from dalle_mini.generation.memory import batch_that_fits
-from dalle_mini.generation.prepare import compute_dtypes, prepare
+from dalle_mini.generation.optimize import compute_dtypes, optimize_for_decoding
 from dalle_mini.generation.ranking import PREPROCESSING, ClipRanker
+from dalle_mini.generation.scheduling import Request
 from dalle_mini.models import CLIP, VQGAN, DalleBart
 from dalle_mini.models.config import CLIPConfig
 from dalle_mini.settings import GenerationSettings
@@ -42,7 +43,7 @@ def main() -> None:
     together = args.batch_size or batch_that_fits(
         engine.model.config, compute_dtypes(args.dtype)[0], F16, engine.devices
     )
-    (result,) = engine.run([job(engine, args.candidates)], batch_size=together)
+    (result,) = engine.run([request_of(engine, args.candidates)], batch_size=together)
     assert len(result.images) == args.candidates
     figures = {"candidates": args.candidates, "dtype": args.dtype, "at_once": together, "peak_gb": peak_bytes() / 1e9}
     print(
@@ -57,21 +58,21 @@ def main() -> None:
 def random_engine(size: str, dtype: str) -> Engine:
     """Random weights of a published shape, with the f16 VQGAN and ViT-B/32."""
     seq2seq, others = compute_dtypes(dtype)
-    model = prepare(random_model(DalleBart, SIZES[size], seq2seq), int8=dtype == "int8", consume=True)
+    model = optimize_for_decoding(random_model(DalleBart, SIZES[size], seq2seq), int8=dtype == "int8", consume=True)
     tokenizer = CaptionTokenizer.from_pretrained(TOKENIZER)
     clip = random_model(CLIP, with_end_of(tokenizer), others)
     sizes = {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}}
     return Engine(model, random_model(VQGAN, F16, others), ClipRanker(clip, tokenizer, PREPROCESSING | sizes))
 
 
-def job(engine: Engine, candidates: int) -> Job:
+def request_of(engine: Engine, candidates: int) -> Request:
     """So many guided candidates of one caption, all of them kept."""
     config = engine.model.config
     text = np.ones((2, config.text_length), np.int32)
     settings = GenerationSettings(
         candidates=candidates, keep=candidates, guidance=10.0, temperature=1.0, top_k=config.top_k
     )
-    return Job(PROMPT, PROMPT, settings, text, text)
+    return Request(PROMPT, PROMPT, settings, text, text)
 
 
 def with_end_of(tokenizer: CaptionTokenizer) -> CLIPConfig:

@@ -21,7 +21,7 @@ from dalle_mini.emoji.art import find_font
 from dalle_mini.emoji.judge import held_out_prompts
 from dalle_mini.emoji.scene_prompts import single_caption
 from dalle_mini.generation import generate_tokens
-from dalle_mini.generation.engine import picture_keys
+from dalle_mini.generation.scheduling import image_keys
 from emoji_quality import draw_judges, is_tidy, known_emoji
 
 TOGETHER = 4  # captions in a call
@@ -51,14 +51,18 @@ def main() -> None:
 
 
 def text(pipe, asked):
-    jobs = pipe.jobs([one.caption for one in asked])
-    return np.stack([job.ids[0] for job in jobs]), np.stack([job.mask[0] for job in jobs]), jobs[0].settings
+    requests = pipe.requests([one.caption for one in asked])
+    return (
+        np.stack([request.ids[0] for request in requests]),
+        np.stack([request.mask[0] for request in requests]),
+        requests[0].settings,
+    )
 
 
 def tokens_of(pipe, asked, candidates: int, greedy: bool, given=None) -> np.ndarray:
     """int32 [prompts, candidates, image_length], drawn without guidance, as the shipped model does."""
     ids, mask, settings = text(pipe, asked)
-    keys = picture_keys([(0, one.caption) for one in asked], np.arange(candidates))
+    keys = image_keys([(0, one.caption) for one in asked], np.arange(candidates))
     chance = {"temperature": settings.temperature, "top_k": 1 if greedy else settings.top_k}
     codebook = pipe.vqgan.config.n_embed
     parts = []

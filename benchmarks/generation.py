@@ -32,8 +32,8 @@ from flax import nnx
 
 from dalle_mini.generation import stream_tokens
 from dalle_mini.generation.decode import CACHES
+from dalle_mini.generation.optimize import compute_dtypes, optimize_for_decoding
 from dalle_mini.generation.pixels import PixelDecoder
-from dalle_mini.generation.prepare import compute_dtypes, prepare
 from dalle_mini.models import VQGAN, DalleBart
 from dalle_mini.models.config import DalleBartConfig, VQGANConfig
 from dalle_mini.runtime.huge_pages import TUNABLES, start_again_with_huge_pages
@@ -103,7 +103,7 @@ def main() -> None:
 def measured(size: str, dtype: str, candidates: int) -> dict:
     bandwidth, rate = machine(dtype)
     seq2seq, others = compute_dtypes(dtype)
-    model = prepare(random_model(DalleBart, SIZES[size], seq2seq), int8=dtype == "int8", consume=True)
+    model = optimize_for_decoding(random_model(DalleBart, SIZES[size], seq2seq), int8=dtype == "int8", consume=True)
     vqgan = random_model(VQGAN, TINY_VQGAN if size == "tiny" else F16, others)
     row = {"program": "dalle-mini", "size": size, "candidates": candidates, "dtype": dtype}
     row |= {"device": jax.devices()[0].device_kind, "gb_s": bandwidth / 1e9, "gflop_s": rate / 1e9}

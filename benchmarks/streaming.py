@@ -3,9 +3,9 @@
     python benchmarks/streaming.py                                   # mini, 1 and 9 guided candidates, float32
     python benchmarks/streaming.py --candidates 4 --dtype bfloat16
 
-Random weights of the published shapes through the engine that `generate` and `stream` use: a prompt without looks, then
-the same with a look at one candidate at every eighth, in turn. Seconds are medians, of a process that has drawn both
-before.
+Random weights of the published shapes through the engine that `generate` and `stream` use: a prompt without previews,
+then the same with a preview of one candidate at every eighth, in turn. Seconds are medians, of a process that has
+drawn both before.
 """
 
 import argparse
@@ -15,12 +15,12 @@ import time
 
 import numpy as np
 
-from candidates import job, random_engine
+from candidates import random_engine, request_of
 from dalle_mini.generation.engine import Engine
 from dalle_mini.runtime.huge_pages import start_again_with_huge_pages
 from generation import SIZES
 
-LOOKS, TIMES = 8, 3
+PREVIEWS, TIMES = 8, 3
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
     for dtype in args.dtype:
         engine = random_engine(args.size, dtype)
         for candidates in args.candidates:
-            watching = {"every": engine.model.config.image_length // LOOKS}
+            watching = {"every": engine.model.config.image_length // PREVIEWS}
             runs = [(drawn(engine, candidates), drawn(engine, candidates, **watching)) for _ in range(TIMES + 1)]
             for (_, tokens), (_, watched) in runs:
                 np.testing.assert_array_equal(watched, tokens)
@@ -45,7 +45,7 @@ def main() -> None:
 
 def drawn(engine: Engine, candidates: int, **options) -> tuple[float, np.ndarray]:
     start = time.perf_counter()
-    *_, result = engine.run([job(engine, candidates)], **options)
+    *_, result = engine.run([request_of(engine, candidates)], **options)
     return time.perf_counter() - start, result.tokens
 
 

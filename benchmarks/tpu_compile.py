@@ -20,13 +20,12 @@ os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JA
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dalle_mini.generation import decode
-from dalle_mini.generation.prepare import prepared_shapes
+from dalle_mini.generation.optimize import optimized_shapes
 from dalle_mini.settings import SamplingParams
 from generation import SIZES
 
@@ -63,7 +62,7 @@ def main() -> None:
 def lowered(size: str, candidates: int, devices) -> dict:
     """What compiles each of the two programs: one prompt's candidates, the cache at its full length."""
     mesh = decode.mesh_of(devices, 1, candidates)
-    graphdef, params = prepared_shapes(SIZES[size], jnp.dtype("bfloat16"), platform="tpu")
+    graphdef, params = optimized_shapes(SIZES[size], jnp.dtype("bfloat16"), platform="tpu")
     config = SIZES[size]
     programs = decode.Programs(
         graphdef=graphdef,

@@ -9,7 +9,7 @@ import pytest
 
 from dalle_mini import DalleMini, UserError
 from dalle_mini.generation.canvas import Canvas
-from dalle_mini.generation.engine import picture_keys
+from dalle_mini.generation.scheduling import image_keys
 from dalle_mini.settings import GenerationSettings
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -60,7 +60,7 @@ def test_a_picture_depends_on_seed_prompt_and_number_only(pipe):
 
 
 def test_keys_are_all_different():
-    keys = picture_keys([(seed, prompt) for seed in (0, 1) for prompt in ("a", "b")], np.arange(4))
+    keys = image_keys([(seed, prompt) for seed in (0, 1) for prompt in ("a", "b")], np.arange(4))
     assert len({tuple(key) for key in jax.random.key_data(keys).reshape(16, 2).tolist()}) == 16
 
 
@@ -70,13 +70,13 @@ def test_keys_are_seed_prompt_and_number_folded_one_by_one(seed):
     for word in np.frombuffer(hashlib.sha256(b"a snail").digest(), "<u4"):
         key = jax.random.fold_in(key, word)
     wanted = [jax.random.key_data(jax.random.fold_in(key, number)).tolist() for number in (3, 4)]
-    assert jax.random.key_data(picture_keys([(seed, "a snail")], np.arange(3, 5)))[0].tolist() == wanted
+    assert jax.random.key_data(image_keys([(seed, "a snail")], np.arange(3, 5)))[0].tolist() == wanted
 
 
 def test_pixels_while_tokens_are_drawn_are_the_same(pipe):
-    jobs, calls = pipe.jobs(["a boat", "a snail"], GenerationSettings(candidates=5, keep=5)), []
-    alone = list(pipe.engine.run(jobs, batch_size=2, overlap=False))
-    together = list(pipe.engine.run(jobs, lambda *call: calls.append(call), batch_size=2, overlap=True))
+    requests, calls = pipe.requests(["a boat", "a snail"], GenerationSettings(candidates=5, keep=5)), []
+    alone = list(pipe.engine.run(requests, batch_size=2, overlap=False))
+    together = list(pipe.engine.run(requests, lambda *call: calls.append(call), batch_size=2, overlap=True))
     for one, other in zip(alone, together, strict=True):
         assert (one.prompt, one.indices, one.scores) == (other.prompt, other.indices, other.scores)
         np.testing.assert_array_equal(one.tokens, other.tokens)
@@ -112,8 +112,8 @@ def test_the_same_pictures_in_calls_of_any_size(pipe):
     for batch_size in (1, 2, 5, 10, 100):
         results = pipe.generate(prompts, candidates=5, keep=5, batch_size=batch_size)
         assert [drawn(result) for result in results] == wanted
-    jobs = pipe.jobs(prompts, GenerationSettings(candidates=5, keep=5), None)
-    overlapped = pipe.engine.run(jobs, overlap=True)
+    requests = pipe.requests(prompts, GenerationSettings(candidates=5, keep=5), None)
+    overlapped = pipe.engine.run(requests, overlap=True)
     assert [drawn(result) for result in overlapped] == wanted
 
 
@@ -151,14 +151,14 @@ def test_a_negative_prompt_that_does_nothing_is_noted(pipe, caplog, guidance, la
 @pytest.mark.slow
 def test_a_look_at_growing_pictures_changes_nothing(pipe):
     settings = GenerationSettings(candidates=3, keep=3)
-    looks = list(pipe.stream(["a boat", "a snail"], settings, every=8, previews=2))
-    assert [type(look).__name__ for look in looks] == ["Partial", "Result"] * 2
+    previews = list(pipe.stream(["a boat", "a snail"], settings, every=8, previews=2))
+    assert [type(preview).__name__ for preview in previews] == ["Preview", "Result"] * 2
     for number, plain in enumerate(pipe.generate(["a boat", "a snail"], candidates=3, keep=3)):
-        partial, result = looks[2 * number : 2 * number + 2]
+        preview, result = previews[2 * number : 2 * number + 2]
         assert drawn(result) == drawn(plain)
-        assert (partial.number, partial.count, partial.total) == (number, 8, 16)
-        assert len(partial.images) == 2 and partial.images[0].size == (16, 16)
-        for index, row in enumerate(partial.tokens):
+        assert (preview.number, preview.count, preview.total) == (number, 8, 16)
+        assert len(preview.images) == 2 and preview.images[0].size == (16, 16)
+        for index, row in enumerate(preview.tokens):
             assert row[:8].tolist() == drawn(plain)[index][:8]
     with pytest.raises(UserError, match="every"):
         pipe.stream(["a boat"], every=0)
@@ -167,10 +167,10 @@ def test_a_look_at_growing_pictures_changes_nothing(pipe):
 
 
 def test_looks_come_before_their_own_result_where_work_overlaps(pipe):
-    jobs = pipe.jobs(["a boat", "a snail"], GenerationSettings(candidates=2))
-    stream = list(pipe.engine.run(jobs, every=4, overlap=True))
+    requests = pipe.requests(["a boat", "a snail"], GenerationSettings(candidates=2))
+    stream = list(pipe.engine.run(requests, every=4, overlap=True))
     assert [item.prompt for item in stream] == ["a boat"] * 4 + ["a snail"] * 4
-    assert [type(item).__name__ for item in stream] == (["Partial"] * 3 + ["Result"]) * 2
+    assert [type(item).__name__ for item in stream] == (["Preview"] * 3 + ["Result"]) * 2
 
 
 def test_a_picture_can_be_continued_filled_in_and_varied(pipe):

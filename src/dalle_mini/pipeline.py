@@ -1,10 +1,10 @@
-"""Prompts to ranked pictures: caption -> tokens of text -> tokens of a picture -> pixels -> CLIP score.
+"""Prompts to ranked images: caption -> tokens of text -> tokens of an image -> pixels -> CLIP score.
 
-The order of operations and the defaults are those of the published inference notebook. Unlike there, every picture
-has a key of its own, derived from (seed, prompt text, picture number), and a row's arithmetic is the same whatever the
-other rows are and however many. So a picture depends neither on the other prompts, nor on their order, nor on how many
-candidates are drawn beside it, nor on how many devices draw. (On a CPU in float32. A GPU's products, and a CPU's in the
-smaller types, may round otherwise for another number of rows.)
+The order of operations and the defaults are those of the published inference notebook. Unlike there, every image has a
+key of its own, derived from (seed, prompt text, candidate number), and a row's arithmetic is the same whatever the
+other rows are and however many. So an image depends neither on the other prompts, nor on their order, nor on how many
+candidates are drawn beside it, nor on how many devices draw. (This holds on a CPU in float32. A GPU's products, and a
+CPU's in the smaller types, may round otherwise for another number of rows.)
 """
 
 import concurrent.futures
@@ -26,13 +26,15 @@ from PIL import Image
 from dalle_mini.errors import UserError
 from dalle_mini.generation import canvas as canvases
 from dalle_mini.generation.canvas import Canvas
-from dalle_mini.generation.engine import Engine, Job, Partial, Progress, Result, compile_ahead
-from dalle_mini.generation.prepare import compute_dtypes, prepare, restore
+from dalle_mini.generation.engine import Engine, Preview, Progress, Result, compile_ahead
+from dalle_mini.generation.optimize import compute_dtypes, optimize_for_decoding, undo_optimization
 from dalle_mini.generation.ranking import ClipRanker
+from dalle_mini.generation.scheduling import Request
 from dalle_mini.imaging.decoding import load_picture
 from dalle_mini.imaging.pixels import resize_and_crop
 from dalle_mini.models import VQGAN, DalleBart
-from dalle_mini.models.config import DalleBartConfig, VQGANConfig
+from dalle_mini.models.config import DalleBartConfig
+from dalle_mini.models.image_tokenizer import token_grid
 from dalle_mini.models.tokens_record import check_tokens, known_tokens, record_rounded
 from dalle_mini.runtime.xla import Jit
 from dalle_mini.settings import GenerationSettings, check_number, check_prompts, check_whole, settings_of_each
@@ -42,11 +44,11 @@ from dalle_mini.weights.bundle import SHIPPED as SHIPPED  # for those who look f
 from dalle_mini.weights.folder import load_config
 from dalle_mini.weights.hub.repository import origin
 
-MAX_CHARACTERS = 2000  # of a prompt are looked at: far more than 64 tokens hold, little enough to normalise at once
-LOOKS = 8  # at a picture while it is drawn
+MAX_CHARACTERS = 2000  # of a prompt are read: far more than 64 tokens hold, little enough to normalise at once
+PREVIEWS = 8  # of an image while it is drawn
 
 logger = logging.getLogger("dalle_mini")
-Picture = str | os.PathLike | Image.Image | np.ndarray
+ImageSource = str | os.PathLike | Image.Image | np.ndarray
 Settings = GenerationSettings | Sequence[GenerationSettings]
 
 
@@ -57,12 +59,14 @@ class DalleMini:
     >>> best = pipe.generate(["a red apple"], candidates=16, keep=4, seed=0)[0].images[0]
 
     Args:
-        model, vqgan, ranker, tokenizer: the parts; `model` is kept as `generation.prepare` returns it.
-        normalizer: what a caption goes through before the tokenizer; None leaves it as it is.
+        model, vqgan, ranker, tokenizer: the parts; `model` is kept as `generation.optimize` returns it.
+        normalizer: applied to captions ahead of the tokenizer; None leaves them as they are.
         folders: where each part came from, as of `find_parts`, for `provenance` and `save_pretrained`.
         dtype: what the parts were loaded in, for `provenance`; "int8" rounds the decoder's weights to 8 bits.
         devices: draw together; None is all local ones.
-    Raises UserError where the VQGAN or the tokenizer does not fit the model.
+
+    Raises:
+        UserError: the VQGAN or the tokenizer does not fit the model.
     """
 
     def __init__(
@@ -76,12 +80,24 @@ class DalleMini:
         dtype: str = "float32",
         devices: Sequence[jax.Device] | None = None,
     ):
-        check_fit(model.config, vqgan.config, folders)
+        check_fit(model.config, vqgan, folders)
         tokenizer.check_vocab_size(model.config.encoder_vocab_size)
-        self.engine = Engine(prepare(model, int8=dtype == "int8"), vqgan, ranker, devices)
-        self.model, self.vqgan, self.ranker = self.engine.model, vqgan, ranker
+        self.engine = Engine(optimize_for_decoding(model, int8=dtype == "int8"), vqgan, ranker, devices)
+        self.vqgan, self.ranker = vqgan, ranker
         self.tokenizer, self.normalizer = tokenizer, normalizer
         self.folders, self.dtype = folders, dtype
+
+    @property
+    def model(self) -> DalleBart:
+        """The seq2seq model, as `optimize_for_decoding` returns it."""
+        return self.engine.model
+
+    def use(self, model: DalleBart | None) -> None:
+        """Draw with other parameters of the same network from now on; the compiled programs stay.
+
+        None frees the memory of the last ones: nothing can be drawn until there are others.
+        """
+        self.engine.use(None if model is None else optimize_for_decoding(model, int8=self.dtype == "int8"))
 
     @classmethod
     def from_pretrained(
@@ -114,8 +130,10 @@ class DalleMini:
             token: for private and gated repositories; `HF_TOKEN` or the token of `hf auth login` by default.
             cache_dir: where downloads are kept; the Hub client's cache by default.
             local_files_only: make no request.
-        Raises UserError, naming the file or the repository and the way out, where something is missing, damaged or
-        does not fit.
+
+        Raises:
+            UserError: something is missing, damaged or does not fit. The message names the file or the repository, and
+                the way out.
         """
         parts = find_parts(
             source,
@@ -146,10 +164,10 @@ class DalleMini:
             fits = pool.submit(check_tokens, folders)  # which hashes, and lets this thread run
             model = DalleBart.from_pretrained(folders["dalle"], dtype=compute)
             vqgan_model = VQGAN.from_pretrained(folders["vqgan"], dtype=others)
-            check_fit(model.config, vqgan_model.config, folders)  # before the wait for CLIP
+            check_fit(model.config, vqgan_model, folders)  # before the wait for CLIP
             fits.result()
         return cls(
-            prepare(model, int8=dtype == "int8", consume=True),
+            optimize_for_decoding(model, int8=dtype == "int8", consume=True),
             vqgan_model,
             ClipRanker.from_pretrained(folders["clip"], dtype=others),
             CaptionTokenizer.from_pretrained(folders["dalle"]),
@@ -163,10 +181,12 @@ class DalleMini:
 
         Args:
             dtype: to store floating-point parameters in, such as float16; as they are in memory by default.
-        Raises UserError where the folder cannot be written.
+
+        Raises:
+            UserError: the folder cannot be written.
         """
         folder = Path(folder)
-        for part, network in zip(PARTS, (restore(self.model), self.vqgan, self.ranker.clip), strict=True):
+        for part, network in zip(PARTS, (undo_optimization(self.model), self.vqgan, self.ranker.clip), strict=True):
             network.save_pretrained(folder / part, dtype=dtype)
         self.tokenizer.save(folder / "dalle")
         self.ranker.tokenizer.save(folder / "clip")
@@ -200,15 +220,17 @@ class DalleMini:
         batch_size: int | None = None,
         progress: Progress | None = None,
     ) -> list[Result]:
-        """Draw `candidates` pictures for each prompt and return the best `keep` of them (None: 4, or all of fewer).
+        """Draw `candidates` images for each prompt and return the best `keep` of them (None: 4, or all of fewer).
 
         The arguments are those of `GenerationSettings`; all but the first two may be lists, one value a prompt.
-        `canvas` is what the pictures start from, of `DalleMini.canvas`, one for all or a list. `batch_size` is how
-        many pictures are drawn together; None is what fits in memory, 32 a device at most.
+        `canvas`, made by `DalleMini.canvas`, is where the images start from: one for all or a list. `batch_size` is
+        how many images are drawn together; None is what fits in memory, 32 a device at most.
         `progress(stage, done, total)` is called as the stages "tokens", "pictures" and "scores" advance, in image
-        tokens and in pictures over all prompts.
+        tokens and in images over all prompts.
         In several processes of `jax.distributed`, each makes the same call, draws its share and gets all results.
-        Raises UserError on a blank prompt and on a value that makes no sense.
+
+        Raises:
+            UserError: a prompt is blank, or a value makes no sense.
         """
         prompts = check_prompts(prompts)
         settings = settings_of_each(
@@ -239,9 +261,9 @@ class DalleMini:
 
         `settings` are for all prompts, or a list. With `alone`, processes of `jax.distributed` do not share the work.
         """
-        jobs = self.jobs(prompts, settings, canvas)
-        self.note_idle(jobs)
-        return self.engine.run(jobs, progress, batch_size=batch_size, alone=alone)
+        requests = self.requests(prompts, settings, canvas)
+        self.note_idle(requests)
+        return self.engine.run(requests, progress, batch_size=batch_size, alone=alone)
 
     def stream(
         self,
@@ -254,26 +276,26 @@ class DalleMini:
         batch_size: int | None = None,
         progress: Progress | None = None,
         **options: Any,
-    ) -> Iterator[Partial | Result]:
-        """Watch the pictures grow: a `Partial` every so many tokens (None: an eighth of all), and in the end of each
+    ) -> Iterator[Preview | Result]:
+        """Watch the images grow: a `Preview` every so many tokens (None: an eighth of all), and in the end of each
         prompt its `Result`.
 
-        The tokens are those of `generate`, whose arguments `options` may be, in place of `settings`. A look costs
+        The tokens are those of `generate`, whose arguments `options` may be, in place of `settings`. A preview costs
         decoding half of the rows, or all of them, of the first `previews` candidates.
 
-        >>> for look in pipe.stream(["a red apple"], candidates=4, seed=7):
-        ...     look.images[0].show()
+        >>> for preview in pipe.stream(["a red apple"], candidates=4, seed=7):
+        ...     preview.images[0].show()
         """
         if options:
             if settings is not None:
                 raise UserError(f"give either settings or {', '.join(options)}")
             settings = settings_of_each(len(check_prompts(prompts)), **options)
-        every = max(1, self.model.config.image_length // LOOKS) if every is None else every
+        every = max(1, self.model.config.image_length // PREVIEWS) if every is None else every
         check_whole("every", every, 1)
         check_whole("previews", previews, 1)
-        jobs = self.jobs(prompts, settings, canvas)
-        self.note_idle(jobs)
-        return self.engine.run(jobs, progress, batch_size=batch_size, every=every, previews=previews)
+        requests = self.requests(prompts, settings, canvas)
+        self.note_idle(requests)
+        return self.engine.run(requests, progress, batch_size=batch_size, every=every, previews=previews)
 
     def redraw(
         self,
@@ -287,14 +309,14 @@ class DalleMini:
         """Candidate `number` of a prompt alone, as `generate` draws it among the others (`Result.indices`)."""
         check_number(number)
         settings = dataclasses.replace(settings or GenerationSettings(), candidates=1, keep=1)
-        (job,) = self.jobs([prompt], settings, canvas)
-        (result,) = self.engine.run([dataclasses.replace(job, first=number)], progress, alone=True)
+        (request,) = self.requests([prompt], settings, canvas)
+        (result,) = self.engine.run([dataclasses.replace(request, first=number)], progress, alone=True)
         return result
 
     def canvas(
-        self, picture: Picture, *, top: float | None = None, mask: Picture | None = None, vary: float = 0.0
+        self, picture: ImageSource, *, top: float | None = None, mask: ImageSource | None = None, vary: float = 0.0
     ) -> Canvas:
-        """What pictures start from: a given one, of which some tokens are kept.
+        """Start images from a given one, some tokens of which are kept.
 
         >>> pipe.canvas("photo.jpg", top=0.5)                # its upper half; the lower one is drawn
         >>> pipe.canvas("photo.jpg", mask="mask.png")        # all but what is white in the mask
@@ -306,19 +328,20 @@ class DalleMini:
         Args:
             picture: a file, a PIL image, or uint8 [height, width, 3].
             top: the part of the height that is kept, in whole rows of tokens: at least one, and not all.
-            mask: a picture as large as `picture`, or a pixel a token; white is drawn anew, also where it covers a
-                token in part, and what is black or transparent is kept.
-            vary: how much of what is kept each candidate draws anew, at places of its own.
-        Raises UserError on a picture that cannot be read, arrays or a mask of other
-        shapes, or where nothing would be drawn.
+            mask: an image as large as `picture`, or a pixel a token; white is drawn anew, also where it covers a
+                token in part, and black or transparent places are kept.
+            vary: the part of the kept tokens that each candidate draws anew, at places of its own.
+
+        Raises:
+            UserError: a picture cannot be read, an array or the mask has another shape, or nothing would be drawn.
         """
         canvases.check_kept(top, mask is not None, vary)
         image = canvases.as_image(load_picture(picture) if isinstance(picture, str | os.PathLike) else picture)
-        config = self.vqgan.config
+        resolution, grid = self.vqgan.resolution, self.vqgan.grid
         if mask is not None:
             mask = load_picture(mask, background="black") if isinstance(mask, str | os.PathLike) else mask
-            mask = canvases.cells_to_draw(mask, image.size, config.resolution, config.grid)
-        pixels = resize_and_crop(image, config.resolution)
+            mask = canvases.cells_to_draw(mask, image.size, resolution, grid)
+        pixels = resize_and_crop(image, resolution)
         tokens = np.asarray(self._encode(pixels[None].astype(np.float32) / 255))[0]
         if top is not None:
             tokens = canvases.below(tokens, top)
@@ -334,8 +357,10 @@ class DalleMini:
     def encode_text(self, prompts: Sequence[str], name: str = "prompt {}") -> tuple[np.ndarray, np.ndarray]:
         """input_ids and attention_mask, int32 [prompts, text_length], of the prompts as the model reads them.
 
-        Raises UserError on a prompt of which normalisation leaves nothing. One that is too long is cut and logged.
-        `name` is what a message calls a prompt, given its number from 1.
+        A prompt that is too long is cut and logged. A message calls a prompt `name`, with its number from 1.
+
+        Raises:
+            UserError: normalisation leaves nothing of a prompt.
         """
         config = self.model.config
         captions = [prompt[:MAX_CHARACTERS] for prompt in prompts]
@@ -354,7 +379,7 @@ class DalleMini:
         return self.tokenizer(captions, max_length=limit)
 
     def provenance(self) -> dict:
-        """What drew the pictures, for a report: where each model is from, its SHA-256, the dtype and the device."""
+        """The origins of the images, for a report: where each model is from, its SHA-256, the dtype and the device."""
         return {
             "models": self._identities,
             "dtype": self.dtype,
@@ -366,13 +391,17 @@ class DalleMini:
     def _identities(self) -> dict[str, dict]:
         return {part: _identity(self.folders[part]) for part in PARTS}
 
-    def jobs(
+    def requests(
         self,
         prompts: Sequence[str],
         settings: Settings | None = None,
         canvas: Canvas | Sequence[Canvas | None] | None = None,
-    ) -> list[Job]:
-        """The prompts as `engine.run` takes them. Raises UserError on what makes no sense."""
+    ) -> list[Request]:
+        """The prompts as `engine.run` takes them.
+
+        Raises:
+            UserError: a prompt, a setting or a canvas makes no sense.
+        """
         prompts = check_prompts(prompts)
         settings = settings or GenerationSettings()
         settings = [settings] * len(prompts) if isinstance(settings, GenerationSettings) else list(settings)
@@ -383,16 +412,16 @@ class DalleMini:
         for one in filter(None, canvas):
             if not isinstance(one, Canvas):
                 raise UserError(f"a canvas is {type(one).__name__}: make one by pipe.canvas(picture, ...)")
-            one.check_fits(self.model.config.image_length, self.vqgan.config.n_embed)
+            one.check_fits(self.model.image_length, self.vqgan.codebook_size)
         started = time.perf_counter()
         ids, mask = self.encode_text(prompts)
         rows = [self._uncond(one.negative_prompt) for one in settings]
         seconds = (time.perf_counter() - started) / len(prompts)
         return [
-            Job(
+            Request(
                 prompt=prompt,
                 ranked_by=prompt[:MAX_CHARACTERS],
-                settings=self._resolve(settings[number]),
+                settings=_resolved(settings[number], self.model.config, self.vqgan.codebook_size),
                 ids=np.stack([ids[number], rows[number][0]]),
                 mask=np.stack([mask[number], rows[number][1]]),
                 canvas=canvas[number],
@@ -402,28 +431,26 @@ class DalleMini:
         ]
 
     @staticmethod
-    def note_idle(jobs: Sequence[Job]) -> None:
+    def note_idle(requests: Sequence[Request]) -> None:
         """Log that negative prompts do nothing, where some do."""
-        idle = sum(bool(job.settings.negative_prompt.strip()) and not job.settings.guided for job in jobs)
+        every = [request.settings for request in requests]
+        idle = sum(bool(settings.negative_prompt.strip()) and not settings.guided for settings in every)
         if idle:
             of = f" of {idle} prompts" if idle > 1 else ""
             logger.warning("the negative prompt%s does nothing where guidance is 1: raise the guidance", of)
 
     def _uncond(self, negative_prompt: str) -> tuple[np.ndarray, np.ndarray]:
-        """The unconditional row, [text_length] each; of an empty caption, as published, no normaliser has seen it."""
+        """The unconditional row, [text_length] each. An empty caption is not normalised, as published."""
         if negative_prompt.strip():
             ids, mask = self.encode_text([negative_prompt], name="the negative prompt")
         else:
             ids, mask = self.tokenizer([""], max_length=self.model.config.text_length)
         return ids[0], mask[0]
 
-    def _resolve(self, settings: GenerationSettings) -> GenerationSettings:
-        return _resolved(settings, self.model.config, self.vqgan.config)
-
 
 @dataclasses.dataclass(frozen=True)
 class Ahead:
-    """What will be drawn first, so that it can be compiled while the weights are read.
+    """The first prompts, so that their programs can be compiled while the weights are read.
 
     Attributes: the arguments of `generate_each`.
     """
@@ -434,20 +461,19 @@ class Ahead:
 
     def compile(self, folders: Mapping[str, Path], dtype, *, int8: bool) -> None:
         config = DalleBartConfig.from_dict(load_config(folders["dalle"]))
-        vqgan_config = VQGANConfig.from_dict(load_config(folders["vqgan"]))
-        settings = _resolved(self.settings, config, vqgan_config)
+        tokenizer = token_grid(folders["vqgan"])
+        settings = _resolved(self.settings, config, tokenizer.codebook_size)
         blank = np.zeros((2, config.text_length), np.int32)
-        jobs = [Job(prompt, prompt, settings, blank, blank) for prompt in self.prompts]
-        compile_ahead(jobs, config, vqgan_config, dtype, int8=int8, batch_size=self.batch_size)
+        requests = [Request(prompt, prompt, settings, blank, blank) for prompt in self.prompts]
+        compile_ahead(requests, config, tokenizer, dtype, int8=int8, batch_size=self.batch_size)
 
 
-def _resolved(settings: GenerationSettings, config: DalleBartConfig, vqgan_config: VQGANConfig) -> GenerationSettings:
-    """With the model's own where nothing was asked for."""
-    codebook = vqgan_config.n_embed
-    wanted = settings.top_k or config.top_k or codebook  # 0 in a config means no limit
-    defaults = {name: getattr(config, name) for name in ("guidance", "temperature")}
-    chosen = {name: default for name, default in defaults.items() if getattr(settings, name) is None}
-    return dataclasses.replace(settings, **chosen, top_k=min(wanted, codebook))
+def _resolved(settings: GenerationSettings, config: DalleBartConfig, codebook_size: int) -> GenerationSettings:
+    """The settings with the model's own values where nothing was asked for."""
+    own = dataclasses.asdict(config.sampling)
+    chosen = {name: value for name, value in own.items() if getattr(settings, name) is None}
+    wanted = settings.top_k or config.top_k or codebook_size  # 0 in a config means no limit
+    return dataclasses.replace(settings, **chosen | {"top_k": min(wanted, codebook_size)})
 
 
 def _identity(folder: Path) -> dict:

@@ -1,4 +1,4 @@
-"""`dalle-mini generate` beyond plain prompts: replay, pictures to start from, looks on the way, several processes."""
+"""`dalle-mini generate` beyond plain prompts: replay, pictures to start from, previews, several processes."""
 
 import json
 import os
@@ -13,9 +13,9 @@ from PIL import Image
 
 from dalle_mini import UserError
 from dalle_mini.cli import main
-from dalle_mini.pipeline import Partial
+from dalle_mini.pipeline import Preview
 from dalle_mini.results.replay import Entry
-from dalle_mini.results.write import Looks
+from dalle_mini.results.write import Previews
 from dalle_mini.settings import GenerationSettings
 
 
@@ -129,9 +129,9 @@ def test_progress_images(generate, tmp_path):
 
 
 def test_an_interruption_leaves_no_look(tmp_path):
-    look = Partial("a boat", 0, 8, 16, [Image.new("RGB", (16, 16))], np.zeros((1, 16), np.int32))
-    with pytest.raises(KeyboardInterrupt), Looks(tmp_path) as looks:
-        looks.add(look)
+    preview = Preview("a boat", 0, 8, 16, [Image.new("RGB", (16, 16))], np.zeros((1, 16), np.int32))
+    with pytest.raises(KeyboardInterrupt), Previews(tmp_path) as previews:
+        previews.add(preview)
         assert len(os.listdir(tmp_path)) == 1
         raise KeyboardInterrupt
     assert os.listdir(tmp_path) == []

@@ -15,7 +15,14 @@ from flax import nnx
 
 from dalle_mini.errors import UserError
 from dalle_mini.generation import decode, generate_tokens, stream_tokens
-from dalle_mini.generation.prepare import Int8Linear, TiledLinear, compute_dtypes, prepare, prepared_shapes, restore
+from dalle_mini.generation.cpu.tiles import TiledLinear
+from dalle_mini.generation.optimize import (
+    Int8Linear,
+    compute_dtypes,
+    optimize_for_decoding,
+    optimized_shapes,
+    undo_optimization,
+)
 from dalle_mini.generation.sampling import guide, mask_beyond, process_logits, sample_of_few
 from dalle_mini.models.dalle_bart import DalleBart
 from dalle_mini.runtime.xla import compiler_options
@@ -291,13 +298,15 @@ def test_guidance_may_change_along_the_way(model, golden):
 
 
 def test_a_prepared_model_draws_the_same_and_can_be_restored(model, golden):
-    ready = prepare(model)
-    assert prepare(ready) is ready
+    ready = optimize_for_decoding(model)
+    assert optimize_for_decoding(ready) is ready
     keys = keys_of(3, 2)
     np.testing.assert_array_equal(generate(ready, golden, keys), generate(model, golden, keys))
     args = golden["input_ids"], golden["attention_mask"], golden["decoder_input_ids"]
     np.testing.assert_allclose(ready(*args), golden["logits"], atol=1e-4)
-    before, after = (jax.tree.leaves_with_path(nnx.to_pure_dict(nnx.state(m))) for m in (model, restore(ready)))
+    before, after = (
+        jax.tree.leaves_with_path(nnx.to_pure_dict(nnx.state(m))) for m in (model, undo_optimization(ready))
+    )
     assert [path for path, _ in before] == [path for path, _ in after]
     for (_, one), (_, other) in zip(before, after, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -306,7 +315,7 @@ def test_a_prepared_model_draws_the_same_and_can_be_restored(model, golden):
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_smaller_weights_draw_a_picture_the_same_in_any_company(golden, dtype):
     model = DalleBart.from_pretrained(SCANNED, dtype=compute_dtypes(dtype)[0])
-    ready = prepare(model, int8=dtype == "int8")
+    ready = optimize_for_decoding(model, int8=dtype == "int8")
     keys = keys_of(3, 12)
     together = generate(ready, golden, keys)
     for candidates in (slice(2, 3), slice(5, 12)):  # 6 and 42 rows, and 72
@@ -316,11 +325,11 @@ def test_smaller_weights_draw_a_picture_the_same_in_any_company(golden, dtype):
 def test_bfloat16_weights_keep_their_type_and_can_be_restored(golden):
     model = DalleBart.from_pretrained(SCANNED, dtype=jnp.bfloat16)
     args = golden["input_ids"], golden["attention_mask"], golden["decoder_input_ids"]
-    ready = prepare(model)
+    ready = optimize_for_decoding(model)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(nnx.state(ready.decoder.layers[0].ffn.linear))} == {"bfloat16"}
     rms = [float(np.sqrt(np.mean((np.asarray(one(*args)) - golden["logits"]) ** 2))) for one in (model, ready)]
     assert rms[1] < rms[0] < 0.05 * golden["logits"].std()  # less is rounded than in bfloat16 throughout
-    again = restore(ready)
+    again = undo_optimization(ready)
     before, after = (jax.tree.leaves(nnx.to_pure_dict(nnx.state(m))) for m in (model, again))
     for one, other in zip(before, after, strict=True):
         np.testing.assert_array_equal(one, other, strict=True)
@@ -329,7 +338,7 @@ def test_bfloat16_weights_keep_their_type_and_can_be_restored(golden):
 
 @pytest.mark.parametrize(("platform", "kinds"), [("tpu", {"bfloat16"}), ("cpu", {"bfloat16", "float32"})])
 def test_what_is_prepared_depends_on_where_it_will_compute(model, platform, kinds):
-    _, params = prepared_shapes(model.config, jnp.bfloat16, platform=platform)
+    _, params = optimized_shapes(model.config, jnp.bfloat16, platform=platform)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(nnx.to_pure_dict(params)["decoder"])} == kinds
 
 
@@ -366,12 +375,12 @@ def test_int8_products_are_as_exact_as_float32():
 
 
 def test_int8_weights_are_close_and_cannot_be_saved(model, golden):
-    ready = prepare(model, int8=True)
+    ready = optimize_for_decoding(model, int8=True)
     args = golden["input_ids"], golden["attention_mask"], golden["decoder_input_ids"]
     error = np.asarray(ready(*args)) - golden["logits"]
     assert 1e-4 < np.sqrt(np.mean(error**2)) < 0.02 * golden["logits"].std()
     with pytest.raises(UserError, match="int8 weights are for drawing alone"):
-        restore(ready)
+        undo_optimization(ready)
 
 
 def test_keys_make_the_difference(model, golden):

@@ -131,7 +131,9 @@ def test_gradients_are_finite_with_padding(name, captions):
 
     def loss(params):
         model = nnx.merge(graphdef, params)
-        return jax.nn.log_softmax(model.logits(model.hidden(*captions, tokens, ForwardOptions(remat="full"))))[..., 1].mean()
+        return jax.nn.log_softmax(model.logits(model.hidden(*captions, tokens, ForwardOptions(remat="full"))))[
+            ..., 1
+        ].mean()
 
     plain = flatten(jax.grad(loss)(params))
     assert all(np.isfinite(leaf).all() for leaf in plain.values())

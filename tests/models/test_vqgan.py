@@ -208,3 +208,13 @@ def test_cosine(tmp_path):
     assert again.config.quantizer == "cosine"
     np.testing.assert_array_equal(again.encode(images), tokens)
     close(again.decode(tokens), np.asarray(drawn), 1e-5)
+
+
+def test_soft_tokens_decode_as_hard_ones_and_carry_gradients(vqgan):
+    tokens = np.random.default_rng(0).integers(0, vqgan.codebook_size, (1, 16))
+    one_hot = jax.nn.one_hot(tokens, vqgan.codebook_size)
+    np.testing.assert_allclose(vqgan.decode_soft(one_hot), vqgan.decode(tokens), atol=1e-5)
+    gradient = jax.grad(lambda probabilities: vqgan.decode_soft(probabilities).sum())(one_hot / 2)
+    assert gradient.shape == one_hot.shape and np.abs(gradient).max() > 0
+    with pytest.raises(ValueError, match="3 tokens do not make a square grid"):
+        vqgan.decode_soft(one_hot[:, :3])

@@ -98,9 +98,9 @@ def test_pictures_that_were_lost_are_drawn_again(pipe, tmp_path, damage):
 def test_a_prompt_that_fails_while_it_is_drawn_fails_alone(pipe, tmp_path, monkeypatch):
     draw = pipe.engine.run
 
-    def run(jobs, *arguments, **options):
-        for number, result in enumerate(draw(jobs, *arguments, **options)):
-            if jobs[number].prompt == "a snail":
+    def run(requests, *arguments, **options):
+        for number, result in enumerate(draw(requests, *arguments, **options)):
+            if requests[number].prompt == "a snail":
                 raise UserError("CLIP's scores are no numbers")
             yield result
 

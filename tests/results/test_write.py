@@ -8,8 +8,8 @@ from PIL import Image
 
 import dalle_mini.results.write
 from dalle_mini import UserError, __version__
-from dalle_mini.pipeline import Partial, Result
-from dalle_mini.results.write import Looks, check_writable, picture_grid, save_looks, slug, write_result
+from dalle_mini.pipeline import Preview, Result
+from dalle_mini.results.write import Previews, check_writable, image_grid, save_previews, slug, write_result
 from dalle_mini.runtime.files import remove_leftovers
 from dalle_mini.settings import GenerationSettings
 
@@ -69,10 +69,10 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, full_disk):
         write_result(result(), tmp_path, PROVENANCE)
     with (
         full_disk(100),
-        Looks(tmp_path) as looks,
+        Previews(tmp_path) as previews,
         pytest.raises(UserError, match=r"cannot be written \(File too large"),
     ):
-        looks.add(Partial("a red apple", 0, 8, 16, result(keep=4).images, np.zeros((4, 16), np.int32)))
+        previews.add(Preview("a red apple", 0, 8, 16, result(keep=4).images, np.zeros((4, 16), np.int32)))
     assert os.listdir(tmp_path) == []
     assert write_result(result(), tmp_path, PROVENANCE).name == "a-red-apple"
 
@@ -86,9 +86,9 @@ def test_a_link_in_a_prompts_place_is_kept(tmp_path, overwrite):
 
 def test_a_look_of_a_living_run_stays_and_those_of_dead_ones_go(tmp_path):
     (tmp_path / f".progress-{'0' * 32}.png").write_text("of a killed run")
-    with Looks(tmp_path) as looks:
+    with Previews(tmp_path) as previews:
         for count in (8, 16):
-            looks.add(Partial("a red apple", 0, count, 16, result(keep=4).images, np.zeros((4, 16), np.int32)))
+            previews.add(Preview("a red apple", 0, count, 16, result(keep=4).images, np.zeros((4, 16), np.int32)))
             check_writable(tmp_path)
             (name,) = os.listdir(tmp_path)
             assert name.startswith(".progress-") and "000" not in name
@@ -122,7 +122,7 @@ def test_a_failure_leaves_no_half_folder(tmp_path, monkeypatch, failure, earlier
     def fail(*args, **kwargs):
         raise failure
 
-    monkeypatch.setattr("dalle_mini.results.write.picture_grid", fail)
+    monkeypatch.setattr("dalle_mini.results.write.image_grid", fail)
     with pytest.raises((UserError, KeyboardInterrupt)):
         write_result(result(keep=1), tmp_path, PROVENANCE, overwrite=True)
     assert sorted(tmp_path.rglob("*")) == before
@@ -146,16 +146,16 @@ def test_slug(prompt, name):
 
 @pytest.mark.parametrize(("count", "side", "columns", "rows"), [(1, 64, 1, 1), (4, 64, 2, 2), (5, 256, 3, 2)])
 def test_small_pictures_are_enlarged_in_the_grid(count, side, columns, rows):
-    grid = picture_grid("a caption", [Image.new("RGB", (side, side))] * count, [1.0] * count)
+    grid = image_grid("a caption", [Image.new("RGB", (side, side))] * count, [1.0] * count)
     shown = max(side, 192)
     assert grid.width >= columns * shown and rows * shown < grid.height < rows * (shown + 60) + 60
 
 
 def test_grid_draws_any_caption():
     images = [Image.new("RGB", (8, 8))]
-    blank = picture_grid("", images)
+    blank = image_grid("", images)
     for caption in ("an apple", "🍎", "りんご", "a\nb", "word " * 500, "w" * 500):
-        assert picture_grid(caption, images).tobytes() != blank.tobytes()
+        assert image_grid(caption, images).tobytes() != blank.tobytes()
 
 
 def test_check_writable_tries_and_leaves_nothing(tmp_path):
@@ -175,15 +175,15 @@ def test_check_writable_refuses(tmp_path):
 @pytest.mark.parametrize("kept", [[0, 1, 2, 3], [12, 5, 7, 0], [9, 3]])
 def test_an_animation_shows_every_look_and_ends_with_what_was_kept(tmp_path, kept):
     tokens = np.zeros((4, 16), np.int32)
-    looks = [
-        Partial("a boat", 0, count, 16, [Image.new("RGB", (16, 16), (0, 0, 20 * count))] * 4, tokens)
+    previews = [
+        Preview("a boat", 0, count, 16, [Image.new("RGB", (16, 16), (0, 0, 20 * count))] * 4, tokens)
         for count in (4, 8, 12)
     ]
     red = Image.new("RGB", (16, 16), "red")
     drawn = dataclasses.replace(result(keep=len(kept)), images=[red] * len(kept), indices=kept)
-    save_looks(tmp_path, looks, drawn)
+    save_previews(tmp_path, previews, drawn)
     with Image.open(tmp_path / "progress.gif") as animation:
-        assert animation.n_frames == len(looks) + 1
+        assert animation.n_frames == len(previews) + 1
         frames = []
         for number in range(animation.n_frames):
             animation.seek(number)

@@ -10,22 +10,10 @@ from dalle_mini.commands.terminal import Help, notices, out_of_memory, progress_
 from dalle_mini.errors import UserError
 from dalle_mini.runtime import console
 from dalle_mini.runtime.paths import expanded
-from dalle_mini.settings import DTYPES, GenerationSettings, check_prompts
+from dalle_mini.settings import DTYPES, PER_PROMPT, GenerationSettings, check_prompts
 
-OPTIONS = ("seed", "guidance", "last_guidance", "negative_prompt", "temperature", "top_k", "top_p")
-PICTURE = ("picture", "keep_top", "mask", "vary")
 SHOWN = 5  # failures of a batch that are told; its table has all
 ADVICE = "draw fewer pictures at once (--batch-size) or with smaller weights (--dtype bfloat16, --dtype int8)"
-IDLE = {  # options that would do nothing
-    "captions": ("index",),
-    "--prompts": ("index", "progress_images"),
-    "--replay": ("candidates", "keep", *OPTIONS, *PICTURE, "dtype", "batch_size", "distributed", "progress_images"),
-}
-WHY_IDLE = {
-    "captions": "it is for --replay",
-    "--prompts": "leave it out",
-    "--replay": "its file says how the picture is drawn",
-}
 
 
 def add_generate(verbs) -> None:
@@ -98,7 +86,7 @@ def add_generate(verbs) -> None:
         metavar="FILE",
         type=expanded,
         help="draw all prompts of a file: .txt (one a line), .jsonl, .csv, .tsv or .parquet (column prompt, and "
-        f"id, {', '.join(OPTIONS)} if you like); resumes where it was interrupted, and ends with results.parquet",
+        f"id, {', '.join(PER_PROMPT)} if you like); resumes where it was interrupted, and ends with results.parquet",
     )
     add("--replay", metavar="FILE", type=expanded, help="draw a picture of this results.json again")
     add("--index", metavar="N", type=int, help="which one, with --replay: 3 is 03.png (default: 1)")
@@ -106,12 +94,11 @@ def add_generate(verbs) -> None:
 
 
 def run_generate(args: argparse.Namespace) -> int:
-    ways = [bool(args.prompt), args.prompts is not None, args.replay is not None]
-    if sum(ways) != 1:
+    if [bool(args.prompt), args.prompts is not None, args.replay is not None].count(True) != 1:
         raise UserError("give either captions, or --prompts FILE, or --replay FILE (see dalle-mini generate --help)")
     if args.batch_size is not None and args.batch_size < 1:
         raise UserError(f"--batch-size is {args.batch_size}: it must be at least 1")
-    _check_idle(args, next(way for way, given in zip(IDLE, ways, strict=True) if given))
+    _check_idle(args)
     if args.picture is None and (args.keep_top is not None or args.mask is not None or args.vary is not None):
         raise UserError("--keep-top, --mask and --vary want a --picture")
     args.dtype = _or(args.dtype, DTYPES[0])
@@ -126,19 +113,19 @@ def run_generate(args: argparse.Namespace) -> int:
 def _run_prompts(args: argparse.Namespace) -> int:
     prompts, settings = check_prompts(args.prompt), _settings(args)
     with starting():
-        from dalle_mini.results.write import Looks, check_writable, write_result
+        from dalle_mini.results.write import Previews, check_writable, write_result
 
     output, picture = check_writable(args.output), _read_picture(args)
     parts = _find_parts(args)
     _look_at_mask(picture, parts)
     writes = join(args.distributed)
-    with progress_bars(writes) as progress, Looks(output) as looks:
+    with progress_bars(writes) as progress, Previews(output) as previews:
         pipe = _load(args, parts, prompts, settings)
         canvas = picture and pipe.canvas(**picture)
         written = set()
-        for result in _drawn(pipe, args, prompts, settings, canvas, progress, looks if writes else None):
+        for result in _drawn(pipe, args, prompts, settings, canvas, progress, previews if writes else None):
             if writes:
-                folder = write_result(result, output, pipe.provenance(), args.overwrite, written, looks.take())
+                folder = write_result(result, output, pipe.provenance(), args.overwrite, written, previews.take())
                 seconds = sum(result.timings.values())
                 console.answer(f"{folder}  best score {result.scores[0]:.2f}  {seconds:.1f} s")
     if writes:
@@ -146,19 +133,19 @@ def _run_prompts(args: argparse.Namespace) -> int:
     return 0
 
 
-def _drawn(pipe, args, prompts, settings, canvas, progress, looks):
-    """The results of the prompts, and their looks on the way into `looks`."""
+def _drawn(pipe, args, prompts, settings, canvas, progress, previews):
+    """The results of the prompts, and their previews on the way into `previews`."""
     if not args.progress_images:
         yield from pipe.generate_each(prompts, settings, canvas, batch_size=args.batch_size, progress=progress)
         return
-    from dalle_mini.pipeline import Partial
+    from dalle_mini.pipeline import Preview
 
     stream = pipe.stream(prompts, settings, canvas, previews=4, batch_size=args.batch_size, progress=progress)
     for seen in stream:
-        if not isinstance(seen, Partial):
+        if not isinstance(seen, Preview):
             yield seen
-        elif looks is not None:
-            looks.add(seen)
+        elif previews is not None:
+            previews.add(seen)
 
 
 def _run_file(args: argparse.Namespace) -> int:
@@ -208,16 +195,28 @@ def _run_replay(args: argparse.Namespace) -> int:
     return int(verdict.startswith(DIFFERS))
 
 
-def _check_idle(args: argparse.Namespace, way: str) -> None:
-    """Raises UserError where an option was given that does nothing beside `way`."""
-    idle = [name for name in IDLE[way] if not (getattr(args, name) is None or getattr(args, name) is False)]
-    if idle:
-        names = " and ".join(f"--{name.replace('_', '-')}" for name in idle)
-        raise UserError(f"{names} would do nothing with {way}: {WHY_IDLE[way]}")
+def _check_idle(args: argparse.Namespace) -> None:
+    """Refuse options that would do nothing.
+
+    Raises:
+        UserError: there is one; the message names it.
+    """
+    if args.replay is not None:
+        drawing = ("candidates", "keep", *PER_PROMPT, "picture", "keep_top", "mask", "vary")
+        idle = (*drawing, "dtype", "batch_size", "distributed", "progress_images")
+        way, reason = "--replay", "its file says how the picture is drawn"
+    elif args.prompts is not None:
+        idle, way, reason = ("index", "progress_images"), "--prompts", "leave it out"
+    else:
+        idle, way, reason = ("index",), "captions", "it is for --replay"
+    asked = [name for name in idle if not (getattr(args, name) is None or getattr(args, name) is False)]
+    if asked:
+        names = " and ".join(f"--{name.replace('_', '-')}" for name in asked)
+        raise UserError(f"{names} would do nothing with {way}: {reason}")
 
 
 def _settings(args: argparse.Namespace) -> GenerationSettings:
-    given = {name: getattr(args, name) for name in ("candidates", "keep", *OPTIONS)}
+    given = {name: getattr(args, name) for name in ("candidates", "keep", *PER_PROMPT)}
     return GenerationSettings(**{name: value for name, value in given.items() if value is not None})
 
 
@@ -239,7 +238,7 @@ def _load(args: argparse.Namespace, parts: dict[str, Path], prompts=None, settin
 
     keep_compiled()
     foreseen = prompts is not None and args.picture is None and not args.distributed
-    together = 1 if args.progress_images else None  # prompts in a call: looks are of one at a time
+    together = 1 if args.progress_images else None  # prompts in a call: previews are of one at a time
     ahead = Ahead(prompts[:together], settings, args.batch_size) if foreseen else None
     return DalleMini.from_parts(parts, dtype=args.dtype, ahead=ahead)
 
@@ -259,12 +258,11 @@ def _read_picture(args: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def _look_at_mask(picture: dict[str, Any] | None, parts: dict[str, Path]) -> None:
-    """Makes a mask one value a token, as the VQGAN in `parts` cuts pictures, before the weights are read."""
+    """Make a mask one value a token, as the VQGAN in `parts` cuts images, before the weights are read."""
     if picture is None or picture["mask"] is None:
         return
     from dalle_mini.generation.canvas import cells_to_draw
-    from dalle_mini.models.config import VQGANConfig
-    from dalle_mini.weights.folder import load_config
+    from dalle_mini.models.image_tokenizer import token_grid
 
-    config = VQGANConfig.from_dict(load_config(parts["vqgan"]))
-    picture["mask"] = cells_to_draw(picture["mask"], picture["picture"].size, config.resolution, config.grid)
+    sizes = token_grid(parts["vqgan"])
+    picture["mask"] = cells_to_draw(picture["mask"], picture["picture"].size, sizes.resolution, sizes.grid)

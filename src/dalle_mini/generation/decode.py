@@ -22,7 +22,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dalle_mini.generation.prepare import prepare, prepared_shapes
+from dalle_mini.generation.optimize import optimize_for_decoding, optimized_shapes
 from dalle_mini.generation.sampling import guidance_at, guide, is_guided, mask_beyond, resolve, sample
 from dalle_mini.models.config import DalleBartConfig
 from dalle_mini.models.dalle_bart import DalleBart
@@ -98,7 +98,7 @@ def stream_tokens(
     Raises:
       ValueError: guidance is not 1 and the unconditional rows are missing; the devices cannot share the work evenly.
     """
-    model = prepare(model)
+    model = optimize_for_decoding(model)
     call = _call(model, input_ids, attention_mask, keys, **options)
     params = call.params if call.programs.mesh is None else _on_all(call.params, call.programs.mesh)
     context, state = prefill(call.programs, params, call.text, call.keys)
@@ -130,7 +130,7 @@ def compile_tokens(
     It needs their shapes alone. What is compiled is found again in JAX's compilation cache on disk, so there must be
     one. Only the shapes of the arguments count, and of the options what `Programs` has of them.
     """
-    model = nnx.merge(*prepared_shapes(config, dtype, int8=int8))
+    model = nnx.merge(*optimized_shapes(config, dtype, int8=int8))
     call = _call(model, input_ids, attention_mask, keys, **options)
     prefill.lower(call.programs, call.params, call.text, call.keys).compile()
     context, state = jax.eval_shape(partial(prefill, call.programs), call.params, call.text, call.keys)
@@ -262,7 +262,7 @@ STATE = DecodeState(ALL, IMAGES, IMAGES, cache=PartitionSpec(("prompts", "candid
 
 @partial(Jit, static_argnums=0)
 def prefill(programs: Programs, params, text, keys) -> tuple[Any, DecodeState]:
-    """Read the captions, `text` int [G, 2, P, S]; returns their context, with leaves [G, P, ...], and the first state."""
+    """Read the captions, `text` int [G, 2, P, S]; returns their context, leaves [G, P, ...], and the first state."""
 
     def run(params, text, keys):
         model: TokenModel = nnx.merge(programs.graphdef, params)

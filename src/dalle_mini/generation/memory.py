@@ -1,4 +1,4 @@
-"""How many pictures one call may draw, and one may decode."""
+"""How many images one call may draw, and one may decode."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 import jax
 import psutil
 
-from dalle_mini.generation.prepare import step_dtype
-from dalle_mini.models.config import DalleBartConfig, VQGANConfig
+from dalle_mini.generation.optimize import step_dtype
+from dalle_mini.models.config import DalleBartConfig
+from dalle_mini.models.image_tokenizer import TokenGrid
 
 MOST = 32  # a device: beyond it arithmetic binds, and more only takes more memory
 SHARE = 0.8  # of the memory that is free now; the rest is for others and for what the compiler keeps
@@ -17,34 +18,33 @@ CGROUP = Path("/sys/fs/cgroup")
 GROWTH = 1.75  # the old cache is there while the new one is filled: 3/4 of it at the last step
 
 
-def batch_that_fits(config: DalleBartConfig, dtype, vqgan_config: VQGANConfig, devices: Sequence[jax.Device]) -> int:
-    """Pictures that all devices together draw in one call: at least 1 each, at most `MOST` each."""
-    room = SHARE * free_bytes(devices[0]) - decoding_bytes(vqgan_config, devices[0])
+def batch_that_fits(config: DalleBartConfig, dtype, tokenizer: TokenGrid, devices: Sequence[jax.Device]) -> int:
+    """The images that all devices together draw in one call: at least 1 each, at most `MOST` each."""
+    room = SHARE * free_bytes(devices[0]) - decoding_bytes(tokenizer, devices[0])
     if devices[0].platform == "cpu":
         room /= len(devices)  # which share the host's memory
-    return len(devices) * max(1, min(MOST, int(room // picture_bytes(config, dtype))))
+    return len(devices) * max(1, min(MOST, int(room // image_bytes(config, dtype))))
 
 
-def picture_bytes(config: DalleBartConfig, dtype) -> int:
-    """Of one picture while it is drawn, with its unconditional row: keys and values, logits and what sampling sorts."""
-    item = step_dtype(dtype).itemsize
-    cache = 2 * 2 * config.decoder_layers * config.image_length * config.d_model * item
+def image_bytes(config: DalleBartConfig, dtype) -> int:
+    """Bytes for drawing one image and its unconditional row: keys and values, logits and what sampling sorts."""
+    cache = 2 * config.cache_width * config.image_length * step_dtype(dtype).itemsize
     logits = 2 * 8 * 4 * config.image_vocab_size
     return int(GROWTH * cache) + logits
 
 
-def decoding_bytes(config: VQGANConfig, device: jax.Device) -> int:
-    """Of the VQGAN's largest feature maps: a handful at full resolution, in float32 as it may be."""
-    return decoded_at_once(device) * 8 * 4 * config.resolution**2 * config.ch
+def decoding_bytes(tokenizer: TokenGrid, device: jax.Device) -> int:
+    """Estimated bytes for making pixels: eight of the largest feature maps at once, in float32."""
+    return decoded_at_once(device) * 8 * 4 * tokenizer.widest
 
 
 def decoded_at_once(device: jax.Device) -> int:
-    """Pictures that one call of the VQGAN decodes: on a CPU to the same bits whatever the others are."""
+    """The images that one call of the tokenizer decodes; one on a CPU, so that its bits do not depend on others."""
     return 1 if device.platform == "cpu" else 4
 
 
 def chunked(candidates: int, batch_size: int) -> list[tuple[int, int]]:
-    """(first, number) of each call's pictures: as even as may be, so that few programs are compiled."""
+    """(first, number) of each call's images: as even as may be, so that few programs are compiled."""
     calls = -(-candidates // batch_size)
     size = -(-candidates // calls)
     return [(start, min(size, candidates - start)) for start in range(0, candidates, size)]
@@ -58,7 +58,7 @@ def free_bytes(device: jax.Device) -> int:
 
 
 def _free_in_container(folder: Path) -> float:
-    """What a container's limit leaves, of cgroups of version 2 or 1; infinity without a limit."""
+    """The bytes that a container's limit leaves, by cgroups of version 2 or 1; infinity without a limit."""
     kinds = (
         (folder, "memory.max", "memory.current", "inactive_file"),
         (folder / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),

@@ -11,22 +11,25 @@ from flax import nnx
 from dalle_mini.generation.cpu.winograd import with_fewer_products
 from dalle_mini.generation.memory import chunked, decoded_at_once
 from dalle_mini.imaging.pixels import to_uint8
-from dalle_mini.models import VQGAN
+from dalle_mini.models.image_tokenizer import ImageTokenizer
+from dalle_mini.models.vqgan import VQGAN
 from dalle_mini.runtime.xla import Jit
 
 GRAY = 128  # where nothing is drawn yet
 
 
 class PixelDecoder:
-    """The VQGAN's decoder as `Engine` runs it.
+    """An image tokenizer's decoder as `Engine` runs it.
 
-    On a CPU a picture is decoded by itself, so that it has the same pixels whatever the others are, and with fewer
-    multiplications (`convolutions.py`).
+    On a CPU an image is decoded by itself, so that it has the same pixels whatever the others are, and by a VQGAN with
+    fewer multiplications (`cpu/winograd.py`).
     """
 
-    def __init__(self, vqgan: VQGAN, devices: Sequence[jax.Device]):
-        self.config, self.devices = vqgan.config, list(devices)
-        graphdef, state = nnx.split(with_fewer_products(vqgan) if self.devices[0].platform == "cpu" else vqgan)
+    def __init__(self, tokenizer: ImageTokenizer, devices: Sequence[jax.Device]):
+        self.tokenizer, self.devices = tokenizer, list(devices)
+        on_cpu = self.devices[0].platform == "cpu"
+        rewritten = on_cpu and isinstance(tokenizer, VQGAN)
+        graphdef, state = nnx.split(with_fewer_products(tokenizer) if rewritten else tokenizer)
         alone = len(self.devices) == 1
         self._states = [state] if alone else [jax.device_put(state, device) for device in self.devices]
 
@@ -36,14 +39,14 @@ class PixelDecoder:
         self._decode = Jit(decode, static_argnums=2)
 
     def compile(self, count: int) -> None:
-        """Be ready for so many pictures."""
+        """Be ready for so many images."""
         size = chunked(count, decoded_at_once(self.devices[0]))[0][1]
-        rows = np.zeros((size, self.config.grid**2), np.int32)
+        rows = np.zeros((size, self.tokenizer.grid**2), np.int32)
         for device, state in zip(self.devices, self._states, strict=True):
             self._decode.lower(state, jax.device_put(rows, device), None).compile()
 
     def __call__(self, tokens: np.ndarray, progress: Callable[[int], None] = lambda count: None) -> np.ndarray:
-        """Tokens [n, image_length] to uint8 [n, H, W, 3]; `progress` is told of pictures as they are done."""
+        """Tokens [n, image_length] to uint8 [n, H, W, 3]; `progress` is told of images as they are done."""
         calls, images = chunked(len(tokens), decoded_at_once(self.devices[0])), []
         size = calls[0][1]  # the last is padded: one shape to compile
         for first in range(0, len(calls), len(self.devices)):
@@ -57,16 +60,16 @@ class PixelDecoder:
         return np.concatenate(images)
 
     def top(self, tokens: np.ndarray, rows: int) -> np.ndarray:
-        """The pictures, uint8 [n, H, W, 3], with their first rows of tokens, [n, image_length]; the rest is gray.
+        """The images, uint8 [n, H, W, 3], with their first rows of tokens, [n, image_length]; the rest is gray.
 
-        What is not drawn yet mirrors what is, so that the norms see one kind of picture. Half of the rows or all of
-        them are decoded: a program for each number of rows would take longer to compile than it saves.
+        The rows that are not drawn yet mirror those that are, so that the norms see one kind of image. Half of the
+        rows or all of them are decoded: a program for each number of rows would take longer to compile than it saves.
         """
-        side, grid = self.config.resolution, self.config.grid
+        side, grid = self.tokenizer.resolution, self.tokenizer.grid
         images = np.full((len(tokens), side, side, 3), GRAY, np.uint8)
         decoded = grid // 2 if rows <= grid // 2 else grid
         mirrored = np.pad(np.arange(rows), (0, decoded - rows), "symmetric") if rows else []
-        height = rows * self.config.downscale
+        height = rows * (side // grid)
         for image, row in zip(images, tokens, strict=True) if rows else ():
             seen = jax.device_put(row.reshape(grid, grid)[mirrored].reshape(1, -1), self.devices[0])
             pixels = self._decode(self._states[0], seen, None if decoded == grid else grid)

@@ -7,7 +7,6 @@ ones.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -20,10 +19,11 @@ jax.tree_util.register_dataclass(SamplingParams, data_fields=SAMPLING, meta_fiel
 
 
 def stack(each: Sequence[SamplingParams]) -> SamplingParams:
-    """The parameters of one prompt each, as arrays [prompts]; a field that is None must be None in all of them."""
-    each = [one if one.last_guidance is not None else dataclasses.replace(one, last_guidance=one.guidance) for one in each]
+    """The parameters of one prompt each, as arrays [prompts]. A top_k or top_p that is None must be None in all."""
     columns = {name: [getattr(one, name) for one in each] for name in SAMPLING}
-    return SamplingParams(**{name: None if values[0] is None else np.asarray(values) for name, values in columns.items()})
+    pairs = zip(columns["guidance"], columns["last_guidance"], strict=True)
+    columns["last_guidance"] = [first if last is None else last for first, last in pairs]
+    return SamplingParams(**{name: None if each[0] is None else np.asarray(each) for name, each in columns.items()})
 
 
 def resolve(sampling: SamplingParams, prompts: int, codebook_size: int, top_k: int) -> SamplingParams:
@@ -94,12 +94,14 @@ def top_p_filter(logits: jax.Array, p: jax.Array | float) -> jax.Array:
 
 
 def process_logits(
-    logits: jax.Array, *, temperature: jax.Array | float, top_k: int | None = None, top_p: jax.Array | float | None = None
+    logits: jax.Array,
+    *,
+    temperature: jax.Array | float,
+    top_k: int | None = None,
+    top_p: jax.Array | float | None = None,
 ) -> jax.Array:
-    """Temperature, then top-k, then top-p; None leaves a filter out."""
-    logits = logits / temperature
-    if top_k is not None:
-        logits = top_k_filter(logits, top_k)
+    """Temperature, then top-k, then top-p; a top_k of 0 and a top_p of None leave the filter out."""
+    logits = top_k_filter(logits / temperature, top_k or 0)
     return logits if top_p is None else top_p_filter(logits, top_p)
 
 

@@ -320,6 +320,15 @@ class VQGANConfig(Config):
             raise UserError(f"config: resolution {self.resolution} does not halve {len(self.ch_mult) - 1} times")
 
     @property
+    def codebook_size(self) -> int:
+        return self.n_embed
+
+    @property
+    def widest(self) -> int:
+        """Numbers in the largest feature map of one image's decoding."""
+        return self.resolution**2 * self.ch
+
+    @property
     def downscale(self) -> int:
         """Pixels a token's side covers: the f of f16."""
         return 2 ** (len(self.ch_mult) - 1)

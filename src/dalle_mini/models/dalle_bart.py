@@ -118,7 +118,7 @@ def make_layers(layer_class: type[Layer], make: Maker) -> Layer | nnx.List:
     return nnx.vmap(one)(jax.random.split(make.rngs.params(), make.layers))
 
 
-# The policies by which a layer's forward pass is kept for the gradient: all, the products with weights, its input alone.
+# What is kept of a layer's forward pass for the gradient: all, the products with weights, or its input alone.
 REMAT = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,

@@ -260,7 +260,7 @@ class PatchDecoder(nnx.Module):
 
 
 class VQGAN(Pretrained, nnx.Module):
-    """Pictures <-> tokens.
+    """Images <-> tokens. It is an `ImageTokenizer`.
 
     >>> vqgan = VQGAN.from_pretrained(folder)
     >>> tokens = vqgan.encode(images)    # float [batch, H, W, 3] in [0, 1] -> int32 [batch, h * w], row-major
@@ -284,22 +284,42 @@ class VQGAN(Pretrained, nnx.Module):
         gumbel = config.quantizer == "gumbel"
         self.code_logits = make.conv(config.embed_dim, config.n_embed, 1, **exact) if gumbel else None
 
+    @property
+    def grid(self) -> int:
+        return self.config.grid
+
+    @property
+    def codebook_size(self) -> int:
+        return self.config.codebook_size
+
+    @property
+    def resolution(self) -> int:
+        return self.config.resolution
+
+    @property
+    def widest(self) -> int:
+        return self.config.widest
+
+    @property
+    def pixel_range(self) -> tuple[int, int]:
+        return self.config.pixel_range
+
     def encode_latents(self, images):
-        """Pictures [batch, H, W, 3] to the vectors that are quantised, [batch, h, w, embed_dim]."""
+        """Images [batch, H, W, 3] to the vectors that are quantised, [batch, h, w, embed_dim]."""
         low, high = self.config.pixel_range
         latents = self.quant_conv(self.encoder(images * (high - low) + low))
         return unit(latents) if self.config.quantizer == "cosine" else latents
 
     def codes(self):
-        """What tokens stand for in front of the decoder: float [n_embed, embed_dim], of length 1 if cosine."""
+        """The vectors that tokens stand for, float [n_embed, embed_dim]; in the cosine variant of length 1."""
         codes = self.codebook.embedding[...]
         return unit(codes) if self.config.quantizer == "cosine" else codes
 
     def quantize(self, latents):
         """The token of each vector, int32 [batch, h, w]: the nearest codebook entry, ties to the lowest.
 
-        Of vectors of length 1 the nearest is the one of the largest cosine, so the cosine variant does the same.
-        In the Gumbel variant it is the entry with the largest logit. The published class adds Gumbel noise to the
+        Among vectors of length 1 the nearest has the largest cosine, so the cosine variant does the same. The Gumbel
+        variant takes the entry with the largest logit. The published class adds Gumbel noise to the
         logits even outside training, which makes it draw an entry by its probability; here the same picture always
         gives the same tokens.
         """
@@ -316,28 +336,40 @@ class VQGAN(Pretrained, nnx.Module):
         return jnp.argmin(distance, axis=-1).astype(jnp.int32)
 
     def decode_latents(self, latents):
-        """Quantised vectors [batch, h, w, embed_dim] to pictures [batch, H, W, 3]."""
+        """Quantised vectors [batch, h, w, embed_dim] to images [batch, H, W, 3]."""
         low, high = self.config.pixel_range
         return (self.decoder(self.post_quant_conv(latents)).astype(jnp.float32) - low) / (high - low)
 
     def encode(self, images):
-        """Pictures, float [batch, H, W, 3] in [0, 1], to tokens, int32 [batch, h * w] row-major."""
+        """Images, float [batch, H, W, 3] in [0, 1], to tokens, int32 [batch, h * w] row-major."""
         tokens = self.quantize(self.encode_latents(images))
         return tokens.reshape(tokens.shape[0], -1)
 
     def decode(self, tokens, width: int | None = None):
-        """Tokens, int [batch, n] in rows of `width`, to pictures, float32 [batch, H, W, 3], not clipped.
+        """Tokens, int [batch, n] in rows of `width`, to images, float32 [batch, H, W, 3], not clipped.
 
-        None is a square grid. Raises:
+        None is a square grid. Ids outside the codebook are a caller's error; they come out as its last entry, not as
+        the published program's all-NaN image.
+
+        Raises:
           ValueError: n is not a square, or not whole rows of `width`.
-        Ids outside the codebook are a caller's error; they come out as its last entry, not as the published
-        program's all-NaN picture.
         """
-        batch, count = tokens.shape
+        return self._decode_codes(jnp.take(self.codes(), tokens, axis=0, mode="clip"), width)
+
+    def decode_soft(self, probabilities, width: int | None = None):
+        """Probabilities of the tokens, float [batch, n, codebook_size], to images as `decode` returns them.
+
+        Each place gets the mean of the codebook's entries, so that gradients reach the probabilities. One-hot rows give
+        what `decode` does.
+        """
+        return self._decode_codes(probabilities.astype(self.codes().dtype) @ self.codes(), width)
+
+    def _decode_codes(self, codes, width: int | None):
+        """Codebook entries [batch, n, embed_dim] in rows of `width` to images."""
+        batch, count, _ = codes.shape
         side = math.isqrt(count) if width is None else width
         if count % side or (width is None and side * side != count):
             raise ValueError(f"{count} tokens do not make " + (f"rows of {width}" if width else "a square grid"))
-        codes = jnp.take(self.codes(), tokens, axis=0, mode="clip")
         return self.decode_latents(codes.reshape(batch, count // side, side, -1))
 
 

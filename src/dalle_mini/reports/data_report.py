@@ -89,13 +89,13 @@ def _pictures(found: Survey, decoder, progress: Callable[[int, int], None]) -> d
     """JPEG data URIs of all rows that are shown, by (split, key, crop)."""
     shown = {name_of(row): row for rows in (found.random, *found.worst.values()) for row in rows}
     tokens = np.stack([row.tokens for row in shown.values()]).astype(np.int32)
-    if not 0 <= tokens.min() <= tokens.max() < decoder.config.n_embed:
+    codes = decoder.tokenizer.codebook_size
+    if not 0 <= tokens.min() <= tokens.max() < codes:
         raise UserError(
-            f"tokens from {tokens.min()} to {tokens.max()} of a codebook of {decoder.config.n_embed}: the shards are "
-            "damaged"
+            f"tokens from {tokens.min()} to {tokens.max()} of a codebook of {codes}: the shards are damaged"
         )
-    if tokens.shape[1] != decoder.config.grid**2:
-        raise UserError(f"{tokens.shape[1]} tokens a picture, and the VQGAN's have {decoder.config.grid**2}")
+    if tokens.shape[1] != decoder.tokenizer.grid**2:
+        raise UserError(f"{tokens.shape[1]} tokens a picture, and the VQGAN's have {decoder.tokenizer.grid**2}")
     done = 0
 
     def count(more: int) -> None:

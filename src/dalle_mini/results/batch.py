@@ -73,7 +73,7 @@ class Settings(TypedDict, total=False):
 
 
 class Report(TypedDict):
-    """What a batch looks at in the `results.json` of a prompt's folder."""
+    """The fields that a batch reads in the `results.json` of a prompt's folder."""
 
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
     settings: Settings
@@ -83,7 +83,7 @@ class Report(TypedDict):
 
 @dataclasses.dataclass(frozen=True)
 class Done:
-    """What came of a batch: prompts drawn now, found drawn, failed; and where the table is."""
+    """The outcome of a batch: prompts drawn now, found drawn, failed; and where the table is."""
 
     drawn: int
     found: int
@@ -114,8 +114,9 @@ class Batch:
         """Draw what is not drawn yet, and write the table.
 
         In several processes of `jax.distributed` each draws its share of the prompts.
-        Raises UserError where the folder holds another run, or one that draws now, or cannot be written: what is drawn
-        stays.
+
+        Raises:
+            UserError: the folder holds another run, or one that draws now, or cannot be written. What is drawn stays.
         """
         if batch_size is not None:
             check_whole("batch_size", batch_size, 1)
@@ -197,7 +198,7 @@ class Batch:
         _wait_for_all("the folder is this run's")
 
     def _asked(self, entry: Entry) -> dict:
-        """What a prompt's folder must have been drawn for to count as done."""
+        """The prompt and the settings that its folder must have been drawn with to count as done."""
         settings = {name: getattr(self.settings, name) for name in PER_PROMPT} | entry.options
         return {"prompt": entry.prompt, **settings}
 
@@ -225,48 +226,48 @@ class Batch:
         """(entry, result) of each prompt that can be drawn."""
         total = len(entries) * self.settings.candidates
         for start in range(0, len(entries), SLICE):
-            jobs = list(self._jobs(pipe, entries[start : start + SLICE], canvas))
-            pipe.note_idle([job for _, job in jobs])
-            jobs.sort(key=lambda pair: repr(pair[1].kind))  # those that may share a call, together
+            requests = list(self._requests(pipe, entries[start : start + SLICE], canvas))
+            pipe.note_idle([request for _, request in requests])
+            requests.sort(key=lambda pair: repr(pair[1].kind))  # those that may share a call, together
             before = start * self.settings.candidates
 
             def report(stage, done, _, before=before):
-                scale = pipe.model.config.image_length if stage == "tokens" else 1
+                scale = pipe.model.image_length if stage == "tokens" else 1
                 progress(stage, before * scale + done, total * scale)
 
             def run(some, report=report):
                 yield from pipe.engine.run(some, report if progress else None, batch_size=batch_size, alone=True)
 
-            yield from self._each(jobs, run)
+            yield from self._each(requests, run)
 
-    def _each(self, jobs, run) -> Iterator:
-        """(entry, result) of each job; where drawing fails, one by one, so that only what fails by itself does."""
-        results, done = run([job for _, job in jobs]), 0
+    def _each(self, requests, run) -> Iterator:
+        """(entry, result) of each request. Where drawing fails they are drawn one by one, so that no other fails."""
+        results, done = run([request for _, request in requests]), 0
         try:
             for result in results:
                 done += 1
-                yield jobs[done - 1][0], result
+                yield requests[done - 1][0], result
             return
         except UserError as error:
-            if len(jobs) == 1:
-                self.failures[jobs[0][0].id] = str(error)
+            if len(requests) == 1:
+                self.failures[requests[0][0].id] = str(error)
                 return
-        for pair in jobs[done:]:
+        for pair in requests[done:]:
             yield from self._each([pair], run)
 
-    def _jobs(self, pipe, entries: Sequence[Entry], canvas) -> Iterator:
-        """(entry, job) of each prompt that makes sense; the others are noted as failures."""
+    def _requests(self, pipe, entries: Sequence[Entry], canvas) -> Iterator:
+        """(entry, request) of each prompt that makes sense; the others are noted as failures."""
         for entry in entries:
             try:
                 if entry.error:
                     raise UserError(entry.error)
                 settings = dataclasses.replace(self.settings, **entry.options)
-                (job,) = pipe.jobs([entry.prompt], settings, canvas)
+                (request,) = pipe.requests([entry.prompt], settings, canvas)
             except UserError as error:
                 # It is told of a list with one prompt in it.
                 self.failures[entry.id] = re.sub(r"^prompt 1\b", f"prompt {entry.id}", str(error))
             else:
-                yield entry, job
+                yield entry, request
 
     def _share_failures(self) -> None:
         """Let the first process, which writes the table, know what failed in the others."""

@@ -35,7 +35,7 @@ from dalle_mini.runtime.locks import Busy
 from dalle_mini.version import __version__
 
 if TYPE_CHECKING:
-    from dalle_mini.pipeline import Partial, Result
+    from dalle_mini.pipeline import Preview, Result
 
 REPORT = "results.json"
 FRAME_MS, LAST_FRAME_MS = 300, 2000
@@ -49,7 +49,8 @@ CAPTION_LINES = 4
 def check_writable(output: str | Path) -> Path:
     """The folder for results as a path, tried before any work is done; what a killed run left in it is removed.
 
-    Raises UserError where the folder, or the parents that it lacks, cannot be made or written to.
+    Raises:
+        UserError: the folder, or the parents that it lacks, cannot be made or written to.
     """
     if not str(output).strip():
         raise UserError("--output is blank: name a folder")
@@ -76,7 +77,7 @@ def write_result(
     provenance: dict,
     overwrite: bool = False,
     taken: set[Path] | None = None,
-    looks: "Sequence[Partial]" = (),
+    previews: "Sequence[Preview]" = (),
 ) -> Path:
     """Write one prompt's pictures, grid and `results.json` and return the folder.
 
@@ -86,9 +87,10 @@ def write_result(
         provenance: `DalleMini.provenance()`.
         overwrite: replace the folder that an earlier run left for this prompt instead of numbering a new one.
         taken: folders that are never replaced, resolved, such as those that this run wrote; the new one is added.
-        looks: at the pictures while they were drawn, for `progress/` and `progress.gif`.
+        previews: of the images while they were drawn, for `progress/` and `progress.gif`.
 
-    Raises UserError where the folder cannot be written.
+    Raises:
+        UserError: the folder cannot be written.
     """
     taken = set() if taken is None else taken
     with files.blamed(f"--output {output}"):
@@ -98,9 +100,9 @@ def write_result(
             try:
                 with files.written_beside(target, replace=replace) as folder:
                     _save(result, folder, provenance)
-                    picture_grid(result.prompt, result.images, result.scores).save(folder / "grid.png")
-                    if looks:
-                        save_looks(folder, looks, result)
+                    image_grid(result.prompt, result.images, result.scores).save(folder / "grid.png")
+                    if previews:
+                        save_previews(folder, previews, result)
             except FileExistsError:
                 if not os.path.lexists(target):
                     raise
@@ -112,14 +114,15 @@ def write_result(
 def write_folder(result: "Result", target: Path, provenance: dict, **more) -> None:
     """A prompt's pictures and `results.json`, with `more` fields, into `target`; what is there is replaced.
 
-    Raises UserError where the folder cannot be written.
+    Raises:
+        UserError: the folder cannot be written.
     """
     with files.blamed(target), files.written_beside(target) as folder:
         _save(result, folder, provenance, **more)
 
 
-class Looks:
-    """Looks at pictures while they are drawn: the last one is a file in the output folder, until the block ends.
+class Previews:
+    """The previews of a run: the last one is a file in the output folder, until the block ends.
 
     Its name, `.progress-....png`, is one that no other run and nobody else has. What a killed run left,
     `files.remove_leftovers` removes.
@@ -129,18 +132,22 @@ class Looks:
         self._file, self._seen = output / f".progress-{secrets.token_hex(16)}.png", []
         self._held: int | None = None
 
-    def __enter__(self) -> "Looks":
+    def __enter__(self) -> "Previews":
         return self
 
     def __exit__(self, *_) -> None:
         self._file.unlink(missing_ok=True)
         self._let_go()
 
-    def add(self, look: "Partial") -> None:
-        """Raises UserError where the picture cannot be written."""
-        self._seen.append(look)
+    def add(self, preview: "Preview") -> None:
+        """Show a preview.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        self._seen.append(preview)
         buffer = io.BytesIO()
-        picture_grid(look.prompt, look.images).save(buffer, "PNG")
+        image_grid(preview.prompt, preview.images).save(buffer, "PNG")
         with files.blamed(self._file):
             files.write_whole(self._file, buffer.getvalue(), sync=False)
             self._let_go()
@@ -152,27 +159,27 @@ class Looks:
             os.close(self._held)
             self._held = None
 
-    def take(self) -> "list[Partial]":
-        """Those of the prompt that is drawn now; the next ones are another's."""
+    def take(self) -> "list[Preview]":
+        """The previews of the prompt that is drawn now; the next ones are another's."""
         seen, self._seen = self._seen, []
         return seen
 
 
-def save_looks(folder: Path, looks: "Sequence[Partial]", result: "Result") -> None:
-    """`progress/` with a picture of each look, and `progress.gif` of them all, which ends with the final pictures."""
+def save_previews(folder: Path, previews: "Sequence[Preview]", result: "Result") -> None:
+    """Write `progress/` with an image of each preview, and `progress.gif` of them all, which ends with the results."""
     (folder / "progress").mkdir()
-    grids = [picture_grid(look.prompt, look.images) for look in looks]
-    for look, grid in zip(looks, grids, strict=True):
-        grid.save(folder / "progress" / f"{look.count:04d}.png")
-    count, kept = len(looks[0].images), dict(zip(result.indices, result.images, strict=True))
-    # The candidates of the looks, in their places, if all were kept; else the best ones.
+    grids = [image_grid(preview.prompt, preview.images) for preview in previews]
+    for preview, grid in zip(previews, grids, strict=True):
+        grid.save(folder / "progress" / f"{preview.count:04d}.png")
+    count, kept = len(previews[0].images), dict(zip(result.indices, result.images, strict=True))
+    # The candidates of the previews, in their places, if all were kept; else the best ones.
     shown = [kept[index] for index in range(count)] if kept.keys() >= set(range(count)) else result.images[:count]
-    grids.append(picture_grid(result.prompt, shown))
+    grids.append(image_grid(result.prompt, shown))
     size = tuple(max(sides) for sides in zip(*(grid.size for grid in grids), strict=True))
     frames = [Image.new("RGB", size, "white") for _ in grids]
     for frame, grid in zip(frames, grids, strict=True):
         frame.paste(grid)
-    durations = [FRAME_MS] * len(looks) + [LAST_FRAME_MS]
+    durations = [FRAME_MS] * len(previews) + [LAST_FRAME_MS]
     frames[0].save(folder / "progress.gif", save_all=True, append_images=frames[1:], duration=durations, loop=0)
 
 
@@ -188,7 +195,7 @@ def slug(prompt: str) -> str:
     return name or (words[0][:SLUG_LENGTH] if words else "prompt")
 
 
-def picture_grid(caption: str, images: list[Image.Image], scores: list[float] | None = None) -> Image.Image:
+def image_grid(caption: str, images: list[Image.Image], scores: list[float] | None = None) -> Image.Image:
     """One picture of all `images` in near-square rows, the caption above and each one's score below it.
 
     Pictures whose side is below 192 pixels are enlarged by a whole factor. The caption is spelled with what

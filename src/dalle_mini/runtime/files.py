@@ -21,7 +21,7 @@ from typing import BinaryIO
 from dalle_mini.errors import UserError
 from dalle_mini.runtime.locks import Busy, lock
 
-# Of this version and of those before; and what `output.Looks` shows while it draws.
+# Of this version and of those before; and what `results.write.Previews` shows while it draws.
 _LEFTOVER = re.compile(
     r"\.(?P<name>.+)\.([0-9a-f]{16}|[0-9a-f]{8}|\d+)\.(?P<what>partial|replaced)|\.progress-[0-9a-f]{32}\.png"
 )

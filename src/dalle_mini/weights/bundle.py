@@ -115,21 +115,21 @@ def _inside(place: Folder | Repository, part: str) -> str:
     return part if place.first(f"{part}/{CONFIG}", CONFIG) == f"{part}/{CONFIG}" else ""
 
 
-def check_fit(config, vqgan_config, folders: Mapping[str, Path]) -> None:
+def check_fit(config, tokenizer, folders: Mapping[str, Path]) -> None:
     """The VQGAN's codebook and grid against the decoder's vocabulary and length; UserError names both folders.
 
     A decoder's vocabulary may be a little larger than the codebook, as mega's is (16415 for 16384): those ids are
     padding that is never sampled. One that is a lot larger, or smaller, was trained on another codebook.
     """
     both = f"{folders['vqgan']} does not fit {folders['dalle']}"
-    if not 0.75 * config.image_vocab_size <= vqgan_config.n_embed <= config.image_vocab_size:
+    if not 0.75 * config.image_vocab_size <= tokenizer.codebook_size <= config.image_vocab_size:
         raise UserError(
-            f"{both}: its codebook has n_embed {vqgan_config.n_embed}, the decoder's image_vocab_size is "
+            f"{both}: its codebook has n_embed {tokenizer.codebook_size}, the decoder's image_vocab_size is "
             f"{config.image_vocab_size}: use the VQGAN that the model was trained with"
         )
-    if vqgan_config.grid**2 != config.image_length:
+    if tokenizer.grid**2 != config.image_length:
         raise UserError(
-            f"{both}: its pictures are {vqgan_config.grid}x{vqgan_config.grid} tokens, the decoder's image_length is "
+            f"{both}: its pictures are {tokenizer.grid}x{tokenizer.grid} tokens, the decoder's image_length is "
             f"{config.image_length}: use the VQGAN that the model was trained with"
         )
 

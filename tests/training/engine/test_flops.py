@@ -58,7 +58,9 @@ def loss(graphdef, config, batch, unrolled=False, remat="none", positions=None):
     def run(params):
         model = nnx.merge(graphdef, params)
         if not unrolled:
-            return model.logits(model.hidden(ids, jnp.ones_like(ids), tokens, ForwardOptions(remat=remat), places)).sum()
+            return model.logits(
+                model.hidden(ids, jnp.ones_like(ids), tokens, ForwardOptions(remat=remat), places)
+            ).sum()
         mask = jnp.ones((batch, 1, 1, config.text_length), bool)
         x = model.encoder.embed(ids, jnp.arange(config.text_length))
         for layer in unstack_layers(model.encoder.layers, config.encoder_layers):

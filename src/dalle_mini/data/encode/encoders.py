@@ -67,7 +67,7 @@ class Networks:
         batch_size: int,
         devices: Sequence[jax.Device] | None = None,
     ) -> None:
-        self.config, self.batch_size, self._ranker = vqgan.config, batch_size, ranker
+        self.tokenizer, self.batch_size, self._ranker = vqgan, batch_size, ranker
         self.devices, self._turn = list(devices or jax.local_devices()), 0
         self._vqgan, state = nnx.split(vqgan)
         self._states = self._on_each(state)

@@ -97,13 +97,12 @@ class Run:
             raise UserError(f"{self.origin.get('source', 'the source')}: there are no pictures in it")
         vqgan, ranker = self._models = weights.load(with_clip=options.clip_scores)
         self._networks = None
-        config = vqgan.config
-        self.vqgan = TokensOf(fingerprint(vqgan), config.n_embed, config.grid**2, config.resolution, weights.vqgan)
+        self.vqgan = TokensOf(fingerprint(vqgan), vqgan.codebook_size, vqgan.grid**2, vqgan.resolution, weights.vqgan)
         self.clip = None
         if ranker is not None:
             self.clip = {"identity": clip_fingerprint(ranker.clip), "source": weights.clip}
         self.preparation = Preparation(
-            config.resolution, options.filters, options.crops, options.seed, options.quick_jpeg
+            vqgan.resolution, options.filters, options.crops, options.seed, options.quick_jpeg
         )
         self.chosen = _as_read(dataclasses.asdict(options))
         if not options.quick_jpeg:

@@ -25,6 +25,7 @@ from dalle_mini.data.sources.example import Part
 from dalle_mini.data.sources.reasons import CLIP_SCORE
 from dalle_mini.data.tokens.shards import schema
 from dalle_mini.errors import UserError
+from dalle_mini.models.image_tokenizer import TokenGrid
 from dalle_mini.runtime.folders import WORK, LocalFolder, RemoteFolder
 from dalle_mini.runtime.hashing import hash_64
 from dalle_mini.runtime.parsing import convert, parse_json
@@ -127,7 +128,7 @@ def encode_parts(
             if isinstance(read, Restart):
                 staged.pop(read.number, None)  # what waits goes to the old one, which nobody writes
                 continue
-            part = staged.setdefault(read.number, StagedPart(read.number, networks.config, preparation.filters))
+            part = staged.setdefault(read.number, StagedPart(read.number, networks.tokenizer, preparation.filters))
             if read.block is None:
                 waiting.append((staged.pop(read.number), read, None))
             elif read.block.rows:
@@ -160,9 +161,9 @@ class StagedState:
 class StagedPart:
     """What is known of a part so far."""
 
-    def __init__(self, number: int, config, filters: Filters) -> None:
+    def __init__(self, number: int, tokenizer: TokenGrid, filters: Filters) -> None:
         self._number, self._filters = number, filters
-        self._schema = staged_schema(config.grid**2, config.n_embed)
+        self._schema = staged_schema(tokenizer.grid**2, tokenizer.codebook_size)
         self._rows: list[tuple[Row, float | None]] = []
         self._tokens: list[np.ndarray] = []
         self._gone: list[Gone] = []

@@ -196,7 +196,7 @@ def known_vqgan(vqgan: str | Path | VQGAN) -> tuple[str, int]:
     from dalle_mini.weights.bundle import find_part
 
     model = vqgan if isinstance(vqgan, VQGAN) else VQGAN.from_pretrained(find_part("vqgan", vqgan))
-    return fingerprint(model), model.config.n_embed
+    return fingerprint(model), model.codebook_size
 
 
 def _folder(source: str | Path, split: str, hub: dict[str, Any]) -> Path:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dalle_mini.generation.prepare import swap
+from dalle_mini.generation.optimize import swap
 from dalle_mini.models import VQGAN
 from dalle_mini.models.vqgan import Upsample
 

@@ -16,15 +16,15 @@ from jax.sharding import NamedSharding, PartitionSpec
 from dalle_mini.errors import UserError
 from dalle_mini.generation.ranking import ClipRanker
 from dalle_mini.models import VQGAN, DalleBart
-from dalle_mini.models.config import DalleBartConfig, VQGANConfig
+from dalle_mini.models.config import DalleBartConfig
 from dalle_mini.models.fingerprint import fingerprint
+from dalle_mini.models.image_tokenizer import token_grid
 from dalle_mini.settings import GenerationSettings, check_prompts
 from dalle_mini.text import CaptionNormalizer, CaptionTokenizer
 from dalle_mini.training.config.sections import SampleConfig
 from dalle_mini.training.engine.multihost import end_together
 from dalle_mini.training.tracking.samples import Sample
 from dalle_mini.weights.bundle import check_fit, find_part
-from dalle_mini.weights.folder import load_config
 
 if TYPE_CHECKING:
     from dalle_mini.pipeline import DalleMini
@@ -67,7 +67,7 @@ class Sampler:
         if source is None:
             raise UserError("samples.vqgan: name the VQGAN that draws samples.prompts, or leave those out")
         folder = find_part("vqgan", source)
-        check_fit(model, VQGANConfig.from_dict(load_config(folder)), {"vqgan": folder, "dalle": Path(THIS_RUN)})
+        check_fit(model, token_grid(folder), {"vqgan": folder, "dalle": Path(THIS_RUN)})
         clip = None if config.clip is None else find_part("clip", config.clip)
         # Elsewhere they would only take memory. On a CPU float32 is quicker than bfloat16 for few rows.
         self.dtype = jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
@@ -103,10 +103,9 @@ class Sampler:
             return []
         finally:
             if self._pipe is not None:
-                self._pipe.model = self._pipe.engine.model = None  # the memory is training's again
+                self._pipe.use(None)  # the memory is training's again
 
     def _draw(self, model: DalleBart) -> list[Sample]:
-        from dalle_mini.generation.prepare import prepare
         from dalle_mini.pipeline import DalleMini
 
         if self._pipe is None:
@@ -114,8 +113,7 @@ class Sampler:
             devices = jax.local_devices()[:1]
             self._pipe = DalleMini(model, self._vqgan, self._ranker, *self._parts, folders, devices=devices)
         else:
-            # The same programs, with other numbers.
-            self._pipe.model = self._pipe.engine.model = prepare(model)
+            self._pipe.use(model)
         results = self._pipe.generate_each(self.prompts, self.settings, alone=True)
         ranked = self.config.clip is not None
         return [

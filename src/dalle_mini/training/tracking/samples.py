@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dalle_mini.results.write import picture_grid, slug
+from dalle_mini.results.write import image_grid, slug
 from dalle_mini.runtime.files import write_new, written_beside
 from dalle_mini.training.records import RESULTS
 
@@ -52,7 +52,7 @@ def write_samples(folder: Path, step: int, samples: Sequence[Sample]) -> None:
         rows = []
         for number, sample in enumerate(samples, 1):
             name, thumb = f"{number:02d}-{slug(sample.prompt)}.png", f"thumbs/{number:02d}.webp"
-            picture_grid(sample.prompt, sample.images, sample.scores).save(beside / name)
+            image_grid(sample.prompt, sample.images, sample.scores).save(beside / name)
             small = sample.images[0].convert("RGB")
             small.thumbnail((THUMB, THUMB))
             small.save(beside / thumb, quality=85)

@@ -1,18 +1,16 @@
-"""A DalleBart as the decoding loop reads it.
+"""A DalleBart in the form that the decoding loop reads fastest.
 
-A step multiplies a few rows by every weight of the decoder, so it takes about as long as reading them. Hence: the
-layers are unstacked, since slicing a stack would copy every weight at every token; and the weights lie as the machine
-reads them best, in as few bytes as the type that was asked for allows.
+A step multiplies a few rows by every weight of the decoder, so it takes about as long as reading the weights. So the
+layers are unstacked, because slicing a stack would copy every weight at every token; and the weights lie as the machine
+reads them best, in as few bytes as the requested type allows.
 
-On a CPU a row's products with the weights are the same to the bit for 2 rows as for 200, in each of the three types, so
-a picture hardly depends on how many are drawn beside it. (Attention's sums may be rounded otherwise for a few rows. In
-float32 no token was seen to change by that; what is rounded to bfloat16 or int8 next may go the other way.)
+On a CPU the products of a row with the weights are the same to the bit for 2 rows as for 200, in each of the three
+types, so an image hardly depends on how many are drawn beside it. (Attention's sums may be rounded otherwise for a few
+rows. In float32 no token was seen to change by that; what is rounded to bfloat16 or int8 next may go the other way.)
 
-- float32 weights lie in tiles, [out / 96, in, 96], and a product is one of each tile: XLA then reads every weight once,
-  in order, which for 2 rows takes two thirds of the time of a product with the whole matrix. Long sums are made of
-  short ones, so that they are as exact by YNNPACK (`runtime.xla`) as by XLA itself, which takes 1.6 times as long.
-- bfloat16 weights are half the bytes, and products of them with bfloat16 rows, summed in float32, are quick. All else
-  there is float32, for XLA's small batched products, attention's, are slow in bfloat16.
+- float32 weights lie in tiles on a CPU (`cpu/tiles.py`), and [out, in] elsewhere.
+- bfloat16 weights are half the bytes, and on a CPU products of them with bfloat16 rows, summed in float32, are quick.
+  Everything else is float32 there, because XLA's small batched products, attention's, are slow in bfloat16.
 - int8 weights are a quarter. The rows are split into two int8 parts, so the products are of integers, and exact.
 """
 
@@ -27,16 +25,13 @@ import numpy as np
 from flax import nnx
 
 from dalle_mini.errors import UserError
+from dalle_mini.generation.cpu.tiles import TiledLinear
 from dalle_mini.models.config import DalleBartConfig
 from dalle_mini.models.dalle_bart import DalleBart, unstack_layers
 from dalle_mini.models.linear import Linear, product
 from dalle_mini.weights.pretrained import compute_dtype
 
 LEAST_ROWS = 2  # in a step: the product of a single row is another routine with another rounding
-TILE = 96  # outputs: of 64, 96, 128, 192 and 512 the one that serves 1, 9 and 32 guided pictures well
-# Rows in one product of tiles: fewer or more are other routines of XLA's, with another rounding (1 to 3 and 64 on).
-FEWEST, MOST = 4, 48
-CHAIN = 256  # terms summed one after the other, as many as XLA's own products sum so
 # Rows of bfloat16 that XLA multiplies at once on a CPU, where there are more than it takes at a time anyway: with 64
 # rows of 4,096 products took 1.6 times as long as with 72.
 AT_ONCE, ANYWAY = 12, 8
@@ -65,54 +60,6 @@ class RowLinear(nnx.Module):
         return y if self.bias is None else y + self.bias[...].astype(self.out_dtype)
 
 
-class TiledLinear(nnx.Module):
-    """x W + b with weight [ceil(out / 96), in, 96]; what is beyond the last output is zero."""
-
-    def __init__(self, linear: nnx.Linear):
-        self.outputs = linear.kernel.shape[1]
-        self.weight = nnx.Param(_tiled(linear.kernel[...]))
-        self.bias = None if linear.bias is None else nnx.Param(linear.bias[...])
-        self.dtype = linear.dtype
-
-    @property
-    def kernel(self) -> jax.Array:
-        tiles, inputs, _ = self.weight.shape
-        return self.weight[...].swapaxes(0, 1).reshape(inputs, tiles * TILE)[:, : self.outputs]
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        tiles, inputs, _ = self.weight.shape
-        sums = _short_sums(inputs)
-        weight = self.weight[...].astype(self.dtype).reshape(tiles, sums, inputs // sums, TILE)
-
-        def product(rows: jax.Array) -> jax.Array:
-            rows = rows.reshape(len(rows), sums, -1).swapaxes(0, 1)
-            rows = jnp.broadcast_to(rows, (tiles, *rows.shape))
-            parts = jax.lax.dot_general(rows, weight, (((3,), (2,)), ((0, 1), (0, 1))))
-            return sum(parts[:, number] for number in range(sums))  # [tiles, rows, TILE]
-
-        rows = x.astype(self.dtype).reshape(-1, x.shape[-1])
-        count = len(rows)
-        rows = jnp.pad(rows, ((0, max(FEWEST - count, 0)), (0, 0)))
-        parts = jnp.array_split(rows, -(-len(rows) // MOST))
-        y = jnp.concatenate([product(part) for part in parts], axis=1)[:, :count]
-        y = y.swapaxes(0, 1).reshape(*x.shape[:-1], -1)[..., : self.outputs]
-        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
-
-
-def _short_sums(terms: int) -> int:
-    """Into how many sums of one length a sum is split: as few as have at most CHAIN terms, where that divides it."""
-    fewest = -(-terms // CHAIN)
-    return next((count for count in range(fewest, 4 * fewest) if terms % count == 0), 1)
-
-
-@jax.jit
-def _tiled(kernel: jax.Array) -> jax.Array:
-    inputs, outputs = kernel.shape
-    tiles = -(-outputs // TILE)
-    kernel = jnp.pad(kernel, ((0, 0), (0, tiles * TILE - outputs)))
-    return kernel.reshape(inputs, tiles, TILE).swapaxes(0, 1)
-
-
 class Int8Linear(nnx.Module):
     """x W^T + b with weight int8 [out, in] and one scale an output: the largest weight of a row is 127.
 
@@ -139,16 +86,18 @@ class Int8Linear(nnx.Module):
 LINEAR = nnx.Linear | RowLinear | TiledLinear | Int8Linear
 
 
-def prepare(model: DalleBart, *, int8: bool = False, consume: bool = False, platform: str | None = None) -> DalleBart:
-    """The same model with its decoder in the form that `generate_tokens` wants; one in that form is returned as it is.
+def optimize_for_decoding(
+    model: DalleBart, *, int8: bool = False, consume: bool = False, platform: str | None = None
+) -> DalleBart:
+    """The same model with its decoder in the form that decoding reads fastest; one in that form is returned as it is.
 
     Args:
         int8: round the decoder's linear layers to 8 bits.
-        consume: free what is no longer needed on the way, so that memory holds little more than one model. What is
-            left of `model` is of no use then; else it stays whole, and shares the parameters that are not changed.
+        consume: free what is no longer needed on the way, so that memory holds little more than one model. `model`
+            is of no use afterwards. Without it `model` stays whole, and shares the parameters that are not changed.
         platform: "cpu", "gpu" or "tpu", where it will compute; JAX's default is the default.
     """
-    if is_prepared(model):
+    if is_optimized(model):
         return model
     ready, dtype = nnx.merge(*nnx.split(model)), model.lm_head.dtype
     on_cpu = (platform or jax.default_backend()) == "cpu"
@@ -173,9 +122,12 @@ def prepare(model: DalleBart, *, int8: bool = False, consume: bool = False, plat
 
 
 def compute_dtypes(dtype: str) -> tuple[np.dtype, np.dtype]:
-    """What `--dtype` asks for: the seq2seq model's type, and that of the VQGAN and CLIP.
+    """The types that `--dtype` asks for: the seq2seq model's, and that of the VQGAN and CLIP.
 
-    A CPU computes those no faster in bfloat16. Raises UserError where no model computes in this type.
+    A CPU computes those two no faster in bfloat16.
+
+    Raises:
+        UserError: no model computes in this type.
     """
     wide = jax.default_backend() == "cpu"
     seq2seq = compute_dtype(("float32" if wide else "bfloat16") if dtype == "int8" else dtype)
@@ -183,25 +135,29 @@ def compute_dtypes(dtype: str) -> tuple[np.dtype, np.dtype]:
 
 
 def step_dtype(dtype, platform: str | None = None) -> np.dtype:
-    """What a model of this type computes a step in, but for the products with its weights; caches are of it too."""
+    """The type in which such a model computes a step, but for products with its weights, and keeps its cache."""
     wide = (platform or jax.default_backend()) == "cpu" and dtype == jnp.bfloat16
     return jnp.dtype(jnp.float32 if wide else dtype)
 
 
-def prepared_shapes(config: DalleBartConfig, dtype, **options) -> tuple[nnx.GraphDef, nnx.State]:
-    """Of what `prepare` makes, with these options, of a model of this configuration as it is loaded, without one."""
+def optimized_shapes(config: DalleBartConfig, dtype, **options) -> tuple[nnx.GraphDef, nnx.State]:
+    """The shapes of what `optimize_for_decoding` makes, with these options, of a model of this configuration."""
     graph, state = DalleBart.shapes(config, dtype)
     state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), state)
-    return nnx.split(nnx.eval_shape(lambda state: prepare(nnx.merge(graph, state), **options), state))
+    return nnx.split(nnx.eval_shape(lambda state: optimize_for_decoding(nnx.merge(graph, state), **options), state))
 
 
-def is_prepared(model: DalleBart) -> bool:
+def is_optimized(model: DalleBart) -> bool:
     return not isinstance(model.lm_head, nnx.Linear)
 
 
-def restore(model: DalleBart) -> DalleBart:
-    """The inverse of `prepare`, for saving. Raises UserError for int8 weights, which are not what was loaded."""
-    if not is_prepared(model):
+def undo_optimization(model: DalleBart) -> DalleBart:
+    """The inverse of `optimize_for_decoding`, for saving.
+
+    Raises:
+        UserError: the weights are int8, which are not those that were loaded.
+    """
+    if not is_optimized(model):
         return model
     if isinstance(model.lm_head, Int8Linear):
         raise UserError("int8 weights are for drawing alone: load the model in another dtype to save it")

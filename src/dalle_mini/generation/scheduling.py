@@ -1,0 +1,152 @@
+"""Which images share a call of the decoder: requests to groups, a group to calls, a call to the decoder's arguments.
+
+Prompts of few candidates are drawn together, many candidates of one prompt in several calls. An image is the same
+either way: its key depends on seed, prompt and number alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from dalle_mini.generation.canvas import Canvas
+from dalle_mini.generation.memory import chunked
+from dalle_mini.generation.optimize import LEAST_ROWS
+from dalle_mini.generation.sampling import stack
+from dalle_mini.settings import GenerationSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A prompt as the networks read it.
+
+    Attributes:
+        prompt: as it was given.
+        ranked_by: the text that CLIP compares the images with.
+        settings: resolved.
+        ids, mask: int32 [2, text_length]: the caption, and what not to draw.
+        canvas: the tokens that every candidate keeps, if any.
+        first: the first candidate's number.
+        text_seconds: the time that normalising and tokenizing took.
+    """
+
+    prompt: str
+    ranked_by: str
+    settings: GenerationSettings
+    ids: np.ndarray
+    mask: np.ndarray
+    canvas: Canvas | None = None
+    first: int = 0
+    text_seconds: float = 0.0
+
+    @property
+    def kind(self) -> tuple:
+        """Requests of one kind may share a call."""
+        settings = self.settings
+        return settings.candidates, settings.guided, settings.top_p is None, self.canvas is None, self.first
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Requests of one kind that are drawn together.
+
+    Attributes:
+        requests: consecutive ones.
+        number: the place of the first among all requests.
+        share: candidates of each request that this process draws, the same in every process. Those beyond the last
+            candidate are dropped in the end.
+        calls: (number of the first candidate, candidates) of each call of the decoder.
+    """
+
+    requests: list[Request]
+    number: int
+    share: int
+    calls: list[tuple[int, int]]
+
+
+def schedule(
+    requests: Sequence[Request], batch_size: int, *, alone: bool = False, processes: int = 1, process: int = 0
+) -> Iterator[Group]:
+    """The groups in which requests are drawn by this process, in order.
+
+    Args:
+        batch_size: images that one call draws at most.
+        alone: give each request a group of its own, so that it can be watched.
+        processes, process: how many share the candidates, and which of them this is.
+    """
+    number = 0
+    for together in grouped(requests, 1 if alone else batch_size):
+        share = -(-together[0].settings.candidates // processes)
+        first = together[0].first + process * share
+        calls = [(first + start, size) for start, size in chunked(share, batch_size)]
+        yield Group(together, number, share, calls)
+        number += len(together)
+
+
+def grouped(requests: Sequence[Request], batch_size: int) -> Iterator[list[Request]]:
+    """Consecutive requests of one kind, as many as fit one call; one that does not fit is a group of its own."""
+    for _, alike in itertools.groupby(requests, key=lambda request: request.kind):
+        alike = list(alike)
+        together = max(1, batch_size // alike[0].settings.candidates)
+        for start in range(0, len(alike), together):
+            yield alike[start : start + together]
+
+
+def decoding_arguments(
+    group: Sequence[Request], first: int, count: int, codebook_size: int, devices: Sequence[jax.Device]
+) -> dict[str, Any]:
+    """The arguments of `stream_tokens` for candidates `first` .. `first + count - 1` of each request.
+
+    There are some more candidates than asked for, where that makes even shares.
+    """
+    rows = _rows(len(devices), len(group), count, 1 + group[0].settings.guided)
+    keys = image_keys([(one.settings.seed, one.prompt) for one in group], np.arange(first, first + rows))
+    forced = [one.canvas.forced(row) for one, row in zip(group, keys, strict=True) if one.canvas is not None]
+    ids, mask = (np.stack([getattr(one, name) for one in group], axis=1) for name in ("ids", "mask"))  # [2, P, S]
+    return {
+        "input_ids": ids[0],
+        "attention_mask": mask[0],
+        "keys": keys,
+        "sampling": stack([one.settings.sampling for one in group]),
+        "uncond_input_ids": ids[1],
+        "uncond_attention_mask": mask[1],
+        "codebook_size": codebook_size,
+        "forced": np.stack(forced) if forced else None,
+        "devices": devices if len(devices) > 1 else None,
+    }
+
+
+def _rows(devices: int, prompts: int, candidates: int, groups: int) -> int:
+    """The candidates to draw where `candidates` are wanted: enough for a product of rows, and even shares."""
+    if prompts % devices:
+        candidates = -(-candidates // devices) * devices
+        prompts_each, candidates_each = prompts, candidates // devices
+    else:
+        prompts_each, candidates_each = prompts // devices, candidates
+    if groups * prompts_each * candidates_each < LEAST_ROWS:
+        candidates *= LEAST_ROWS
+    return candidates
+
+
+def image_keys(prompts: Sequence[tuple[int, str]], numbers: np.ndarray) -> jax.Array:
+    """JAX keys [prompts, n] of (seed, prompt) and the numbers of n candidates.
+
+    A key is the seed's, into which the words of the prompt's SHA-256 and then the candidate's number are folded.
+    """
+    words = [np.frombuffer(hashlib.sha256(prompt.encode("utf-8")).digest(), "<u4") for _, prompt in prompts]
+    return _keys(np.asarray([seed for seed, _ in prompts], np.uint32), np.stack(words), np.asarray(numbers, np.uint32))
+
+
+@jax.jit
+@partial(jax.vmap, in_axes=(0, 0, None))
+def _keys(seed: jax.Array, words: jax.Array, numbers: jax.Array) -> jax.Array:
+    key = jax.random.key(seed, impl="threefry2x32")
+    key, _ = jax.lax.scan(lambda key, word: (jax.random.fold_in(key, word), None), key, words)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
