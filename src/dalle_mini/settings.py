@@ -115,7 +115,8 @@ PER_PROMPT = tuple(field.name for field in dataclasses.fields(GenerationSettings
 def settings_of_each(prompts: int, **options) -> list[GenerationSettings]:
     """The settings of each of some prompts: a list among the options that are `PER_PROMPT` has one value a prompt.
 
-    Raises UserError, naming the field, on a list of another length and on values that make no sense.
+    Raises:
+        UserError: a list has another length, or a value makes no sense; the message names the field.
     """
     lists = {name: value for name, value in options.items() if name in PER_PROMPT and _is_list(value)}
     for name, values in lists.items():
@@ -133,7 +134,11 @@ def _is_list(value) -> bool:
 
 
 def check_prompts(prompts: Sequence[str]) -> list[str]:
-    """The prompts as a list. Raises UserError on a lone string, on none at all and on a blank one."""
+    """The prompts as a list.
+
+    Raises:
+        UserError: it is a lone string, there is none, or one is blank.
+    """
     if isinstance(prompts, str):
         raise UserError("prompts is one string: give a list of prompts, [prompt]")
     prompts = list(prompts)
@@ -150,7 +155,11 @@ def check_prompts(prompts: Sequence[str]) -> list[str]:
 
 
 def check_utf8(name: str, text: str) -> None:
-    """Raises UserError on half a character, as JSON's escapes and damaged arguments may hold."""
+    """Check that text has no half characters, as JSON's escapes and damaged arguments may hold.
+
+    Raises:
+        UserError: it has.
+    """
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -158,12 +167,20 @@ def check_utf8(name: str, text: str) -> None:
 
 
 def check_number(number) -> None:
-    """Raises UserError on what is no candidate's number."""
+    """Check the number of a candidate.
+
+    Raises:
+        UserError: it is none.
+    """
     check_whole("the candidate's number", number, 0, MAX_CANDIDATES - 1)
 
 
 def check_whole(name: str, value, low: int, high: int | None = None) -> None:
-    """Raises UserError on what is no whole number within the bounds."""
+    """Check that a value is a whole number within the bounds.
+
+    Raises:
+        UserError: it is not.
+    """
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not whole or value < low or (high is not None and value > high):
         bounds = f"at least {low}" if high is None else f"from {low} to {high}"

@@ -1,7 +1,7 @@
-"""What a picture starts from when it does not start from nothing: tokens that are kept, and places to draw anew.
+"""Images that start from a given one: tokens that are kept, and places to draw anew.
 
-The decoder writes tokens row by row and sees, of the picture, only what comes before. So what is kept above and to the
-left of a place shapes what is drawn there; what is kept below it does not, and may not meet it smoothly.
+The decoder writes tokens row by row and sees only those that come before. So tokens that are kept above and to the left
+of a place shape what is drawn there. Tokens that are kept below it do not, and may not meet it smoothly.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dalle_mini.errors import UserError
 from dalle_mini.imaging.pixels import white_cells
 
 DRAWN = -1  # in a list of tokens: one is drawn here
-VARYING = 2**31 - 1  # folded into a picture's key for the choice of places, apart from the steps' own numbers
+VARYING = 2**31 - 1  # folded into an image's key for the choice of places, apart from the steps' own numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +26,11 @@ class Canvas:
     """Tokens that every candidate of a prompt keeps.
 
     Attributes:
-        tokens: of a picture, row by row; `DRAWN` (-1) where each candidate draws its own.
-        vary: how much of the tokens that are there each candidate draws anew, at places of its own, 0 to 1.
-    Raises UserError where nothing would be drawn, or a token is no number of a token.
+        tokens: of an image, row by row; `DRAWN` (-1) where each candidate draws its own.
+        vary: the part of the other tokens that each candidate draws anew, at places of its own, 0 to 1.
+
+    Raises:
+        UserError: nothing would be drawn, or a token is no number of a token.
     """
 
     tokens: Sequence[int]
@@ -44,7 +46,10 @@ class Canvas:
             raise UserError("nothing would be drawn: keep less of the picture (top, mask), or vary some of it")
 
     def forced(self, keys: jax.Array) -> np.ndarray:
-        """What candidates of these keys, [C], keep: int32 [C, image_length]. It depends on a candidate's key alone."""
+        """The forced tokens of candidates with these keys, [C]: int32 [C, image_length], -1 where one is drawn.
+
+        They depend on a candidate's key alone.
+        """
         tokens = np.broadcast_to(np.asarray(self.tokens, np.int32), (len(keys), len(self.tokens)))
         if not self.vary:
             return tokens
@@ -53,7 +58,11 @@ class Canvas:
         return np.where(noise < self.vary, DRAWN, tokens).astype(np.int32)
 
     def check_fits(self, image_length: int, codebook_size: int) -> None:
-        """Raises UserError where a model has another number of tokens, or a token is beyond its codebook."""
+        """Check the canvas against a model.
+
+        Raises:
+            UserError: the model has another number of tokens, or a token is beyond its codebook.
+        """
         if len(self.tokens) != image_length:
             raise UserError(f"the canvas has {len(self.tokens)} tokens, the model's pictures have {image_length}")
         if max(self.tokens) >= codebook_size:
@@ -66,7 +75,11 @@ class Canvas:
 
 
 def check_kept(top: float | None, masked: bool, vary: float, names: Sequence[str] = ("top", "mask", "vary")) -> None:
-    """Raises UserError where `DalleMini.canvas` would, by its numbers alone; `names` are what the user calls them."""
+    """Check the numbers of `DalleMini.canvas`, which the user knows by `names`.
+
+    Raises:
+        UserError: a number is out of its range, or nothing would be drawn.
+    """
     if top is not None and not 0 < top < 1:
         raise UserError(f"{names[0]} is {top!r}: it is the part of the picture that is kept, between 0 and 1")
     if not 0 <= vary <= 1:
@@ -76,12 +89,16 @@ def check_kept(top: float | None, masked: bool, vary: float, names: Sequence[str
         raise UserError(f"nothing would be drawn: {less}, or {some}")
 
 
-# Of arrays: dimensions, and the sizes of those behind height and width.
+# The dimensions of arrays, and the sizes of those behind height and width.
 SHAPES = {"picture": ((3, 3),), "mask": ((2,), (3, 3))}
 
 
 def as_image(picture: Image.Image | np.ndarray, what: str = "picture") -> Image.Image:
-    """An array as a PIL image. Raises UserError where it is none of a picture, or, if `what` is "mask", of a mask."""
+    """An array as a PIL image.
+
+    Raises:
+        UserError: it has not the type or shape of a picture or, if `what` is "mask", of a mask.
+    """
     if isinstance(picture, Image.Image):
         return picture
     if not isinstance(picture, np.ndarray):
@@ -98,8 +115,10 @@ def as_image(picture: Image.Image | np.ndarray, what: str = "picture") -> Image.
 def cells_to_draw(mask: Image.Image | np.ndarray, size: tuple[int, int], resolution: int, grid: int) -> np.ndarray:
     """Which tokens a mask has drawn anew, bool [grid, grid]: any white pixel in one is enough.
 
-    `size` is the picture's, width and height; `resolution` and `grid` are the VQGAN's. Raises UserError where the mask
-    has another size, or is nowhere white.
+    `size` is the picture's, width and height; `resolution` and `grid` are the image tokenizer's.
+
+    Raises:
+        UserError: the mask has another size, or is nowhere white.
     """
     image = as_image(mask, "mask")
     if image.size not in ((grid, grid), size):

@@ -37,7 +37,7 @@ CACHES, LARGE_CACHE = 4, 1 << 22  # of an image's row, in numbers
 
 
 class DecodeState(NamedTuple):
-    """What the loop carries. P prompts of C candidates; G is 2 with guidance, the conditional rows first, else 1."""
+    """The loop's state. P prompts of C candidates; G is 2 with guidance, the conditional rows first, else 1."""
 
     position: jax.Array  # int32 [], tokens drawn so far
     token: jax.Array  # int32 [P, C], the last one
@@ -127,7 +127,7 @@ def compile_tokens(
 ) -> None:
     """Compile what `stream_tokens` runs for such arguments, while the weights are still being read.
 
-    It needs their shapes alone. What is compiled is found again in JAX's compilation cache on disk, so there must be
+    It needs their shapes alone. The programs are found again in JAX's compilation cache on disk, so there must be
     one. Only the shapes of the arguments count, and of the options what `Programs` has of them.
     """
     model = nnx.merge(*optimized_shapes(config, dtype, int8=int8))
@@ -143,7 +143,7 @@ def compile_tokens(
 
 
 class Call(NamedTuple):
-    """What `prefill` and `decode_steps` take besides the state."""
+    """The arguments of `prefill` and `decode_steps` besides the state."""
 
     programs: Programs
     params: nnx.State
@@ -227,7 +227,7 @@ def cache_lengths(model: TokenModel) -> list[int]:
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """What the two programs are compiled for.
+    """The static arguments of the two programs.
 
     Attributes:
       graphdef: the optimized model's.

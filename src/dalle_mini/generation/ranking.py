@@ -1,4 +1,4 @@
-"""CLIP scores of candidate pictures, and the order they give."""
+"""CLIP scores of candidate images, and the order they give."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dalle_mini.text import CaptionTokenizer
 from dalle_mini.weights.bundle import PREPROCESSOR, RANKER
 from dalle_mini.weights.hub.repository import blaming_cache, resolve
 
-# What CLIP's processor does where a model comes without a `preprocessor_config.json`; the size is the model's own.
+# The steps of CLIP's processor where a model comes without a `preprocessor_config.json`; the size is the model's own.
 PREPROCESSING = {
     "image_mean": [0.48145466, 0.4578275, 0.40821073],
     "image_std": [0.26862954, 0.26130258, 0.27577711],
@@ -43,13 +43,13 @@ class Preprocessing(TypedDict, total=False):
 
 
 class ClipRanker:
-    """Judges pictures by how well they fit their prompt, as the published pipeline does.
+    """Scores images by how well they fit their prompt, as the published pipeline does.
 
     Args:
         clip: the model.
         tokenizer: CLIP's own tokenizer.
         preprocessor_config: the content of CLIP's `preprocessor_config.json`.
-        chunk: pictures a compiled call scores; fewer are padded, so that nothing recompiles and a picture's score
+        chunk: images that a compiled call scores; fewer are padded, so that nothing recompiles and an image's score
             does not depend on how many others came with it.
     """
 
@@ -94,8 +94,10 @@ class ClipRanker:
         """Load from a folder, or a repository of the Hub, with CLIP's weights, `config.json` and tokenizer.
 
         `source` and what follows the dtype are as in `weights.hub.resolve`.
-        What a `preprocessor_config.json` does not say, or a folder without one, is as in OpenAI's models.
-        Raises UserError, naming the file, for whatever is missing or does not fit.
+        OpenAI's values stand in for those that a `preprocessor_config.json` lacks, or a folder without one.
+
+        Raises:
+            UserError: something is missing or does not fit; the message names the file.
         """
         folder = resolve(
             source, RANKER, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
@@ -141,9 +143,10 @@ class ClipRanker:
 
 
 def read_preprocessing(folder: Path, size: int) -> dict[str, Any]:
-    """A folder's `preprocessor_config.json`; what it does not say is as in OpenAI's models, for pictures of `size`.
+    """A folder's `preprocessor_config.json`; values that it lacks are OpenAI's, for images of `size`.
 
-    Raises UserError where it cannot be read.
+    Raises:
+        UserError: it cannot be read.
     """
     file = folder / PREPROCESSOR
     if not file.exists():
@@ -156,6 +159,6 @@ def read_preprocessing(folder: Path, size: int) -> dict[str, Any]:
 
 
 def openai_preprocessing(size: int) -> dict[str, Any]:
-    """A `preprocessor_config.json` as OpenAI's models have it, for pictures of `size` pixels a side."""
+    """A `preprocessor_config.json` as OpenAI's models have it, for images of `size` pixels a side."""
     sizes = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
     return {"image_processor_type": "CLIPImageProcessor", **sizes, **PREPROCESSING}

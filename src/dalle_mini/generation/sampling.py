@@ -100,7 +100,7 @@ def process_logits(
     top_k: int | None = None,
     top_p: jax.Array | float | None = None,
 ) -> jax.Array:
-    """Temperature, then top-k, then top-p; a top_k of 0 and a top_p of None leave the filter out."""
+    """Temperature, then top-k, then top-p; a top_k of 0 or None and a top_p of None leave the filter out."""
     logits = top_k_filter(logits / temperature, top_k or 0)
     return logits if top_p is None else top_p_filter(logits, top_p)
 
@@ -124,7 +124,7 @@ def sample_of_few(keys: jax.Array, logits: jax.Array, sampling: SamplingParams, 
         sampling: its temperature, top_k and top_p are broadcast to [...]; a top_p of None is no limit.
         most: the largest top_k, below V.
     """
-    # Of equal logits the lower ids come first.
+    # Among equal logits the lower ids come first.
     values, ids = jax.lax.top_k(logits / sampling.temperature[..., None], most)
     values = jnp.where(jnp.arange(most) < sampling.top_k[..., None], values, -jnp.inf)
     if sampling.top_p is not None:

@@ -198,7 +198,7 @@ class CLIP(nnx.Module, Pretrained):
         """Unit vectors, float32 [batch, projection_dim].
 
         `input_ids` is int32 [batch, length] with at most `max_position_embeddings` tokens (more raise ValueError);
-        `attention_mask` has 1 for tokens and 0 for padding. What stands behind the end of the text has no effect.
+        `attention_mask` has 1 for tokens and 0 for padding. Tokens behind the end of the text have no effect.
         """
         return unit(self.text_projection(self.text_states(input_ids, attention_mask)[1]))
 

@@ -137,9 +137,12 @@ class DalleBartConfig(Config):
                 raise UserError(f"config: {name} {getattr(self, name)} is not a share of 0 or more and less than 1")
 
     def check_start_token(self) -> None:
-        """Raises UserError where the decoder's table of tokens has no row for the start token.
+        """Check that the decoder's table of tokens has a row for the start token.
 
-        Not of every config that is made: overrides come one by one.
+        It is not checked for every config that is made, because overrides come one by one.
+
+        Raises:
+            UserError: there is no such row.
         """
         if not 0 <= self.decoder_start_token_id <= self.image_vocab_size:
             raise UserError(
@@ -149,7 +152,7 @@ class DalleBartConfig(Config):
 
     @property
     def sampling(self) -> SamplingParams:
-        """What the model is sampled with where the user asks for nothing else."""
+        """The sampling rule where the user asks for nothing else."""
         return SamplingParams(guidance=self.guidance, temperature=self.temperature, top_k=self.top_k)
 
     @property
@@ -213,7 +216,7 @@ class DalleBartConfig(Config):
         return {**super().to_dict(), "model_type": self.model_type}
 
 
-# What the configs of BART and of DalleBart call alike.
+# The names that the configs of BART and of DalleBart share.
 BART_SIZES = (
     *("d_model", "activation_function", "scale_embedding", "init_std", "decoder_start_token_id"),
     *("encoder_layers", "encoder_attention_heads", "encoder_ffn_dim"),

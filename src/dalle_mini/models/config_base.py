@@ -1,4 +1,4 @@
-"""What the networks' configs share: they are read from published files and checked, field by field."""
+"""The base of the networks' configs: they are read from published files and checked, field by field."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-# What JSON may hold for a field of each type, and its name in an error message.
+# The values that JSON may hold for a field of each type, and their name in an error message.
 TYPES = {
     bool: (lambda value: isinstance(value, bool), "true or false"),
     bool | None: (lambda value: value is None or isinstance(value, bool), "true, false or null"),
@@ -36,7 +36,7 @@ TYPES = {
 
 @dataclass(frozen=True)
 class Config:
-    """What the configs share: reading a published `config.json`, whose many foreign keys are passed over.
+    """The base of the configs. It reads a published `config.json`, whose many foreign keys are passed over.
 
     Attributes:
         model_type: what a file of this kind says it is; some published ones say nothing.
@@ -62,7 +62,11 @@ class Config:
                 self._check_size(name, number)
 
     def _check_size(self, name: str, number: Any) -> None:
-        """Raises UserError for a number that is larger than any honest model has; what is no number may be anything."""
+        """Check a number against sizes that no honest model has; other values may be anything.
+
+        Raises:
+            UserError: the number is larger.
+        """
         if isinstance(number, float) and not abs(number) <= LARGEST:
             raise UserError(f"config: {name} must be at most {LARGEST:g}, not {number:g}")
         limit = self.limited.get(name, "model_rows")

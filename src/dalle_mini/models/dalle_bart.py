@@ -118,7 +118,7 @@ def make_layers(layer_class: type[Layer], make: Maker) -> Layer | nnx.List:
     return nnx.vmap(one)(jax.random.split(make.rngs.params(), make.layers))
 
 
-# What is kept of a layer's forward pass for the gradient: all, the products with weights, or its input alone.
+# The part of a layer's forward pass that is kept for the gradient: all, the products with weights, or its input.
 REMAT = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -191,7 +191,7 @@ def _slices(stack: jax.Array, count: int) -> list[jax.Array]:
 
 
 class Stack(nnx.Module):
-    """What the encoder and the decoder share: embeddings in front of the layers and a norm behind them."""
+    """The shared parts of encoder and decoder: embeddings in front of the layers and a norm behind them."""
 
     def __init__(self, layer_class: type[Layer], make: Maker, *, rows: int, length: int, final_ln: bool):
         config = make.config
@@ -261,7 +261,7 @@ class Decoder(Stack):
 
 
 class Context(NamedTuple):
-    """What decoding keeps of R captions."""
+    """The parts of R captions that decoding keeps."""
 
     cross: list[tuple[jax.Array, jax.Array]]  # keys and values of each layer's cross-attention, [R, H, S, K]
     mask: jax.Array  # bool [R, 1, 1, S]
@@ -305,7 +305,7 @@ class DalleBart(Pretrained, nnx.Module):
         return self.logits(self.hidden(input_ids, attention_mask, decoder_input_ids))
 
     def hidden(self, input_ids, attention_mask, decoder_input_ids, options: ForwardOptions = PLAIN, positions=None):
-        """What `logits` reads, [B, T, D]; `positions` are those of `decoder_input_ids`, as in `Decoder`."""
+        """The input of `logits`, [B, T, D]; `positions` are those of `decoder_input_ids`, as in `Decoder`."""
         for_encoder, for_decoder = options.split(2)
         states = self.encoder(input_ids, attention_mask, for_encoder)
         return self.decoder(decoder_input_ids, states, attention_mask, for_decoder, positions)
@@ -318,7 +318,7 @@ class DalleBart(Pretrained, nnx.Module):
         """Decoder output [..., D] -> float32 [..., image_vocab_size + 1]."""
         return self.lm_head(x).astype(jnp.float32)
 
-    # What follows makes it a `TokenModel`, whose shapes and names are told there.
+    # The rest makes it a `TokenModel`; see there for shapes.
 
     @property
     def image_length(self) -> int:

@@ -1,4 +1,4 @@
-"""Short hashes that tell networks apart: who made these tokens, who gave these scores."""
+"""Short hashes that tell networks apart: which one made these tokens, which one gave these scores."""
 
 from __future__ import annotations
 

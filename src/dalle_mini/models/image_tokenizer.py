@@ -1,4 +1,4 @@
-"""What the other rooms ask of a network that turns images into tokens and back. `VQGAN` is the first."""
+"""The protocol of networks that turn images into tokens and back. `VQGAN` is the first."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class ImageTokenizer(TokenGrid, Protocol):
         ...
 
     def decode_soft(self, probabilities: jax.Array, width: int | None = None) -> jax.Array:
-        """Probabilities, float [batch, n, codebook_size], to images as of `decode`; differentiable."""
+        """Probabilities, float [batch, n, codebook_size], to images as `decode` makes them; differentiable."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""What DalleBart's layers are made of, in all the variants of the published architecture.
+"""The parts of DalleBart's layers, in all the variants of the published architecture.
 
 Each part reads from the config whether it has biases, which norm it has and where; nothing here knows the whole model.
 
@@ -45,7 +45,11 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
-    """The function of that name in a published config. Raises UserError where there is none."""
+    """The function of that name in a published config.
+
+    Raises:
+        UserError: there is none.
+    """
     if name not in ACTIVATIONS:
         raise UserError(f"config: activation {name!r:.60} is not supported (supported: {', '.join(ACTIVATIONS)})")
     return ACTIVATIONS[name]
@@ -88,7 +92,7 @@ class Maker:
 
     @property
     def sublayer_gain(self) -> float:
-        """What DeepNet (beta) and Magneto (gamma) multiply the initial values, outputs and feed-forward weights by."""
+        """The factor of DeepNet (beta) and Magneto (gamma) for initial values, outputs and feed-forward weights."""
         encoder, decoder = self.config.encoder_layers, self.config.decoder_layers
         if self.config.use_deepnet_scaling:
             if self.stack == "encoder":

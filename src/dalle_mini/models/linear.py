@@ -1,7 +1,7 @@
 """A linear layer whose gradient a CPU is quick at.
 
-By itself JAX differentiates x W, x [B, T, in], to products with three axes. Of those XLA makes, on a CPU, products of
-matrices with the second one transposed, and computes what that matrix comes from a second time, column by column. The
+By itself JAX differentiates x W, x [B, T, in], to products with three axes. On a CPU XLA makes these products of
+matrices with the second one transposed, and computes that matrix's origin a second time, column by column. The
 backward pass of a small model took six times as long as its forward pass that way, and takes three times as long with
 these forms. On other platforms the gradient is JAX's own.
 """

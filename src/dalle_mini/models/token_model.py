@@ -1,4 +1,4 @@
-"""What the decoding loop asks of a network that writes images token by token. `DalleBart` is the first.
+"""The protocol of networks that write images token by token. `DalleBart` is the first.
 
 Shapes: R captions of S tokens, C candidate images of each, W new positions of each, V the size of the vocabulary.
 """
@@ -38,7 +38,7 @@ class TokenModel(Protocol):
 
     @property
     def sampling(self) -> SamplingParams:
-        """What the model is sampled with where the user asks for nothing else."""
+        """The sampling rule where the user asks for nothing else."""
 
     def __call__(self, input_ids: jax.Array, attention_mask: jax.Array, decoder_input_ids: jax.Array) -> jax.Array:
         """Teacher forcing: int [R, S], int [R, S] and int [R, T], which begins with the start token, to logits.

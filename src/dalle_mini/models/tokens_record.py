@@ -49,9 +49,12 @@ def vqgan_fingerprints(folder: Path) -> tuple[str, ...]:
 
 
 def check_tokens(folders: Mapping[str, Path]) -> None:
-    """Raises UserError where the model in `folders["dalle"]` draws tokens of another VQGAN than `folders["vqgan"]`.
+    """Check that the model in `folders["dalle"]` draws the tokens of the VQGAN in `folders["vqgan"]`.
 
     The VQGAN's encoding half is read and hashed where the model tells: 0.1 s of a processor for one of 16,384 codes.
+
+    Raises:
+        UserError: it draws those of another one.
     """
     known = known_tokens(folders["dalle"])
     if known is not None and known not in (here := vqgan_fingerprints(folders["vqgan"])):

@@ -116,7 +116,7 @@ class Batch:
         In several processes of `jax.distributed` each draws its share of the prompts.
 
         Raises:
-            UserError: the folder holds another run, or one that draws now, or cannot be written. What is drawn stays.
+            UserError: the folder holds another run, or one that draws now, or cannot be written. Drawn images stay.
         """
         if batch_size is not None:
             check_whole("batch_size", batch_size, 1)
@@ -210,7 +210,11 @@ class Batch:
         return report is not None and report.get("asked") == self._asked(entry) and _is_whole(folder, report)
 
     def _check_replaced(self, todo: Sequence[Entry]) -> None:
-        """Raises UserError where pictures of something else are in a prompt's place: nobody asked to lose them."""
+        """Check that no images of something else are in a prompt's place: nobody asked to lose them.
+
+        Raises:
+            UserError: there are.
+        """
         for entry in todo:
             report = read_report(self.output / PICTURES / entry.id)
             was = report.get("asked") if report else None

@@ -1,7 +1,7 @@
 """A file of prompts: text, JSON lines, CSV, TSV or Parquet.
 
-A row has a `prompt` and, if the user likes, an `id`, which names its folder, and sampling options of its own. What is
-wrong with the file as a whole is an error before anything is drawn; what is wrong with one row is kept with it.
+A row has a `prompt` and, if the user likes, an `id`, which names its folder, and sampling options of its own. A
+problem of the whole file is an error before anything is drawn; a problem of one row is kept with the row.
 """
 
 from __future__ import annotations
@@ -59,8 +59,9 @@ class Entry:
 def read_prompts(path: str | os.PathLike) -> list[Entry]:
     """The prompts of a file in its order; blank lines are passed over.
 
-    Raises UserError, naming file and line, where the file cannot be read, is not UTF-8 throughout, has no `prompt`
-    column or no prompt at all, or one that is nearly called as one that is known; or where two rows have one id.
+    Raises:
+        UserError: the file cannot be read, is not UTF-8 throughout, has no `prompt` column or no prompt at all, or a
+            column whose name is nearly a known one; or two rows have one id. The message names file and line.
     """
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
@@ -148,7 +149,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _refuse_text(path: Path, column: str) -> Callable[[bytes], str]:
-    """As of other files, which are UTF-8 throughout: Parquet itself does not look at it."""
+    """Refuse text that is not UTF-8, as in other files: Parquet itself does not check it."""
 
     def refuse(text: bytes) -> str:
         raise UserError(f"{path}: column {column} cannot be read ({text[:40]!r} is not UTF-8)")
@@ -157,7 +158,11 @@ def _refuse_text(path: Path, column: str) -> Callable[[bytes], str]:
 
 
 def _check_type(path: Path, name: str, kind) -> None:
-    """Raises UserError where a column of a table can hold nothing that is wanted of it."""
+    """Check that a column of a table can hold what it is for.
+
+    Raises:
+        UserError: it cannot.
+    """
     import pyarrow
 
     is_number = pyarrow.types.is_integer(kind) or pyarrow.types.is_floating(kind)
@@ -167,7 +172,11 @@ def _check_type(path: Path, name: str, kind) -> None:
 
 
 def import_parquet():
-    """`pyarrow.parquet`. Raises UserError where it is not installed."""
+    """`pyarrow.parquet`.
+
+    Raises:
+        UserError: it is not installed.
+    """
     try:
         import pyarrow.parquet
     except ImportError:
@@ -208,7 +217,11 @@ def _check_columns(path: Path, names: list[str]) -> None:
 
 
 def _check_spelling(where: str, names: Iterable[str]) -> None:
-    """Raises UserError on a name that is nearly a known one: it would be passed over without a word."""
+    """Check that no name is nearly a known one: it would be passed over without a word.
+
+    Raises:
+        UserError: one is.
+    """
     for name in names:
         known = name if name in KNOWN else _nearest(name)
         if known not in (None, name):

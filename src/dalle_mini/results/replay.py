@@ -1,4 +1,4 @@
-"""One picture again, from the `results.json` that was written with it."""
+"""One image again, from the `results.json` that was written with it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,11 @@ class Entry:
         return {part: place for part, place in places.items() if part == "model" or place != places.get("model")}
 
     def check_models(self, provenance: dict) -> None:
-        """Raises UserError where other weights were loaded than drew the picture."""
+        """Check that the loaded weights are those that drew the image.
+
+        Raises:
+            UserError: they are others.
+        """
         for part, model in self.models.items():
             if provenance["models"].get(part, {}).get("sha256") != model.get("sha256"):
                 option = "model" if part == "dalle" else part
@@ -65,7 +69,7 @@ class Entry:
                 )
 
     def compare(self, image: Image.Image) -> str:
-        """Whether the picture came out as it is on disk, in words."""
+        """Whether the image came out as it is on disk, in words."""
         if not self.file.is_file():
             return f"({self.file} is no longer there to compare with)"
         try:
@@ -76,7 +80,11 @@ class Entry:
 
 
 def read_entry(path: Path, index: int) -> Entry:
-    """Picture `index` of a `results.json`, from 1, as the files are named. Raises UserError on what does not fit."""
+    """Image `index` of a `results.json`, from 1, as the files are named.
+
+    Raises:
+        UserError: the file or the index does not fit.
+    """
     report = read_json(path)
     try:
         return _entry(report, path.parent, index)
@@ -133,7 +141,11 @@ def _models(report: dict) -> dict[str, dict]:
 
 
 def _field(mapping, name: str, kind: type):
-    """A field of a report, of this type. Raises UserError where it is missing or of another."""
+    """A field of a report, of this type.
+
+    Raises:
+        UserError: it is missing or of another type.
+    """
     value = mapping.get(name) if isinstance(mapping, dict) else None
     if not isinstance(value, kind) or isinstance(value, bool):
         raise UserError(f"{NO_REPORT}: {name} is missing, or no {WORDS[kind]}")

@@ -124,8 +124,8 @@ def write_folder(result: "Result", target: Path, provenance: dict, **more) -> No
 class Previews:
     """The previews of a run: the last one is a file in the output folder, until the block ends.
 
-    Its name, `.progress-....png`, is one that no other run and nobody else has. What a killed run left,
-    `files.remove_leftovers` removes.
+    Its name, `.progress-....png`, is one that no other run and nobody else has. `files.remove_leftovers`
+    removes the files of killed runs.
     """
 
     def __init__(self, output: Path):

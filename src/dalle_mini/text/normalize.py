@@ -37,7 +37,7 @@ _COMMAS = re.compile(r" ?,[ ,]*")
 _BEYOND_ASCII = re.compile(r"[#*0-9]?[^\x00-\x7f]+")  # with what may begin an emoji: 1 and two signs are a key cap
 _SETTLED = re.compile(r"[ -~\u00a1-\u00ac\u00ae-\u00ff\u2013\u2014]*")  # Latin-1 and dashes
 
-# What only a caption that is made to take long has more of; beyond it a step is left out, or done in pieces.
+# Limits that only a caption that is made to take long exceeds; beyond them a step is left out, or done in pieces.
 _ENTITY_ROUNDS = 20  # escapes inside one another: &amp;amp;
 _FEW_ENTITIES = 100  # so many cannot take long, however they lie inside one another
 _LINES = 20_000  # ftfy takes each by itself
@@ -205,7 +205,7 @@ def _emoji_signs() -> frozenset[str]:
 
 
 class _Transliterations(dict):
-    """What `unidecode` makes of each character, which depends on no other; for `str.translate`."""
+    """The result of `unidecode` for each character, which depends on no other; for `str.translate`."""
 
     def __missing__(self, codepoint: int) -> str:
         from unidecode import unidecode

@@ -1,8 +1,9 @@
 """Whether a regular expression of a stranger's tokenizer can be run: none that backtracks without end.
 
 The expressions of published tokenizers are a few alternatives of character classes with one or two quantifiers each.
-What makes backtracking exponential is not among them and refused: a quantifier on a group that holds a quantifier or
-alternatives, references to what a group matched, and long chains of quantifiers, of which each tries every length.
+The constructs that make backtracking exponential are not among them and are refused: a quantifier on a group that holds
+a quantifier or alternatives, references to what a group matched, and long chains of quantifiers, of which each tries
+every length.
 """
 
 import math

@@ -1,8 +1,8 @@
 """Captions -> token ids, for the BART-style tokenizers of DALL·E mini and the tokenizers of CLIP alike.
 
 Everything is in `tokenizer.json` but the name of the padding token; the Rust library `tokenizers` reads it, and
-transformers with its seconds of import time stays out of the way to a picture. Of CLIP's tokenizer the older files,
-`vocab.json` and `merges.txt`, are enough: all else is the same for every CLIP.
+transformers with its seconds of import time stays out of the way to an image. For CLIP's tokenizer the older files,
+`vocab.json` and `merges.txt`, are enough, because everything else is the same for every CLIP.
 """
 
 import contextlib
@@ -239,7 +239,7 @@ def _as_unicode(caption: str) -> str:
 
 @contextlib.contextmanager
 def _blaming(source: object, what: str) -> Iterator[None]:
-    """What the library raises as a `UserError`: bare exceptions, and the panics of Rust, which are no `Exception`."""
+    """Turn the library's errors into a `UserError`: bare exceptions, and panics of Rust, which are no `Exception`."""
     try:
         yield
     except (UserError, MemoryError):

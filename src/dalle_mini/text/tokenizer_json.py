@@ -1,7 +1,7 @@
 """A stranger's `tokenizer.json`, looked at before the Rust library reads it.
 
 The library ends the process or never returns on some files: ids with gaps of gigabytes, a regular expression that
-backtracks, a normalizer that multiplies the text, a damaged table of characters. What passes here is written anew, so
+backtracks, a normalizer that multiplies the text, a damaged table of characters. A file that passes is written anew, so
 that the library reads nothing that was not checked. Its own complaints about the rest are ordinary exceptions.
 """
 

@@ -1,1 +1,1 @@
-"""What exists for one kind of processor."""
+"""Faster forms of layers, for CPUs alone."""

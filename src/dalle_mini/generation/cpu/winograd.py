@@ -7,7 +7,7 @@ XLA's own convolutions run near a CPU's peak, so only less work makes them faste
   product that it is no faster, 36 matrix products compile twice as long, and four times the kernel is kept.
 - `PhaseUpsample` takes 4 products of 9: pixels that were repeated are multiplied once, with the sum of their weights.
 
-With them a picture of the f16 decoder takes two thirds of the time. Their rounding costs some 1e-5 of a feature's
+With them an image of the f16 decoder takes two thirds of the time. Their rounding costs some 1e-5 of a feature's
 deviation, which no pixel shows.
 """
 
@@ -37,17 +37,17 @@ KERNEL = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], 
 OUTPUTS = np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]])
 ROWS = 4  # of the outputs of a tile, which has 6
 
-# With fewer channels what is moved takes as long as what is saved. With more the picture is small and Winograd's
-# kernel, of twice the size, is not.
+# With fewer channels, moving takes as long as is saved. With more, the feature map is small, and Winograd's kernel, of
+# twice the size, is not.
 FEWEST, MOST = 128, 256
 
-# Of two neighbouring pixels, each repeated, which meet which of a kernel's three weights: around the second copy of
-# the one, then around the first of the other.
+# Two neighbouring pixels, each repeated: which of them meets which of a kernel's three weights, around the second copy
+# of the one and around the first of the other.
 PHASES = np.array([[[1, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 1, 1]]])
 
 
 class WinogradConv(nnx.Module):
-    """What a 3x3 convolution with stride 1 and padding SAME computes, x [batch, height, width, channels]."""
+    """A 3x3 convolution with stride 1 and padding SAME, x [batch, height, width, channels]."""
 
     def __init__(self, conv: nnx.Conv):
         kernel = np.tensordot(KERNEL, np.asarray(conv.kernel[...], np.float64), axes=1)
@@ -67,7 +67,7 @@ class WinogradConv(nnx.Module):
 
 
 class PhaseUpsample(nnx.Module):
-    """What `Upsample` computes, x [batch, height, width, channels].
+    """The same as `Upsample`, x [batch, height, width, channels].
 
     Around a corner where four pixels meet there are four outputs, and they see these four alone. So they are made
     together, by one convolution of 2x2 with four times the channels.
