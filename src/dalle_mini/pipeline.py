@@ -25,23 +25,21 @@ from PIL import Image
 
 from dalle_mini.errors import UserError
 from dalle_mini.generation import canvas as canvases
+from dalle_mini.generation.ahead import Ahead
 from dalle_mini.generation.canvas import Canvas
-from dalle_mini.generation.engine import Engine, Preview, Progress, Result, compile_ahead
+from dalle_mini.generation.engine import Engine, Preview, Progress, Result
 from dalle_mini.generation.optimize import compute_dtypes, optimize_for_decoding, undo_optimization
 from dalle_mini.generation.ranking import ClipRanker
-from dalle_mini.generation.scheduling import Request
+from dalle_mini.generation.scheduling import Request, resolved
 from dalle_mini.imaging.decoding import load_picture
 from dalle_mini.imaging.pixels import resize_and_crop
 from dalle_mini.models import VQGAN, DalleBart
-from dalle_mini.models.config import DalleBartConfig
-from dalle_mini.models.image_tokenizer import token_grid
 from dalle_mini.models.tokens_record import check_tokens, known_tokens, record_rounded
 from dalle_mini.runtime.xla import Jit
 from dalle_mini.settings import GenerationSettings, check_number, check_prompts, check_whole, settings_of_each
 from dalle_mini.text import CaptionNormalizer, CaptionTokenizer
 from dalle_mini.weights.bundle import PARTS, check_fit, find_parts, save_companions
 from dalle_mini.weights.bundle import SHIPPED as SHIPPED  # for those who look for it here
-from dalle_mini.weights.folder import load_config
 from dalle_mini.weights.hub.repository import origin
 
 MAX_CHARACTERS = 2000  # of a prompt are read: far more than 64 tokens hold, little enough to normalise at once
@@ -136,20 +134,12 @@ class DalleMini:
                 the way out.
         """
         parts = find_parts(
-            source,
-            vqgan,
-            clip,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
+            source, vqgan, clip, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
         )
         return cls.from_parts(parts, dtype)
 
     @classmethod
-    def from_parts(
-        cls, folders: Mapping[str, Path], dtype: str = "float32", ahead: "Ahead | None" = None
-    ) -> "DalleMini":
+    def from_parts(cls, folders: Mapping[str, Path], dtype: str = "float32", ahead: Ahead | None = None) -> "DalleMini":
         """Load the networks from the folders that `find_parts` gives, and compile `ahead` the while."""
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             # Its errors are not asked for: what is wrong with a config is told by the loading below.
@@ -421,7 +411,7 @@ class DalleMini:
             Request(
                 prompt=prompt,
                 ranked_by=prompt[:MAX_CHARACTERS],
-                settings=_resolved(settings[number], self.model.config, self.vqgan.codebook_size),
+                settings=resolved(settings[number], self.model.config, self.vqgan.codebook_size),
                 ids=np.stack([ids[number], rows[number][0]]),
                 mask=np.stack([mask[number], rows[number][1]]),
                 canvas=canvas[number],
@@ -446,34 +436,6 @@ class DalleMini:
         else:
             ids, mask = self.tokenizer([""], max_length=self.model.config.text_length)
         return ids[0], mask[0]
-
-
-@dataclasses.dataclass(frozen=True)
-class Ahead:
-    """The first prompts, so that their programs can be compiled while the weights are read.
-
-    Attributes: the arguments of `generate_each`.
-    """
-
-    prompts: Sequence[str]
-    settings: GenerationSettings
-    batch_size: int | None = None
-
-    def compile(self, folders: Mapping[str, Path], dtype, *, int8: bool) -> None:
-        config = DalleBartConfig.from_dict(load_config(folders["dalle"]))
-        tokenizer = token_grid(folders["vqgan"])
-        settings = _resolved(self.settings, config, tokenizer.codebook_size)
-        blank = np.zeros((2, config.text_length), np.int32)
-        requests = [Request(prompt, prompt, settings, blank, blank) for prompt in self.prompts]
-        compile_ahead(requests, config, tokenizer, dtype, int8=int8, batch_size=self.batch_size)
-
-
-def _resolved(settings: GenerationSettings, config: DalleBartConfig, codebook_size: int) -> GenerationSettings:
-    """The settings with the model's own values where nothing was asked for."""
-    own = dataclasses.asdict(config.sampling)
-    chosen = {name: value for name, value in own.items() if getattr(settings, name) is None}
-    wanted = settings.top_k or config.top_k or codebook_size  # 0 in a config means no limit
-    return dataclasses.replace(settings, **chosen | {"top_k": min(wanted, codebook_size)})
 
 
 def _identity(folder: Path) -> dict:

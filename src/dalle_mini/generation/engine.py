@@ -19,14 +19,13 @@ from PIL import Image
 
 from dalle_mini.errors import UserError
 from dalle_mini.generation.canvas import Canvas
-from dalle_mini.generation.decode import UNDRAWABLE, compile_tokens, replicated, stream_tokens
-from dalle_mini.generation.memory import batch_that_fits, chunked
+from dalle_mini.generation.decode import UNDRAWABLE, replicated, stream_tokens
+from dalle_mini.generation.memory import batch_that_fits
 from dalle_mini.generation.pixels import PixelDecoder
 from dalle_mini.generation.ranking import ClipRanker
-from dalle_mini.generation.scheduling import Group, Request, decoding_arguments, grouped, schedule
+from dalle_mini.generation.scheduling import Group, Request, decoding_arguments, schedule
 from dalle_mini.models import DalleBart
-from dalle_mini.models.config import DalleBartConfig
-from dalle_mini.models.image_tokenizer import ImageTokenizer, TokenGrid
+from dalle_mini.models.image_tokenizer import ImageTokenizer
 from dalle_mini.settings import GenerationSettings, check_whole
 
 Progress = Callable[[str, int, int], None]
@@ -248,28 +247,6 @@ class Engine:
 def _in_thread(pool: concurrent.futures.Executor) -> Callable:
     """As `functools.partial`, but the work begins at once, in the pool."""
     return lambda function, *arguments: pool.submit(function, *arguments).result
-
-
-def compile_ahead(
-    requests: Sequence[Request],
-    config: DalleBartConfig,
-    tokenizer: TokenGrid,
-    dtype,
-    *,
-    int8: bool,
-    batch_size: int | None,
-) -> None:
-    """Compile what `Engine.run` decodes the first of these requests with, while the weights are still being read.
-
-    Only the shapes of the requests' texts count.
-    """
-    devices = jax.local_devices()
-    if batch_size is None:
-        batch_size = batch_that_fits(config, dtype, tokenizer, devices)
-    group = next(grouped(requests, batch_size))
-    first, size = chunked(group[0].settings.candidates, batch_size)[0]
-    arguments = decoding_arguments(group, first, size, tokenizer.codebook_size, devices)
-    compile_tokens(config, dtype, int8=int8, **arguments)
 
 
 def _result(request: Request, tokens: np.ndarray, images: np.ndarray, scores: np.ndarray, timings: dict) -> Result:

@@ -1,0 +1,43 @@
+"""Compiling the decoder's programs while its weights are still being read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from dalle_mini.generation.decode import compile_tokens
+from dalle_mini.generation.memory import batch_that_fits
+from dalle_mini.generation.scheduling import Request, decoding_arguments, resolved, schedule
+from dalle_mini.models.config import DalleBartConfig
+from dalle_mini.models.image_tokenizer import token_grid
+from dalle_mini.settings import GenerationSettings
+from dalle_mini.weights.folder import load_config
+
+
+@dataclasses.dataclass(frozen=True)
+class Ahead:
+    """The first prompts, so that their programs can be compiled while the weights are read.
+
+    Attributes: the arguments of `DalleMini.generate_each`.
+    """
+
+    prompts: Sequence[str]
+    settings: GenerationSettings
+    batch_size: int | None = None
+
+    def compile(self, folders: Mapping[str, Path], dtype, *, int8: bool) -> None:
+        """Compile what `Engine.run` decodes the first of these prompts with; only the shapes of their texts count."""
+        config, tokenizer = DalleBartConfig.from_dict(load_config(folders["dalle"])), token_grid(folders["vqgan"])
+        settings, devices = resolved(self.settings, config, tokenizer.codebook_size), jax.local_devices()
+        blank = np.zeros((2, config.text_length), np.int32)
+        requests = [Request(prompt, prompt, settings, blank, blank) for prompt in self.prompts]
+        batch_size = self.batch_size
+        if batch_size is None:
+            batch_size = batch_that_fits(config, dtype, tokenizer, devices)
+        group = next(schedule(requests, batch_size))
+        arguments = decoding_arguments(group.requests, *group.calls[0], tokenizer.codebook_size, devices)
+        compile_tokens(config, dtype, int8=int8, **arguments)
