@@ -4,7 +4,7 @@
     python benchmarks/generation.py --size mini --peer .peer/bin/python      # min-dalle in the same run
 
 Random weights of the published shapes, guidance on. For each row: milliseconds a token step (the median over the
-stretches between looks), seconds of the VQGAN, peak memory of a process that does only this, and the floor: the
+stretches between pauses), seconds of the VQGAN, peak memory of a process that does only this, and the floor: the
 decoder's weights and the cache read at the bandwidth, or the arithmetic at the rate of large products of the same
 type, both measured just before, whichever takes longer.
 As `dalle-mini generate` does, it begins once more with huge pages where Linux has them
@@ -58,7 +58,7 @@ TINY_VQGAN = VQGANConfig(
 )
 F16 = VQGANConfig(n_embed=16384)
 DECODED = 3  # times
-EVERY = 16  # steps from one look to the next
+EVERY = 16  # steps from one pause to the next
 PEER = Path(__file__).with_name("min_dalle_peer.py")
 
 
@@ -125,11 +125,11 @@ def measure(model, vqgan, candidates, bandwidth, rate) -> dict:
     ids, mask = np.ones((1, config.max_text_length), np.int32), np.ones((1, config.max_text_length), np.int32)
     uncond = {"uncond_input_ids": ids, "uncond_attention_mask": mask}
 
-    def run(looks: int) -> tuple[list[float], jax.Array]:
-        """When each of the first looks was there, from the start; and the tokens then."""
+    def run(pauses: int) -> tuple[list[float], jax.Array]:
+        """When each of the first pauses was reached, from the start; and the tokens then."""
         times, start = [], time.perf_counter()
         stream = stream_tokens(model, ids, mask, keys, guidance=10.0, every=EVERY, **uncond)
-        for _, tokens in itertools.islice(stream, looks):
+        for _, tokens in itertools.islice(stream, pauses):
             jax.block_until_ready(tokens)
             times.append(time.perf_counter() - start)
         return times, tokens[0]

@@ -423,8 +423,7 @@ class DalleMini:
     @staticmethod
     def note_idle(requests: Sequence[Request]) -> None:
         """Log that negative prompts do nothing, where some do."""
-        every = [request.settings for request in requests]
-        idle = sum(bool(settings.negative_prompt.strip()) and not settings.guided for settings in every)
+        idle = sum(bool(one.settings.negative_prompt.strip()) and not one.settings.guided for one in requests)
         if idle:
             of = f" of {idle} prompts" if idle > 1 else ""
             logger.warning("the negative prompt%s does nothing where guidance is 1: raise the guidance", of)

@@ -117,7 +117,7 @@ def _run_prompts(args: argparse.Namespace) -> int:
 
     output, picture = check_writable(args.output), _read_picture(args)
     parts = _find_parts(args)
-    _look_at_mask(picture, parts)
+    _read_mask(picture, parts)
     writes = join(args.distributed)
     with progress_bars(writes) as progress, Previews(output) as previews:
         pipe = _load(args, parts, prompts, settings)
@@ -158,7 +158,7 @@ def _run_file(args: argparse.Namespace) -> int:
     batch = Batch(entries, check_writable(args.output), _settings(args), overwrite=args.overwrite)
     picture = _read_picture(args)
     parts = _find_parts(args)
-    _look_at_mask(picture, parts)
+    _read_mask(picture, parts)
     writes = join(args.distributed)
     with progress_bars(writes) as progress:
         pipe = _load(args, parts)
@@ -257,7 +257,7 @@ def _read_picture(args: argparse.Namespace) -> dict[str, Any] | None:
     return {"picture": load_picture(args.picture), "top": args.keep_top, "mask": mask, "vary": vary}
 
 
-def _look_at_mask(picture: dict[str, Any] | None, parts: dict[str, Path]) -> None:
+def _read_mask(picture: dict[str, Any] | None, parts: dict[str, Path]) -> None:
     """Make a mask one value a token, as the VQGAN in `parts` cuts images, before the weights are read."""
     if picture is None or picture["mask"] is None:
         return

@@ -29,6 +29,7 @@ from dalle_mini.generation.cpu.tiles import TiledLinear
 from dalle_mini.models.config import DalleBartConfig
 from dalle_mini.models.dalle_bart import DalleBart, unstack_layers
 from dalle_mini.models.linear import Linear, product
+from dalle_mini.models.token_model import TokenModel
 from dalle_mini.weights.pretrained import compute_dtype
 
 LEAST_ROWS = 2  # in a step: the product of a single row is another routine with another rounding
@@ -147,8 +148,9 @@ def optimized_shapes(config: DalleBartConfig, dtype, **options) -> tuple[nnx.Gra
     return nnx.split(nnx.eval_shape(lambda state: optimize_for_decoding(nnx.merge(graph, state), **options), state))
 
 
-def is_optimized(model: DalleBart) -> bool:
-    return not isinstance(model.lm_head, nnx.Linear)
+def is_optimized(model: TokenModel) -> bool:
+    """Whether there is nothing to do: other networks than DalleBart have one form alone."""
+    return not isinstance(model, DalleBart) or not isinstance(model.lm_head, nnx.Linear)
 
 
 def undo_optimization(model: DalleBart) -> DalleBart:
