@@ -51,12 +51,12 @@ def main() -> None:
 
 def measure(kind: str, args: argparse.Namespace) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
-        pile = Path(folder) / "pile"
-        write_tars(pile, kind, args.pictures)
+        dataset = Path(folder) / "dataset"
+        write_tars(dataset, kind, args.pictures)
         alone, encoding = [], []
         for number in range(args.repeats):  # in turn: a machine's mood changes
             alone.append(vqgan_alone(args))
-            encoding.append(encode_rate(pile, Path(folder) / f"out-{number}", args))
+            encoding.append(encode_rate(dataset, Path(folder) / f"out-{number}", args))
     rates = statistics.median(alone), statistics.median(encoding)
     return {"alone": rates[0], "encode": rates[1], "ratio": rates[0] / rates[1]}
 
@@ -102,18 +102,18 @@ def vqgan_alone(args: argparse.Namespace) -> float:
     return batches * batch_size / (time.perf_counter() - started)
 
 
-def encode_rate(pile: Path, out: Path, args: argparse.Namespace) -> float:
+def encode_rate(dataset: Path, out: Path, args: argparse.Namespace) -> float:
     from dalle_mini.data.encode import EncodeOptions, Weights, encode
     from dalle_mini.data.sources import open_source
 
     seen = []
 
     def progress(stage: str, now) -> None:
-        if stage == "encode" and now.pictures:
-            seen.append((time.perf_counter(), now.pictures))
+        if stage == "encode" and now.images:
+            seen.append((time.perf_counter(), now.images))
 
     options = EncodeOptions(quick_jpeg=args.quick_jpeg)
-    encode(open_source(str(pile)), Weights(args.vqgan), str(out), options, workers=args.workers, progress=progress)
+    encode(open_source(str(dataset)), Weights(args.vqgan), str(out), options, workers=args.workers, progress=progress)
     (begin, first), (end, last) = seen[0], seen[-1]
     assert last == args.pictures
     return (last - first) / (end - begin)

@@ -1,4 +1,4 @@
-"""The options of a pile and of its filters: what they turn into, and what is said of mistakes."""
+"""The options of a dataset and of its filters: what they turn into, and what is said of mistakes."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""`dalle-mini encode`: bad piles from one end to the other, what it says, and its mistakes."""
+"""`dalle-mini encode`: bad datasets from one end to the other, what it says, and its mistakes."""
 
 import json
 import os
@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-import bad_pile
+import bad_dataset
 from dalle_mini.cli import main
 from dalle_mini.commands.encode import describe
 from dalle_mini.data.encode.stage import Progress
 from dalle_mini.data.tokens.shards import Manifest, read_table
-from noise_pile import make_vqgan, picture
+from noise_dataset import image, make_vqgan
 
-MAKERS = {"folder": bad_pile.make_folder, "tars": bad_pile.make_tars, "parquet": bad_pile.make_parquet}
+MAKERS = {"folder": bad_dataset.make_folder, "tars": bad_dataset.make_tars, "parquet": bad_dataset.make_parquet}
 
 
 @pytest.fixture(scope="module")
@@ -42,27 +42,27 @@ def folder(tmp_path) -> Path:
     folder = tmp_path / "pictures"
     folder.mkdir()
     for n in range(6):
-        (folder / f"{n}.png").write_bytes(picture(n))
+        (folder / f"{n}.png").write_bytes(image(n))
         (folder / f"{n}.txt").write_text(f"picture {n}")
     return folder
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-def test_a_bad_pile_is_kept_or_counted_to_the_last_picture(encode, tmp_path, kind):
-    pile, out = MAKERS[kind](tmp_path / "pile"), tmp_path / "out"
-    code, shown, errors = encode(pile.source, out, "--workers", 2 * (kind == "tars"))
+def test_a_bad_dataset_is_kept_or_counted_to_the_last_picture(encode, tmp_path, kind):
+    dataset, out = MAKERS[kind](tmp_path / "dataset"), tmp_path / "out"
+    code, shown, errors = encode(dataset.source, out, "--workers", 2 * (kind == "tars"))
     assert code == 0, errors
     manifest = Manifest.read(out)
-    assert manifest.dropped == pile.dropped
-    assert manifest.seen == pile.seen == manifest.kept + sum(manifest.dropped.values())
+    assert manifest.dropped == dataset.dropped
+    assert manifest.seen == dataset.seen == manifest.kept + sum(manifest.dropped.values())
     rows = [row for path in out.glob("[tv]*.parquet") for row in read_table(path).to_pylist()]
-    assert {row["key"]: (row["caption"], *row["other_captions"]) for row in rows} == pile.kept
-    assert len(rows) == len(pile.kept) == manifest.rows
+    assert {row["key"]: (row["caption"], *row["other_captions"]) for row in rows} == dataset.kept
+    assert len(rows) == len(dataset.kept) == manifest.rows
     dropped = read_table(out / "dropped.parquet").to_pylist()
-    assert Counter(row["reason"] for row in dropped) == pile.dropped
-    for reason, count in pile.dropped.items():
+    assert Counter(row["reason"] for row in dropped) == dataset.dropped
+    for reason, count in dataset.dropped.items():
         assert re.search(rf"^ +{count} dropped: {re.escape(reason)}$", shown, re.MULTILINE)
-    assert f"{len(pile.kept)} of {pile.seen} pictures" in shown
+    assert f"{len(dataset.kept)} of {dataset.seen} pictures" in shown
 
 
 # Runs a command and prints the most memory that one of its processes had, KB. This process has had other children.
@@ -76,9 +76,9 @@ sys.exit(code)
 
 def test_memory_is_bounded_and_no_process_is_left(vqgan, tmp_path):
     """One decoded bomb would be 2.7 GB; XLA's compiler and the libraries take most of what is allowed."""
-    pile = bad_pile.make_tars(tmp_path / "pile")
+    dataset = bad_dataset.make_tars(tmp_path / "dataset")
     path = os.pathsep.join(entry for entry in sys.path if entry)
-    encode = [sys.executable, "-m", "dalle_mini.cli", "encode", pile.source, str(tmp_path / "out"), "--vqgan", vqgan]
+    encode = [sys.executable, "-m", "dalle_mini.cli", "encode", dataset.source, str(tmp_path / "out"), "--vqgan", vqgan]
     run = [sys.executable, "-c", LARGEST, *encode]
     done = subprocess.run(run, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -100,7 +100,9 @@ def test_again_and_with_something_else(encode, folder, tmp_path):
     assert code == 2 and "options.quick_jpeg is null there and true now" in errors
 
 
-def test_a_pile_that_has_changed_is_refused_and_the_same_by_another_name_is_not(encode, folder, tmp_path, monkeypatch):
+def test_a_dataset_that_has_changed_is_refused_and_the_same_by_another_name_is_not(
+    encode, folder, tmp_path, monkeypatch
+):
     more = ("--min-side", "off", "--workers", 0)
     assert encode(folder, tmp_path / "begun", *more, "--shard-index", 1, "--shard-count", 2)[0] == 0
     assert encode(folder, tmp_path / "out", *more)[0] == 0

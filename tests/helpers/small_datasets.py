@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-import bad_pile
+import bad_dataset
 from dalle_mini.data.sources import files, open_source
 
-PICTURES = [bad_pile.packed(bad_pile.photo(i)) for i in range(10)]
+PICTURES = [bad_dataset.packed(bad_dataset.photo(i)) for i in range(10)]
 PICTURE = PICTURES[0]
 
 
@@ -29,8 +29,8 @@ def tar_of(names, kind=tarfile.PAX_FORMAT, content=None):
     with tarfile.open(fileobj=file, mode="w", format=kind) as tar:
         for name in names:
             ending = name.rpartition(".")[2]
-            data = PICTURE if ending in files.PICTURE_SUFFIXES else name.encode()
-            bad_pile.put(tar, name, (content or {}).get(name, data))
+            data = PICTURE if ending in files.IMAGE_SUFFIXES else name.encode()
+            bad_dataset.put(tar, name, (content or {}).get(name, data))
     return file.getvalue()
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import bad_pile
+import bad_dataset
 from dalle_mini.errors import UserError
 from dalle_mini.imaging import problems
 from dalle_mini.imaging.decoding import decode_image, decode_scaled, load_picture
@@ -87,9 +87,9 @@ def test_decode_image_gives_a_reason_of_the_list():
     whole = encoded(Image.fromarray(gradient(200, 300)), "JPEG")
     for data, reason in (
         (b"", problems.EMPTY_FILE),
-        (b"<svg></svg>", problems.NOT_A_PICTURE),
-        (whole[: len(whole) // 2], problems.PICTURE_DAMAGED),
-        (whole[:20], problems.NOT_A_PICTURE),
+        (b"<svg></svg>", problems.NOT_AN_IMAGE),
+        (whole[: len(whole) // 2], problems.IMAGE_DAMAGED),
+        (whole[:20], problems.NOT_AN_IMAGE),
     ):
         with pytest.raises(BadImage) as caught:
             decode_image(data)
@@ -159,7 +159,7 @@ def test_too_little_memory_is_no_damage(monkeypatch):
     def full(*_):
         raise MemoryError
 
-    picture = bad_pile.packed(bad_pile.photo(0))
+    picture = bad_dataset.packed(bad_dataset.photo(0))
     monkeypatch.setattr("PIL.JpegImagePlugin.JpegImageFile.load", full)
     with pytest.raises(MemoryError):
         decode_image(picture)

@@ -236,7 +236,7 @@ def test_bitmaps_graymaps_and_pixmaps_are_pillows():
     bits = b"P1 32 24\n" + b"".join(b"%d" % (value > 127) for value in gray.ravel())
     np.testing.assert_array_equal(np.asarray(decode_image(bits))[..., 0], np.where(gray > 127, 0, 255))
     for damaged in (b"P3 2 2 255\n1 2 3", b"P2 2 2 255\n1 2 3 999", b"P2 2 2 9\n1 2 x 4", b"P1 2 2\n1 0 2 0", b"P5 2"):
-        with pytest.raises(BadImage, match=problems.PICTURE_DAMAGED):
+        with pytest.raises(BadImage, match=problems.IMAGE_DAMAGED):
             decode_image(damaged)
 
 
@@ -336,5 +336,5 @@ def test_progressive_and_cut_pictures_as_ever():
     for data in (whole, encoded("PNG", pnginfo=info), encoded("TIFF"), encoded("BMP"), encoded("WEBP"), encoded("GIF")):
         with pytest.raises(BadImage) as caught:
             decode_image(data[: len(data) * 2 // 3])
-        assert caught.value.reason in (problems.PICTURE_DAMAGED, problems.NOT_A_PICTURE)
+        assert caught.value.reason in (problems.IMAGE_DAMAGED, problems.NOT_AN_IMAGE)
         assert decode_image(data + b"junk behind it").size == (32, 24)

@@ -74,10 +74,10 @@ def test_resize_and_crop_of_a_very_long_strip_takes_its_middle():
     assert (resize_and_crop(strip.transpose(1, 0, 2), 32) == 200).all()
 
 
-@pytest.mark.parametrize("picture", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)])
-def test_other_arrays_are_refused(picture):
+@pytest.mark.parametrize("image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)])
+def test_other_arrays_are_refused(image):
     with pytest.raises(ValueError, match="uint8"):
-        resize_and_crop(picture, 4)
+        resize_and_crop(image, 4)
 
 
 def test_to_uint8_clips_and_truncates():

@@ -9,7 +9,7 @@ from dalle_mini.data.encode.encoders import Weights
 from dalle_mini.data.encode.job import encode
 from dalle_mini.errors import UserError
 from dalle_mini.runtime.folders import Busy, LocalFolder, open_output
-from noise_pile import NoisePile, content, make_vqgan, options
+from noise_dataset import NoiseDataset, content, make_vqgan, options
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -74,8 +74,8 @@ def test_an_encoded_bucket_is_as_a_folder(tmp_path):
     weights = Weights(make_vqgan(tmp_path / "vqgan"))
     files = fsspec.filesystem("memory")
     files.store.clear()
-    encode(NoisePile(), weights, str(tmp_path / "out"), options(), workers=0)
-    encode(NoisePile(), weights, "memory://bucket/out", options(), workers=0)
+    encode(NoiseDataset(), weights, str(tmp_path / "out"), options(), workers=0)
+    encode(NoiseDataset(), weights, "memory://bucket/out", options(), workers=0)
     files.get("/bucket/out", str(tmp_path / "copy"), recursive=True)
     assert content(tmp_path / "copy") == content(tmp_path / "out")
-    assert encode(NoisePile(), weights, "memory://bucket/out", options(), workers=0).was_finished
+    assert encode(NoiseDataset(), weights, "memory://bucket/out", options(), workers=0).was_finished

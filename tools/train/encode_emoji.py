@@ -34,7 +34,7 @@ if __name__ == "__main__":
 
             def show(stage: str, now) -> None:
                 if stage == "encode":
-                    progress.update(task, completed=now.pictures)
+                    progress.update(task, completed=now.images)
 
             encode(source, Weights(args.vqgan), args.out, everything, progress=show)
         console.answer(f"{args.out}: {args.rows} pictures in {time.monotonic() - started:.0f} s")

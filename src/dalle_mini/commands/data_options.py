@@ -1,4 +1,4 @@
-"""Options of verbs that read a pile of captioned pictures: which it is, and what of it is kept."""
+"""Options of verbs that read a dataset of captioned pictures: which it is, and what of it is kept."""
 
 import argparse
 import dataclasses
@@ -17,8 +17,8 @@ SOURCES = (
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
-    """The options that `source_options` reads; the pile itself is the verb's own argument, see `SOURCES`."""
-    add = parser.add_argument_group("the pile").add_argument
+    """The options that `source_options` reads; the dataset itself is the verb's own argument, see `SOURCES`."""
+    add = parser.add_argument_group("the dataset").add_argument
     add("--image-column", metavar="NAME", help="column of pictures; of tars, their suffix (default: the usual names)")
     add(
         "--caption-column",
@@ -33,7 +33,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         "--image-root",
         metavar="FOLDER",
         type=expanded,
-        help="paths in tables are within this folder, and read from nowhere else (default: the pile's own)",
+        help="paths in tables are within this folder, and read from nowhere else (default: the dataset's own)",
     )
 
 

@@ -1,4 +1,4 @@
-"""`dalle-mini encode`: a pile of captioned pictures into shards of tokens."""
+"""`dalle-mini encode`: a dataset of captioned pictures into shards of tokens."""
 
 import argparse
 import contextlib
@@ -25,7 +25,7 @@ def add_encode(verbs) -> None:
     parser = verbs.add_parser(
         "encode",
         help="turn captioned pictures into tokens to train on",
-        description="Read a pile of captioned pictures, filter it, and write what the VQGAN makes of it as Parquet\n"
+        description="Read a dataset of captioned pictures, filter it, and write what the VQGAN makes of it as Parquet\n"
         "shards with a manifest.json. A picture that cannot be used is counted and listed in dropped.parquet.\n"
         "After an interruption, run the same command again: it goes on, and ends with the same files.",
         epilog="examples:\n"
@@ -152,7 +152,7 @@ def _shown() -> Iterator[Callable]:
             seconds = time.monotonic() - begun.setdefault(stage, time.monotonic())
             text = describe(stage, now, seconds)
             if stage == "encode" and now.total:
-                done, total = now.pictures, now.total
+                done, total = now.images, now.total
             else:
                 done, total = now.parts_done, now.parts
             bar.update(task, description=stage, completed=done, total=total, text=text)
@@ -167,13 +167,11 @@ def describe(stage: str, now, seconds: float) -> str:
     """How far a run is, how fast it goes and when it will be done: "1,200 pictures, 310 a second, 0:01:20 left"."""
     if stage == "finish":
         return f"shards {now.parts_done / max(1, now.parts):.0%}"
-    rate = now.pictures / seconds if seconds > 0 else 0.0
-    text = (
-        f"{now.pictures:,} pictures, {rate:,.{0 if rate >= 10 else 1}f} a second, part {now.parts_done} of {now.parts}"
-    )
+    rate = now.images / seconds if seconds > 0 else 0.0
+    text = f"{now.images:,} pictures, {rate:,.{0 if rate >= 10 else 1}f} a second, part {now.parts_done} of {now.parts}"
     if not now.total or not rate:
         return text
-    left = max(0, round((now.total - now.pictures) / rate))
+    left = max(0, round((now.total - now.images) / rate))
     return f"{text}, {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
 
 

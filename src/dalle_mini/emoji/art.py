@@ -256,23 +256,23 @@ def render(
 def _draw(
     font: Path, emoji: Emoji, color: str, size: int, scale: int, position: tuple[float, float] | None
 ) -> np.ndarray:
-    picture = np.empty((size, size, 3), np.uint8)
-    picture[:] = PALETTE[color]
-    paste(picture, font, emoji, scale, position if position is not None else ((GRID - scale) / 2,) * 2)
-    return picture
+    image = np.empty((size, size, 3), np.uint8)
+    image[:] = PALETTE[color]
+    paste(image, font, emoji, scale, position if position is not None else ((GRID - scale) / 2,) * 2)
+    return image
 
 
-def paste(picture: np.ndarray, font: Path, emoji: Emoji, scale: int, position: tuple[float, float]) -> None:
+def paste(image: np.ndarray, font: Path, emoji: Emoji, scale: int, position: tuple[float, float]) -> None:
     """Draw an emoji into `picture`, uint8 [size, size, 3], over what is there; scale and position as in `render`."""
     x, y = position
     if not (0 < scale <= GRID and 0 <= x <= GRID - scale and 0 <= y <= GRID - scale):
         raise UserError(f"an emoji {scale} cells wide at cell ({x}, {y}) does not fit into a picture of {GRID} cells")
-    cell = picture.shape[0] // GRID
+    cell = image.shape[0] // GRID
     box = scale * cell
     colors, background = sprite(font, emoji.characters, box)
     height = colors.shape[0]
     left, top = round(x * cell), round(y * cell) + (box - height) // 2
-    under = picture[top : top + height, left : left + box]
+    under = image[top : top + height, left : left + box]
     shaded = under * background.astype(np.uint16) + np.uint16(128)
     under[:] = colors + (shaded + (shaded >> 8) >> 8)  # the shift is a division by 255, rounded, in a third of the time
 

@@ -166,7 +166,7 @@ class SceneJudge:
 
     def _judge(self, images: np.ndarray, asked: Sequence[tuple[Emoji, Emoji]]) -> list[SceneJudgement]:
         pictures = self._averaged(images.astype(np.float32) / 255)
-        placed = [self._place(picture, pair) for picture, pair in zip(pictures, asked, strict=True)]
+        placed = [self._place(image, pair) for image, pair in zip(pictures, asked, strict=True)]
         # All the pictures' crops of one size go through the same matrix products.
         crops: dict[int, list[tuple[tuple[int, int], _Crop]]] = {}
         for row, which in itertools.product(range(len(pictures)), (0, 1)):
@@ -212,16 +212,16 @@ class SceneJudge:
         index = self._index[emoji.characters]
         return colors[index].astype(np.float32) / 255, opacity[index, ..., None].astype(np.float32) / 255
 
-    def _background(self, picture: np.ndarray) -> Background:
+    def _background(self, image: np.ndarray) -> Background:
         """The background that most of the outermost cells' pixels are near to."""
-        squares = np.sum((self._grounds_border - picture[self._border]) ** 2, axis=-1)
+        squares = np.sum((self._grounds_border - image[self._border]) ** 2, axis=-1)
         return BACKGROUNDS[np.argmin(np.minimum(squares, OUTLIER).mean(axis=1))]
 
-    def _place(self, picture: np.ndarray, asked: tuple[Emoji, Emoji]) -> _Placed:
+    def _place(self, image: np.ndarray, asked: tuple[Emoji, Emoji]) -> _Placed:
         """The best places of the two emoji, each taking account of the other where they overlap."""
-        background = self._background(picture)
+        background = self._background(image)
         ground = self._grounds[BACKGROUNDS.index(background)]
-        alone = self._search(asked, picture, ground, None)
+        alone = self._search(asked, image, ground, None)
         if min(shared(*alone)) <= 0:
             return _Placed((alone[0], alone[1]), None, background, ground)
         scenes = []
@@ -230,18 +230,18 @@ class SceneJudge:
             for which in (1 - fixed, fixed):  # the one that may stand in the wrong place first
                 other = 1 - which
                 layer = (*self._of(asked[other], boxes[other].scale), boxes[other])
-                (boxes[which],) = self._search([asked[which]], picture, ground, layer, front == which)
+                (boxes[which],) = self._search([asked[which]], image, ground, layer, front == which)
             scene = _Placed((boxes[0], boxes[1]), front == 0, background, ground)
-            scenes.append((float(np.sum((picture - self._composed(scene, asked)) ** 2)), scene))
+            scenes.append((float(np.sum((image - self._composed(scene, asked)) ** 2)), scene))
         error, best = min(scenes, key=lambda one: one[0])
         turned = replace(best, first_in_front=not best.first_in_front)
-        hidden = np.sum((picture - self._composed(turned, asked)) ** 2) - error
+        hidden = np.sum((image - self._composed(turned, asked)) ** 2) - error
         return best if hidden > VISIBLE else replace(best, first_in_front=None)
 
     def _search(
         self,
         emoji: Sequence[Emoji],
-        picture: np.ndarray,
+        image: np.ndarray,
         ground: np.ndarray,
         other: tuple[np.ndarray, np.ndarray, Box] | None,
         in_front: bool = True,
@@ -251,7 +251,7 @@ class SceneJudge:
         `other` is what else there is, colours, opacity and box; the emoji is in front of it or behind it.
         """
         under, over, open_ = self._layers(ground, other, in_front)
-        rest = picture - over - open_ * under
+        rest = image - over - open_ * under
         best: list[tuple[float, Box]] = [(np.inf, Box(0, 0, 0))] * len(emoji)
         for scale in self._drawn:
             rests, unders, opens = (self._windows(layer, scale) for layer in (rest, under, open_))
@@ -283,20 +283,20 @@ class SceneJudge:
         return ground, over, open_
 
     def _composed(self, scene: _Placed, asked: tuple[Emoji, Emoji]) -> np.ndarray:
-        picture = scene.ground.copy()
+        image = scene.ground.copy()
         for which in (1, 0) if scene.first_in_front else (0, 1):
             colors, opacity = self._of(asked[which], scene.boxes[which].scale)
             rows, columns = self._pixels(scene.boxes[which])
-            picture[rows, columns] = colors + (1 - opacity) * picture[rows, columns]
-        return picture
+            image[rows, columns] = colors + (1 - opacity) * image[rows, columns]
+        return image
 
-    def _crop(self, picture: np.ndarray, scene: _Placed, asked: tuple[Emoji, Emoji], which: int, box: Box) -> _Crop:
+    def _crop(self, image: np.ndarray, scene: _Placed, asked: tuple[Emoji, Emoji], which: int, box: Box) -> _Crop:
         other = 1 - which
         others = (*self._of(asked[other], scene.boxes[other].scale), scene.boxes[other])
         under, over, open_ = self._layers(scene.ground, others, bool(scene.first_in_front) == (which == 0))
         rows, columns = self._pixels(box)
         under, over, open_ = under[rows, columns], over[rows, columns], open_[rows, columns]
-        return _Crop(picture[rows, columns] - over - open_ * under, under, open_)
+        return _Crop(image[rows, columns] - over - open_ * under, under, open_)
 
     def _nearest(self, scale: int, crops: Sequence[_Crop]) -> tuple[np.ndarray, np.ndarray]:
         """For each crop the least gain, |r - T|^2 - |r|^2, of any emoji, and its index.

@@ -90,7 +90,7 @@ def single_caption(emoji: Emoji, color: str) -> str:
     return f"{noun_phrase(spoken(emoji.name))} on {with_article(color)} background"
 
 
-def right_picture(
+def right_image(
     prompt: ScenePrompt, size: int, font: str | Path | None = None, seed: int = 0, tidy: bool = False
 ) -> np.ndarray:
     """One of the pictures that answer a prompt, as training would draw it: uint8 [size, size, 3].

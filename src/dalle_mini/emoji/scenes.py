@@ -405,21 +405,21 @@ def _background_words(rng: random.Random, background: Background) -> str:
 def draw(scene: Scene, size: int, font: str | Path | None = None) -> np.ndarray:
     """A scene as a picture: uint8 [size, size, 3]; `size` is a multiple of 16."""
     path = find_font(font)
-    picture = paint(scene.background, size).copy()
+    image = paint(scene.background, size).copy()
     for thing in scene.things:
-        paste(picture, path, thing.emoji, thing.box.scale, (thing.box.x, thing.box.y))
-    return picture
+        paste(image, path, thing.emoji, thing.box.scale, (thing.box.x, thing.box.y))
+    return image
 
 
 @lru_cache(maxsize=512)
 def paint(background: Background, size: int) -> np.ndarray:
     """A background alone: uint8 [size, size, 3], read-only."""
     if background.direction is None:
-        picture = np.full((size, size, 3), PALETTE[background.colors[0]], np.uint8)
+        image = np.full((size, size, 3), PALETTE[background.colors[0]], np.uint8)
     else:
         first, second = (np.array(PALETTE[color], np.float64) for color in background.colors)
         steps = (np.arange(size) + 0.5)[:, None] / size  # [size, 1]
         ramp = np.rint(first + steps * (second - first)).astype(np.uint8)  # [size, 3]
-        picture = np.broadcast_to(ramp[:, None] if background.direction == DOWN else ramp, (size, size, 3)).copy()
-    picture.flags.writeable = False
-    return picture
+        image = np.broadcast_to(ramp[:, None] if background.direction == DOWN else ramp, (size, size, 3)).copy()
+    image.flags.writeable = False
+    return image

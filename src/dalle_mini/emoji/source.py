@@ -1,4 +1,4 @@
-"""Emoji pictures as a source of examples, so that they are encoded the way every other pile is."""
+"""Emoji pictures as a source of examples, so that they are encoded the way every other dataset is."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UNFILTERED = Filters(min_caption=None, max_caption=None, max_aspect=None, min_si
 class EmojiPart:
     """Pictures `start` to `stop`, drawn when they are asked for."""
 
-    pictures: EmojiImages
+    images: EmojiImages
     start: int
     stop: int
 
@@ -33,7 +33,7 @@ class EmojiPart:
 
     def examples(self) -> Iterator[Example]:
         for index in range(self.start, self.stop):
-            example = self.pictures[index]
+            example = self.images[index]
             yield Example(f"emoji-{index:07d}", example.image, (example.caption,))
 
 
@@ -48,17 +48,17 @@ class EmojiSource:
     Raises UserError where there are not so many.
     """
 
-    pictures: EmojiImages
+    images: EmojiImages
     rows: int
     made_from: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.rows <= len(self.pictures):
-            raise UserError(f"rows {self.rows}: from 1 to {len(self.pictures)} emoji pictures can be encoded")
+        if not 1 <= self.rows <= len(self.images):
+            raise UserError(f"rows {self.rows}: from 1 to {len(self.images)} emoji pictures can be encoded")
 
     def origin(self) -> dict[str, Any]:
         return {"kind": "emoji", "rows": self.rows, **self.made_from}
 
     def parts(self) -> Sequence[EmojiPart]:
         starts = range(0, self.rows, PART_ROWS)
-        return [EmojiPart(self.pictures, start, min(start + PART_ROWS, self.rows)) for start in starts]
+        return [EmojiPart(self.images, start, min(start + PART_ROWS, self.rows)) for start in starts]

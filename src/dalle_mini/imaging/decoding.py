@@ -109,7 +109,7 @@ def _decoded(
     try:
         file = examine(data)
         if file is None:
-            raise BadImage(problems.NOT_A_PICTURE)
+            raise BadImage(problems.NOT_AN_IMAGE)
         check = functools.partial(_check_sides, max_pixels=max_pixels, problem=problem)
         if file.sides is not None:
             check(*file.sides)
@@ -134,9 +134,9 @@ def _decoded(
     except Image.DecompressionBombError:
         raise BadImage(problems.TOO_MANY_PIXELS) from None
     except Image.UnidentifiedImageError:
-        raise BadImage(problems.UNREAD_NUMBERS if file.numbers else problems.NOT_A_PICTURE, file.numbers) from None
+        raise BadImage(problems.UNREAD_NUMBERS if file.numbers else problems.NOT_AN_IMAGE, file.numbers) from None
     except Exception as error:  # on damaged data Pillow's decoders raise nearly every type there is
-        raise BadImage(problems.PICTURE_DAMAGED, files.reason(error)) from error
+        raise BadImage(problems.IMAGE_DAMAGED, files.reason(error)) from error
 
 
 def _check_sides(width: int, height: int, max_pixels: int | None, problem: Callable[[int, int], str | None]) -> None:

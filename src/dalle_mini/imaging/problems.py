@@ -3,8 +3,8 @@
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 EMPTY_FILE = "empty file"
-NOT_A_PICTURE = "not a picture"
-PICTURE_DAMAGED = "picture damaged"
+NOT_AN_IMAGE = "not a picture"
+IMAGE_DAMAGED = "picture damaged"
 TOO_MANY_PIXELS = "too many pixels"
 TOO_MUCH = "too much to decode"
 UNREAD_NUMBERS = "kind of pixels not read"
@@ -12,8 +12,8 @@ NO_RANGE = "no range of values"
 
 MESSAGES = {
     EMPTY_FILE: "cannot read the picture: the file is empty",
-    NOT_A_PICTURE: f"not a picture that can be read (formats: {', '.join(FORMATS)})",
-    PICTURE_DAMAGED: "cannot read the picture",
+    NOT_AN_IMAGE: f"not a picture that can be read (formats: {', '.join(FORMATS)})",
+    IMAGE_DAMAGED: "cannot read the picture",
     TOO_MANY_PIXELS: "the picture is too large; scale it down",
     TOO_MUCH: "the picture would take too long to decode",
     UNREAD_NUMBERS: "the picture's numbers are of a kind that is not read",

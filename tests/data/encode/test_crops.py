@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import noise_pile
-from dalle_mini.data.encode.crops import MANY_GONE, Gone, Preparation, blocks, crop_count, random_crop
+import noise_dataset
+from dalle_mini.data.encode.crops import MANY_REJECTED, Preparation, Rejected, blocks, crop_count, random_crop
 from dalle_mini.data.encode.filters import Filters
 from dalle_mini.data.sources import reasons
 from dalle_mini.data.sources.example import Example
@@ -80,15 +80,15 @@ def test_jpeg_files_are_decoded_at_twice_what_is_needed():
     [
         (Example("a", None, (), problem=reasons.CUT_SHORT), reasons.CUT_SHORT, ""),
         (Example("a", png(gradient(9, 9)), ()), reasons.NO_CAPTION, ""),
-        (Example("a", b"<svg/>", ("one",)), reasons.NOT_A_PICTURE, None),
+        (Example("a", b"<svg/>", ("one",)), reasons.NOT_AN_IMAGE, None),
         (Example("a", b"", ("one",)), reasons.EMPTY_FILE, ""),
-        (Example("a", png(gradient(9, 9))[:60], ("one",)), reasons.PICTURE_DAMAGED, None),
+        (Example("a", png(gradient(9, 9))[:60], ("one",)), reasons.IMAGE_DAMAGED, None),
         (Example("a", png(gradient(40, 9)), ("one",)), reasons.ASPECT_RATIO, "40 x 9"),
     ],
 )
 def test_what_cannot_be_used_has_a_reason(example, reason, detail):
     gone = Preparation(8, ALL)(2, example)
-    assert isinstance(gone, Gone) and (gone.position, gone.key, gone.reason) == (2, "a", reason)
+    assert isinstance(gone, Rejected) and (gone.position, gone.key, gone.reason) == (2, "a", reason)
     assert detail is None or gone.detail == detail
 
 
@@ -129,7 +129,7 @@ def test_crops_that_there_are_not(crops):
     assert crop_count("center") == 1 and crop_count("random:12") == 12
 
 
-NOISE = Preparation(8, noise_pile.FILTERS)
+NOISE = Preparation(8, noise_dataset.FILTERS)
 
 
 def read(part, batch_size, preparation=NOISE, **more):
@@ -140,31 +140,31 @@ def read(part, batch_size, preparation=NOISE, **more):
 
 
 def test_batches_are_full_but_the_last():
-    part = noise_pile.NoisePart(0)
+    part = noise_dataset.NoisePart(0)
     found = read(part, 4)
     assert [len(block.rows) for block in found] == [4, 2]
     assert sum(block.seen for block in found) == 7
-    assert [gone.key for block in found for gone in block.gone] == ["noise-3"]
+    assert [gone.key for block in found for gone in block.rejected] == ["noise-3"]
     one = read(part, 100)[0]
     np.testing.assert_array_equal(np.concatenate([block.images for block in found]), one.images)
     assert [row for block in found for row in block.rows] == one.rows
-    crops = Preparation(8, noise_pile.FILTERS, "random:3")
+    crops = Preparation(8, noise_dataset.FILTERS, "random:3")
     assert [len(block.rows) for block in read(part, 4, crops)] == [4, 4, 4, 4, 2]
 
 
-def test_a_pile_of_nothing_but_junk_is_told_of_on_the_way():
+def test_a_dataset_of_nothing_but_junk_is_told_of_on_the_way():
     class Junk:
         def examples(self):
-            return (Example(str(n), b"junk", ("one",)) for n in range(2 * MANY_GONE + 5))
+            return (Example(str(n), b"junk", ("one",)) for n in range(2 * MANY_REJECTED + 5))
 
     found = read(Junk(), 4)
-    assert [len(block.gone) for block in found] == [MANY_GONE, MANY_GONE, 5]
+    assert [len(block.rejected) for block in found] == [MANY_REJECTED, MANY_REJECTED, 5]
     assert [len(block.images) for block in found] == [0, 0, 0]
-    assert sum(block.seen for block in found) == 2 * MANY_GONE + 5
+    assert sum(block.seen for block in found) == 2 * MANY_REJECTED + 5
 
 
 def test_where_a_reader_is_and_what_it_skips():
     places = []
-    found = read(noise_pile.NoisePart(0), 100, skip=frozenset({5}), place=places.append)
+    found = read(noise_dataset.NoisePart(0), 100, skip=frozenset({5}), place=places.append)
     assert places == list(range(8))
-    assert (5, "noise-5", reasons.PICTURE_DAMAGED, "decoding it ended the process") in found[0].gone
+    assert (5, "noise-5", reasons.IMAGE_DAMAGED, "decoding it ended the process") in found[0].rejected

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from dalle_mini.data.encode.duplicates import duplicates, near_duplicates, picture_hashes
+from dalle_mini.data.encode.duplicates import duplicates, image_hashes, near_duplicates
 
 
 def plain(hashes, distance):
@@ -58,20 +58,20 @@ def scene(seed):
 
 def test_picture_hashes_of_a_picture_and_its_likes(tmp_path):
     picture = scene(0)
-    exact, look = picture_hashes(picture)
+    exact, look = image_hashes(picture)
     assert len(exact) == 16
     assert 0 <= look < 2**64
-    assert picture_hashes(np.asarray(picture)) == (exact, look)
+    assert image_hashes(np.asarray(picture)) == (exact, look)
     picture.save(tmp_path / "x.jpg", quality=60)
     alike = [picture.resize((160, 120)), Image.open(tmp_path / "x.jpg"), picture.filter(ImageFilter.GaussianBlur(1))]
     for other in alike:
-        other_exact, other_look = picture_hashes(other)
+        other_exact, other_look = image_hashes(other)
         assert other_exact != exact
         assert (look ^ other_look).bit_count() <= 3
-    others = [picture_hashes(scene(seed))[1] for seed in range(1, 30)]
+    others = [image_hashes(scene(seed))[1] for seed in range(1, 30)]
     assert min((look ^ other).bit_count() for other in others) > 8
 
 
 def test_the_same_pixels_of_other_sides_are_another_picture():
     flat = np.zeros((10, 20, 3), np.uint8)
-    assert picture_hashes(flat)[0] != picture_hashes(flat.transpose(1, 0, 2))[0]
+    assert image_hashes(flat)[0] != image_hashes(flat.transpose(1, 0, 2))[0]

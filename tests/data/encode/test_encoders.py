@@ -21,7 +21,7 @@ from dalle_mini.emoji.source import UNFILTERED, EmojiSource
 from dalle_mini.errors import UserError
 from dalle_mini.generation.ranking import ClipRanker
 from dalle_mini.models.fingerprint import fingerprint
-from noise_pile import FILTERS, SEEN, NoisePile, make_vqgan, options
+from noise_dataset import FILTERS, SEEN, NoiseDataset, make_vqgan, options
 
 CLIP = str(Path(__file__).parents[2] / "golden" / "clip")
 
@@ -30,11 +30,11 @@ FOUR = """
 import sys
 import jax
 assert jax.local_device_count() == 4
-from noise_pile import NoisePile, options
+from noise_dataset import NoiseDataset, options
 from dalle_mini.data.encode import encode
 from dalle_mini.data.encode.encoders import Weights
 if __name__ == "__main__":
-    encode(NoisePile(), Weights(sys.argv[1]), sys.argv[2], options(), workers=1)
+    encode(NoiseDataset(), Weights(sys.argv[1]), sys.argv[2], options(), workers=1)
 """
 
 
@@ -49,7 +49,7 @@ def rows_of(folder):
 
 @pytest.mark.slow
 def test_several_devices_take_turns_and_write_the_same(vqgan, tmp_path):
-    encode(NoisePile(), Weights(vqgan), str(tmp_path / "one"), options(), workers=0)
+    encode(NoiseDataset(), Weights(vqgan), str(tmp_path / "one"), options(), workers=0)
     path = os.pathsep.join(entry for entry in sys.path if entry)
     flags = "--xla_force_host_platform_device_count=4"
     environ = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
@@ -85,16 +85,16 @@ def test_identity_is_of_all_that_makes_tokens(vqgan):
 def test_a_score_is_clips_cosine_of_picture_and_first_caption(vqgan, tmp_path):
     ranker = ClipRanker.from_pretrained(CLIP)
     manifest = encode(
-        NoisePile(), Weights(vqgan, CLIP), str(tmp_path), options(clip_scores=True, crops="random:2"), workers=0
+        NoiseDataset(), Weights(vqgan, CLIP), str(tmp_path), options(clip_scores=True, crops="random:2"), workers=0
     ).manifest
     assert manifest.clip["source"] == CLIP and len(manifest.clip["identity"]) == 16
     scale = float(np.exp(ranker.clip.logit_scale[...]))
     from dalle_mini.data.encode.crops import random_crop
     from dalle_mini.imaging.decoding import decode_image
-    from noise_pile import picture
+    from noise_dataset import image as image_of
 
     for row in rows_of(tmp_path)[:6]:
-        image = decode_image(picture(int(row["key"].removeprefix("noise-"))))
+        image = decode_image(image_of(int(row["key"].removeprefix("noise-"))))
         crop = random_crop(image, 8, 0, row["key"], row["crop"])
         (logit,) = ranker.scores(crop[None], row["caption"])
         assert row["clip_score"] == pytest.approx(logit / scale, abs=1e-5)
@@ -102,12 +102,12 @@ def test_a_score_is_clips_cosine_of_picture_and_first_caption(vqgan, tmp_path):
 
 def test_a_range_of_scores_drops_crops_and_pictures(vqgan, tmp_path):
     weights = Weights(vqgan, CLIP)
-    encode(NoisePile(), weights, str(tmp_path / "all"), options(clip_scores=True, crops="random:2"), workers=0)
+    encode(NoiseDataset(), weights, str(tmp_path / "all"), options(clip_scores=True, crops="random:2"), workers=0)
     scored = rows_of(tmp_path / "all")
     least = float(np.median([row["clip_score"] for row in scored]))
     filters = Filters(min_side=None, duplicates="near", min_clip_score=least)
     chosen = options(filters=filters, clip_scores=True, crops="random:2")
-    manifest = encode(NoisePile(), weights, str(tmp_path / "some"), chosen, workers=0).manifest
+    manifest = encode(NoiseDataset(), weights, str(tmp_path / "some"), chosen, workers=0).manifest
     kept = [(row["key"], row["crop"]) for row in scored if row["clip_score"] >= least]
     assert [(row["key"], row["crop"]) for row in rows_of(tmp_path / "some")] == kept
     pictures = {key for key, _ in kept}
@@ -123,13 +123,13 @@ def test_a_range_of_scores_drops_crops_and_pictures(vqgan, tmp_path):
 
 
 def test_another_clip_is_another_run(vqgan, tmp_path):
-    encode(NoisePile(), Weights(vqgan, CLIP), str(tmp_path), options(clip_scores=True), workers=0)
+    encode(NoiseDataset(), Weights(vqgan, CLIP), str(tmp_path), options(clip_scores=True), workers=0)
     with pytest.raises(UserError, match=r"is of another run \(.*clip is .* there and null now"):
-        encode(NoisePile(), Weights(vqgan), str(tmp_path), options(), workers=0)
+        encode(NoiseDataset(), Weights(vqgan), str(tmp_path), options(), workers=0)
 
 
 @pytest.mark.skipif(not DEBIAN_FONT.exists(), reason="no emoji font")
-def test_emoji_are_encoded_as_every_other_pile(tmp_path):
+def test_emoji_are_encoded_as_every_other_dataset(tmp_path):
     pictures = EmojiImages(128, seed=3, length=50, emoji=[Emoji("🐌", "snail"), Emoji("🍎", "red apple")])
     source = EmojiSource(pictures, 20, {"split": "train", "seed": 3})
     assert [part.size for part in source.parts()] == [20]
@@ -155,5 +155,5 @@ def test_more_emoji_than_there_are():
             EmojiSource(pictures, rows)
 
 
-def test_the_piles_filters_are_not_the_defaults():
+def test_the_datasets_filters_are_not_the_defaults():
     assert Filters() != FILTERS

@@ -1,4 +1,4 @@
-"""What is kept of a pile: captions, sides, scores, columns, languages, and the options' limits."""
+"""What is kept of a dataset: captions, sides, scores, columns, languages, and the options' limits."""
 
 from pathlib import Path
 
@@ -8,9 +8,9 @@ from dalle_mini.data.encode.filters import (
     Filters,
     caption_problem,
     check_where,
+    image_problem,
     keep_captions,
     may_be_english,
-    picture_problem,
     score_problem,
 )
 from dalle_mini.data.sources import reasons
@@ -87,15 +87,15 @@ def test_where_needs_its_columns():
         ((256, 513), reasons.ASPECT_RATIO),
         ((513, 256), reasons.ASPECT_RATIO),
         ((64, 64), None),
-        ((63, 64), reasons.PICTURE_TOO_SMALL),
-        ((1, 1), reasons.PICTURE_TOO_SMALL),
+        ((63, 64), reasons.IMAGE_TOO_SMALL),
+        ((1, 1), reasons.IMAGE_TOO_SMALL),
         ((30_000, 30_000), reasons.TOO_MANY_PIXELS),
     ],
 )
 def test_picture_problem(sides, expected):
-    assert picture_problem(*sides, Filters()) == expected
-    if expected in (reasons.ASPECT_RATIO, reasons.PICTURE_TOO_SMALL):
-        assert picture_problem(*sides, Filters(max_aspect=None, min_side=None)) is None
+    assert image_problem(*sides, Filters()) == expected
+    if expected in (reasons.ASPECT_RATIO, reasons.IMAGE_TOO_SMALL):
+        assert image_problem(*sides, Filters(max_aspect=None, min_side=None)) is None
 
 
 @pytest.mark.parametrize(
@@ -163,8 +163,8 @@ def test_options_that_make_no_sense(options, message):
         Filters(**options)
 
 
-class Pile:
-    name, size = "pile", None
+class Dataset:
+    name, size = "dataset", None
 
     def __init__(self, *examples):
         self.all = examples
@@ -177,25 +177,25 @@ class Pile:
 
 
 def test_check_where_names_the_columns_that_there_are():
-    pile = Pile(example("a dog", problem=reasons.CUT_SHORT), example("a dog", score=1, width=3))
-    check_where(Filters(where="score > 0"), pile)
-    check_where(Filters(), pile)
+    dataset = Dataset(example("a dog", problem=reasons.CUT_SHORT), example("a dog", score=1, width=3))
+    check_where(Filters(where="score > 0"), dataset)
+    check_where(Filters(), dataset)
     with pytest.raises(UserError, match=r"no column 'scores'; the columns are score, width"):
-        check_where(Filters(where="scores > 0"), pile)
+        check_where(Filters(where="scores > 0"), dataset)
 
 
 def test_a_column_that_may_come_later_is_a_notice(caplog):
-    pile = Pile(*(example("a dog", width=3) for _ in range(70)), example("a dog", score=1))
+    dataset = Dataset(*(example("a dog", width=3) for _ in range(70)), example("a dog", score=1))
     with pytest.raises(UserError, match="no column 'score'; the columns are width"):
-        check_where(Filters(where="score > 0"), pile)
-    pile.sparse_columns = True  # as of JSON beside pictures
-    check_where(Filters(where="width > 0"), pile)
+        check_where(Filters(where="score > 0"), dataset)
+    dataset.sparse_columns = True  # as of JSON beside pictures
+    check_where(Filters(where="width > 0"), dataset)
     assert not caplog.messages
-    check_where(Filters(where="score > 0"), pile)
+    check_where(Filters(where="score > 0"), dataset)
     assert caplog.messages == [
         "--where: none of the first 64 examples has 'score' (their columns are width): those without it are dropped"
     ]
-    bare = Pile(example("a dog"))
+    bare = Dataset(example("a dog"))
     bare.sparse_columns = True
     with pytest.raises(UserError, match="no column 'score'; it has no columns at all"):
         check_where(Filters(where="score > 0"), bare)

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pytest
 from flax import nnx
 
-import noise_pile
+import noise_dataset
 from dalle_mini.data.encode.encoders import Weights
 from dalle_mini.data.encode.filters import Filters
 from dalle_mini.data.encode.job import encode
@@ -32,9 +32,9 @@ from dalle_mini.imaging.pixels import resize_and_crop
 from dalle_mini.models import VQGAN
 from dalle_mini.models.fingerprint import fingerprint
 from dalle_mini.runtime.folders import LocalFolder
-from noise_pile import DROPPED, FILTERS, PARTS, SEEN, NoisePile, content, make_vqgan, options
+from noise_dataset import DROPPED, FILTERS, PARTS, SEEN, NoiseDataset, content, make_vqgan, options
 
-SCRIPT = Path(noise_pile.__file__)
+SCRIPT = Path(noise_dataset.__file__)
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +55,11 @@ def loaded_once():
         yield
 
 
-def run(vqgan, out, pile=None, changes=None, workers=0, **more):
+def run(vqgan, out, dataset=None, changes=None, workers=0, **more):
     """Without processes that read, which take a second to start, where the test is not of them."""
-    return encode(pile or NoisePile(), Weights(vqgan), str(out), options(**(changes or {})), workers=workers, **more)
+    return encode(
+        dataset or NoiseDataset(), Weights(vqgan), str(out), options(**(changes or {})), workers=workers, **more
+    )
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +120,7 @@ def test_what_is_written(vqgan, whole):
         assert (row["caption"], row["other_captions"]) == (f"picture {n}, ünïcode 🐌", [f"caption two of {n}"])
         assert (row["width"], row["height"]) == (12, 9 + n % 4)
         assert row["crop"] == 0 and row["clip_score"] is None
-        image = resize_and_crop(decode_image(noise_pile.picture(n)), 8)
+        image = resize_and_crop(decode_image(noise_dataset.image(n)), 8)
         assert row["tokens"] == model.encode(jnp.asarray(image[None], jnp.float32) / 255)[0].tolist()
     use = np.bincount([token for row in rows for token in row["tokens"]], minlength=16)
     assert list(manifest.codebook_use) == use.tolist() and np.count_nonzero(use) > 1
@@ -198,7 +200,7 @@ def test_killed_three_times_and_the_same_in_the_end(vqgan, whole, tmp_path):
     assert content(out) == content(whole)
 
 
-class Watched(NoisePile):
+class Watched(NoiseDataset):
     """Parts that are staged must not be read again."""
 
     def __init__(self, staged):
@@ -209,7 +211,7 @@ class Watched(NoisePile):
         return [Unreadable(p.number) if p.number in self.numbers else p for p in super().parts()]
 
 
-class Unreadable(noise_pile.NoisePart):
+class Unreadable(noise_dataset.NoisePart):
     def examples(self):
         raise AssertionError("read again")
 
@@ -285,8 +287,8 @@ def test_what_is_of_another_run_is_refused_by_name(vqgan, other, whole, folder, 
         folder = tmp_path / "begun"
         run(vqgan, folder, share=Share(0, 2))
     before = content(folder)
-    for pile, changes, model, named in (
-        (NoisePile(seed=1), {}, vqgan, "source.seed is 0 there and 1 now"),
+    for dataset, changes, model, named in (
+        (NoiseDataset(seed=1), {}, vqgan, "source.seed is 0 there and 1 now"),
         (None, {"crops": "random:2"}, vqgan, 'options.crops is "center" there and "random:2" now'),
         (None, {"quick_jpeg": True}, vqgan, "options.quick_jpeg is null there and true now"),
         (None, {"validation": 0.3}, vqgan, "options.validation is 0.2 there and 0.3 now"),
@@ -294,7 +296,7 @@ def test_what_is_of_another_run_is_refused_by_name(vqgan, other, whole, folder, 
         (None, {}, other, "vqgan is "),
     ):
         with pytest.raises(UserError) as refused:
-            run(model, folder, pile, changes)
+            run(model, folder, dataset, changes)
         assert f"{folder} is of another run (" in str(refused.value) and named in str(refused.value)
         assert "\n" not in str(refused.value)
         assert content(folder) == before
@@ -303,7 +305,7 @@ def test_what_is_of_another_run_is_refused_by_name(vqgan, other, whole, folder, 
 def test_a_source_that_has_changed_is_refused(vqgan, tmp_path):
     run(vqgan, tmp_path, share=Share(0, 2))
     with pytest.raises(UserError, match="the source changed since the run began"):
-        run(vqgan, tmp_path, NoisePile(parts_count=PARTS + 1))
+        run(vqgan, tmp_path, NoiseDataset(parts_count=PARTS + 1))
 
 
 def test_a_folder_with_strange_shards_is_refused(vqgan, tmp_path):
@@ -361,7 +363,7 @@ def test_a_damaged_staged_part_is_named(vqgan, tmp_path):
 
 
 def test_a_picture_that_ends_its_process_is_dropped(vqgan, tmp_path):
-    manifest = run(vqgan, tmp_path, NoisePile(options={"deadly": (8,)}), workers=2).manifest
+    manifest = run(vqgan, tmp_path, NoiseDataset(options={"deadly": (8,)}), workers=2).manifest
     dropped = read_table(tmp_path / "dropped.parquet").to_pylist()
     assert ("noise-8", "decoding it ended the process") in {(row["key"], row["detail"]) for row in dropped}
     assert manifest.seen == SEEN and manifest.kept == SEEN - sum(DROPPED.values()) - 1
@@ -370,7 +372,7 @@ def test_a_picture_that_ends_its_process_is_dropped(vqgan, tmp_path):
 def test_a_process_that_dies_once_costs_nothing(vqgan, whole, tmp_path):
     marks = tmp_path / "marks"
     marks.mkdir()
-    run(vqgan, tmp_path / "out", NoisePile(options={"deadly": (8, 25), "marks": str(marks)}), workers=2)
+    run(vqgan, tmp_path / "out", NoiseDataset(options={"deadly": (8, 25), "marks": str(marks)}), workers=2)
     assert len(list(marks.iterdir())) == 2
     assert content(tmp_path / "out") == content(whole)
 
@@ -383,16 +385,16 @@ def test_a_source_that_fails_ends_the_run_and_what_is_staged_stays(vqgan, whole,
     assert content(tmp_path) == content(whole)
 
 
-class Large(noise_pile.NoisePart):
+class Large(noise_dataset.NoisePart):
     def examples(self):
         raise MemoryError("no place for a picture")
 
 
 def test_a_reader_without_memory_says_so_in_one_line(vqgan, tmp_path):
-    pile = NoisePile()
-    object.__setattr__(pile, "parts", lambda: [Large(0)])
+    dataset = NoiseDataset()
+    object.__setattr__(dataset, "parts", lambda: [Large(0)])
     with pytest.raises(UserError, match=r"^the machine has too little memory \(no place for a picture\): use"):
-        run(vqgan, tmp_path, pile, workers=1)
+        run(vqgan, tmp_path, dataset, workers=1)
 
 
 def test_random_crops_are_rows_of_one_picture(vqgan, tmp_path):
@@ -461,7 +463,7 @@ def test_the_identity_is_of_what_decides_tokens(vqgan):
 
 
 def test_the_shipped_vqgan_is_still_called_what_its_model_calls_it():
-    shipped = Path(noise_pile.__file__).parents[2] / "src/dalle_mini/assets/emoji"
+    shipped = Path(noise_dataset.__file__).parents[2] / "src/dalle_mini/assets/emoji"
     told = [json.loads(path.read_text()) for path in shipped.rglob("tokens.json")]
     assert all(fingerprint(VQGAN.from_pretrained(shipped / "vqgan")) == one["vqgan"] for one in told)
 

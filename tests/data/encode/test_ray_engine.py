@@ -11,7 +11,7 @@ import pytest
 
 from dalle_mini.data.encode.encoders import Weights
 from dalle_mini.data.encode.job import encode
-from noise_pile import NoisePile, content, make_vqgan, options
+from noise_dataset import NoiseDataset, content, make_vqgan, options
 
 ray = pytest.importorskip("ray")
 
@@ -39,7 +39,7 @@ def workers(since: float) -> list[psutil.Process]:
 @pytest.mark.slow
 def test_one_of_two_workers_is_killed_and_the_shards_are_the_same(cluster, tmp_path):
     vqgan = make_vqgan(tmp_path / "vqgan")
-    encode(NoisePile(), Weights(vqgan), str(tmp_path / "local"), options(), workers=0)
+    encode(NoiseDataset(), Weights(vqgan), str(tmp_path / "local"), options(), workers=0)
     killed, out, go = [], tmp_path / "ray", tmp_path / "go"
     since = time.time() - 60  # clocks of processes are coarse, and the cluster is a little older
 
@@ -55,8 +55,8 @@ def test_one_of_two_workers_is_killed_and_the_shards_are_the_same(cluster, tmp_p
     thread = threading.Thread(target=kill)
     thread.start()
     # Parts from the third on are held until the worker is dead: it dies with work in its hands.
-    pile = NoisePile(free=2, gate=str(go))
-    outcome = encode(pile, Weights(vqgan), str(out), options(), engine="ray", workers=2)
+    dataset = NoiseDataset(free=2, gate=str(go))
+    outcome = encode(dataset, Weights(vqgan), str(out), options(), engine="ray", workers=2)
     thread.join()
     assert killed, "no worker was found to kill"
     assert outcome.manifest is not None

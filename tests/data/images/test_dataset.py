@@ -23,9 +23,9 @@ PACKING = Packing(SIZE, min_side=None, captions=False)
 
 
 @pytest.fixture(scope="module")
-def pile(tmp_path_factory):
+def dataset(tmp_path_factory):
     """Forty pictures, two without captions and one broken, over two folders."""
-    folder, rng = tmp_path_factory.mktemp("pile"), np.random.default_rng(0)
+    folder, rng = tmp_path_factory.mktemp("dataset"), np.random.default_rng(0)
     for i in range(40):
         place = folder / "ab"[i % 2]
         place.mkdir(exist_ok=True)
@@ -40,8 +40,8 @@ def names(source):
     return source.batch(range(len(source)))[1]
 
 
-def test_rows_are_the_pile_resized_and_cropped(pile, tmp_path):
-    pack(open_source(str(pile)), tmp_path, Packing(SIZE, min_side=None))
+def test_rows_are_the_dataset_resized_and_cropped(dataset, tmp_path):
+    pack(open_source(str(dataset)), tmp_path, Packing(SIZE, min_side=None))
     packed = PackedImages(tmp_path)
     assert len(packed) == 40 - 3
     wanted = [i for i in (*range(0, 40, 2), *range(1, 40, 2)) if i not in (3, 4, 10)]  # folder by folder
@@ -49,23 +49,23 @@ def test_rows_are_the_pile_resized_and_cropped(pile, tmp_path):
     assert captions == [f"picture {i}" for i in wanted]
     assert packed.captions(1) == ["picture 2", "another of 2"]
     for image, i in zip(images, wanted, strict=True):
-        np.testing.assert_array_equal(image, resize_and_crop(Image.open(pile / "ab"[i % 2] / f"{i:02d}.png"), SIZE))
+        np.testing.assert_array_equal(image, resize_and_crop(Image.open(dataset / "ab"[i % 2] / f"{i:02d}.png"), SIZE))
     np.testing.assert_array_equal(packed.batch([5, 0, 5])[0], images[[5, 0, 5]])
 
 
-def test_pictures_without_captions_are_for_who_needs_none(pile, tmp_path, caplog):
+def test_pictures_without_captions_are_for_who_needs_none(dataset, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "dalle_mini"):
-        pack(open_source(str(pile)), tmp_path, PACKING)
+        pack(open_source(str(dataset)), tmp_path, PACKING)
     assert "39 pictures are packed; 1 dropped: not a picture" in caplog.text
     assert "a/04" in names(PackedImages(tmp_path))  # a key stands for the caption
     small = Packing(SIZE, min_side=11, captions=False)
     with pytest.raises(UserError, match=r"no picture of it can be used; 39 dropped: picture too small"):
-        pack(open_source(str(pile)), tmp_path / "small", small)
+        pack(open_source(str(dataset)), tmp_path / "small", small)
 
 
-def test_an_interrupted_packing_goes_on(pile, tmp_path, monkeypatch):
+def test_an_interrupted_packing_goes_on(dataset, tmp_path, monkeypatch):
     monkeypatch.setattr("dalle_mini.data.sources.folder.PART", 9)
-    source = open_source(str(pile))
+    source = open_source(str(dataset))
     pack(source, tmp_path / "whole", PACKING)
     wanted = {file.name: file.read_bytes() for file in (tmp_path / "whole").iterdir()}
     assert len(wanted) == 2 * 5 + 1
@@ -95,8 +95,8 @@ def test_an_interrupted_packing_goes_on(pile, tmp_path, monkeypatch):
     assert found == wanted
 
 
-def test_a_full_disk_leaves_nothing_half_written(pile, tmp_path, full_disk):
-    source, folder = open_source(str(pile)), tmp_path / "packed"
+def test_a_full_disk_leaves_nothing_half_written(dataset, tmp_path, full_disk):
+    source, folder = open_source(str(dataset)), tmp_path / "packed"
     with full_disk(1000), pytest.raises(UserError, match=r"cannot write there \(File too large\)"):
         pack(source, folder, PACKING, processes=0)
     assert os.listdir(folder) == ["packing.json"]
@@ -104,33 +104,33 @@ def test_a_full_disk_leaves_nothing_half_written(pile, tmp_path, full_disk):
     assert (folder / "000000.jsonl").exists()
 
 
-def test_processes_make_no_difference(pile, tmp_path, monkeypatch):
+def test_processes_make_no_difference(dataset, tmp_path, monkeypatch):
     monkeypatch.setattr("dalle_mini.data.sources.folder.PART", 9)
-    source = open_source(str(pile))
+    source = open_source(str(dataset))
     for count in (0, 2):
         pack(source, tmp_path / str(count), PACKING, processes=count)
     one, other = ({f.name: f.read_bytes() for f in (tmp_path / str(count)).iterdir()} for count in (0, 2))
     assert one == other
 
 
-def test_another_pile_or_size_is_refused(pile, tmp_path):
-    pack(open_source(str(pile)), tmp_path, PACKING)
-    with pytest.raises(UserError, match=r"holds the pictures of another pile or size"):
-        pack(open_source(str(pile)), tmp_path, Packing(16, min_side=None, captions=False))
-    with pytest.raises(UserError, match=r"holds the pictures of another pile or size"):
-        pack(open_source(str(pile / "a")), tmp_path, PACKING)
+def test_another_dataset_or_size_is_refused(dataset, tmp_path):
+    pack(open_source(str(dataset)), tmp_path, PACKING)
+    with pytest.raises(UserError, match=r"holds the pictures of another dataset or size"):
+        pack(open_source(str(dataset)), tmp_path, Packing(16, min_side=None, captions=False))
+    with pytest.raises(UserError, match=r"holds the pictures of another dataset or size"):
+        pack(open_source(str(dataset / "a")), tmp_path, PACKING)
 
 
-def test_damage_is_noticed(pile, tmp_path):
-    pack(open_source(str(pile)), tmp_path, PACKING)
+def test_damage_is_noticed(dataset, tmp_path):
+    pack(open_source(str(dataset)), tmp_path, PACKING)
     pixels = tmp_path / "000000.u8"
     pixels.write_bytes(pixels.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"damaged \(000000.u8 has not the size of 39 pictures\); delete it"):
         PackedImages(tmp_path)
 
 
-def test_what_is_held_out_is_never_trained_on(pile, tmp_path):
-    data = ImageData((str(pile),), held_out=0.3, min_side=None)
+def test_what_is_held_out_is_never_trained_on(dataset, tmp_path):
+    data = ImageData((str(dataset),), held_out=0.3, min_side=None)
     pack_datasets(data, SIZE, tmp_path, captions=False)
     train, held_out = open_images(data, SIZE, tmp_path, captions=False, seed=0)
     assert not {*names(train)} & {*names(held_out)}
@@ -138,12 +138,12 @@ def test_what_is_held_out_is_never_trained_on(pile, tmp_path):
     assert 3 <= len(held_out) <= 20
     assert train.origin() != held_out.origin()
     with pytest.raises(UserError, match=r"none of its 39 pictures is held out: data.held_out is 1e-09"):
-        open_images(ImageData((str(pile),), held_out=1e-9, min_side=None), SIZE, tmp_path, captions=False, seed=0)
+        open_images(ImageData((str(dataset),), held_out=1e-9, min_side=None), SIZE, tmp_path, captions=False, seed=0)
 
 
-def test_piles_of_their_own_for_validation_and_a_cache(pile, tmp_path):
+def test_datasets_of_their_own_for_validation_and_a_cache(dataset, tmp_path):
     cache = tmp_path / "cache"
-    data = ImageData((str(pile / "a"),), validation=(str(pile / "b"),), min_side=None, cache=str(cache))
+    data = ImageData((str(dataset / "a"),), validation=(str(dataset / "b"),), min_side=None, cache=str(cache))
     for run in ("one", "two"):
         pack_datasets(data, SIZE, tmp_path / run, captions=False)
         train, held_out = open_images(data, SIZE, tmp_path / run, captions=False, seed=0)
@@ -206,7 +206,7 @@ def test_people_in_their_variants():
     assert " skin" not in " ".join(without.captions(index)[0] for index in range(300))
 
 
-def test_piles_that_are_not_there(tmp_path):
+def test_datasets_that_are_not_there(tmp_path):
     with pytest.raises(UserError, match=r"data.train: name the pictures to learn from"):
         pack_datasets(ImageData(), SIZE, tmp_path, captions=False)
     with pytest.raises(UserError, match=r"there is no such file or folder"):
@@ -234,17 +234,17 @@ def test_what_is_drawn(kind, tmp_path):
     assert not (tmp_path / "pictures").exists()
 
 
-def test_packed_pictures_are_found_whatever_the_pile_is_called(pile, tmp_path, monkeypatch):
+def test_packed_pictures_are_found_whatever_the_dataset_is_called(dataset, tmp_path, monkeypatch):
     """As a run of an earlier version packed them, by the path that it was given; and a run that moved."""
-    (tmp_path / "pile").symlink_to(pile)
+    (tmp_path / "dataset").symlink_to(dataset)
     monkeypatch.chdir(tmp_path)
-    names = ("pile", str(tmp_path / "pile"))
+    names = ("dataset", str(tmp_path / "dataset"))
     for name in names:
         data = ImageData(train=(name,), min_side=None)
         pack_datasets(data, SIZE, tmp_path / "packed", captions=False)
         assert len(open_images(data, SIZE, tmp_path / "packed", captions=False, seed=0)[0])
     assert len(list((tmp_path / "packed").iterdir())) == 1
-    pack(open_source(str(pile)), next((tmp_path / "packed").iterdir()), PACKING)
+    pack(open_source(str(dataset)), next((tmp_path / "packed").iterdir()), PACKING)
 
 
 def test_data_that_are_only_called_otherwise_are_no_difference():

@@ -1,4 +1,4 @@
-"""Whether a pile is still the one it was: by names, sizes, stamps and footers, wherever it lies by now."""
+"""Whether a dataset is still the one it was: by names, sizes, stamps and footers, wherever it lies by now."""
 
 import logging
 import os
@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import bad_pile
+import bad_dataset
 from dalle_mini.data.sources import files, open_source, parquet
 from dalle_mini.data.sources.fingerprint import STAMPS
 
-PICTURE, OTHER = (bad_pile.packed(bad_pile.photo(seed)) for seed in (0, 1))
+PICTURE, OTHER = (bad_dataset.packed(bad_dataset.photo(seed)) for seed in (0, 1))
 
 
 def told(spec, **options):
@@ -27,7 +27,7 @@ def make(kind, root):
         import tarfile
 
         with tarfile.open(root / "0.tar", "w") as tar:
-            bad_pile.put(tar, "a.jpg", PICTURE)
+            bad_dataset.put(tar, "a.jpg", PICTURE)
     elif kind == "parquet":
         pq.write_table(pa.table(table), root / "0.parquet")
     elif kind == "saved":
@@ -47,12 +47,12 @@ LONGER = {"folder": "a.jpg", "tars": "0.tar", "metadata": "a.jpg", "paths": "a.j
 
 
 @pytest.mark.parametrize("kind", ["folder", "tars", "metadata", "parquet", "paths", "saved"])
-def test_a_copy_is_the_same_pile_and_other_content_is_another(tmp_path, monkeypatch, kind):
-    pile = make(kind, tmp_path / "pile")
-    before = told(pile)
+def test_a_copy_is_the_same_dataset_and_other_content_is_another(tmp_path, monkeypatch, kind):
+    dataset = make(kind, tmp_path / "dataset")
+    before = told(dataset)
     monkeypatch.chdir(tmp_path)
-    assert told("pile") == told("pile/") == before
-    copy = shutil.copytree(pile, tmp_path / "copy")  # with its times
+    assert told("dataset") == told("dataset/") == before
+    copy = shutil.copytree(dataset, tmp_path / "copy")  # with its times
     assert told(copy) == before
     for path in copy.rglob("*"):
         os.utime(path, (1, 1))
@@ -69,11 +69,11 @@ def test_a_copy_is_the_same_pile_and_other_content_is_another(tmp_path, monkeypa
 
 
 def test_an_edit_that_keeps_the_size_is_known_by_its_time(tmp_path):
-    pile = make("folder", tmp_path / "pile")
-    before = told(pile)
-    (pile / "a.txt").write_bytes(b"two")
-    os.utime(pile / "a.txt", ns=(1, 2))
-    assert told(pile) == before | {STAMPS: told(pile)[STAMPS]} != before
+    dataset = make("folder", tmp_path / "dataset")
+    before = told(dataset)
+    (dataset / "a.txt").write_bytes(b"two")
+    os.utime(dataset / "a.txt", ns=(1, 2))
+    assert told(dataset) == before | {STAMPS: told(dataset)[STAMPS]} != before
 
 
 def test_the_footer_of_parquet_tells_too(tmp_path):
@@ -87,9 +87,9 @@ def test_the_footer_of_parquet_tells_too(tmp_path):
 
 
 def test_files_are_not_opened_for_it(tmp_path, monkeypatch):
-    pile = make("folder", tmp_path / "pile")
+    dataset = make("folder", tmp_path / "dataset")
     monkeypatch.setattr(files, "read", None)
-    assert told(pile)["files"] == 2 and told(pile)["bytes"] == len(PICTURE) + 3
+    assert told(dataset)["files"] == 2 and told(dataset)["bytes"] == len(PICTURE) + 3
     many = make("parquet", tmp_path / "many")
     monkeypatch.setattr(parquet, "FEW_FILES", 0)
     monkeypatch.setattr(parquet, "_divided", None)
@@ -98,13 +98,13 @@ def test_files_are_not_opened_for_it(tmp_path, monkeypatch):
         assert told(many)["files"] == 1
 
 
-def test_what_is_not_of_the_pile_does_not_matter(tmp_path):
-    pile = make("folder", tmp_path / "pile")
-    before = told(pile)
-    (pile / "encoded").mkdir()
-    (pile / "encoded" / "manifest.json").write_text("{}")
-    (pile / "notes.md").write_text("x")
-    assert told(pile) == before
+def test_what_is_not_of_the_dataset_does_not_matter(tmp_path):
+    dataset = make("folder", tmp_path / "dataset")
+    before = told(dataset)
+    (dataset / "encoded").mkdir()
+    (dataset / "encoded" / "manifest.json").write_text("{}")
+    (dataset / "notes.md").write_text("x")
+    assert told(dataset) == before
 
 
 def test_in_a_store_sizes_and_checksums_are_those_of_its_lists(monkeypatch):
@@ -124,12 +124,12 @@ def test_in_a_store_sizes_and_checksums_are_those_of_its_lists(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["metadata", "paths"])
 def test_pictures_that_no_table_lists_are_told_of(tmp_path, caplog, kind):
-    pile = make(kind, tmp_path / "pile")
+    dataset = make(kind, tmp_path / "dataset")
     with caplog.at_level(logging.WARNING, "dalle_mini"):
-        told(pile)
+        told(dataset)
     assert not caplog.messages
     for name in ("b.jpg", "c.png"):
-        (pile / name).write_bytes(PICTURE)
+        (dataset / name).write_bytes(PICTURE)
     with caplog.at_level(logging.WARNING, "dalle_mini"):
-        told(pile)
-    assert caplog.messages == [f"{pile}: 2 of its 3 pictures are in no table there, and are not used"]
+        told(dataset)
+    assert caplog.messages == [f"{dataset}: 2 of its 3 pictures are in no table there, and are not used"]

@@ -6,12 +6,12 @@ import unicodedata
 
 import pytest
 
-import bad_pile
+import bad_dataset
 from dalle_mini.data.sources import files, folder, open_source, reasons
 from dalle_mini.errors import UserError
 from dalle_mini.runtime.limits import limits
 
-PICTURE = bad_pile.packed(bad_pile.photo(0))
+PICTURE = bad_dataset.packed(bad_dataset.photo(0))
 
 
 def examples(source):
@@ -21,7 +21,7 @@ def examples(source):
 def fill(root, names):
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(PICTURE if files.suffix(name) in files.PICTURE_SUFFIXES else name.encode())
+        (root / name).write_bytes(PICTURE if files.suffix(name) in files.IMAGE_SUFFIXES else name.encode())
 
 
 def test_captions_columns_and_keys(tmp_path):
@@ -36,7 +36,7 @@ def test_captions_columns_and_keys(tmp_path):
     assert found["a-b"].captions == ()
     assert found["e"].captions == ("of the JSON",)
     assert found["b/2"].captions == ("b/2.txt",)
-    assert all(example.picture == PICTURE and example.problem is None for example in found.values())
+    assert all(example.image == PICTURE and example.problem is None for example in found.values())
     told = {example.key: example for example in examples(open_source(str(tmp_path), caption_column="caption"))}
     assert told["a"].captions == ("not this one",)
 
@@ -64,7 +64,7 @@ def test_parts_are_the_same_however_often_they_are_asked_for(tmp_path, monkeypat
 
 
 def test_a_broken_file_does_not_take_a_good_one_of_its_name_with_it(tmp_path):
-    """Which of two with one key counts is decided over the whole pile, among those that are kept."""
+    """Which of two with one key counts is decided over the whole dataset, among those that are kept."""
     fill(tmp_path, ["a.jpg", "a.png", "a.txt"])
     (tmp_path / "a.jpg").write_bytes(b"")
     assert [(example.key, example.problem) for example in examples(open_source(str(tmp_path)))] == [
@@ -80,16 +80,16 @@ def test_large_files_are_not_read(tmp_path, monkeypatch):
     with open(tmp_path / "b.txt", "wb") as file:
         file.truncate(limits().text_bytes + 1)
     first, second = examples(open_source(str(tmp_path)))
-    assert (first.problem, first.picture, first.captions) == (reasons.FILE_TOO_LARGE, None, ("a.txt",))
-    assert (second.problem, second.picture) == (reasons.FILE_TOO_LARGE, None)
+    assert (first.problem, first.image, first.captions) == (reasons.FILE_TOO_LARGE, None, ("a.txt",))
+    assert (second.problem, second.image) == (reasons.FILE_TOO_LARGE, None)
 
 
 def test_links_to_folders_are_followed_but_not_in_a_circle(tmp_path):
     fill(tmp_path / "disk", ["x.jpg", "x.txt"])
-    (tmp_path / "pile").mkdir()
-    (tmp_path / "pile" / "data").symlink_to(tmp_path / "disk")
-    (tmp_path / "disk" / "round").symlink_to(tmp_path / "pile")
-    keys = [example.key for example in examples(open_source(str(tmp_path / "pile")))]
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "data").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "round").symlink_to(tmp_path / "dataset")
+    keys = [example.key for example in examples(open_source(str(tmp_path / "dataset")))]
     assert keys == ["data/x"]
 
 
@@ -124,7 +124,7 @@ def test_any_file_system(tmp_path, scheme):
         (tmp_path / "b/c.jpg").write_bytes(b"")
         url = tmp_path.as_uri()
     first, second = (example for part in open_source(url).parts() for example in part.examples())
-    assert (first.key, first.captions, first.picture) == ("a", ("one", "two"), PICTURE)
+    assert (first.key, first.captions, first.image) == ("a", ("one", "two"), PICTURE)
     assert (second.key, second.problem) == ("b/c", reasons.EMPTY_FILE)
 
 
@@ -159,24 +159,24 @@ def test_links_that_form_a_lattice(tmp_path, caplog):
 
 @pytest.mark.parametrize("ending", [".txt", ".json"])
 def test_captions_are_no_links_to_what_else_is_here(tmp_path, ending):
-    fill(tmp_path / "pile", ["a.jpg", "b.jpg", "texts/b" + ending])
+    fill(tmp_path / "dataset", ["a.jpg", "b.jpg", "texts/b" + ending])
     (tmp_path / "secret").write_text('{"caption": "my password"}')
-    (tmp_path / "pile" / f"a{ending}").symlink_to(tmp_path / "secret")
-    (tmp_path / "pile" / f"b{ending}").symlink_to("texts/b" + ending)
-    found = {example.key: example for example in examples(open_source(str(tmp_path / "pile")))}
+    (tmp_path / "dataset" / f"a{ending}").symlink_to(tmp_path / "secret")
+    (tmp_path / "dataset" / f"b{ending}").symlink_to("texts/b" + ending)
+    found = {example.key: example for example in examples(open_source(str(tmp_path / "dataset")))}
     assert (found["a"].problem, found["a"].captions) == (reasons.LEAVES_FOLDER, ())
     assert found["b"].problem is None
-    (allowed, *_) = examples(open_source(str(tmp_path / "pile"), image_root=str(tmp_path)))
+    (allowed, *_) = examples(open_source(str(tmp_path / "dataset"), image_root=str(tmp_path)))
     assert allowed.problem is None and "my password" in allowed.captions[0]
 
 
 def test_links_to_pictures_and_their_captions_elsewhere(tmp_path):
     """As the Hub's cache has them, and farms of links that people make."""
     fill(tmp_path / "blobs", ["1.jpg", "2.txt"])
-    (tmp_path / "pile").mkdir()
-    (tmp_path / "pile" / "a.jpg").symlink_to(tmp_path / "blobs" / "1.jpg")
-    (tmp_path / "pile" / "a.txt").symlink_to(tmp_path / "blobs" / "2.txt")
-    (example,) = examples(open_source(str(tmp_path / "pile")))
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "a.jpg").symlink_to(tmp_path / "blobs" / "1.jpg")
+    (tmp_path / "dataset" / "a.txt").symlink_to(tmp_path / "blobs" / "2.txt")
+    (example,) = examples(open_source(str(tmp_path / "dataset")))
     assert (example.problem, example.captions) == (None, ("2.txt",))
 
 

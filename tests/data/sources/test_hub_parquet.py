@@ -118,4 +118,4 @@ def test_numbers_that_expand_are_left_out(tmp_path, monkeypatch):
     columns = {"image": [PICTURE] * 10, "text": ["a"] * 10, "zeros": zeros}
     put(tmp_path, columns, use_dictionary=False)
     found = examples(open_source(f"hf://{tmp_path}", image_column="image"))
-    assert [(e.problem, e.picture) for e in found] == [(None, PICTURE)] * 10
+    assert [(e.problem, e.image) for e in found] == [(None, PICTURE)] * 10

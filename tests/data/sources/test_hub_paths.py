@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import bad_pile
+import bad_dataset
 from dalle_mini.data.sources import files, hub_paths, open_source, reasons
 from dalle_mini.errors import UserError
 from small_datasets import PICTURES, examples, made
@@ -57,7 +57,7 @@ def test_members_of_its_archives(monkeypatch):
     with zipfile.ZipFile(zipped := io.BytesIO(), "w") as archive:
         archive.writestr("a.png", b"zipped")
     with tarfile.open(fileobj=(tarred := io.BytesIO()), mode="w") as archive:
-        bad_pile.put(archive, "a.png", b"tarred")
+        bad_dataset.put(archive, "a.png", b"tarred")
     memory.pipe({"/set/a.zip": zipped.getvalue(), "/set/a.tar": tarred.getvalue()})
     monkeypatch.setattr(hub_paths, "split_url", lambda url, name: tuple(url.split(" ")))
     assert hub_paths.read_url("zip a.png memory://set/a.zip", "") == b"zipped"
@@ -125,7 +125,7 @@ def test_no_column_is_decoded(tmp_path, streaming):
         table.replace_schema_metadata({"huggingface": told}), tmp_path / "data" / "train-00000-of-00001.parquet"
     )
     (example,) = examples(open_source(f"hf://{tmp_path}", streaming=streaming))
-    assert (example.problem, example.picture, example.captions) == (None, PICTURES[0], ("one",))
+    assert (example.problem, example.image, example.captions) == (None, PICTURES[0], ("one",))
 
 
 @pytest.mark.parametrize("streaming", [True, False])

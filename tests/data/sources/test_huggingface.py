@@ -22,7 +22,7 @@ def test_save_to_disk(tmp_path, monkeypatch):
     source = open_source(str(tmp_path / "saved"))
     assert [part.size for part in source.parts()] == [4, 4, 2]
     found = examples(source)
-    assert [example.picture for example in found] == PICTURES  # the files' own bytes, not decoded and packed again
+    assert [example.image for example in found] == PICTURES  # the files' own bytes, not decoded and packed again
     assert [example.captions for example in found] == [(f"caption {i}",) for i in range(10)]
     assert [example.key for example in found] == [f"all/{i}" for i in range(10)]
     assert found[3].columns == {"score": 0.3}
@@ -49,8 +49,8 @@ def test_a_folder_of_parquet_through_load_dataset(tmp_path, streaming):
     found = examples(source)
     assert len(source.parts()) == (2 if streaming else 1)
     assert [example.key for example in found][:7] == ["k0", "k1", "k2", "k3", "k4", "k5", "x"]
-    assert [example.key for example in found][7:9] == ["x", "y"]  # over the pile encoding sees which are not new
-    assert [example.picture for example in found] == PICTURES[:6] + PICTURES[:4]
+    assert [example.key for example in found][7:9] == ["x", "y"]  # over the dataset encoding sees which are not new
+    assert [example.image for example in found] == PICTURES[:6] + PICTURES[:4]
     direct = [(e.key, e.captions, e.columns) for e in examples(open_source(str(tmp_path)))]
     assert [(e.key, e.captions, e.columns) for e in found][:9] == direct[:9]  # but for the place of a row without key
 
@@ -73,7 +73,7 @@ def test_text_columns_that_hold_paths(tmp_path):
     outside = reasons.LEAVES_FOLDER
     found = examples(open_source(str(tmp_path / "saved"), image_root=str(tmp_path)))
     assert [example.problem for example in found] == [None, outside, outside, outside]
-    assert found[0].picture == PICTURES[0]
+    assert found[0].image == PICTURES[0]
 
 
 @pytest.mark.parametrize("path", ["hub/datasets--their--own/a.jpg", "token.jpg"])
@@ -85,7 +85,7 @@ def test_other_data_sets_in_the_cache_are_not_read(tmp_path, monkeypatch, path):
     rows = {"file_name": [path, str(cache / path)], "text": ["one"] * 2}
     datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "saved")
     found = examples(open_source(str(tmp_path / "saved")))
-    assert [example.picture for example in found] == [None, None]
+    assert [example.image for example in found] == [None, None]
 
 
 def test_labels_are_captions_by_their_names(tmp_path):
@@ -108,7 +108,7 @@ said = []
 for spec, options in json.loads(sys.argv[1]):
     try:
         source = open_source(spec, **options)
-        rows = [(e.key, list(e.captions), len(e.picture or b"")) for part in source.parts() for e in part.examples()]
+        rows = [(e.key, list(e.captions), len(e.image or b"")) for part in source.parts() for e in part.examples()]
         said.append({"origin": source.origin(), "rows": rows})
     except UserError as error:
         said.append(str(error))

@@ -7,12 +7,12 @@ import unicodedata
 
 import pytest
 
-import bad_pile
+import bad_dataset
 from dalle_mini.data.sources import metadata, open_source, reasons
 from dalle_mini.errors import UserError
 from dalle_mini.runtime.limits import limits
 
-PICTURE = bad_pile.packed(bad_pile.photo(0))
+PICTURE = bad_dataset.packed(bad_dataset.photo(0))
 
 
 def examples(source):
@@ -20,31 +20,31 @@ def examples(source):
 
 
 @pytest.fixture
-def pile(tmp_path):
+def dataset(tmp_path):
     for name in ("a.jpg", "b.jpg", "sub/c.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(PICTURE)
     return tmp_path
 
 
-def test_csv(pile):
-    (pile / "metadata.csv").write_text(
+def test_csv(dataset):
+    (dataset / "metadata.csv").write_text(
         "\ufefffile_name,text,clip_score,nsfw,license,note\n"
         'a.jpg,"a dog,\nand a cat",0.25,false,by,\n'
         "sub/c.jpg,2009,3,True,,1_000\n"
     )
-    first, second = examples(open_source(str(pile)))
-    assert (first.key, first.captions, first.picture) == ("a", ("a dog,\nand a cat",), PICTURE)
+    first, second = examples(open_source(str(dataset)))
+    assert (first.key, first.captions, first.image) == ("a", ("a dog,\nand a cat",), PICTURE)
     assert first.columns == {"clip_score": 0.25, "nsfw": False, "license": "by", "note": None}
     assert (second.key, second.captions) == ("sub/c", ("2009",))
     assert second.columns == {"clip_score": 3, "nsfw": True, "license": None, "note": "1_000"}
 
 
-def test_jsonl_and_tsv_of_several_folders(pile):
-    (pile / "metadata.tsv").write_text('file_name\tcaption\na.jpg\ta dog, "of course"\nb.jpg\ta cat\n')
+def test_jsonl_and_tsv_of_several_folders(dataset):
+    (dataset / "metadata.tsv").write_text('file_name\tcaption\na.jpg\ta dog, "of course"\nb.jpg\ta cat\n')
     rows = [{"file_name": "c.jpg", "caption": ["a bird", "a wing"], "width": 3}, {"file_name": "d.jpg"}]
-    (pile / "sub" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    found = examples(open_source(str(pile)))
+    (dataset / "sub" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = examples(open_source(str(dataset)))
     assert [(e.key, e.captions, e.problem) for e in found] == [
         ("a", ('a dog, "of course"',), None),
         ("b", ("a cat",), None),
@@ -54,36 +54,36 @@ def test_jsonl_and_tsv_of_several_folders(pile):
     assert found[2].columns == {"width": 3}
 
 
-def test_rows_of_one_picture_are_its_captions(pile, monkeypatch):
+def test_rows_of_one_picture_are_its_captions(dataset, monkeypatch):
     monkeypatch.setattr(metadata, "PART", 3)
     rows = ["a.jpg,one", "a.jpg,two", "b.jpg,three", "b.jpg,four", "b.jpg,five", "sub/c.jpg,six", "a.jpg,late"]
-    (pile / "metadata.csv").write_text("file_name,caption\n" + "\n".join(rows))
-    source = open_source(str(pile))
+    (dataset / "metadata.csv").write_text("file_name,caption\n" + "\n".join(rows))
+    source = open_source(str(dataset))
     found = examples(source)
     assert [(e.key, e.captions, e.problem) for e in found] == [
         ("a", ("one", "two"), None),
         ("b", ("three", "four", "five"), None),
         ("sub/c", ("six",), None),
-        ("a", ("late",), None),  # in another part; over the pile encoding sees that the key is not new
+        ("a", ("late",), None),  # in another part; over the dataset encoding sees that the key is not new
     ]
     assert [part.size for part in source.parts()] == [2, 2]
-    assert source.origin() == open_source(str(pile)).origin()
+    assert source.origin() == open_source(str(dataset)).origin()
 
 
-def test_parts_begin_where_rows_do(pile, monkeypatch):
+def test_parts_begin_where_rows_do(dataset, monkeypatch):
     monkeypatch.setattr(metadata, "PART", 2)
     captions = ['"two\nlines"', "caf\u00e9", '"a ""quote"""', "plain", '"a\n\nb"', "x"]
     rows = "\r\n".join(f"{i}.jpg,{caption}" for i, caption in enumerate(captions))
-    (pile / "metadata.csv").write_text("file_name,caption\r\n" + rows, newline="")
-    source = open_source(str(pile))
+    (dataset / "metadata.csv").write_text("file_name,caption\r\n" + rows, newline="")
+    source = open_source(str(dataset))
     assert len(source.parts()) == 3
     told = ["two\nlines", "café", 'a "quote"', "plain", "a\n\nb", "x"]
     assert [example.captions for example in examples(source)] == [(caption,) for caption in told]
     assert [e.key for e in source.parts()[1].examples()] == ["2", "3"]
 
 
-def test_rows_that_are_wrong_are_counted_and_the_others_kept(pile, tmp_path):
-    (pile / "metadata.csv").write_bytes(
+def test_rows_that_are_wrong_are_counted_and_the_others_kept(dataset, tmp_path):
+    (dataset / "metadata.csv").write_bytes(
         b"file_name,caption,score\n"
         b'a.jpg,"never closed,1\n'
         b"b.jpg,caf\xe9 \x00au lait,2\n"
@@ -95,14 +95,14 @@ def test_rows_that_are_wrong_are_counted_and_the_others_kept(pile, tmp_path):
         b"sub/c.jpg," + b"so long " * 150_000 + b",8\n"
         b"sub/c.jpg,the last,9\n"
     )
-    found = examples(open_source(str(pile)))
+    found = examples(open_source(str(dataset)))
     assert [(e.problem, e.captions[:1]) for e in found] == [
         (None, ("never closed,1\n",)),
         (None, ("café \x00au lait",)),
         (reasons.ROW_DAMAGED, ()),
         (reasons.LEAVES_FOLDER, ("leaves",)),
         (reasons.LEAVES_FOLDER, ("absolute",)),
-        (reasons.NO_PICTURE, ("no name",)),
+        (reasons.NO_IMAGE, ("no name",)),
         (reasons.FILE_TOO_LARGE, ()),
         (reasons.FILE_TOO_LARGE, ()),
         (None, ("the last",)),
@@ -111,10 +111,10 @@ def test_rows_that_are_wrong_are_counted_and_the_others_kept(pile, tmp_path):
     assert len({e.key for e in found}) == len(found)
 
 
-def test_json_lines_that_are_wrong(pile):
+def test_json_lines_that_are_wrong(dataset):
     lines = ['{"file_name": "a.jpg", "caption": "\\ud83d half"}', "{", "[1]", "", '{"file_name": "b.jpg"}']
-    (pile / "metadata.jsonl").write_text("\n".join(lines))
-    assert [(e.problem, e.captions) for e in examples(open_source(str(pile)))] == [
+    (dataset / "metadata.jsonl").write_text("\n".join(lines))
+    assert [(e.problem, e.captions) for e in examples(open_source(str(dataset)))] == [
         (None, ("\ud83d half",)),
         (reasons.ROW_DAMAGED, ()),
         (reasons.ROW_DAMAGED, ()),
@@ -122,20 +122,20 @@ def test_json_lines_that_are_wrong(pile):
     ]
 
 
-def test_the_first_rows_together_tell_the_columns_of_json_lines(pile):
+def test_the_first_rows_together_tell_the_columns_of_json_lines(dataset):
     rows = ["{", {"file_name": "a.jpg"}, {"file_name": "b.jpg", "text": "a cat"}]
-    (pile / "metadata.jsonl").write_text("\n".join(row if row == "{" else json.dumps(row) for row in rows))
-    _, first, second = examples(open_source(str(pile)))
+    (dataset / "metadata.jsonl").write_text("\n".join(row if row == "{" else json.dumps(row) for row in rows))
+    _, first, second = examples(open_source(str(dataset)))
     assert (first.captions, second.captions) == ((), ("a cat",))
 
 
 @pytest.mark.parametrize(("name", "sign"), [("metadata.csv", ","), ("metadata.tsv", "\t")])
-def test_usual_mistakes_of_tables(pile, monkeypatch, name, sign):
+def test_usual_mistakes_of_tables(dataset, monkeypatch, name, sign):
     """Blank lines, spaces around names, trailing commas and commas in captions without quotes, in two parts."""
     monkeypatch.setattr(metadata, "PART", 3)
     rows = [" file_name , text ,", "a.jpg,a dog,", "", 'b.jpg,"two\nlines",,', "c.jpg,a cat, and a dog", "d.jpg,x,y,z"]
-    (pile / name).write_text("\n" + "\n".join(rows).replace(",", sign))
-    found = examples(open_source(str(pile)))
+    (dataset / name).write_text("\n" + "\n".join(rows).replace(",", sign))
+    found = examples(open_source(str(dataset)))
     assert [(e.key, e.captions, e.problem) for e in found] == [
         ("a", ("a dog",), None),
         ("b", ("two\nlines",), None),
@@ -147,12 +147,12 @@ def test_usual_mistakes_of_tables(pile, monkeypatch, name, sign):
     assert found[3].detail.startswith("4 values")
 
 
-def test_image_root_is_where_paths_lead(pile, tmp_path_factory):
+def test_image_root_is_where_paths_lead(dataset, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
-    lines = [{"path": str(pile / "a.jpg"), "title": "A dog", "description": "It barks"}, {"path": "../etc/passwd"}]
+    lines = [{"path": str(dataset / "a.jpg"), "title": "A dog", "description": "It barks"}, {"path": "../etc/passwd"}]
     (elsewhere / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    first, second = examples(open_source(str(elsewhere), image_root=str(pile)))
-    assert (first.picture, first.captions) == (PICTURE, ("A dog. It barks",))
+    first, second = examples(open_source(str(elsewhere), image_root=str(dataset)))
+    assert (first.image, first.captions) == (PICTURE, ("A dog. It barks",))
     assert second.problem == reasons.LEAVES_FOLDER
     closed = examples(open_source(str(elsewhere)))
     assert [example.problem for example in closed] == [reasons.LEAVES_FOLDER] * 2
@@ -172,23 +172,23 @@ def test_image_root_is_where_paths_lead(pile, tmp_path_factory):
         (b"file_name;text\na.jpg;x\n", {}, "commas must separate its columns, not ';': it begins with file_name;text"),
     ],
 )
-def test_columns_that_are_not_clear(pile, content, options, message):
-    (pile / "metadata.csv").write_bytes(content)
+def test_columns_that_are_not_clear(dataset, content, options, message):
+    (dataset / "metadata.csv").write_bytes(content)
     with pytest.raises(UserError, match=rf"metadata\.csv.*{message}"):
-        open_source(str(pile), **options)
+        open_source(str(dataset), **options)
 
 
-def test_an_image_root_that_is_no_folder(pile):
-    (pile / "metadata.csv").write_text("file_name,caption\na.jpg,x\n")
-    for root in ("/nonexistent", str(pile / "a.jpg")):
+def test_an_image_root_that_is_no_folder(dataset):
+    (dataset / "metadata.csv").write_text("file_name,caption\na.jpg,x\n")
+    for root in ("/nonexistent", str(dataset / "a.jpg")):
         with pytest.raises(UserError, match=rf"--image-root is '{root}': there is no such folder"):
-            open_source(str(pile), image_root=root)
+            open_source(str(dataset), image_root=root)
 
 
-def test_json_lines_without_any(pile):
-    (pile / "metadata.jsonl").write_text("[]\n\n")
+def test_json_lines_without_any(dataset):
+    (dataset / "metadata.jsonl").write_text("[]\n\n")
     with pytest.raises(UserError, match=r"metadata\.jsonl: there is no row in it"):
-        open_source(str(pile))
+        open_source(str(dataset))
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
@@ -201,7 +201,7 @@ def test_names_that_are_composed_otherwise_than_on_disk(tmp_path, form):
     name = unicodedata.normalize(other, "Fotos für uns/café.jpg")
     (tmp_path / "metadata.csv").write_text(f"file_name,text\n{name},a cup\n", "utf-8")
     (example,) = examples(open_source(str(tmp_path)))
-    assert (example.problem, example.picture) == (None, PICTURE)
+    assert (example.problem, example.image) == (None, PICTURE)
     before = open_source(str(tmp_path)).origin()
     (folder / unicodedata.normalize(form, "café.jpg")).write_bytes(PICTURE + b"more")
     assert open_source(str(tmp_path)).origin() != before
@@ -227,10 +227,10 @@ def test_a_pipe_in_the_place_of_a_table_or_an_archive(tmp_path, name):
         assert found == [reasons.NO_FILE]
 
 
-def test_a_caption_of_a_novel_and_a_line_of_commas(pile):
+def test_a_caption_of_a_novel_and_a_line_of_commas(dataset):
     """csv's own limit of a field is an eighth of a row's; trailing commas once took the square of their number."""
-    (pile / "metadata.csv").write_text(f"file_name,text\na.png,{'word ' * 100_000}\nb.png,b{',' * 400_000}\n")
+    (dataset / "metadata.csv").write_text(f"file_name,text\na.png,{'word ' * 100_000}\nb.png,b{',' * 400_000}\n")
     before = time.process_time()
-    novel, commas = examples(open_source(str(pile)))
+    novel, commas = examples(open_source(str(dataset)))
     assert time.process_time() - before < 5
     assert len(novel.captions[0]) == 500_000 and commas.captions == ("b",)

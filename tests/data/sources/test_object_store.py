@@ -8,14 +8,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import bad_pile
+import bad_dataset
 from dalle_mini.data.sources import open_source, reasons
 from dalle_mini.errors import UserError
 from object_store import serving
 
 pytest.importorskip("gcsfs")
 
-PICTURE = bad_pile.packed(bad_pile.photo(0))
+PICTURE = bad_dataset.packed(bad_dataset.photo(0))
 
 
 @pytest.fixture
@@ -29,25 +29,25 @@ def outcome(spec):
     return [(example.key, example.captions, example.problem) for part in parts for example in part.examples()]
 
 
-def test_piles_of_every_kind_in_a_bucket(store):
+def test_datasets_of_every_kind_in_a_bucket(store):
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as tar:
-        bad_pile.put(tar, "0.jpg", PICTURE)
-        bad_pile.put(tar, "0.txt", b"of a tar")
+        bad_dataset.put(tar, "0.jpg", PICTURE)
+        bad_dataset.put(tar, "0.txt", b"of a tar")
     pq.write_table(pa.table({"image": [PICTURE], "text": ["of Parquet"]}), table := io.BytesIO())
     store |= {
-        "pile/": b"",  # what a console puts in a folder's place
-        **{f"pile/{i:02d}.jpg": PICTURE for i in range(20)},
-        **{f"pile/{i:02d}.txt": f"number {i}".encode() for i in range(20)},
-        "pile/deep/x.jpg": b"",
+        "dataset/": b"",  # what a console puts in a folder's place
+        **{f"dataset/{i:02d}.jpg": PICTURE for i in range(20)},
+        **{f"dataset/{i:02d}.txt": f"number {i}".encode() for i in range(20)},
+        "dataset/deep/x.jpg": b"",
         "tars/0.tar": file.getvalue(),
         "tars/1.tar": file.getvalue()[:1500],
         "parquet/x.parquet": table.getvalue(),
-        "list/metadata.csv": b"file_name,text\na.jpg,one\ngs://bucket/list/a.jpg,two\n../pile/00.jpg,three\n",
+        "list/metadata.csv": b"file_name,text\na.jpg,one\ngs://bucket/list/a.jpg,two\n../dataset/00.jpg,three\n",
         "list/a.jpg": PICTURE,
     }
     numbers = [(f"{i:02d}", (f"number {i}",), None) for i in range(20)]
-    assert outcome("gs://bucket/pile") == [*numbers, ("deep/x", (), reasons.EMPTY_FILE)]
+    assert outcome("gs://bucket/dataset") == [*numbers, ("deep/x", (), reasons.EMPTY_FILE)]
     tars = [("0/0", ("of a tar",), None), ("1/archive cut short", (), reasons.CUT_SHORT)]
     assert outcome("gs://bucket/tars") == outcome("gs://bucket/tars/*.tar") == tars
     gone = ("2/cannot be read", (), reasons.CANNOT_READ)

@@ -7,11 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import bad_pile
+import bad_dataset
 from dalle_mini.data.sources import open_source, parquet, reasons
 from dalle_mini.errors import UserError
 
-PICTURE = bad_pile.packed(bad_pile.photo(0))
+PICTURE = bad_dataset.packed(bad_dataset.photo(0))
 
 
 def examples(source):
@@ -33,17 +33,17 @@ def test_bytes_columns_and_keys(tmp_path):
     (tmp_path / "sub").mkdir()
     pq.write_table(table, tmp_path / "sub" / "00000.parquet")
     first, second, third = examples(open_source(str(tmp_path)))
-    assert (first.key, first.picture, first.captions) == ("sub/00000/0", PICTURE, ("one",))
+    assert (first.key, first.image, first.captions) == ("sub/00000/0", PICTURE, ("one",))
     assert first.columns == {"similarity": pytest.approx(0.3), "when": "2020-01-02", "status": "success"}
-    assert (second.problem, second.columns["similarity"]) == (reasons.NO_PICTURE, None)
+    assert (second.problem, second.columns["similarity"]) == (reasons.NO_IMAGE, None)
     assert (third.problem, third.captions) == (reasons.EMPTY_FILE, ())
-    assert examples(open_source(str(tmp_path), image_column="thumbnail"))[0].picture == b"x"
+    assert examples(open_source(str(tmp_path), image_column="thumbnail"))[0].image == b"x"
 
 
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()])
 def test_kinds_of_bytes(tmp_path, kind):
     pq.write_table(pa.table({"any": pa.array([PICTURE], kind), "text": ["one"]}), tmp_path / "x.parquet")
-    assert examples(open_source(str(tmp_path / "x.parquet")))[0].picture == PICTURE
+    assert examples(open_source(str(tmp_path / "x.parquet")))[0].image == PICTURE
 
 
 def test_captions_of_every_form(tmp_path):
@@ -88,16 +88,22 @@ def test_parts_are_row_groups(tmp_path, monkeypatch):
 
 
 def test_paths_lead_where_they_may(tmp_path):
-    (tmp_path / "pile").mkdir()
-    (tmp_path / "pile" / "a.jpg").write_bytes(PICTURE)
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "a.jpg").write_bytes(PICTURE)
     (tmp_path / "outside.jpg").write_bytes(PICTURE)
-    paths = ["a.jpg", "../outside.jpg", str(tmp_path / "pile" / "a.jpg"), (tmp_path / "pile" / "a.jpg").as_uri(), ""]
-    pq.write_table(pa.table({"image_path": paths, "caption": ["x"] * 5}), tmp_path / "pile" / "list.parquet")
+    paths = [
+        "a.jpg",
+        "../outside.jpg",
+        str(tmp_path / "dataset" / "a.jpg"),
+        (tmp_path / "dataset" / "a.jpg").as_uri(),
+        "",
+    ]
+    pq.write_table(pa.table({"image_path": paths, "caption": ["x"] * 5}), tmp_path / "dataset" / "list.parquet")
     outside = reasons.LEAVES_FOLDER
-    for spec in (str(tmp_path / "pile"), (tmp_path / "pile").as_uri()):
+    for spec in (str(tmp_path / "dataset"), (tmp_path / "dataset").as_uri()):
         found = examples(open_source(spec))
-        assert [example.problem for example in found] == [None, outside, None, None, reasons.NO_PICTURE]
-    found = examples(open_source(str(tmp_path / "pile" / "list.parquet"), image_root=str(tmp_path)))
+        assert [example.problem for example in found] == [None, outside, None, None, reasons.NO_IMAGE]
+    found = examples(open_source(str(tmp_path / "dataset" / "list.parquet"), image_root=str(tmp_path)))
     assert [example.problem for example in found][1:4] == [outside, None, None]
     assert found[0].problem == reasons.CANNOT_READ  # relative to image_root now, where there is no such file
 
@@ -140,7 +146,7 @@ def test_a_usual_name_of_something_else_is_passed_over(tmp_path):
     table = pa.table({"image": [1], "img": [PICTURE], "caption": [7], "text": pa.array(["one"]).dictionary_encode()})
     pq.write_table(table, tmp_path / "x.parquet")
     (example,) = examples(open_source(str(tmp_path)))
-    assert (example.picture, example.captions) == (PICTURE, ("one",))
+    assert (example.image, example.captions) == (PICTURE, ("one",))
 
 
 def test_a_file_of_other_columns_is_named(tmp_path, monkeypatch):
@@ -159,7 +165,7 @@ def test_a_file_of_other_columns_is_named(tmp_path, monkeypatch):
     pq.write_table(pa.table({"picture": [PICTURE], "text": ["x"]}), tmp_path / "c.parquet")
     monkeypatch.setattr(parquet, "FEW_FILES", 2)  # of many files none is looked into ahead
     found = examples(open_source(str(tmp_path)))
-    assert (found[1].problem, found[1].detail) == (reasons.NO_PICTURE, "no column 'image'")
+    assert (found[1].problem, found[1].detail) == (reasons.NO_IMAGE, "no column 'image'")
 
 
 def test_nothing_but_damage_is_the_users_to_know(tmp_path):
@@ -187,7 +193,7 @@ def test_random_damage_never_raises(tmp_path, seed):
     assert {example.problem for example in found} <= {None, reasons.DAMAGED}
     for i, example in enumerate(found):
         if example.problem is None:
-            assert (example.picture, example.captions) == (PICTURE, (f"caption {i}",))
+            assert (example.image, example.captions) == (PICTURE, (f"caption {i}",))
 
 
 def test_any_file_system():

@@ -1,14 +1,14 @@
-"""What kind of pile a path, pattern or name is, and what is said where it is none."""
+"""What kind of dataset a path, pattern or name is, and what is said where it is none."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import bad_pile
+import bad_dataset
 from dalle_mini.data.sources import files, open_source
 from dalle_mini.errors import UserError
 
-PICTURE = bad_pile.packed(bad_pile.photo(0))
+PICTURE = bad_dataset.packed(bad_dataset.photo(0))
 
 
 def kind(spec, **options):
@@ -53,7 +53,7 @@ def test_a_metadata_parquet_lists_pictures(tmp_path):
     (tmp_path / "x.jpg").write_bytes(PICTURE)
     pq.write_table(pa.table({"file_name": ["x.jpg"], "text": ["one"]}), tmp_path / "metadata.parquet")
     (example,) = (e for part in open_source(str(tmp_path)).parts() for e in part.examples())
-    assert (example.picture, example.captions) == (PICTURE, ("one",))
+    assert (example.image, example.captions) == (PICTURE, ("one",))
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_metadata_parquet_lists_pictures(tmp_path):
         ("memory://nothing/here", "there is no such file or folder"),
     ],
 )
-def test_what_is_no_pile(tmp_path, monkeypatch, spec, message):
+def test_what_is_no_dataset(tmp_path, monkeypatch, spec, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     for name in ("urls.csv", "urls.txt", "notes.md"):
@@ -100,7 +100,7 @@ def test_braces():
         files.expand("{0..999999999}")
 
 
-def test_no_option_reaches_out_of_the_pile(tmp_path):
+def test_no_option_reaches_out_of_the_dataset(tmp_path):
     fs, root = files.locate(str(tmp_path))
     for path in ("../x", "/etc/passwd", "a/../../x", "s3://b/x", "http://h/x", "file:///etc/passwd", ".", "", "a\0b"):
         with pytest.raises(files.Unreadable):

@@ -140,7 +140,7 @@ def test_pictures_by_their_paths_are_read_and_watched(tmp_path, kind):
         (tmp_path / name).write_bytes(PICTURE)
     column = NAMED[kind](pa.array(["a.png", "b.png"]))
     pq.write_table(pa.table({"image": column, "text": ["one", "two"]}), tmp_path / "metadata.parquet")
-    assert [example.picture for example in examples(tmp_path)] == [PICTURE] * 2
+    assert [example.image for example in examples(tmp_path)] == [PICTURE] * 2
     before = open_source(str(tmp_path)).origin()
     (tmp_path / "a.png").write_bytes(PICTURE + b"more")
     assert open_source(str(tmp_path)).origin() != before

@@ -145,4 +145,4 @@ def test_a_caption_column_names_a_member(tmp_path, column):
     (tmp_path / "x.tar").write_bytes(tar_of(names, content={"0.img": PICTURE, "0.cap": b"a red apple"}))
     source = open_source(str(tmp_path), image_column="img", caption_column=column)
     (example,) = [example for part in source.parts() for example in part.examples()]
-    assert example.picture == PICTURE and example.captions[0] == "a red apple"
+    assert example.image == PICTURE and example.captions[0] == "a red apple"

@@ -40,7 +40,7 @@ def test_what_img2dataset_writes(tmp_path, kind, suffix):
     (tmp_path / f"00000{suffix}").write_bytes(data if suffix == ".tar" else gzip.compress(data))
     source = open_source(str(tmp_path))
     first, second = examples(source)
-    assert (first.key, first.picture, first.captions, first.problem) == ("00000/0000", PICTURE, ("two\nlines",), None)
+    assert (first.key, first.image, first.captions, first.problem) == ("00000/0000", PICTURE, ("two\nlines",), None)
     assert first.columns == {"url": "https://x/y.jpg", "key": "0000", "width": 112, "exif": "{}"}
     assert (second.key, second.captions) == (f"00000/{long}", (f"{long}.txt",))
     assert source.origin() == open_source(str(tmp_path)).origin()
@@ -54,7 +54,7 @@ def test_a_folder_that_img2dataset_wrote():
     assert (first.key, first.captions) == ("00000/000000000", ("a first\ncaption",))
     assert (second.key, second.captions) == ("00000/000000003", ("a last &amp; good one",))
     assert [example.columns["similarity"] for example in (first, second)] == [0.3, 0.2]
-    assert decode_image(first.picture).size == (first.columns["width"], first.columns["height"])
+    assert decode_image(first.image).size == (first.columns["width"], first.columns["height"])
 
 
 def test_captions_of_the_json(tmp_path):
@@ -67,14 +67,14 @@ def test_captions_of_the_json(tmp_path):
 
 def test_a_picture_of_another_ending(tmp_path):
     (tmp_path / "x.tar").write_bytes(tar_of(["a.jpg", "a.left.png", "a.txt"], content={"a.left.png": b"left"}))
-    assert [e.picture for e in examples(open_source(str(tmp_path)))] == [PICTURE]
-    assert [e.picture for e in examples(open_source(str(tmp_path), image_column="left.png"))] == [b"left"]
+    assert [e.image for e in examples(open_source(str(tmp_path)))] == [PICTURE]
+    assert [e.image for e in examples(open_source(str(tmp_path), image_column="left.png"))] == [b"left"]
 
 
 def test_of_several_pictures_the_first_is_taken(tmp_path):
     (tmp_path / "x.tar").write_bytes(tar_of(["a.jpg", "a.png", "a.txt"], content={"a.png": b"second"}))
     (example,) = examples(open_source(str(tmp_path)))
-    assert (example.picture, example.captions, example.problem) == (PICTURE, ("a.txt",), None)
+    assert (example.image, example.captions, example.problem) == (PICTURE, ("a.txt",), None)
 
 
 def test_names_and_neighbours(tmp_path):
@@ -83,9 +83,9 @@ def test_names_and_neighbours(tmp_path):
     assert outcome(tmp_path / "x.tar") == [
         ("x/./d/a", None),
         ("x/b", None),
-        ("x/c", reasons.NO_PICTURE),
-        ("x/b", reasons.NO_PICTURE),  # its text came too late
-        ("x/photo", reasons.NO_PICTURE),  # the name ends at the first dot, as WebDataset says
+        ("x/c", reasons.NO_IMAGE),
+        ("x/b", reasons.NO_IMAGE),  # its text came too late
+        ("x/photo", reasons.NO_IMAGE),  # the name ends at the first dot, as WebDataset says
     ]
 
 
@@ -123,7 +123,7 @@ def test_reading_goes_on_behind_a_damaged_header(tmp_path):
     assert outcome(tmp_path / "x.tar") == [
         ("x/0000", None),
         ("x/archive damaged", reasons.DAMAGED),
-        ("x/0001", reasons.NO_PICTURE),
+        ("x/0001", reasons.NO_IMAGE),
         ("x/0002", None),
     ]
 

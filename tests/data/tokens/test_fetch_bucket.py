@@ -132,7 +132,7 @@ def test_the_originals_shards(bucket, tmp_path, arrow_cache):
     assert len(TokenDataset(place, "validation", vqgan=VQGAN)) == 8
 
 
-def test_a_pile_of_pictures_is_not_copied(bucket, tmp_path):
+def test_a_dataset_of_pictures_is_not_copied(bucket, tmp_path):
     (tmp_path / "local").mkdir()
     (tmp_path / "local" / "a.jpg").write_bytes(b"x")
     bucket(tmp_path / "local")

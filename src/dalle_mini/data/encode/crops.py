@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from dalle_mini.data.encode.duplicates import picture_hashes
-from dalle_mini.data.encode.filters import Filters, keep_captions, picture_problem
+from dalle_mini.data.encode.duplicates import image_hashes
+from dalle_mini.data.encode.filters import Filters, image_problem, keep_captions
 from dalle_mini.data.sources import reasons
 from dalle_mini.data.sources.example import Example, Part
 from dalle_mini.errors import UserError, shown
@@ -24,7 +24,7 @@ CENTER, RANDOM = "center", "random:"
 MOST_CROPS = 1000
 ZOOM = (9 / 8, 12 / 8)  # of a random crop: how much larger than the crop the picture is
 QUICK = 2  # times the pixels that a side will have: what a JPEG file may be decoded at
-MANY_GONE = 512  # examples, after which a reader tells of them even without a full batch
+MANY_REJECTED = 512  # examples, after which a reader tells of them even without a full batch
 LONGEST_DETAIL = 500  # characters
 
 
@@ -42,7 +42,7 @@ class Row(NamedTuple):
     look: int | None
 
 
-class Gone(NamedTuple):
+class Rejected(NamedTuple):
     """An example that is dropped."""
 
     position: int
@@ -56,7 +56,7 @@ class Block(NamedTuple):
 
     images: np.ndarray
     rows: list[Row]
-    gone: list[Gone]
+    rejected: list[Rejected]
     seen: int  # examples that were read for it
 
 
@@ -79,24 +79,24 @@ class Preparation:
     seed: int = 0
     quick_jpeg: bool = False
 
-    def __call__(self, position: int, example: Example) -> Gone | list[tuple[Row, np.ndarray]]:
+    def __call__(self, position: int, example: Example) -> Rejected | list[tuple[Row, np.ndarray]]:
         captions, reason = keep_captions(example, self.filters)
         if reason:
-            return Gone(position, example.key, reason, example.detail[:LONGEST_DETAIL])
+            return Rejected(position, example.key, reason, example.detail[:LONGEST_DETAIL])
         sides = []
 
         def problem(width: int, height: int) -> str | None:
             sides[:] = width, height
-            return picture_problem(width, height, self.filters)
+            return image_problem(width, height, self.filters)
 
         try:
-            image, (width, height) = decode_scaled(example.picture, self._needed(), self.filters.max_pixels, problem)
+            image, (width, height) = decode_scaled(example.image, self._needed(), self.filters.max_pixels, problem)
         except BadImage as bad:
             detail = bad.detail or " x ".join(map(str, sides))
-            return Gone(position, example.key, bad.reason, detail[:LONGEST_DETAIL])
+            return Rejected(position, example.key, bad.reason, detail[:LONGEST_DETAIL])
         exact = look = None
         if self.filters.duplicates:
-            digest, look = picture_hashes(image)
+            digest, look = image_hashes(image)
             exact = int.from_bytes(digest[:8], "big")
         return [
             (Row(position, example.key, n, captions[0], captions[1:], width, height, exact, look), crop)
@@ -159,16 +159,16 @@ def blocks(
         place: is told the position of the example that comes next.
     """
     nothing = np.empty((0, preparation.resolution, preparation.resolution, 3), np.uint8)
-    images, rows, gone, seen = nothing, [], [], 0
+    images, rows, rejected, seen = nothing, [], [], 0
     place(0)
     for position, example in enumerate(part.examples()):
         seen += 1
         if position in skip:
-            outcome = Gone(position, example.key, reasons.PICTURE_DAMAGED, "decoding it ended the process")
+            outcome = Rejected(position, example.key, reasons.IMAGE_DAMAGED, "decoding it ended the process")
         else:
             outcome = preparation(position, example)
-        if isinstance(outcome, Gone):
-            gone.append(outcome)
+        if isinstance(outcome, Rejected):
+            rejected.append(outcome)
             outcome = []
         for row, crop in outcome:
             if not rows:
@@ -176,11 +176,11 @@ def blocks(
             images[len(rows)] = crop
             rows.append(row)
             if len(rows) == batch_size:
-                yield Block(images, rows, gone, seen)
-                rows, gone, seen = [], [], 0
-        if len(gone) >= MANY_GONE:
-            yield Block(nothing, [], gone, seen)
-            gone, seen = [], 0
+                yield Block(images, rows, rejected, seen)
+                rows, rejected, seen = [], [], 0
+        if len(rejected) >= MANY_REJECTED:
+            yield Block(nothing, [], rejected, seen)
+            rejected, seen = [], 0
         place(position + 1)
-    if rows or gone or seen:
-        yield Block(images[: len(rows)], rows, gone, seen)
+    if rows or rejected or seen:
+        yield Block(images[: len(rows)], rows, rejected, seen)

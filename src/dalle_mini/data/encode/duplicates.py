@@ -1,4 +1,4 @@
-"""Pictures that a pile holds more than once: the same pixels, or nearly the same look."""
+"""Pictures that a dataset holds more than once: the same pixels, or nearly the same look."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BITS = 64
 HASHED_SIDE = 256  # pixels; a larger picture is first halved, thirded ... by averaging, which is quick
 
 
-def picture_hashes(image: Image.Image | np.ndarray) -> tuple[bytes, int]:
+def image_hashes(image: Image.Image | np.ndarray) -> tuple[bytes, int]:
     """(exact, perceptual) hashes of a decoded RGB picture, or uint8 [H, W, 3]; of 16 bytes and 64 bits.
 
     The first is the same for the same sides and pixels, however the file was packed. The second is pHash
@@ -40,7 +40,7 @@ def picture_hashes(image: Image.Image | np.ndarray) -> tuple[bytes, int]:
 def duplicates(hashes: np.ndarray) -> np.ndarray:
     """Which example each is the same as: int64 [n], the index of the first with its hash, or -1 for the first itself.
 
-    `hashes` is any array [n] that sorts: uint64, or `S16` of `picture_hashes`' exact ones.
+    `hashes` is any array [n] that sorts: uint64, or `S16` of `image_hashes`' exact ones.
     """
     values = np.asarray(hashes)
     _, first, inverse = np.unique(values, return_index=True, return_inverse=True)

@@ -1,7 +1,7 @@
-"""What is kept of a pile: the filters of the DALL·E paper, and the user's own.
+"""What is kept of a dataset: the filters of the DALL·E paper, and the user's own.
 
 In the order in which they apply: `keep_captions` before a picture is decoded, `decode_image` of `images.py` and
-`picture_problem` with it, `score_problem` once there is a CLIP score, and `duplicates.py` over the whole pile.
+`image_problem` with it, `score_problem` once there is a CLIP score, and `duplicates.py` over the whole dataset.
 Each gives one of `reasons.py`, or None where there is none.
 """
 
@@ -141,12 +141,12 @@ def columns_problem(columns: Mapping[str, Any], filters: Filters) -> str | None:
     return None if holds else reasons.WHERE_FALSE
 
 
-def picture_problem(width: int, height: int, filters: Filters) -> str | None:
+def image_problem(width: int, height: int, filters: Filters) -> str | None:
     """The reason to drop a picture of these sides, in pixels, as it is shown (after the camera's rotation), or None."""
     if width * height > filters.max_pixels:
         return reasons.TOO_MANY_PIXELS
     if filters.min_side is not None and min(width, height) < filters.min_side:
-        return reasons.PICTURE_TOO_SMALL
+        return reasons.IMAGE_TOO_SMALL
     if filters.max_aspect is not None and max(width, height) > filters.max_aspect * min(width, height):
         return reasons.ASPECT_RATIO
     return None

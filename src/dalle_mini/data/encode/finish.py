@@ -1,4 +1,4 @@
-"""The second pass over a pile: staged parts -> duplicates out, splits, shards, and the manifest that says it is done.
+"""The second pass over a dataset: staged parts -> shards without duplicates, in splits, and last the manifest.
 
 Two streams over the staged files. The first takes three hashes a picture into memory, some 100 bytes while they are
 sorted, and knows then which pictures repeat an earlier one. The second writes. The order is that of the source's parts,
@@ -44,13 +44,13 @@ from dalle_mini.runtime.hashing import in_share
 
 # In this order an example meets them, and the first to say no is the reason.
 ORDER = (
-    *(reasons.NO_PICTURE, reasons.FILE_TOO_LARGE, reasons.CANNOT_READ, reasons.CUT_SHORT, reasons.DAMAGED),
+    *(reasons.NO_IMAGE, reasons.FILE_TOO_LARGE, reasons.CANNOT_READ, reasons.CUT_SHORT, reasons.DAMAGED),
     *(reasons.ROW_DAMAGED, reasons.EXPANDS, reasons.LEAVES_FOLDER, reasons.NO_FILE),
     *(reasons.WHERE_MISSING, reasons.WHERE_FALSE),
     *(reasons.NO_CAPTION, reasons.CAPTION_TOO_SHORT, reasons.CAPTION_TOO_LONG, reasons.NOT_ENGLISH),
-    *(reasons.EMPTY_FILE, reasons.NOT_A_PICTURE, reasons.TOO_MUCH, reasons.TOO_MANY_PIXELS),
-    *(reasons.UNREAD_NUMBERS, reasons.PICTURE_DAMAGED, reasons.NO_RANGE),
-    *(reasons.PICTURE_TOO_SMALL, reasons.ASPECT_RATIO, reasons.CLIP_SCORE),
+    *(reasons.EMPTY_FILE, reasons.NOT_AN_IMAGE, reasons.TOO_MUCH, reasons.TOO_MANY_PIXELS),
+    *(reasons.UNREAD_NUMBERS, reasons.IMAGE_DAMAGED, reasons.NO_RANGE),
+    *(reasons.IMAGE_TOO_SMALL, reasons.ASPECT_RATIO, reasons.CLIP_SCORE),
     *(reasons.DUPLICATE_KEY, reasons.DUPLICATE, reasons.NEAR_DUPLICATE),
 )
 HASHES = ("position", "reason", "key_hash", "exact", "look")
@@ -81,7 +81,7 @@ class Repeats:
 
 
 class NothingKept(UserError):
-    """All of a pile was dropped. What for is in dropped.parquet; there is no manifest."""
+    """All of a dataset was dropped. What for is in dropped.parquet; there is no manifest."""
 
 
 REPEATS = (reasons.DUPLICATE_KEY, reasons.DUPLICATE, reasons.NEAR_DUPLICATE)
@@ -107,8 +107,8 @@ def finish(
         table, state = read_staged(folder, part, plan.run)
         counts.update(seen=state.seen, crops_dropped=state.crops_dropped)
         table, number = _without_repeats(table, number, repeats, wanted, keys)
-        gone = table.filter(pc.is_valid(table["reason"]))
-        dropped.add(gone)
+        rejected = table.filter(pc.is_valid(table["reason"]))
+        dropped.add(rejected)
         rows = table.filter(pc.is_null(table["reason"]))
         counts["kept"] += len(np.unique(rows["position"].to_numpy()))
         codes += np.bincount(_tokens(rows), minlength=len(codes))
@@ -153,7 +153,7 @@ def find_repeats(
     for part in range(plan.parts):
         table, _ = read_staged(folder, part, plan.run, HASHES)
         table = table.filter(pc.is_null(table["reason"]))
-        first = _first_of_picture(table["position"].to_numpy())
+        first = _first_of_image(table["position"].to_numpy())
         for name in looked_for:
             hashes[name].append(table[name].to_numpy()[first])
         progress(part + 1)
@@ -183,15 +183,15 @@ def _without_repeats(
     `keys` learns those of the `wanted` pictures in this part.
     """
     kept = np.flatnonzero(table["reason"].is_null().to_numpy())
-    first = _first_of_picture(table["position"].to_numpy()[kept])
-    picture = number + np.cumsum(np.isin(np.arange(len(kept)), first)) - 1  # of each kept row
-    for row, its in zip(kept[first], picture[first], strict=True):
+    first = _first_of_image(table["position"].to_numpy()[kept])
+    image = number + np.cumsum(np.isin(np.arange(len(kept)), first)) - 1  # of each kept row
+    for row, its in zip(kept[first], image[first], strict=True):
         if (at := np.searchsorted(wanted, its)) < len(wanted) and wanted[at] == its:
             keys[int(its)] = table["key"][int(row)].as_py()
-    again = repeats.of[picture] != ORIGINAL
+    again = repeats.of[image] != ORIGINAL
     if again.any():
         reason, detail = table["reason"].to_pylist(), table["detail"].to_pylist()
-        for row, its in zip(kept[again], picture[again], strict=True):
+        for row, its in zip(kept[again], image[again], strict=True):
             reason[row], detail[row] = REPEATS[repeats.why[its]], keys[int(repeats.of[its])]
         for name, values in (("reason", reason), ("detail", detail)):
             table = table.set_column(table.schema.get_field_index(name), name, pa.array(values, pa.string()))
@@ -201,7 +201,7 @@ def _without_repeats(
     return table, number + len(first)
 
 
-def _first_of_picture(positions: np.ndarray) -> np.ndarray:
+def _first_of_image(positions: np.ndarray) -> np.ndarray:
     """Indices of the first row of each picture; the crops of one follow each other."""
     return np.flatnonzero(np.r_[True, positions[1:] != positions[:-1]]) if len(positions) else np.empty(0, np.int64)
 
@@ -265,11 +265,11 @@ class DroppedWriter:
         self._file, self._rows = io.BytesIO(), 0
         self._parquet = pq.ParquetWriter(self._file, DROPPED_SCHEMA, compression="zstd")
 
-    def add(self, gone: pa.Table) -> None:
-        self.counts.update(gone["reason"].to_pylist())
-        self._rows += len(gone)
-        if len(gone):
-            rows = gone.select(DROPPED_SCHEMA.names).cast(DROPPED_SCHEMA)
+    def add(self, rejected: pa.Table) -> None:
+        self.counts.update(rejected["reason"].to_pylist())
+        self._rows += len(rejected)
+        if len(rejected):
+            rows = rejected.select(DROPPED_SCHEMA.names).cast(DROPPED_SCHEMA)
             self._parquet.write_table(rows.replace_schema_metadata(None))
 
     def close(self, folder: LocalFolder | RemoteFolder) -> Shard:

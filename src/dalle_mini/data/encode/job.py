@@ -174,8 +174,8 @@ class _Counter:
         self._now, self._progress = start, progress
         progress("encode", start)
 
-    def __call__(self, pictures: int, kept: int, parts: int) -> None:
+    def __call__(self, images: int, kept: int, parts: int) -> None:
         now = self._now
-        added = {"pictures": now.pictures + pictures, "kept": now.kept + kept, "parts_done": now.parts_done + parts}
+        added = {"images": now.images + images, "kept": now.kept + kept, "parts_done": now.parts_done + parts}
         self._now = dataclasses.replace(now, **added)
         self._progress("encode", self._now)

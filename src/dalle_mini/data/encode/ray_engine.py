@@ -51,7 +51,7 @@ def encode_with_ray(
         num_gpus=1 if gpus else 0,
     )
     for done in staged.iter_rows():
-        report(int(done["pictures"]), int(done["kept"]), int(done["parts"]))
+        report(int(done["images"]), int(done["kept"]), int(done["parts"]))
 
 
 class PartEncoder:
@@ -76,4 +76,4 @@ class PartEncoder:
         todo = [number for number in numbers if number in missing]  # a dead actor may have done some
         self._run.encode(todo, self._folder, self._readers, add)
         total[2] = len(numbers)
-        return {name: [count] for name, count in zip(("pictures", "kept", "parts"), total, strict=True)}
+        return {name: [count] for name, count in zip(("images", "kept", "parts"), total, strict=True)}

@@ -1,7 +1,7 @@
 """Some parts of a source -> staged files, one a part, each whole or not there. This is what any engine runs.
 
 A staged file holds all examples of a part: the kept ones' rows as the shards will have them, and the dropped ones with
-their reasons. What concerns the pile as a whole (duplicates, splits, shards) comes afterwards, in `finish.py`.
+their reasons. What concerns the dataset as a whole (duplicates, splits, shards) comes afterwards, in `finish.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dalle_mini.data.encode.crops import Block, Gone, Preparation, Row
+from dalle_mini.data.encode.crops import Block, Preparation, Rejected, Row
 from dalle_mini.data.encode.encoders import Networks
 from dalle_mini.data.encode.filters import Filters, score_problem
 from dalle_mini.data.encode.workers import Readers, Restart, read_here
@@ -46,7 +46,7 @@ class Progress:
         total: pictures that are to be read now, where the source can tell.
     """
 
-    pictures: int
+    images: int
     kept: int
     parts_done: int
     parts: int
@@ -84,7 +84,7 @@ def encode_parts(
     run: str,
     *,
     workers: int | None = None,
-    progress: Callable[[int, int, int], None] = lambda pictures, kept, parts: None,
+    progress: Callable[[int, int, int], None] = lambda images, kept, parts: None,
 ) -> None:
     """Encode parts and stage them in `folder`. What is staged is a pure function of part, preparation and networks.
 
@@ -166,13 +166,13 @@ class StagedPart:
         self._schema = staged_schema(tokenizer.grid**2, tokenizer.codebook_size)
         self._rows: list[tuple[Row, float | None]] = []
         self._tokens: list[np.ndarray] = []
-        self._gone: list[Gone] = []
+        self._rejected: list[Rejected] = []
         self._scored_out: dict[int, list[tuple[str, float]]] = {}  # by position: key and score of each such crop
         self._seen = 0
 
     def add(self, block: Block, tokens: np.ndarray | None, scores: np.ndarray | None) -> None:
         self._seen += block.seen
-        self._gone += block.gone
+        self._rejected += block.rejected
         if not block.rows:
             return
         scores = [None] * len(block.rows) if scores is None else scores.tolist()
@@ -192,28 +192,28 @@ class StagedPart:
 
     def _table(self, run: str) -> pa.Table:
         kept = {row.position for row, _ in self._rows}
-        gone = self._gone + [
-            Gone(position, crops[0][0], CLIP_SCORE, f"{max(score for _, score in crops):.4f}")
+        rejected = self._rejected + [
+            Rejected(position, crops[0][0], CLIP_SCORE, f"{max(score for _, score in crops):.4f}")
             for position, crops in self._scored_out.items()
             if position not in kept
         ]
         crops_dropped = sum(len(crops) for position, crops in self._scored_out.items() if position in kept)
         state = {"run": run, "seen": self._seen, "crops_dropped": crops_dropped}
-        rows, blank = [row for row, _ in self._rows], [None] * len(gone)
-        positions = [row.position for row in rows] + [one.position for one in gone]
-        keys = [row.key for row in rows] + [one.key for one in gone]
+        rows, blank = [row for row, _ in self._rows], [None] * len(rejected)
+        positions = [row.position for row in rows] + [one.position for one in rejected]
+        keys = [row.key for row in rows] + [one.key for one in rejected]
         columns = {
             "key": [_text(key) for key in keys],
             "crop": [row.crop for row in rows] + blank,
             "caption": [_text(row.caption) for row in rows] + blank,
             "other_captions": [[_text(one) for one in row.other_captions] for row in rows] + blank,
-            "tokens": self._token_column(len(gone)),
+            "tokens": self._token_column(len(rejected)),
             "width": [row.width for row in rows] + blank,
             "height": [row.height for row in rows] + blank,
             "clip_score": [score for _, score in self._rows] + blank,
             "position": positions,
-            "reason": [None] * len(rows) + [one.reason for one in gone],
-            "detail": [None] * len(rows) + [_text(one.detail) for one in gone],
+            "reason": [None] * len(rows) + [one.reason for one in rejected],
+            "detail": [None] * len(rows) + [_text(one.detail) for one in rejected],
             "key_hash": [hash_64(key) for key in keys],
             "exact": [row.exact for row in rows] + blank,
             "look": [row.look for row in rows] + blank,

@@ -128,9 +128,9 @@ class Readers:
             reader.parts.popleft()
             self._give(reader)
             return Read(number, None)
-        batch, rows, gone, seen = rest
+        batch, rows, rejected, seen = rest
         images = reader.memory[batch, : len(rows)] if rows else reader.memory[0, :0]
-        return Read(number, Block(images, rows, gone, seen), reader, batch)
+        return Read(number, Block(images, rows, rejected, seen), reader, batch)
 
     def _start(self) -> Reader:
         context, size = multiprocessing.get_context("spawn"), self._preparation.resolution

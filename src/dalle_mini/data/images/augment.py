@@ -74,15 +74,15 @@ def damaged(images: np.ndarray, most: float, cell: int, rng: np.random.Generator
     count, side, _, channels = images.shape
     grid = side // cell
     cells = images.reshape(count, grid, cell, grid, cell, channels).swapaxes(2, 3)
-    picture, row, column = np.indices((count, grid, grid))
-    near = np.broadcast_to(rng.random((count, 1, 1)) < 0.5, picture.shape)
-    shift = rng.integers(-2, 3, (2, *picture.shape)) * near
+    image, row, column = np.indices((count, grid, grid))
+    near = np.broadcast_to(rng.random((count, 1, 1)) < 0.5, image.shape)
+    shift = rng.integers(-2, 3, (2, *image.shape)) * near
     source = (
-        np.where(near, picture, rng.integers(0, count, picture.shape)),
+        np.where(near, image, rng.integers(0, count, image.shape)),
         np.clip(row + shift[0], 0, grid - 1),
         np.clip(column + shift[1], 0, grid - 1),
     )
-    wrong = rng.random(picture.shape) < rng.uniform(0, most, (count, 1, 1))
+    wrong = rng.random(image.shape) < rng.uniform(0, most, (count, 1, 1))
     wrong[np.arange(count), *rng.integers(0, grid, (2, count))] = True
     cells = np.where(wrong[..., None, None, None], cells[source], cells)
     return cells.swapaxes(2, 3).reshape(images.shape)

@@ -1,11 +1,11 @@
-"""A pile's pictures, decoded, resized and cropped once: from then on any of them is read at once, in any order.
+"""A dataset's images, decoded, resized and cropped once: from then on any of them is read at once, in any order.
 
-    FOLDER/packing.json     what the folder is of: another pile or size is refused
+    FOLDER/packing.json     which dataset and size the folder is for: another is refused
            000000.u8        the pixels of a part, uint8 [rows, S, S, 3]
            000000.jsonl     what was dropped of the part; then for each row its key and captions
 
 A part is written beside its place and renamed, so a run that is killed goes on with those that are not there. Rows are
-in the pile's own order, whatever process read them.
+in the dataset's own order, whatever process read them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import msgspec
 import numpy as np
 
 from dalle_mini.addresses import hidden
-from dalle_mini.data.encode.crops import Block, Gone, Preparation
+from dalle_mini.data.encode.crops import Block, Preparation, Rejected
 from dalle_mini.data.encode.filters import Filters
 from dalle_mini.data.encode.workers import Readers, Restart, read_here
 from dalle_mini.data.sources.example import Example, Source
@@ -59,7 +59,7 @@ class Packing:
     max_aspect: float | None = 2.0
     captions: bool = True
 
-    def __call__(self, position: int, example: Example) -> Gone | list[tuple[Any, np.ndarray]]:
+    def __call__(self, position: int, example: Example) -> Rejected | list[tuple[Any, np.ndarray]]:
         if not self.captions:
             example = dataclasses.replace(example, captions=(*example.captions, example.key, "picture"))
         least = 1 if self.captions else None
@@ -68,11 +68,13 @@ class Packing:
 
 
 def pack(source: Source, folder: Path, packing: Packing, processes: int | None = None) -> None:
-    """Pack a pile into `folder`, or go on with what is there; nothing happens where all of it is.
+    """Pack a dataset into `folder`, or go on with what is there; nothing happens where all of it is.
 
     Args:
         processes: that decode; by default one a core for more than some thousand pictures, 0 for none but this.
-    Raises UserError where the folder is of another pile or cannot be written, or the pile holds no usable picture.
+
+    Raises:
+        UserError: the folder is of another dataset or cannot be written, or the dataset holds no usable picture.
     """
     made_from = {"source": source.origin(), **dataclasses.asdict(packing)}
     made_from = hidden(json.loads(json.dumps(made_from, default=str)))
@@ -112,15 +114,15 @@ def _begin(folder: Path, made_from: dict[str, Any], parts: int) -> None:
             raise UserError(f"{error}; delete the folder, and it is made again") from None
         if _unnamed(found) != _unnamed(wanted):
             raise UserError(
-                f"{folder}: holds the pictures of another pile or size than is asked for, or the pile has changed; "
-                "delete it, or name another folder"
+                f"{folder}: holds the pictures of another dataset or size than is asked for, or the dataset has "
+                "changed; delete it, or name another folder"
             )
         return
     files.write_whole(path, json.dumps(wanted, indent=1) + "\n")
 
 
 def _unnamed(made: Any) -> Any:
-    """Without what the pile was called: the same files may be called otherwise."""
+    """A record without the dataset's name: the same files may be called otherwise."""
     try:
         made_from = made["made_from"]
         return {**made, "made_from": {**made_from, "source": {**made_from["source"], "source": None}}}
@@ -170,7 +172,7 @@ class _Part:
             others = row.other_captions if captions else ()
             self.lines.append(json.dumps([row.key, row.caption, *others], ensure_ascii=False))
         self.seen += block.seen
-        self.dropped.update(gone.reason for gone in block.gone)
+        self.dropped.update(rejected.reason for rejected in block.rejected)
 
     def finish(self) -> None:
         """Whole is a part whose rows are there, so they come last."""
@@ -210,7 +212,7 @@ class PackedImages:
 
     Args:
         split: one of `SPLITS`, or None for all.
-        share: of the pictures that are held out, by a hash of their keys: a pile that grows keeps its split.
+        share: of the pictures that are held out, by a hash of their keys: a dataset that grows keeps its split.
     Raises UserError where the folder is not whole or damaged, or the split holds nothing.
     """
 

@@ -1,6 +1,6 @@
-"""Piles of captioned pictures, of every usual kind, read as streams.
+"""Datasets of captioned images, of every usual kind, read as streams.
 
-`open_source` of `recognise.py` finds out which kind a pile is:
+`open_source` of `recognise.py` finds out which kind a dataset is:
 
 | what is there | kind |
 |---|---|
@@ -14,6 +14,18 @@
 Each makes parts that can be pickled; `files.py` reads files of any file system, `rows.py` rows of any table.
 """
 
-from dalle_mini.data.sources.recognise import open_source
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dalle_mini.data.sources.recognise import open_source
 
 __all__ = ["open_source"]
+
+
+def __getattr__(name: str):
+    # The readers import NumPy, and the command line, which reads `reasons.py` and `captions.py`, must not wait for it.
+    if name != "open_source":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from dalle_mini.data.sources.recognise import open_source
+
+    return open_source

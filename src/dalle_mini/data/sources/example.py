@@ -24,7 +24,7 @@ class Example:
     """
 
     key: str
-    picture: bytes | np.ndarray | None
+    image: bytes | np.ndarray | None
     captions: tuple[str, ...]
     columns: Mapping[str, Any] = field(default_factory=dict)
     problem: str | None = None
@@ -44,13 +44,13 @@ class Part(Protocol):
 
 
 class Source(Protocol):
-    """A pile of captioned pictures. Parts and their order depend on the pile alone.
+    """A dataset of captioned pictures. Parts and their order depend on the dataset alone.
 
     One whose examples may have columns that others lack, as they have no schema, says so by `sparse_columns = True`.
     """
 
     def origin(self) -> dict[str, Any]:
-        """What tells this pile from another, as flat JSON: it is kept with what is made of it."""
+        """What tells this dataset from another, as flat JSON: it is kept with what is made of it."""
         ...
 
     def parts(self) -> Sequence[Part]: ...

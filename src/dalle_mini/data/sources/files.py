@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("dalle_mini")
 
-PICTURE_SUFFIXES = frozenset(  # more than are read: a picture that is not is counted
+IMAGE_SUFFIXES = frozenset(  # more than are read: a picture that is not is counted
     [
         *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm"),
         *("svg", "avif", "heic", "heif", "jp2", "jxl"),

@@ -1,4 +1,4 @@
-"""What tells a pile's content from another's without opening its files: their names, sizes and stamps.
+"""What tells a dataset's content from another's without opening its files: their names, sizes and stamps.
 
 A stamp is the time at which a local file was written, or the checksum that a store lists with an object. An edit that
 keeps a file's size and its stamp is not seen.
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("dalle_mini")
 
-# What of `Source.origin` is of a pile's content. Only STAMPS may differ between two copies of the same files.
+# What of `Source.origin` is of a dataset's content. Only STAMPS may differ between two copies of the same files.
 STAMPS = "stamps"
 CONTENT = frozenset(["files", "bytes", "listing", STAMPS, "tables", "footers", "saved", "rows", "parts"])
 
 
 class Fingerprint:
-    """Of files that are added in an order which depends on the pile alone."""
+    """Of files that are added in an order which depends on the dataset alone."""
 
     def __init__(self) -> None:
         self._files = self._bytes = self._stamped = 0
         self._listing, self._stamps = hashlib.sha256(), hashlib.sha256()
 
     def add(self, name: str, file: files.File | None) -> None:
-        """`name` is within the pile; None is a file that is not there, or of which nothing can be found out."""
+        """`name` is within the dataset; None is a file that is not there, or of which nothing can be found out."""
         name = name.encode("utf-8", "backslashreplace")
         size, stamp = (file.size, file.stamp) if file else (None, None)
         self._files += 1
@@ -90,7 +90,7 @@ def of_archives(fs: AbstractFileSystem, root: str, paths: Sequence[str]) -> Fing
     return fingerprint
 
 
-class ListedPictures:
+class ListedImages:
     """The pictures that tables name by their paths, each counted once."""
 
     def __init__(self, fs: AbstractFileSystem, root: str, fingerprint: Fingerprint) -> None:
@@ -102,11 +102,11 @@ class ListedPictures:
             return
         self._last, file = path, self._find(path)
         self._fingerprint.add(files.relative(self._root, path), file)
-        if file and files.suffix(path) in files.PICTURE_SUFFIXES:
+        if file and files.suffix(path) in files.IMAGE_SUFFIXES:
             self._names.append(hash(path))
 
-    def tell_of_others(self, where: str, pictures: int) -> None:
+    def tell_of_others(self, where: str, images: int) -> None:
         """A notice where there are more `pictures` than are listed."""
-        others = pictures - len(np.unique(np.frombuffer(self._names, np.int64)))
+        others = images - len(np.unique(np.frombuffer(self._names, np.int64)))
         if others > 0:
-            logger.warning("%s: %d of its %d pictures are in no table there, and are not used", where, others, pictures)
+            logger.warning("%s: %d of its %d pictures are in no table there, and are not used", where, others, images)

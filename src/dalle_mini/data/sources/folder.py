@@ -31,7 +31,7 @@ TEXTS = ("txt", "json")
 Entry = tuple[str, str | None, list[str]]  # name without suffix, the picture's suffix, the texts beside it
 
 
-class PictureFolder:
+class ImageFolder:
     """A folder of pictures, and all folders in it. A part is some thousand of them."""
 
     sparse_columns = True
@@ -44,11 +44,11 @@ class PictureFolder:
         _, fingerprint = self._listed
         return {"kind": "folder", "source": self.spec, "caption_column": self.caption_column} | fingerprint.told()
 
-    def parts(self) -> Sequence[Pictures]:
+    def parts(self) -> Sequence[Images]:
         return self._listed[0]
 
     @cached_property
-    def _listed(self) -> tuple[list[Pictures], Fingerprint]:
+    def _listed(self) -> tuple[list[Images], Fingerprint]:
         parts, waiting, fingerprint = [], [], Fingerprint()
         for entry in self._entries(fingerprint):
             waiting.append(entry)
@@ -57,46 +57,46 @@ class PictureFolder:
                 waiting = []
         return ([*parts, self._part(len(parts), waiting)] if waiting else parts), fingerprint
 
-    def _part(self, number: int, entries: list[Entry]) -> Pictures:
-        # Compressed, for all parts of a pile of millions are in memory at once.
+    def _part(self, number: int, entries: list[Entry]) -> Images:
+        # Compressed, for all parts of a dataset of millions are in memory at once.
         listing = zlib.compress(json.dumps(entries).encode(), 1)
         name = f"{number:06d}"
-        return Pictures(self.fs, self.root, name, len(entries), listing, self.caption_column, self.image_root)
+        return Images(self.fs, self.root, name, len(entries), listing, self.caption_column, self.image_root)
 
     def _entries(self, fingerprint: Fingerprint) -> Iterator[Entry]:
         for folder, found in files.walk(self.fs, self.root, sized=True):
             beside: dict[str, tuple[list[files.File], list[files.File]]] = {}
             for file in found:
                 kind = files.suffix(file.name)
-                if kind in files.PICTURE_SUFFIXES or kind in TEXTS:
+                if kind in files.IMAGE_SUFFIXES or kind in TEXTS:
                     stem = posixpath.join(folder, files.without_suffix(file.name))
                     beside.setdefault(stem, ([], []))[kind in TEXTS].append(file)
             _join_forms(beside)
             for stem in sorted(beside):
-                pictures, texts = beside[stem]
-                if pictures or any(files.suffix(text.name) == "txt" for text in texts):
-                    for file in (*pictures, *texts):
+                images, texts = beside[stem]
+                if images or any(files.suffix(text.name) == "txt" for text in texts):
+                    for file in (*images, *texts):
                         fingerprint.add(posixpath.join(folder, file.name), file)
                     names = [posixpath.join(folder, text.name) for text in texts]
-                    for picture in pictures or [None]:
-                        yield stem, picture and posixpath.splitext(picture.name)[1], names
+                    for image in images or [None]:
+                        yield stem, image and posixpath.splitext(image.name)[1], names
 
 
 def _join_forms(beside: dict[str, tuple[list[files.File], list[files.File]]]) -> None:
     """Give a picture without texts those whose name differs only in how accents are composed (`files.existing`)."""
     alone = {
         unicodedata.normalize("NFC", stem): stem
-        for stem, (pictures, _) in beside.items()
-        if not pictures and not stem.isascii()
+        for stem, (images, _) in beside.items()
+        if not images and not stem.isascii()
     }
-    for stem, (pictures, texts) in list(beside.items()) if alone else ():
-        other = alone.get(unicodedata.normalize("NFC", stem)) if pictures and not texts else None
+    for stem, (images, texts) in list(beside.items()) if alone else ():
+        other = alone.get(unicodedata.normalize("NFC", stem)) if images and not texts else None
         if other in beside:
             texts += beside.pop(other)[1]
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Images:
     """Some pictures of a folder, whose names it holds. A key is a picture's path in the folder, without suffix."""
 
     fs: AbstractFileSystem
@@ -112,8 +112,8 @@ class Pictures:
         return files.in_order(self._example, entries, self.fs)
 
     def _example(self, entry: Entry) -> Example:
-        stem, picture, texts_beside = entry
-        place = picture and self._place(stem + picture)
+        stem, image, texts_beside = entry
+        place = image and self._place(stem + image)
         read = partial(self._text, place)
         problem, texts, told, data = None, (), {}, None
         try:
@@ -130,7 +130,7 @@ class Pictures:
                 texts = layout.captions_of(told)
             told = layout.rest_of(told)
             if place is None:
-                raise files.Unreadable(reasons.NO_PICTURE)
+                raise files.Unreadable(reasons.NO_IMAGE)
             data = files.read(self.fs, place)
             if not data:
                 raise files.Unreadable(reasons.EMPTY_FILE)
@@ -138,21 +138,21 @@ class Pictures:
             problem = error.reason
         return Example(files.text_key(stem), None if problem else data, texts, told, problem)
 
-    def _text(self, picture: str | None, name: str) -> bytes:
+    def _text(self, image: str | None, name: str) -> bytes:
         """A text beside a picture. Raises Unreadable where it is a link to a stranger's text."""
         place = self._place(name)
-        if files.is_local(self.fs) and os.path.islink(place) and not self._may_link(place, picture):
+        if files.is_local(self.fs) and os.path.islink(place) and not self._may_link(place, image):
             raise files.Unreadable(reasons.LEAVES_FOLDER)
         return files.read(self.fs, place, limits().text_bytes)
 
-    def _may_link(self, text: str, picture: str | None) -> bool:
-        """Whether a link leads into the pile, into `--image-root`, or into the folder that its picture's leads to.
+    def _may_link(self, text: str, image: str | None) -> bool:
+        """Whether a link leads into the dataset, into `--image-root`, or into the folder that its picture's leads to.
 
-        Else who made the pile could have any file of this machine encoded as a caption.
+        Else who made the dataset could have any file of this machine encoded as a caption.
         """
         target = os.path.realpath(text)
         roots = [os.path.realpath(root) for root in (self.root, self.image_root) if root is not None]
-        is_beside = picture is not None and os.path.dirname(target) == os.path.dirname(os.path.realpath(picture))
+        is_beside = image is not None and os.path.dirname(target) == os.path.dirname(os.path.realpath(image))
         return is_beside or any(target.startswith(root.rstrip("/") + "/") for root in roots)
 
     def _place(self, name: str) -> str:

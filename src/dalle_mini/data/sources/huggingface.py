@@ -259,8 +259,8 @@ def _columns(
 
     if dataset.features is not None:
         kinds = kinds_of(dataset.features.arrow_schema)
-        pictures = [name for name in kinds.pictures if isinstance(dataset.features[name], (Image, Value))]  # no sounds
-        kinds = replace(kinds, pictures=tuple(pictures))
+        images = [name for name in kinds.images if isinstance(dataset.features[name], (Image, Value))]  # no sounds
+        kinds = replace(kinds, images=tuple(images))
         labels = {name for name, kind in dataset.features.items() if isinstance(kind, ClassLabel)}
         if options.caption_column is not None:  # who asks for labels gets their names
             no_captions = {name: kind for name, kind in kinds.no_captions.items() if name not in labels}

@@ -2,7 +2,7 @@
 
 https://huggingface.co/docs/datasets/image_dataset: the column `file_name` is a path relative to the metadata file, the
 others are captions and what filters look at. Rows of one picture that follow each other are its captions. Only what is
-listed is in the pile.
+listed is in the dataset.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from dalle_mini.data.sources import captions, files, reasons
 from dalle_mini.data.sources.example import Example
-from dalle_mini.data.sources.fingerprint import Fingerprint, ListedPictures
+from dalle_mini.data.sources.fingerprint import Fingerprint, ListedImages
 from dalle_mini.data.sources.folder import PART
 from dalle_mini.data.sources.rows import Layout, Options, example_of, find_layout, json_row
 from dalle_mini.errors import UserError
@@ -69,11 +69,11 @@ class MetadataFolder:
         root: str,
         tables: Sequence[str],
         options: Options,
-        pictures: int = 0,
+        images: int = 0,
     ):
         """`pictures` lie in the folder: a notice tells of those that no table lists."""
         self.spec, self.fs, self.root, self.tables, self.options = spec, fs, root, tables, options
-        self.pictures = pictures
+        self.images = images
         self.sparse_columns = any(path.endswith(".jsonl") for path in tables)
         self._layouts = [self._layout(path) for path in tables]  # a wrong column shows now
 
@@ -99,7 +99,7 @@ class MetadataFolder:
     def _read_through(self) -> tuple[list[Rows], dict[str, Any]]:
         """The parts, and what tells the tables and their pictures from others: all is read once for both."""
         parts, digest, fingerprint = [], hashlib.sha256(), Fingerprint()
-        listed = ListedPictures(self.fs, self.options.image_root or self.root, fingerprint)
+        listed = ListedImages(self.fs, self.options.image_root or self.root, fingerprint)
         for path, (names, layout) in zip(self.tables, self._layouts, strict=True):
             base = Rows(self.fs, self.root, path, names, layout, self.options.image_root)
             with _open(self.fs, path) as file:
@@ -118,19 +118,19 @@ class MetadataFolder:
             if count:
                 parts.append(replace(base, start=start, rows=count, size=size))
         if self.options.image_root is None:
-            listed.tell_of_others(self.spec, self.pictures)
+            listed.tell_of_others(self.spec, self.images)
         return parts, {"tables": digest.hexdigest()[:16]} | fingerprint.told()
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of a metadata file. A key is the picture's path in the pile, without suffix; without one, the line's.
+    """Some rows of a metadata file. A key is the image's path in the dataset, without suffix; without one, the line's.
 
     Attributes:
         start: where in the file they begin.
         rows: how many they are.
         size: how many examples they make: neighbours of one picture are one.
-        image_root: the folder that no path may leave; the pile's where it is None.
+        image_root: the folder that no path may leave; the dataset's where it is None.
     """
 
     fs: AbstractFileSystem

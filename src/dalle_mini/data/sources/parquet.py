@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dalle_mini.data.sources import files, reasons
 from dalle_mini.data.sources.example import Example
-from dalle_mini.data.sources.fingerprint import Fingerprint, ListedPictures, of_archives
+from dalle_mini.data.sources.fingerprint import Fingerprint, ListedImages, of_archives
 from dalle_mini.data.sources.rows import Kinds, Layout, Options, example_of, find_layout, path_of
 from dalle_mini.data.sources.table import Table
 from dalle_mini.errors import UserError, listed
@@ -44,10 +44,10 @@ class ParquetFiles:
         root: str,
         paths: Sequence[str],
         options: Options,
-        pictures: int = 0,
+        images: int = 0,
     ):
         """`pictures` lie loose in the folder: a notice tells of those that no table lists."""
-        self.spec, self.paths, self.pictures = spec, paths, pictures
+        self.spec, self.paths, self.images = spec, paths, images
         schema = _first_schema(fs, paths)
         layout = find_layout(paths[0], schema.names, options, kinds_of(schema))
         self._base = RowGroups(fs, root, "", layout, options.image_root)
@@ -75,12 +75,12 @@ class ParquetFiles:
     def _fingerprint(self) -> Fingerprint:
         fingerprint = of_archives(self._base.fs, self._base.root, self.paths)
         telling = [part for found in self._looked_into if found.tells_paths for part in found.parts]
-        listed = ListedPictures(self._base.fs, self._base.image_root or self._base.root, fingerprint)
+        listed = ListedImages(self._base.fs, self._base.image_root or self._base.root, fingerprint)
         for part in telling:
             for place in part.places():
                 listed.add(place)
         if telling and self._base.image_root is None:
-            listed.tell_of_others(self.spec, self.pictures)
+            listed.tell_of_others(self.spec, self.images)
         return fingerprint
 
 
@@ -91,7 +91,7 @@ class RowGroups:
     Attributes:
         groups: (first, stop) of its row groups, or None for all.
         first_row: the number of its first row within the file.
-        image_root: the folder that no path of a picture may leave; the pile's where it is None.
+        image_root: the folder that no path of a picture may leave; the dataset's where it is None.
     """
 
     fs: AbstractFileSystem
@@ -187,7 +187,7 @@ class RowGroups:
             yield Example(key, None, (), {}, reason, detail)
 
 
-def tells_pictures(fs: AbstractFileSystem, paths: Sequence[str], options: Options) -> bool:
+def tells_images(fs: AbstractFileSystem, paths: Sequence[str], options: Options) -> bool:
     """Whether tables that lie among pictures tell which they are; those of img2dataset's statistics do not."""
     try:
         schema = _first_schema(fs, paths)
@@ -279,7 +279,7 @@ def kinds_of(schema: pa.Schema) -> Kinds:
     """What a schema says of its columns: pictures are bytes, or structs with a field `bytes` of them."""
     import pyarrow as pa
 
-    def holds_pictures(kind: pa.DataType) -> bool:
+    def holds_images(kind: pa.DataType) -> bool:
         if pa.types.is_struct(kind):
             return kind.get_field_index("bytes") >= 0 and is_bytes(kind.field("bytes").type)
         return is_bytes(kind)
@@ -295,12 +295,12 @@ def kinds_of(schema: pa.Schema) -> Kinds:
         return pa.types.is_primitive(kind) or pa.types.is_decimal(kind)
 
     return Kinds(
-        tuple(field.name for field in schema if holds_pictures(field.type)),
+        tuple(field.name for field in schema if holds_images(field.type)),
         {field.name: str(field.type) for field in schema if is_number(field.type)},
         {field.name: str(field.type)[:80] for field in schema if not may_be_captions(field.type)},
     )
 
 
 def _bytes_of(example: Example) -> int:
-    picture = len(example.picture) if isinstance(example.picture, bytes) else 0
-    return picture + sum(map(len, example.captions))
+    image = len(example.image) if isinstance(example.image, bytes) else 0
+    return image + sum(map(len, example.captions))

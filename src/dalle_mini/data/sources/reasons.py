@@ -5,16 +5,16 @@ A source gives its reasons in `Example.problem`; filters and decoding return the
 
 from dalle_mini.imaging.problems import (
     EMPTY_FILE,
+    IMAGE_DAMAGED,
     NO_RANGE,
-    NOT_A_PICTURE,
-    PICTURE_DAMAGED,
+    NOT_AN_IMAGE,
     TOO_MANY_PIXELS,
     TOO_MUCH,
     UNREAD_NUMBERS,
 )
 
 # What the source cannot read
-NO_PICTURE = "no picture"
+NO_IMAGE = "no picture"
 FILE_TOO_LARGE = "file too large"
 CANNOT_READ = "cannot be read"
 CUT_SHORT = "archive cut short"
@@ -37,15 +37,15 @@ WHERE_MISSING = "where: a value is missing"
 CLIP_SCORE = "CLIP score out of range"
 
 # What the image filters refuse; `imaging/problems.py` has what decoding refuses
-PICTURE_TOO_SMALL = "picture too small"
+IMAGE_TOO_SMALL = "picture too small"
 ASPECT_RATIO = "aspect ratio"
 
-# What another picture of the pile is the reason for
+# What another picture of the dataset is the reason for
 DUPLICATE = "duplicate picture"
 NEAR_DUPLICATE = "near-duplicate picture"
 
 REASONS: dict[str, str] = {
-    NO_PICTURE: "a caption or a row without a picture",
+    NO_IMAGE: "a caption or a row without a picture",
     EMPTY_FILE: "the picture's file has 0 bytes",
     FILE_TOO_LARGE: "the picture's file is larger than is read (64 MB), or its text is",
     CANNOT_READ: "the file or row is gone, may not be read, or the connection failed",
@@ -63,13 +63,13 @@ REASONS: dict[str, str] = {
     WHERE_FALSE: "--where is false",
     WHERE_MISSING: "a column of --where has no value in this row, or one of another type",
     CLIP_SCORE: "below --min-clip-score or above --max-clip-score",
-    NOT_A_PICTURE: "no format that is read, whatever the file is called",
-    PICTURE_DAMAGED: "cut short, or otherwise not to be decoded",
+    NOT_AN_IMAGE: "no format that is read, whatever the file is called",
+    IMAGE_DAMAGED: "cut short, or otherwise not to be decoded",
     TOO_MANY_PIXELS: "more pixels than --max-pixels, or a side of a million, by its header: it is not decoded",
     TOO_MUCH: "more scans, chunks or tiles than an honest picture has: it is not decoded",
     UNREAD_NUMBERS: "numbers that Pillow does not read, such as floats of 64 bits in TIFF or 12 bits in JPEG",
     NO_RANGE: "floats or whole numbers of 32 bits that are all the same: nothing says what is black or white",
-    PICTURE_TOO_SMALL: "its shorter side has fewer pixels than --min-side",
+    IMAGE_TOO_SMALL: "its shorter side has fewer pixels than --min-side",
     ASPECT_RATIO: "its longer side is more than --max-aspect times its shorter",
     DUPLICATE: "an earlier picture has the same pixels",
     NEAR_DUPLICATE: "an earlier picture's perceptual hash is within --near-distance bits",

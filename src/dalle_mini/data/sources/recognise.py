@@ -1,4 +1,4 @@
-"""Which kind of pile a path, a pattern or a name stands for, by what is there."""
+"""Which kind of dataset a path, a pattern or a name stands for, by what is there."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from dalle_mini.addresses import without_secrets
 from dalle_mini.data.sources import files, metadata, webdataset
 from dalle_mini.data.sources.example import Source
-from dalle_mini.data.sources.folder import PictureFolder
+from dalle_mini.data.sources.folder import ImageFolder
 from dalle_mini.data.sources.huggingface import Address, HuggingFace
-from dalle_mini.data.sources.parquet import ParquetFiles, tells_pictures
+from dalle_mini.data.sources.parquet import ParquetFiles, tells_images
 from dalle_mini.data.sources.rows import Options
 from dalle_mini.errors import UserError
 
@@ -36,7 +36,7 @@ def open_source(
     streaming: bool = True,
     image_root: str | None = None,
 ) -> Source:
-    """A pile of captioned pictures, by a local path, any fsspec url (`gs://`, `s3://`, ...) or a data set's name.
+    """A dataset of captioned pictures, by a local path, any fsspec url (`gs://`, `s3://`, ...) or a data set's name.
 
     Args:
         spec: a folder, a file, a pattern such as `tars/{00000..00099}.tar` or `s3://bucket/*.parquet`, `hf://owner/name`
@@ -49,11 +49,12 @@ def open_source(
             Default: `train` of a Hugging Face data set, all of files.
         subset: of a Hugging Face data set that has several configurations.
         streaming: read a data set from the Hub as it comes; False downloads it first.
-        image_root: the folder that paths in tables are within (default: the pile's own, and relative ones are relative
-            to the table). What leads out of it is a problem of its example.
+        image_root: the folder that paths in tables are within (default: the dataset's own, and relative ones are
+            relative to the table). A path that leads out of it is a problem of its example.
 
-    Raises UserError where there is no such pile, it cannot be reached, or its columns are not clear. What is wrong with
-    single examples or files is a problem of theirs (`Example.problem`).
+    Raises:
+        UserError: there is no such dataset, it cannot be reached, or its columns are not clear. An example or file that
+            is damaged raises nothing: `Example.problem` tells it.
     """
     options = Options(image_column, caption_column, split, subset, streaming, image_root)
     if image_root is not None and files.kind(*files.locate(image_root)) != "directory":
@@ -79,7 +80,7 @@ def open_source(
 
 
 def _of_folder(spec: str, fs: AbstractFileSystem, root: str, options: Options) -> Source:
-    tars, parquets, tables, pictures = [], [], [], 0
+    tars, parquets, tables, images = [], [], [], 0
     for folder, found in files.walk(fs, root):
         if not folder and any(file.name in SAVED for file in found):
             if not files.is_local(fs):
@@ -94,29 +95,29 @@ def _of_folder(spec: str, fs: AbstractFileSystem, root: str, options: Options) -
             elif name in metadata.NAMES:
                 tables.append(path)
             else:
-                pictures += files.suffix(name) in files.PICTURE_SUFFIXES
+                images += files.suffix(name) in files.IMAGE_SUFFIXES
     lists = [path for path in parquets if posixpath.basename(path) == "metadata.parquet"]
-    if tars and pictures:
+    if tars and images:
         name = files.relative(root, tars[0])
         ending = next(ending for ending in webdataset.SUFFIXES if name.endswith(ending))
         pattern = posixpath.join(spec, posixpath.dirname(name), f"*{ending}")
         raise UserError(f"{spec}: holds pictures and tars ({name}): name '{pattern}' for the tars, or move them away")
     if tars:  # img2dataset puts a .parquet and a .json of statistics beside each
         return _of_files(spec, fs, root, _of_split(tars, root, options.split), options)
-    if tables or lists or (parquets and (not pictures or tells_pictures(fs, parquets, options))):
+    if tables or lists or (parquets and (not images or tells_images(fs, parquets, options))):
         chosen = _of_split(tables or lists or parquets, root, options.split)
-        return _of_files(spec, fs, root, chosen, options, pictures if options.split is None else 0)
+        return _of_files(spec, fs, root, chosen, options, images if options.split is None else 0)
     if options.split is not None:
         root = posixpath.join(root, options.split)
         if files.kind(fs, root) != "directory":
             raise UserError(f"{spec}: --split is {options.split!r}, and there is no such folder in it")
-    if not pictures:
+    if not images:
         raise UserError(f"{spec}: holds no pictures, tars or Parquet files")
-    return PictureFolder(spec, fs, root, options)
+    return ImageFolder(spec, fs, root, options)
 
 
 def _of_files(
-    spec: str, fs: AbstractFileSystem, root: str, paths: Sequence[str], options: Options, pictures: int = 0
+    spec: str, fs: AbstractFileSystem, root: str, paths: Sequence[str], options: Options, images: int = 0
 ) -> Source:
     """A source of tars, of Parquet files or of metadata files, and how many loose pictures lie beside those."""
     if not paths:
@@ -124,9 +125,9 @@ def _of_files(
     if all(path.endswith(webdataset.SUFFIXES) for path in paths):
         return webdataset.WebDataset(spec, fs, root, paths, options)
     if all(path.endswith(".parquet") for path in paths):
-        return ParquetFiles(spec, fs, root, paths, options, pictures)
+        return ParquetFiles(spec, fs, root, paths, options, images)
     if all(posixpath.basename(path) in metadata.NAMES for path in paths):
-        return metadata.MetadataFolder(spec, fs, root, paths, options, pictures)
+        return metadata.MetadataFolder(spec, fs, root, paths, options, images)
     if paths[0].endswith(LISTS):
         raise UserError(
             f"{paths[0]}: a list of addresses is for img2dataset, whose output is read (docs/data.md shows the "

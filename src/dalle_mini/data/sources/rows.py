@@ -13,7 +13,7 @@ import numpy as np
 
 from dalle_mini.data.sources import captions, reasons
 from dalle_mini.data.sources.example import Example
-from dalle_mini.data.sources.files import PICTURE_SUFFIXES, Unreadable, text_key
+from dalle_mini.data.sources.files import IMAGE_SUFFIXES, Unreadable, text_key
 from dalle_mini.errors import UserError, listed
 from dalle_mini.runtime.arrow import text_or_path
 from dalle_mini.runtime.limits import limits
@@ -29,13 +29,13 @@ CAPTION_NAMES = (
 )
 TITLE_NAMES, DESCRIPTION_NAMES = ("title_clean", "title"), ("description_clean", "description")
 LONGEST_PATH = 1024  # bytes, of one that a column of bytes tells
-_SUFFIXES = frozenset(suffix.encode() for suffix in PICTURE_SUFFIXES)
+_SUFFIXES = frozenset(suffix.encode() for suffix in IMAGE_SUFFIXES)
 KEY_NAMES = ("key", "__key__", "id", "uid")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the user says of a pile; see `open_source`."""
+    """What the user says of a dataset; see `open_source`."""
 
     image_column: str | None = None
     caption_column: str | None = None
@@ -96,7 +96,7 @@ class Kinds:
         no_captions: columns that are neither text nor lists of text, with their types.
     """
 
-    pictures: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
     numbers: Mapping[str, str] = field(default_factory=dict)
     no_captions: Mapping[str, str] = field(default_factory=dict)
 
@@ -110,7 +110,7 @@ def find_layout(where: str, names: Iterable[str], options: Options, kinds: Kinds
     names, kinds = list(names), kinds or Kinds()
     if options.image_column is None:
         usual = _known([name for name in names if name not in kinds.numbers], IMAGE_NAMES)
-        image = next(iter([*_known(kinds.pictures, IMAGE_NAMES), *kinds.pictures, *usual]), None)
+        image = next(iter([*_known(kinds.images, IMAGE_NAMES), *kinds.images, *usual]), None)
     else:
         image = _named(where, options.image_column, names, "--image-column")
     if image is None:
@@ -166,11 +166,11 @@ def example_of(key: str, row: Mapping[str, Any], layout: Layout, read_path: Call
     """A row's example. `read_path` reads a picture that is told by its path, and raises Unreadable."""
     texts, rest = layout.captions_of(row), layout.rest_of(row)
     try:
-        picture = _picture(row.get(layout.image), read_path)
+        image = _image(row.get(layout.image), read_path)
     except Unreadable as error:
         detail = "" if layout.image in row else f"no column {layout.image!r}"
         return Example(text_key(key), None, texts, rest, error.reason, detail)
-    return Example(text_key(key), picture, texts, rest)
+    return Example(text_key(key), image, texts, rest)
 
 
 def json_row(data: bytes) -> Any:
@@ -191,7 +191,7 @@ def _named(where: str, name: str, names: Iterable[str], option: str) -> str:
     return name
 
 
-def _picture(value: Any, read_path: Callable[[str], bytes]) -> bytes | np.ndarray:
+def _image(value: Any, read_path: Callable[[str], bytes]) -> bytes | np.ndarray:
     path = path_of(value)
     if isinstance(value, Mapping):
         value = value.get("bytes")
@@ -202,7 +202,7 @@ def _picture(value: Any, read_path: Callable[[str], bytes]) -> bytes | np.ndarra
     if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 3 and value.shape[2] == 3:
         return value
     if value is None or not isinstance(value, bytes):
-        raise Unreadable(reasons.NO_PICTURE)
+        raise Unreadable(reasons.NO_IMAGE)
     if not value:
         raise Unreadable(reasons.EMPTY_FILE)
     if len(value) > limits().picture_bytes:

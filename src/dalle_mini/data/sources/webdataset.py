@@ -108,7 +108,7 @@ class Tar:
                 content = b""
             if len(group.members) == MOST_MEMBERS:
                 continue
-            if self._is_picture(ending) and any(map(self._is_picture, group.members)):
+            if self._is_image(ending) and any(map(self._is_image, group.members)):
                 content = b""  # the first is taken; memory does not grow with the others
             group.members[ending] = content
         yield from self._example(group)
@@ -126,22 +126,20 @@ class Tar:
     def _named(self) -> list[tuple[str, str]]:
         """What `caption_column` names, and the endings of members that are called so."""
         names = re.split("[,+]", self.caption_column or "")
-        return [
-            (name, name.lower()) for name in names if name and name.lower() != "json" and not self._is_picture(name)
-        ]
+        return [(name, name.lower()) for name in names if name and name.lower() != "json" and not self._is_image(name)]
 
     @cached_property
     def _texts(self) -> frozenset[str]:
         return frozenset(["txt", "json", *(ending for _, ending in self._named)])
 
-    def _is_picture(self, ending: str) -> bool:
-        return ending in files.PICTURE_SUFFIXES if self.image_column is None else ending == self.image_column.lower()
+    def _is_image(self, ending: str) -> bool:
+        return ending in files.IMAGE_SUFFIXES if self.image_column is None else ending == self.image_column.lower()
 
     def _example(self, group: Group | None) -> Iterator[Example]:
         if group is None:
             return
         key, members = files.text_key(f"{self._stem}/{group.key}"), group.members
-        pictures = [ending for ending in members if self._is_picture(ending)]
+        images = [ending for ending in members if self._is_image(ending)]
         told = fields(members.get("json", b""))
         told |= {name: captions.read_text(members[ending]) for name, ending in self._named if ending in members}
         layout = Layout(None, *find_captions(told, self.caption_column))
@@ -150,11 +148,11 @@ class Tar:
         else:
             texts = layout.captions_of(told)
         problem = group.problem
-        if problem is None and not pictures:
-            problem = reasons.NO_PICTURE
-        elif problem is None and not members[pictures[0]]:
+        if problem is None and not images:
+            problem = reasons.NO_IMAGE
+        elif problem is None and not members[images[0]]:
             problem = reasons.EMPTY_FILE
-        yield Example(key, None if problem else members[pictures[0]], texts, layout.rest_of(told), problem)
+        yield Example(key, None if problem else members[images[0]], texts, layout.rest_of(told), problem)
 
     def _members(self) -> Iterator[tuple[str, str, bytes | files.Unreadable] | str]:
         """(key, ending, content) of each file that matters, and a reason at each break, behind which it goes on."""
@@ -232,18 +230,18 @@ class Tar:
         ending = ending.lower()
         if member.isdir() or not stem:
             return None
-        is_picture = self._is_picture(ending)
+        is_image = self._is_image(ending)
         # `photo.v2.jpg` is of the example `photo`, which counts though it may have no picture of its own.
-        is_other = not is_picture and ending.rpartition(".")[2] in files.PICTURE_SUFFIXES
+        is_other = not is_image and ending.rpartition(".")[2] in files.IMAGE_SUFFIXES
         is_text = ending in self._texts
-        if not is_picture and not is_other and not is_text:
+        if not is_image and not is_other and not is_text:
             return None
         key = posixpath.join(folder, stem)
         if member.name.startswith("/") or ".." in member.name.split("/"):
             return key, ending, files.Unreadable(reasons.LEAVES_FOLDER)
         if not member.isreg() or member.issparse():  # `tarfile` looks for ever for a place in a map of holes
             return key, ending, files.Unreadable(reasons.NO_FILE)
-        limit = self._limits[not is_picture] if not is_other else 0
+        limit = self._limits[not is_image] if not is_other else 0
         if member.size > limit and not is_other:
             return key, ending, files.Unreadable(reasons.FILE_TOO_LARGE)
         return key, ending, limit

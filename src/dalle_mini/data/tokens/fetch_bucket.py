@@ -32,9 +32,9 @@ logger = logging.getLogger("dalle_mini")
 
 
 def fetch_tokens(address: str, cache: Path | None = None) -> Path | None:
-    """The local copy of the encoded pictures at `address` (`gs://`, `s3://`, ...), made if need be.
+    """The local copy of the token dataset at `address` (`gs://`, `s3://`, ...), made if need be.
 
-    None where there is no folder with a manifest or Parquet files: a pile of pictures, perhaps. Several processes may
+    None where there is no folder with a manifest or Parquet files: a dataset of images, perhaps. Several processes may
     ask at the same time: one of them fetches.
 
     Args:

@@ -138,7 +138,7 @@ class Manifest:
         codebook_use: how often each code occurs in the rows, int [codebook_size].
         vqgan: whose tokens they are.
         clip: `identity` and `source` of the CLIP that gave the scores, if any did.
-        source: what tells the pile of pictures from another (`Source.origin`).
+        source: what tells the dataset of pictures from another (`Source.origin`).
         options: all that was chosen and decides what is in the shards.
         splits: by name, "train" and "validation".
         dropped_rows: the file of what was dropped.

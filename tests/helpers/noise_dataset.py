@@ -1,4 +1,4 @@
-"""A small pile of noise for tests of encoding, and a command that encodes it: `python noise_pile.py VQGAN OUT ...`.
+"""A small dataset of noise for tests of encoding, and a command: `python noise_dataset.py VQGAN OUT ...` encodes it.
 
 Pictures are PNG files of noise, a few of them alike or broken.
 """
@@ -27,7 +27,7 @@ DROPPED = {"picture damaged": 1, "duplicate key": 1, "duplicate picture": 1, "ca
 
 @dataclass(frozen=True)
 class NoisePart:
-    """Some of the pile. `deadly` examples kill the process that looks at their picture, once or always."""
+    """Some of the dataset. `deadly` examples kill the process that looks at their picture, once or always."""
 
     number: int
     rows: int = ROWS
@@ -47,18 +47,18 @@ class NoisePart:
         for row in range(self.rows):
             index = self.number * ROWS + row
             example = Example(
-                f"noise-{index}", picture(index), (f"picture {index}, ünïcode 🐌", f"caption two of {index}")
+                f"noise-{index}", image(index), (f"picture {index}, ünïcode 🐌", f"caption two of {index}")
             )
             if index == 3:
-                example = Example("noise-3", picture(3)[:60], example.captions)
+                example = Example("noise-3", image(3)[:60], example.captions)
             if index == 9:
-                example = Example("noise-1", picture(9), example.captions)
+                example = Example("noise-1", image(9), example.captions)
             if index == 16:
-                example = Example("noise-16", picture(2), example.captions)
+                example = Example("noise-16", image(2), example.captions)
             if index == 20:
-                example = Example("noise-20", picture(20), ("é",))
+                example = Example("noise-20", image(20), ("é",))
             if index in self.deadly:
-                example = Example(example.key, Deadly(picture(index), self._mark(index)), example.captions)
+                example = Example(example.key, Deadly(image(index), self._mark(index)), example.captions)
             yield example
         while self.hold and not os.path.exists(self.hold):
             time.sleep(0.01)
@@ -84,7 +84,7 @@ class Deadly(bytes):
 
 
 @dataclass(frozen=True)
-class NoisePile:
+class NoiseDataset:
     parts_count: int = PARTS
     options: dict = field(default_factory=dict)  # of every part
     free: int = PARTS  # parts from this one on are held until the file `gate` is there
@@ -102,7 +102,7 @@ class NoisePile:
         ]
 
 
-def picture(index: int) -> bytes:
+def image(index: int) -> bytes:
     """A PNG of noise in large cells, 12 x 9 to 12 x 12 pixels."""
     cells = np.random.default_rng(index).integers(0, 256, (3, 4, 3), np.uint8)
     file = io.BytesIO()
@@ -132,7 +132,7 @@ def content(folder: Path) -> dict[str, str]:
 
 
 def options(**changes):
-    """Of a run over the pile: shards of 8 rows, batches of 3."""
+    """Of a run over the dataset: shards of 8 rows, batches of 3."""
     from dalle_mini.data.encode import EncodeOptions
 
     return EncodeOptions(**{"filters": FILTERS, "validation": 0.2, "shard_rows": 8, "batch_size": 3, **changes})
@@ -149,9 +149,9 @@ def main() -> int:
     parser.add_argument("--hold")
     parser.add_argument("--free", type=int, default=PARTS)
     args = parser.parse_args()
-    pile, share = NoisePile(options={"hold": args.hold}, free=args.free), find_share(None, None, os.environ)
+    dataset, share = NoiseDataset(options={"hold": args.hold}, free=args.free), find_share(None, None, os.environ)
     try:
-        outcome = encode(pile, Weights(args.vqgan), args.out, options(), workers=2, share=share)
+        outcome = encode(dataset, Weights(args.vqgan), args.out, options(), workers=2, share=share)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

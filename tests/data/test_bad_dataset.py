@@ -1,4 +1,4 @@
-"""Everything that is ever wrong with a pile: counted by reason, nothing lost of the rest, no crash, bounded memory."""
+"""Everything that is ever wrong with a dataset: counted by reason, nothing else lost, no crash, bounded memory."""
 
 import io
 import subprocess
@@ -9,13 +9,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
-import bad_pile
-from dalle_mini.data.encode.filters import Filters, keep_captions, picture_problem
+import bad_dataset
+from dalle_mini.data.encode.filters import Filters, image_problem, keep_captions
 from dalle_mini.data.sources import open_source, reasons
 from dalle_mini.imaging.decoding import decode_image
 from dalle_mini.imaging.problems import BadImage
 
-MAKERS = {"folder": bad_pile.make_folder, "tars": bad_pile.make_tars, "parquet": bad_pile.make_parquet}
+MAKERS = {"folder": bad_dataset.make_folder, "tars": bad_dataset.make_tars, "parquet": bad_dataset.make_parquet}
 
 
 def become(source, filters):
@@ -26,14 +26,12 @@ def become(source, filters):
             captions, reason = keep_captions(example, filters)
             if reason is None:
                 try:
-                    image = decode_image(
-                        example.picture, filters.max_pixels, lambda w, h: picture_problem(w, h, filters)
-                    )
+                    image = decode_image(example.image, filters.max_pixels, lambda w, h: image_problem(w, h, filters))
                     assert image.mode == "RGB"
                 except BadImage as error:
                     reason = error.reason
             if reason is None and example.key in kept:
-                reason = reasons.DUPLICATE_KEY  # which is found over the whole pile
+                reason = reasons.DUPLICATE_KEY  # which is found over the whole dataset
             if reason is None:
                 kept[example.key] = captions
             else:
@@ -43,11 +41,11 @@ def become(source, filters):
 
 @pytest.mark.parametrize("kind", MAKERS)
 def test_everything_is_kept_or_counted(tmp_path, kind):
-    pile = MAKERS[kind](tmp_path / "pile")
-    kept, dropped = become(open_source(pile.source), Filters())
-    assert dropped == pile.dropped
-    assert kept == pile.kept
-    assert kept == become(open_source(pile.source), Filters())[0]
+    dataset = MAKERS[kind](tmp_path / "dataset")
+    kept, dropped = become(open_source(dataset.source), Filters())
+    assert dropped == dataset.dropped
+    assert kept == dataset.kept
+    assert kept == become(open_source(dataset.source), Filters())[0]
 
 
 PEAK = """
@@ -61,9 +59,9 @@ def read(spec):
     for part in open_source(spec).parts():
         for example in part.examples():
             seen += 1
-            bytes_ += len(example.picture or b"")
+            bytes_ += len(example.image or b"")
             try:
-                decode_image(example.picture or b"")
+                decode_image(example.image or b"")
             except BadImage:
                 pass
     return seen, bytes_
@@ -75,7 +73,7 @@ print(*read(sys.argv[2]), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - 
 
 
 def peak(small, large):
-    """(examples, bytes of their pictures, by how many bytes memory grew) of reading a pile after a small one."""
+    """(examples, bytes of their pictures, by how many bytes memory grew) of reading a dataset after a small one."""
     done = subprocess.run([sys.executable, "-c", PEAK, str(small), str(large)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return tuple(map(int, done.stdout.split()))
@@ -85,14 +83,14 @@ BLOB = 8 << 20  # bytes of a large picture
 
 
 @pytest.mark.parametrize("kind", ["folder", "tar", "parquet"])
-def test_memory_does_not_grow_with_the_pile(tmp_path, kind):
+def test_memory_does_not_grow_with_the_dataset(tmp_path, kind):
     """Two hundred MB of large files, and one that is said to have 4 GB."""
     (small, large), count = (tmp_path / "small", tmp_path / "large"), 24
     noise = np.random.default_rng(0).bytes(BLOB)
     if kind == "folder":
         for folder in (small, large):
             folder.mkdir()
-        (small / "a.png").write_bytes(bad_pile.bomb())
+        (small / "a.png").write_bytes(bad_dataset.bomb())
         for number in range(count):
             (large / f"{number:02d}.jpg").write_bytes(noise)
         with open(large / "hole.jpg", "wb") as file:
@@ -100,12 +98,12 @@ def test_memory_does_not_grow_with_the_pile(tmp_path, kind):
     elif kind == "tar":
         small, large = (tmp_path / f"{name}.tar" for name in ("small", "large"))
         with tarfile.open(small, "w") as tar:
-            bad_pile.put(tar, "a.png", bad_pile.bomb())
+            bad_dataset.put(tar, "a.png", bad_dataset.bomb())
         with tarfile.open(large, "w") as tar:
             for number in range(count):
-                bad_pile.put(tar, f"{number:02d}.jpg", noise)
+                bad_dataset.put(tar, f"{number:02d}.jpg", noise)
             for number in range(count):  # of one example, which takes none of them
-                bad_pile.put(tar, f"many.{number:02d}.jpg", noise)
+                bad_dataset.put(tar, f"many.{number:02d}.jpg", noise)
             hole = tarfile.TarInfo("hole.jpg")
             hole.size = 4 << 30
             place = tar.offset
@@ -118,7 +116,7 @@ def test_memory_does_not_grow_with_the_pile(tmp_path, kind):
         import pyarrow.parquet as pq
 
         small, large = (tmp_path / f"{name}.parquet" for name in ("small", "large"))
-        pq.write_table(pa.table({"image": [bad_pile.bomb()], "text": ["x"]}), small)
+        pq.write_table(pa.table({"image": [bad_dataset.bomb()], "text": ["x"]}), small)
         schema = pa.schema([("image", pa.binary()), ("text", pa.string())])
         rows = pa.table({"image": [noise] * count, "text": ["x"] * count}, schema)  # one row group
         pq.write_table(rows, large, use_dictionary=False, compression="none", data_page_size=1 << 20)
