@@ -6,7 +6,7 @@ import typing
 
 import pytest
 
-from dalle_mini.cli import build_parser
+from dalle_mini.cli import build_parser, main
 from dalle_mini.errors import UserError
 from dalle_mini.runtime.paths import expanded, local, source
 from dalle_mini.training.config import config_file
@@ -187,3 +187,17 @@ def test_no_option_is_forgotten():
 
     for verb, action in options(build_parser()):
         assert action.type is not None and "~" not in str(action.type("~/x")), f"{verb} {action.dest}"
+
+
+@pytest.mark.parametrize(
+    "command", [["info"], ["data", "report"], ["encode", "pile"], ["generate", "a cat", "--output"]]
+)
+def test_a_name_longer_than_a_file_may_have(capsys, command):
+    assert main([*command.split(), "a" * 256]) == 2
+    assert "more than 255 bytes" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_config_that_names_a_file_with_too_long_a_name():
+    with pytest.raises(UserError, match="more than 255 bytes"):
+        local("folder/" + "ä" * 128 + "/file")
+    assert len(local("a" * 255)) > 255

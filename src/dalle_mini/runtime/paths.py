@@ -7,6 +7,7 @@ something of this name is here.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 import re
@@ -19,6 +20,7 @@ from dalle_mini.errors import UserError
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")  # of any file system of fsspec, and hf://
 _PATTERN = re.compile(r"[*?\[{]")
 _KIND = "path"
+LONGEST_NAME = 255  # bytes, of every usual file system
 
 
 def is_address(name: str | os.PathLike) -> bool:
@@ -28,7 +30,21 @@ def is_address(name: str | os.PathLike) -> bool:
 
 def expanded(name: str) -> str:
     """With the home folder in place of `~`; for options of the command line, as a type of argparse."""
-    return name if is_address(name) else os.path.expanduser(name)
+    if is_address(name):
+        return name
+    try:
+        return _not_too_long(os.path.expanduser(name))
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _not_too_long(path: str) -> str:
+    """The path; pathlib raises an OSError of its own when it looks for one that no file system can hold."""
+    if any(len(os.fsencode(name)) > LONGEST_NAME for name in path.split(os.sep)):
+        raise UserError(
+            f"{path!r:.60}...: a name in it has more than {LONGEST_NAME} bytes, and no file has such a name"
+        )
+    return path
 
 
 def local(name: str | os.PathLike) -> str:
@@ -39,7 +55,7 @@ def local(name: str | os.PathLike) -> str:
     name = os.fspath(name)
     if not name or is_address(name):
         return name
-    path = Path(os.path.expanduser(name))
+    path = Path(_not_too_long(os.path.expanduser(name)))
     try:
         # What `..` leads to is another folder where what stands before it is a link.
         return os.path.realpath(path) if ".." in path.parts else str(path.absolute())
