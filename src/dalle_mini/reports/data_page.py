@@ -13,73 +13,14 @@ import numpy as np
 
 from dalle_mini.addresses import hidden, without_secrets
 from dalle_mini.data.sources.reasons import REASONS
-from dalle_mini.reports.data_charts import bars, histogram, rank_curve, short
 from dalle_mini.reports.html_page import html_page
 from dalle_mini.reports.survey import Row, Survey
+from dalle_mini.reports.svg import bars, card, histogram, number, rank_curve
 
 LONGEST = 600  # characters of a caption that are shown
 LEAST_SIDE = 128  # pixels of the screen: smaller pictures are enlarged twice, or four times, with their pixels kept
 
-CSS = """
-:root { color-scheme: light dark; --bg: #f6f5f2; --card: #fff; --ink: #1d1c1a; --soft: #6b6862; --rule: #e6e3dc;
-  --mark: #2f6fde; --other: #e0701a }
-@media (prefers-color-scheme: dark) { :root { --bg: #161513; --card: #201f1c; --ink: #ecebe7; --soft: #a09c93;
-  --rule: #34322d; --mark: #74a6ff; --other: #ff9f55 } }
-* { box-sizing: border-box }
-body { margin: 0; background: var(--bg); color: var(--ink); font: 15px/1.5 system-ui, sans-serif }
-main { max-width: 1240px; margin: 0 auto; padding: 36px 24px 64px }
-h1 { font-size: 28px; line-height: 1.2; margin: 0; letter-spacing: -.01em; overflow-wrap: anywhere }
-h2 { font-size: 18px; margin: 44px 0 4px }
-h3 { font-size: 14px; margin: 0 0 8px; font-weight: 600 }
-.lead, .note { color: var(--soft); margin: 4px 0 16px; overflow-wrap: anywhere }
-.note { font-size: 13.5px }
-dl.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(132px, 1fr)); gap: 12px; margin: 0 }
-.figures div, .card { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; padding: 10px 14px;
-  min-width: 0 }
-.figures dt { color: var(--soft); font-size: 12.5px }
-.figures dd { margin: 0; font-size: 21px; font-weight: 600; font-variant-numeric: tabular-nums }
-.figures dd small { display: block; font-size: 12.5px; font-weight: 400; color: var(--soft) }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(400px, 100%), 1fr)); gap: 16px }
-.card { padding: 14px 16px }
-.card p { margin: 6px 0 0; color: var(--soft); font-size: 12.5px }
-svg { display: block; width: 100%; height: auto }
-.rule { stroke: var(--rule) }
-.tick { fill: var(--soft); font: 11.5px system-ui, sans-serif; font-variant-numeric: tabular-nums }
-.mark { fill: var(--mark) } .mark:hover { fill: var(--other) }
-.area { fill: var(--mark); opacity: .15 }
-.line { fill: none; stroke: var(--mark); stroke-width: 2; stroke-linejoin: round }
-.dot { fill: var(--card); stroke: var(--mark); stroke-width: 2 }
-.median { stroke: var(--other); stroke-width: 1.5; stroke-dasharray: 5 4 }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100% }
-.bars th { text-align: left; font-weight: 400; white-space: nowrap; padding: 4px 16px 4px 0; width: 1% }
-.bars td { text-align: right; padding: 4px 0 4px 14px; white-space: nowrap; width: 1% }
-.bars td + td + td { color: var(--soft); min-width: 64px }
-.bars .bar { width: auto; padding: 0 }
-.bar i { display: block; height: 12px; min-width: 2px; border-radius: 3px; background: var(--mark) }
-details { margin-top: 12px }
-summary { cursor: pointer; color: var(--soft) }
-.keys { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 4px 18px; margin: 12px 0 2px;
-  font-size: 13px }
-.keys dt { font-weight: 600 } .keys dd { margin: 0 }
-.keys code { display: block; overflow-wrap: anywhere; font: 12.5px/1.6 ui-monospace, monospace }
-.keys span { color: var(--soft) }
-.rows { display: grid; gap: 16px; grid-template-columns: repeat(auto-fill, minmax(min(var(--cell), 100%), 1fr)) }
-figure { margin: 0; background: var(--card); border: 1px solid var(--rule); border-radius: 10px; padding: 12px;
-  display: flex; gap: 14px; min-width: 0 }
-.tall figure { flex-direction: column; gap: 10px }
-figure img { flex: none; border-radius: 5px; background: var(--rule); image-rendering: var(--look); max-width: 100%;
-  height: auto; align-self: flex-start }
-figcaption { min-width: 0; overflow-wrap: anywhere }
-figcaption q { quotes: none; display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 6;
-  overflow: hidden; line-height: 1.4 }
-figcaption q:hover { -webkit-line-clamp: none }
-figcaption .also { color: var(--soft); font-size: 13px; margin-top: 6px }
-figcaption small { display: block; color: var(--soft); margin-top: 6px; font-size: 12px }
-figcaption b { color: var(--ink); font-weight: 600 }
-pre { margin: 12px 0 4px; font: 12.5px/1.5 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere }
-"""
-
-# Of the shown rows: what makes each kind worth a look.
+# Why each kind of row is worth a look.
 REMARKS = {
     "Lowest CLIP scores": "the captions that CLIP thinks fit their pictures least",
     "Fewest different codes": "often plain, blank or placeholder pictures",
@@ -108,7 +49,7 @@ def page(name: str, found: Survey, pictures: Mapping[tuple[str, str, int], str])
     for title, rows in found.worst.items():
         body.append(f'<h2>{title}</h2><p class="note">{REMARKS[title]}</p>{_rows(rows, pictures, side)}')
     body.append(_settings(found))
-    return html_page(f"{name} · encoded pictures", CSS, body)
+    return html_page(f"{name} · encoded pictures", body)
 
 
 def _figures(found: Survey) -> str:
@@ -182,7 +123,7 @@ def _charts(found: Survey) -> str:
         span=lambda low, high: f"width / height {2**low:.2f} to {2**high:.2f}",
         marks=[float(np.median(aspect))],
     )
-    charts.append(_card("Aspect ratio, width to height", drawn, f"median {np.median(found.aspect):.2f}"))
+    charts.append(card("Aspect ratio, width to height", drawn, note=f"median {np.median(found.aspect):.2f}"))
     charts.append(_lengths("Shorter side, pixels, before it was resized", found.side))
     if len(found.scores):
         scores = found.scores.astype(np.float64)
@@ -197,14 +138,10 @@ def _charts(found: Survey) -> str:
             span=lambda low, high: f"{low:.3f} to {high:.3f}",
             marks=[float(np.median(scores))],
         )
-        charts.append(_card("CLIP score", drawn, f"median {np.median(scores):.3f}, {len(scores):,} rows have one"))
+        charts.append(card("CLIP score", drawn, note=f"median {np.median(scores):.3f}, {len(scores):,} rows have one"))
     if found.captions.max() > 1:
         charts.append(_lengths("Captions a picture", found.captions))
     return f'<div class="charts">{"".join(charts)}</div>'
-
-
-def _card(title: str, drawn: str, note: str) -> str:
-    return f'<div class="card"><h3>{title}</h3>{drawn}<p>{note}</p></div>'
 
 
 def _lengths(title: str, values: np.ndarray) -> str:
@@ -213,7 +150,7 @@ def _lengths(title: str, values: np.ndarray) -> str:
     width = max(1, math.ceil((last + 1) / 50))
     edges = np.arange(0, last + 1 + width, width)
     step = _round_step(edges[-1] / 6)
-    ticks = [(value + width / 2 if width == 1 else value, short(value)) for value in np.arange(0, edges[-1], step)]
+    ticks = [(value + width / 2 if width == 1 else value, number(value)) for value in np.arange(0, edges[-1], step)]
 
     def span(low: float, high: float) -> str:
         low, high = int(low), int(high) - 1
@@ -228,7 +165,7 @@ def _lengths(title: str, values: np.ndarray) -> str:
     median = float(np.median(values))
     drawn = histogram(values, edges, title, ticks=ticks, span=span, marks=[median + (0.5 if width == 1 else 0)])
     beyond = f", the last bar has all from {edges[-2]:,} on" if most >= edges[-1] else ""
-    return _card(title, drawn, f"median {median:,.0f}, most {most:,}{beyond}")
+    return card(title, drawn, note=f"median {median:,.0f}, most {most:,}{beyond}")
 
 
 def _round_step(step: float) -> int:
@@ -244,10 +181,10 @@ def _codebook(codebook_use: Sequence[int]) -> str:
     ordered = np.sort(use)[::-1]
     half = int(np.searchsorted(np.cumsum(ordered), total / 2)) + 1
     commonest = f"the commonest is {int(use.argmax())}, {ordered[0] / total:.2%} of all tokens"
-    curve = _card(
+    curve = card(
         "Uses of each code, the commonest first",
         rank_curve(use, "codes in order of use"),
-        f"both scales are logarithmic; the dashed line is even use; {commonest}",
+        note=f"both scales are logarithmic; the dashed line is even use; {commonest}",
     )
     powers = np.log2(np.maximum(use / (total / len(use)), 2.0**-8))
     ticks = [(power, f"{2.0**power:g}×" if power >= 0 else f"1/{2**-power}×") for power in range(-8, 9, 2)]
@@ -259,10 +196,10 @@ def _codebook(codebook_use: Sequence[int]) -> str:
         span=lambda low, high: f"used {2**low:.3g} to {2**high:.3g} times as often as on average",
         marks=[float(np.median(powers))],
     )
-    second = _card(
+    second = card(
         "Codes by use, relative to the average",
         spread,
-        f"{used:,} of {len(use):,} codes are used; half of all tokens are of {half:,} codes",
+        note=f"{used:,} of {len(use):,} codes are used; half of all tokens are of {half:,} codes",
     )
     return (
         '<h2>Codebook</h2><p class="note">'

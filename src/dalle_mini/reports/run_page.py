@@ -70,63 +70,6 @@ CHARTS: tuple[tuple[str, dict[str, str], dict[str, bool]], ...] = (
 )
 COMPARED = ("eval_loss", "loss", "eval_accuracy", "sample_score", "grad_norm", "learning_rate", "pictures_per_second")
 
-CSS = """
-:root { color-scheme: light dark; --bg: #f6f5f2; --card: #fff; --ink: #1d1c1a; --soft: #6b6862; --rule: #e6e3dc;
-  --s0: #2f6fde; --s1: #e0701a; --s2: #12876f; --s3: #9a4fd0; --s4: #c8374f; --s5: #8a7a10; --s6: #1b8fb3;
-  --s7: #6b6862 }
-@media (prefers-color-scheme: dark) { :root { --bg: #161513; --card: #201f1c; --ink: #ecebe7; --soft: #a09c93;
-  --rule: #34322d; --s0: #74a6ff; --s1: #ff9f55; --s2: #48c9a9; --s3: #c792f5; --s4: #ff7d90; --s5: #d6c24a;
-  --s6: #59c7ea; --s7: #a09c93 } }
-* { box-sizing: border-box }
-body { margin: 0; background: var(--bg); color: var(--ink); font: 15px/1.5 system-ui, sans-serif }
-main { max-width: 1240px; margin: 0 auto; padding: 36px 24px 64px }
-h1 { font-size: 28px; line-height: 1.2; margin: 0; letter-spacing: -.01em }
-h2 { font-size: 18px; margin: 40px 0 12px }
-h3 { font-size: 14px; margin: 0; font-weight: 600 }
-.lead { color: var(--soft); margin: 6px 0 20px }
-.bar { height: 6px; border-radius: 3px; background: var(--rule); margin: 0 0 20px; overflow: hidden }
-.bar i { display: block; height: 100%; background: var(--s0) }
-dl.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(130px, 1fr)); gap: 12px; margin: 0 }
-.figures div { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; padding: 10px 14px }
-.figures dt { color: var(--soft); font-size: 12.5px }
-.figures dd { margin: 0; font-size: 21px; font-weight: 600; font-variant-numeric: tabular-nums }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(400px, 100%), 1fr)); gap: 16px }
-.card { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; padding: 14px 14px 6px;
-  min-width: 0 }
-.card header { display: flex; flex-wrap: wrap; gap: 2px 14px; align-items: baseline; margin: 0 4px 8px }
-.card h3 { margin-right: auto }
-.key { color: var(--soft); font-size: 12.5px; white-space: nowrap; font-variant-numeric: tabular-nums }
-.key::before { content: ""; display: inline-block; width: 10px; height: 10px; border-radius: 3px; background: var(--c);
-  margin-right: 6px }
-.key b { color: var(--ink) }
-svg { display: block; width: 100%; height: auto; overflow: visible }
-.rule { stroke: var(--rule) }
-.tick { fill: var(--soft); font: 11.5px system-ui, sans-serif; font-variant-numeric: tabular-nums }
-.line { fill: none; stroke: var(--c); stroke-width: 1.8; stroke-linejoin: round; stroke-linecap: round }
-.band { fill: var(--c); opacity: .16 }
-.dot { fill: var(--card); stroke: var(--c); stroke-width: 1.8 }
-.spot { fill: var(--c); opacity: 0 }
-.spot:hover { opacity: 1 }
-.scroll { overflow-x: auto }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-.pictures th, .pictures td { padding: 5px; text-align: center; font-size: 12.5px; color: var(--soft); font-weight: 400 }
-.pictures th[scope=row] { position: sticky; left: 0; background: var(--card); text-align: left; width: 150px;
-  min-width: 150px; color: var(--ink); padding-right: 14px; font-size: 14px; overflow-wrap: anywhere }
-.pictures img { display: block; width: 112px; height: auto; object-fit: cover; border-radius: 6px; margin-bottom: 3px;
-  background: var(--rule) }
-.pictures a { color: inherit; text-decoration: none }
-.list { width: 100% }
-.list th, .list td { text-align: right; padding: 6px 12px; border-bottom: 1px solid var(--rule); white-space: nowrap }
-.list th { color: var(--soft); font-weight: 500; font-size: 13px }
-.list th:first-child, .list td:first-child { text-align: left }
-.list .key { font-size: inherit; color: inherit }
-.list .best td { font-weight: 650 }
-.list .bad { color: var(--s4); white-space: normal; text-align: left }
-.card.wide { padding: 14px 18px }
-summary { cursor: pointer; color: var(--soft) }
-pre { margin: 12px 0 4px; font: 13px/1.5 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere }
-"""
-
 
 def write_report(out: Path, config: Mapping[str, Any], steps: int, label: str) -> None:
     """Write `report.html` of the run in `out`, beside and renamed. Raises UserError where that fails."""
@@ -136,16 +79,16 @@ def write_report(out: Path, config: Mapping[str, Any], steps: int, label: str) -
     body = [
         f"<h1>{html.escape(title)}</h1>",
         f'<p class="lead">Step {done:,} of {steps:,}{_since(records)}</p>',
-        f'<div class="bar"><i style="width:{100 * done / max(steps, 1):.1f}%"></i></div>',
+        f'<div class="progress"><i style="width:{100 * done / max(steps, 1):.1f}%"></i></div>',
         _figures(records),
         f"<h2>Curves</h2>{_charts(records, max(steps, done))}" if records else "",
         _pictures(out),
-        f'<h2>Settings</h2><div class="card wide"><details><summary>as the run was started</summary>'
+        f'<h2>Settings</h2><div class="card"><details><summary>as the run was started</summary>'
         f"<pre>{html.escape(_yaml(config))}</pre></details></div>"
         if config
         else "",
     ]
-    write_whole(out / REPORT, html_page(title, CSS, body))
+    write_whole(out / REPORT, html_page(title, body))
 
 
 def write_comparison(
@@ -154,6 +97,7 @@ def write_comparison(
     runs: Mapping[str, Path],
     header: Sequence[str] = (),
     rows: Sequence[Row] = (),
+    cards: Sequence[str] = (),
 ) -> None:
     """Write a page with the curves of several runs in each chart, beside and renamed.
 
@@ -162,7 +106,10 @@ def write_comparison(
         runs: names and folders; a name's colour is its place.
         header, rows: a table above the curves. A row is (name, one cell for each title in `header`, what went wrong);
             the first row is set off as the best.
-    Raises UserError where the page cannot be written.
+        cards: charts of the results, as markup, between the table and the curves.
+
+    Raises:
+        UserError: the page cannot be written.
     """
     logs = {name: read_log(folder / LOG) for name, folder in runs.items()}
     end = max((record["step"] for records in logs.values() for record in records), default=0)
@@ -175,8 +122,9 @@ def write_comparison(
         charts.append(chart(name, series, end=end, legend=False, **options))
     lead = f"{len(runs)} runs" if len(runs) != 1 else "1 run"
     body = [f'<h1>{html.escape(title)}</h1><p class="lead">{lead}</p>', _table(header, rows, colours)]
-    body.append(f'<h2>Curves</h2><div class="charts">{"".join(charts)}</div>' if any(charts) else "")
-    write_whole(path, html_page(title, CSS, body))
+    for heading, made in (("Results", cards), ("Curves", charts)):
+        body.append(f'<h2>{heading}</h2><div class="charts">{"".join(made)}</div>' if any(made) else "")
+    write_whole(path, html_page(title, body))
 
 
 def _figures(records: Sequence[Mapping[str, Any]]) -> str:
@@ -241,7 +189,7 @@ def _pictures(out: Path) -> str:
         cells = "".join(_picture(folder, report, prompt) for folder, report in reports)
         body.append(f'<tr><th scope="row">{html.escape(prompt)}</th>{cells}</tr>')
     return (
-        '<h2>Pictures through time</h2><div class="card wide scroll"><table class="pictures">'
+        '<h2>Pictures through time</h2><div class="card scroll"><table class="pictures">'
         f'<tr><th scope="row">step</th>{head}</tr>{"".join(body)}</table></div>'
     )
 
@@ -282,7 +230,7 @@ def _table(header: Sequence[str], rows: Sequence[Row], colours: Mapping[str, int
             rest = f'<td class="bad" colspan="{max(len(header), 1)}">{html.escape(wrong)}</td>'
         best = ' class="best"' if place == 0 and wrong is None else ""
         body.append(f'<tr{best}><td><span class="key"{colour}>{html.escape(name)}</span></td>{rest}</tr>')
-    return f'<div class="card wide scroll"><table class="list"><tr>{head}</tr>{"".join(body)}</table></div>'
+    return f'<div class="card scroll"><table class="list"><tr>{head}</tr>{"".join(body)}</table></div>'
 
 
 def _since(records: Sequence[Mapping[str, Any]]) -> str:

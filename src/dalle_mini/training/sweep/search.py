@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dalle_mini.reports.run_page import Row, write_comparison
-from dalle_mini.reports.svg import number
+from dalle_mini.reports.svg import number, scatter
 from dalle_mini.results.write import check_writable
 from dalle_mini.runtime.console import duration
 from dalle_mini.runtime.files import open_to_append, remove_leftovers
@@ -116,11 +116,11 @@ class Sweep:
         remove_leftovers(self.output / "runs")
         processes = Processes()
         with studies.open_study(self.output, self.plan, self._shared()) as study, processes.told_of_signals():
-            ranked = self.ranked(self._run_all(study, processes, say))
+            outcomes = self._run_all(study, processes, say)
         if processes.stopped:
             raise Stopped(processes.stopped)
-        self._report(ranked)
-        return ranked
+        self._report(outcomes)
+        return self.ranked(outcomes)
 
     def ranked(self, outcomes: Iterable[Outcome]) -> list[Outcome]:
         """Best first; those that failed last."""
@@ -247,7 +247,7 @@ class Sweep:
             trial.set_user_attr("error", outcome.error)
             trial.set_user_attr("seconds", round(outcome.seconds - before.seconds, 1))
             studies.end(study, trial, self.result(outcome), outcome.is_done, outcome.is_over)
-        self._report(self.ranked(outcomes.values()))
+        self._report(outcomes.values())
         return others
 
     def _train(self, before: Outcome, trial: Trial, processes: Processes, tell: Say) -> tuple[Trial, Outcome]:
@@ -283,12 +283,41 @@ class Sweep:
     def _summary(self, point: Point) -> dict[str, float]:
         return summary(self._folder(point), self.plan)
 
-    def _report(self, ranked: Sequence[Outcome]) -> None:
+    def _report(self, outcomes: Iterable[Outcome]) -> None:
         # Colours by name, so that they stay while the order changes.
-        runs = {one.point.name: self._folder(one.point) for one in ranked if self._folder(one.point).is_dir()}
+        runs = {one.point.name: self._folder(one.point) for one in outcomes if self._folder(one.point).is_dir()}
         runs = dict(sorted(runs.items()))
-        header, rows = self.table(ranked)
-        write_comparison(self.output / "report.html", f"Sweep · {Path(self.config).stem}", runs, header, rows)
+        header, rows = self.table(self.ranked(outcomes))
+        cards = self._cards(outcomes, list(runs))
+        write_comparison(self.output / "report.html", f"Sweep · {Path(self.config).stem}", runs, header, rows, cards)
+
+    def _cards(self, outcomes: Iterable[Outcome], colours: Sequence[str]) -> list[str]:
+        """Charts of the runs' results over each setting, and over the order of the runs where that tells something."""
+        done = [one for one in outcomes if one.is_done and math.isfinite(self.result(one))]
+        if len(done) < 2:
+            return []
+
+        def drawn(title: str, places: Iterable[float], ticks: Sequence[tuple[float, str]], is_log: bool = False) -> str:
+            names = [one.point.name for one in done]
+            dots = [
+                (place, self.result(one), name, colours.index(name))
+                for place, one, name in zip(places, done, names, strict=True)
+            ]
+            return scatter(f"{named(self.plan.metric).capitalize()} over {title}", dots, ticks=ticks, is_log=is_log)
+
+        cards = []
+        for axis in self.plan.axes:
+            values = [one.point.params[axis.key] for one in done]
+            if axis.values:
+                cards.append(drawn(axis.key, map(axis.values.index, values), list(enumerate(axis.values))))
+            else:
+                middle = math.sqrt(axis.low * axis.high) if axis.is_log else (axis.low + axis.high) / 2
+                ticks = [(place, number(float(f"{place:.3g}"))) for place in (axis.low, middle, axis.high)]
+                cards.append(drawn(axis.key, values, ticks, axis.is_log))
+        if self.plan.method == "tpe":
+            order = range(1, len(done) + 1)
+            cards.append(drawn("the order of the runs", order, [(1, "1"), (len(done), str(len(done)))]))
+        return cards
 
 
 class Evaluations:
