@@ -138,6 +138,15 @@ def options(**changes):
     return EncodeOptions(**{"filters": FILTERS, "validation": 0.2, "shard_rows": 8, "batch_size": 3, **changes})
 
 
+def run_encode(vqgan, out, dataset=None, changes=None, workers=0, **more):
+    """Without processes that read, which take a second to start, where the test is not of them."""
+    from dalle_mini.data.encode import Weights, encode
+
+    return encode(
+        dataset or NoiseDataset(), Weights(vqgan), str(out), options(**(changes or {})), workers=workers, **more
+    )
+
+
 def main() -> int:
     from dalle_mini.data.encode import Weights, encode
     from dalle_mini.data.encode.launchers import find_share
