@@ -166,6 +166,7 @@ def test_image_root_is_where_paths_lead(dataset, tmp_path_factory):
         (b"file_name,caption\na.jpg,x\n", {"image_column": "x"}, "--image-column is 'x'; the columns are"),
         (b"name,caption\na.jpg,x\n", {}, "--image-column: name, caption"),
         ("file_name,caption\n".encode("utf-16"), {}, "UTF-16; save it as UTF-8"),
+        (b"file_name,caption\ra.jpg,x\r", {}, "its lines end in CR alone; save it with line ends of LF"),
         (b"", {}, "is empty: its first line must name the columns"),
         (b"\n,,\n", {}, "is empty: its first line must name the columns"),
         (b"file_name,text,text\na.jpg,1,2\n", {}, "two of its columns are called 'text': rename one"),

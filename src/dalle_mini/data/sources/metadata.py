@@ -1,8 +1,8 @@
-"""Folders of pictures that a `metadata.csv`, `.tsv` or `.jsonl` lists: Hugging Face's imagefolder convention.
+"""Folders of images that a `metadata.csv`, `.tsv` or `.jsonl` lists: Hugging Face's imagefolder convention.
 
 https://huggingface.co/docs/datasets/image_dataset: the column `file_name` is a path relative to the metadata file, the
-others are captions and what filters look at. Rows of one picture that follow each other are its captions. Only what is
-listed is in the dataset.
+others are captions, and values for filters. Rows of one image that follow each other are its captions. Only images that
+are listed are in the dataset.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ NAMES = ("metadata.csv", "metadata.tsv", "metadata.jsonl")
 FILE_NAME = "file_name"
 LONGEST_NUMBER = 100  # characters; what is longer is text, and would take the square of its length to look through
 PEEKED = 64  # rows of a .jsonl that tell its columns
+HEAD = 1 << 16  # bytes that tell how a file is written
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|nan|NaN")
 
 
@@ -71,7 +72,7 @@ class MetadataFolder:
         options: Options,
         images: int = 0,
     ):
-        """`pictures` lie in the folder: a notice tells of those that no table lists."""
+        """`images` is how many lie in the folder: a notice tells of those that no table lists."""
         self.spec, self.fs, self.root, self.tables, self.options = spec, fs, root, tables, options
         self.images = images
         self.sparse_columns = any(path.endswith(".jsonl") for path in tables)
@@ -87,9 +88,11 @@ class MetadataFolder:
 
     def _layout(self, path: str) -> tuple[tuple[str, ...], Layout]:
         with _open(self.fs, path) as file:
-            head = file.read(2)
-            if head in (b"\xff\xfe", b"\xfe\xff"):
+            head = file.read(HEAD)
+            if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
                 raise UserError(f"{path}: is UTF-16; save it as UTF-8")
+            if b"\r" in head.strip() and b"\n" not in head:
+                raise UserError(f"{path}: its lines end in CR alone; save it with line ends of LF, or CR LF")
             file.seek(0)
             names = _json_names(file, path) if path.endswith(".jsonl") else _header(file, path)[0]
         image = self.options.image_column or (FILE_NAME if FILE_NAME in names else None)
