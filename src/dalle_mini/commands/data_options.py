@@ -1,4 +1,4 @@
-"""Options of verbs that read a dataset of captioned pictures: which it is, and what of it is kept."""
+"""Options of verbs that read a dataset of captioned images: which it is, and which examples are kept."""
 
 import argparse
 import dataclasses
@@ -26,8 +26,8 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         help="column of captions; NAME,NAME for several, NAME+NAME to join a title and a description (default: the "
         "usual names)",
     )
-    add("--split", metavar="NAME", help="of a data set, or of files that are named by it (default: train, or all)")
-    add("--subset", metavar="NAME", help="of a Hugging Face data set that has several")
+    add("--split", metavar="NAME", help="split of a data set, or of files named by it (default: train, or all)")
+    add("--subset", metavar="NAME", help="configuration of a Hugging Face data set that has several")
     add("--no-streaming", action="store_true", help="download a data set from the Hub before it is read")
     add(
         "--image-root",
@@ -38,7 +38,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
 
 
 def source_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What the user said, as keywords of `dalle_mini.data.sources.open_source`."""
+    """The source's options as keywords of `dalle_mini.data.sources.open_source`."""
     names = ("image_column", "caption_column", "split", "subset", "image_root")
     return {name: getattr(args, name) for name in names} | {"streaming": not args.no_streaming}
 
@@ -92,7 +92,11 @@ def add_filter_options(parser: argparse.ArgumentParser) -> None:
 
 
 def filter_options(args: argparse.Namespace) -> Filters:
-    """What the user said of filters; raises UserError where it makes no sense."""
+    """The options of filters as `Filters`.
+
+    Raises:
+        UserError: a value makes no sense.
+    """
     given = {field.name: getattr(args, field.name) for field in dataclasses.fields(Filters)}
     return Filters(**{name: None if value == OFF else value for name, value in given.items() if value is not None})
 

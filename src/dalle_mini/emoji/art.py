@@ -263,7 +263,7 @@ def _draw(
 
 
 def paste(image: np.ndarray, font: Path, emoji: Emoji, scale: int, position: tuple[float, float]) -> None:
-    """Draw an emoji into `picture`, uint8 [size, size, 3], over what is there; scale and position as in `render`."""
+    """Draw an emoji into `image`, uint8 [size, size, 3], over what is there; scale and position as in `render`."""
     x, y = position
     if not (0 < scale <= GRID and 0 <= x <= GRID - scale and 0 <= y <= GRID - scale):
         raise UserError(f"an emoji {scale} cells wide at cell ({x}, {y}) does not fit into a picture of {GRID} cells")

@@ -63,7 +63,7 @@ def plain_caption(emoji: Emoji, color: str) -> str:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the judge sees in a picture.
+    """The judge's verdict on an image.
 
     `names` are those of the nearest emoji: more than one where the font draws several alike (the flags of Norway and of
     Bouvet Island). `distance` is the mean squared difference of the pixels, scaled to [0, 1], from that emoji `scale`
@@ -274,7 +274,7 @@ def pick_gain(right: Sequence[Sequence[bool]]) -> tuple[float, float | None]:
     """How much oftener CLIP's pick is right than a random candidate, as a share of prompts, and its standard error.
 
     `right` tells each prompt's candidates, best by CLIP first. The difference is paired, taken within each prompt: what
-    makes one prompt harder than another adds nothing to the error. Of a single prompt there is no error, so None.
+    makes one prompt harder than another adds nothing to the error. A single prompt has no error: None.
     """
     gains = np.array([row[0] - np.mean(row) for row in right])
     error = float(np.std(gains, ddof=1) / np.sqrt(len(gains))) if len(gains) > 1 else None
@@ -294,7 +294,7 @@ class Mistake:
 def mistakes(
     prompts: Sequence[EmojiPrompt], judged: Sequence[Sequence[Judgement]], background: bool = False
 ) -> list[Mistake]:
-    """What was mistaken for what, emoji or backgrounds: the mistakes of CLIP's picks first, then the commonest."""
+    """Which emoji or backgrounds were taken for which: the mistakes of CLIP's picks first, then the commonest."""
     found = []
     for prompt, row in zip(prompts, judged, strict=True):
         right = [one.is_color(prompt) if background else one.is_emoji(prompt) for one in row]

@@ -46,7 +46,7 @@ def shared(first: Box, second: Box) -> tuple[int, int]:
 
 
 def fact(first: Box, second: Box) -> tuple[str, bool]:
-    """What two boxes state, of which `second` is drawn over `first`: a name of `FACTS`, and whether it is of `first`.
+    """The fact that two boxes state, `second` drawn over `first`: a name of `FACTS`, and whether it is of `first`.
 
     (LEFT_OF, True): first is left of second; (ABOVE, False): second is above first. Boxes that share more than the one
     row of cells by which a thing on top of another overlaps it state (IN_FRONT_OF, False): second is in front of first.

@@ -1,4 +1,4 @@
-"""What an emoji is called in a sentence: everyday names, plurals, and people's gender, hair and skin.
+"""Names of emoji in a sentence: everyday names, plurals, and people's gender, hair and skin.
 
 The names are the Unicode CLDR's, which are not always what one would say: "automobile" is also "car" here, "locked" is
 only "padlock", "woman firefighter medium-dark skin tone" is "woman firefighter with medium-dark skin".
@@ -156,7 +156,7 @@ EVERYDAY_NAMES: dict[str, tuple[str, ...]] = {
 
 SKIN = ("light", "medium-light", "medium", "medium-dark", "dark")
 
-# Of stuff, and of what there is only one: these are never counted.
+# Stuff, and things of which there is only one, are never counted.
 UNCOUNTED = frozenset({"coral", "custard", "fondue", "dango", "ice cream", "national park"})
 _STUFF = frozenset({"bubble tea", "flatbread", "leafy green", "oden", "sake", "shaved ice", "stuffed flatbread"}) | {
     "santa claus",

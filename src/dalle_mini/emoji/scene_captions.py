@@ -104,7 +104,7 @@ GRADIENTS = {
 
 @dataclass(frozen=True)
 class Mention:
-    """What a caption says of some equal emoji: "two small mice" is Mention("mouse", 2, "small")."""
+    """A caption's words for some equal emoji: "two small mice" is Mention("mouse", 2, "small")."""
 
     name: str
     count: int = 1

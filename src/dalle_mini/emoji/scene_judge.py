@@ -2,8 +2,8 @@
 
 It is told which two emoji were asked for and nothing else. Each is looked for at every place and size that a scene can
 have; where it fits best it is then weighed against every emoji that the font draws, there and a cell around, and counts
-as present only if none fits better and it accounts for a good part of what is there. What the other emoji covers, or is
-covered by, is taken into account: every emoji is tried in front of or behind the other, as the picture has it. The
+as present only if none fits better and it accounts for a good part of what is there. The judge takes into account that
+one emoji covers the other: every emoji is tried in front of or behind the other, as the picture has it. The
 relation is read from the two boxes.
 
 How it does on held-out prompts, a third with size words, 90 at 64 pixels and 45 at 128 (`benchmarks/scene_judge.py`):
@@ -42,9 +42,9 @@ BLOCK = 512  # emoji compared at a time
 BATCH = 16  # pictures compared at a time
 OUTLIER = 0.05  # squared distance of colours, 0 to 3, from which on a border pixel counts as none of the background's
 
-# The least share of what is in its box that an emoji accounts for. What fits best of all may still fit badly, such as a
-# pale emoji on the rim of another. Of right ones 19 in 20 reach 0.48 after a small VQGAN; wrong ones stayed below 0.38
-# at 64 pixels.
+# The least share of its box's content that an emoji accounts for. The best fit of all may still be a bad one, such as a
+# pale emoji on the rim of another. 19 in 20 right ones reach 0.48 after a small VQGAN; wrong ones stayed below 0.38 at
+# 64 pixels.
 EXPLAINED = 0.4
 FAINT = 0.03  # squared distance of colours, 0 to 3, up to which a pixel is noise and need not be accounted for
 VISIBLE = 0.1  # squared difference, summed over a picture, that one order of drawing must have over the other
@@ -74,7 +74,7 @@ class Found:
 
 @dataclass(frozen=True)
 class SceneJudgement:
-    """What the judge sees of two emoji: each where it fits best.
+    """The judge's verdict on two emoji: each where it fits best.
 
     `first_in_front` tells whether the first is drawn over the second; None where no pixel shows it.
     """
@@ -268,7 +268,7 @@ class SceneJudge:
     def _layers(
         self, ground: np.ndarray, other: tuple[np.ndarray, np.ndarray, Box] | None, in_front: bool
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What is under an emoji, what is over it, and how much of the former can be seen: [side, side, 3 or 1]."""
+        """The layers under and over an emoji, and how much of the former can be seen: [side, side, 3 or 1]."""
         over, open_ = np.zeros_like(ground), np.ones_like(ground[..., :1])
         if other is None:
             return ground, over, open_
@@ -361,7 +361,7 @@ class _Placed:
 
 @dataclass(frozen=True)
 class _Crop:
-    """What an emoji in a box has to explain: the rest of the picture, what is under it, and how open that lies."""
+    """The pixels that an emoji in a box must explain: the rest of the image, the layer under it, how open that is."""
 
     rest: np.ndarray
     under: np.ndarray

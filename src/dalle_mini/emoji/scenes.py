@@ -113,7 +113,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is in a picture: the things in the order in which they are drawn, the last in front."""
+    """The content of an image: its things in the order in which they are drawn, the last in front."""
 
     caption: str
     things: tuple[Thing, ...]
@@ -121,7 +121,7 @@ class Scene:
     kind: str
 
     def facts(self) -> list[tuple[Emoji, str, Emoji]]:
-        """What the picture states of each two different emoji in it: (first, a name of `FACTS`, second)."""
+        """The facts that the image states of each two different emoji: (first, a name of `FACTS`, second)."""
         found = []
         for one, other in itertools.combinations(self.things, 2):
             if one.emoji != other.emoji:
@@ -173,8 +173,8 @@ class EmojiScenes:
 
     Args:
         size: side of the pictures, pixels, a multiple of 16.
-        emoji: those to draw; `scene_emoji()` if None. Of people with variants (`people_emoji`) the emoji is drawn by
-            lot among all who are alike but for gender and skin, so that they do not crowd out the rest.
+        emoji: those to draw; `scene_emoji()` if None. People who differ in gender and skin alone
+            (`people_emoji`) share one lot, so that they do not crowd out the rest.
         jitter: cells by which a single emoji may stand off the centre.
     """
 
@@ -230,7 +230,7 @@ class EmojiScenes:
         return images, [example.caption for example in examples]
 
     def scene(self, index: int) -> Scene:
-        """What example `index` shows, without drawing it."""
+        """The scene of example `index`, without drawing it."""
         if not 0 <= index < self.length:
             raise IndexError(f"example {index} of {self.length}")
         rng = random.Random(f"dalle-mini scenes {self.seed} {self.split} {index}")
@@ -292,7 +292,7 @@ class EmojiScenes:
     def _single(self, rng: random.Random, background: Background | None, sized: bool) -> Scene:
         (emoji,) = self._pick(rng, 1)
         scale, size, place, (x, y) = self._place_single(rng, sized)
-        # What the first edition drew keeps its name there, so that its captions remain in the language.
+        # An emoji of the first edition keeps its name there, so that those captions remain in the language.
         first = emoji.characters[0] in _EVERYDAY and rng.random() < FIRST_NAME_SHARE
         word = emoji.name if first else called(rng, emoji.name)
         if background is not None and background.direction:
@@ -390,7 +390,7 @@ def arrange(rng: random.Random, name: str, subject: Group, object: Group) -> tup
 
 
 def family(name: str) -> str:
-    """What an emoji has in common with all who differ from it in gender and skin alone: "firefighter", "running"."""
+    """The part of a name that all who differ in gender and skin alone have in common: "firefighter", "running"."""
     words = [word for word in name.split() if word not in ("man", "woman", "person")]
     return " ".join(words[:-3] if words[-2:] == ["skin", "tone"] else words)
 

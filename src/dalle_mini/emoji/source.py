@@ -1,4 +1,4 @@
-"""Emoji pictures as a source of examples, so that they are encoded the way every other dataset is."""
+"""Emoji as a source of examples, so that they are encoded the way every other dataset is."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNFILTERED = Filters(min_caption=None, max_caption=None, max_aspect=None, min_si
 
 @dataclass(frozen=True)
 class EmojiPart:
-    """Pictures `start` to `stop`, drawn when they are asked for."""
+    """Images `start` to `stop`, drawn when they are asked for."""
 
     images: EmojiImages
     start: int
@@ -39,13 +39,15 @@ class EmojiPart:
 
 @dataclass(frozen=True)
 class EmojiSource:
-    """The first `rows` of some emoji pictures.
+    """The first `rows` of the images of a source that draws.
 
     Attributes:
-        pictures: the drawing source.
-        rows: how many of its pictures.
-        made_from: what makes them these and no others (split, seed, ...), as flat JSON.
-    Raises UserError where there are not so many.
+        images: the source that draws.
+        rows: how many of its images.
+        made_from: the choices that decide them (split, seed, ...), as flat JSON.
+
+    Raises:
+        UserError: there are not so many.
     """
 
     images: EmojiImages

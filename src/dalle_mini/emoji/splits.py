@@ -1,4 +1,4 @@
-"""What no training scene ever shows, so that a model can be asked for it: decided by names alone, about one in ten.
+"""The things that no training scene shows, so that a model can be asked for them: one in ten, decided by names alone.
 
 Four kinds of things are kept out: an emoji on a background colour, two emoji together, a fact about two emoji ("a snail
 left of a car"), and a combination of attributes that no emoji has in training ("small, on purple").
@@ -21,9 +21,9 @@ def is_pair_held_out(first: Emoji, second: Emoji) -> bool:
 
 
 def is_fact_held_out(first: Emoji, fact: str, second: Emoji) -> bool:
-    """Whether no training picture shows `first` in this relation to `second`; `fact` is one of `scene_layout.FACTS`.
+    """Whether no training picture shows `first` in this relation to `second`; `fact` is one of `layout.FACTS`.
 
-    What is decided is the picture and not the wording: "b to the right of a" and "a next to b" go with "a left of b".
+    The image counts and not the wording: "b to the right of a" and "a next to b" go with "a left of b".
     """
     names = without_skin(first.name), without_skin(second.name)
     return names[0] != names[1] and _is_held_out("relation", names[0], fact, names[1])
@@ -35,7 +35,7 @@ def is_combination_held_out(size: str | None, background: str, variant: str | No
     Args:
         size: the size word's key, "small" or "large"; None where no size is said.
         background: `Background.name`; "white" is no attribute, for it is what a caption without a colour means.
-        variant: gender and skin, as `emoji_nouns.variant` tells them, or None.
+        variant: gender and skin, as `nouns.variant` tells them, or None.
     A single attribute is no combination and never held out.
     """
     said = [size, None if background == "white" else background, variant]

@@ -73,8 +73,8 @@ def scene_emoji(
     """The emoji of `EVERYDAY` and `MORE` that are neither near twins nor hair-thin: 906, in the order written there.
 
     Two are twins if the root mean square difference of their renders, 28 pixels wide, over a black and a white
-    background is below `distance`; colours run from 0 to 1. Of twins the first stays, and `EVERYDAY` comes first, so
-    that all of it stays. Thin is what fills less than `THINNEST` of its box.
+    background is below `distance`; colours run from 0 to 1. The first of twins stays, and `EVERYDAY` comes first, so
+    that all of it stays. An emoji is thin that fills less than `THINNEST` of its box.
 
     Args:
         kinds: keys of `MORE` (those of `EVERYDAY` are among them); all of them if None.

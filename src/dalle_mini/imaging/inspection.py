@@ -48,7 +48,7 @@ class TooMuch(Exception):
 
 
 class ImageFile(NamedTuple):
-    """What Pillow is to decode.
+    """A file as Pillow is to decode it.
 
     Attributes:
         format: Pillow's name of it; its plugins for others are not asked.

@@ -180,7 +180,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _foreign(head: bytes, suffix: str) -> str | None:
-    """What a file is that starts with these bytes, and how to get at the weights, if it is not what its name says."""
+    """The kind of a file that is not what its name says, by its first bytes, and how to get at the weights; or None."""
     if head.startswith(b"version https://git-lfs."):
         return "a Git LFS pointer, not the weights: fetch them with `git lfs pull`"
     if head.lstrip().lower().startswith((b"<!doctype html", b"<html", b"<?xml")):

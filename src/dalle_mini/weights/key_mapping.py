@@ -1,4 +1,4 @@
-"""What the published files call their tensors, and what we call them.
+"""The published files' names of tensors, mapped to ours.
 
 One function per network turns the tensors of a file into ours: names are attribute paths joined by ".", the layers of
 DalleBart are stacked on a leading axis. Files in our own naming pass through. A tensor that no rule knows keeps its

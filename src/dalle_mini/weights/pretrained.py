@@ -95,7 +95,7 @@ class Pretrained:
 
     @classmethod
     def shapes(cls, config, dtype=jnp.float32) -> tuple[nnx.GraphDef, nnx.State]:
-        """Of the model: drawing the random weights of a large one takes longer than reading the real ones."""
+        """The structure and shapes: drawing a large model's random weights takes longer than reading real ones."""
         with _SHAPES_LOCK:  # the thread that compiles ahead asks for the same as the one that loads
             return _shapes(cls, config, np.dtype(dtype))
 
@@ -205,7 +205,7 @@ def unflatten(arrays: Mapping[str, Any], like: Mapping) -> Mapping:
 
 
 def mismatch(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """What keeps `found` from being `wanted` (tensors by name): one line that names tensors, or ""."""
+    """Why `found` is not `wanted` (tensors by name): one line that names tensors, or ""."""
     missing = [f"{name} {list(wanted[name].shape)}" for name in wanted if name not in found]
     unexpected = [f"{name} {list(found[name].shape)}" for name in found if name not in wanted]
     misshapen = [

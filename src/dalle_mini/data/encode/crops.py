@@ -29,7 +29,7 @@ LONGEST_DETAIL = 500  # characters
 
 
 class Row(NamedTuple):
-    """What is known of one crop but its tokens."""
+    """One crop, without its pixels and tokens."""
 
     position: int  # of the example in its part
     key: str

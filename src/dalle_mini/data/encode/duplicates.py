@@ -1,4 +1,4 @@
-"""Pictures that a dataset holds more than once: the same pixels, or nearly the same look."""
+"""Images that a dataset holds more than once: the same pixels, or nearly the same look."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def near_duplicates(hashes: np.ndarray, distance: int) -> np.ndarray:
     first = np.flatnonzero(original < 0)  # of equal ones only the first can be kept
     found = _kept_neighbours(hashes[first], distance)
     original[first] = np.where(found < 0, -1, first[found])
-    # What equals one that is dropped is as near to the one that is kept.
+    # A copy of one that is dropped is as near to the one that is kept.
     copies = np.flatnonzero((original >= 0) & ~np.isin(np.arange(len(hashes)), first))
     into = original[original[copies]]
     original[copies] = np.where(into < 0, original[copies], into)

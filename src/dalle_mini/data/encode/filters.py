@@ -1,8 +1,8 @@
-"""What is kept of a dataset: the filters of the DALL·E paper, and the user's own.
+"""The filters of the DALL·E paper, and the user's own: which examples of a dataset are kept.
 
-In the order in which they apply: `keep_captions` before a picture is decoded, `decode_image` of `images.py` and
-`image_problem` with it, `score_problem` once there is a CLIP score, and `duplicates.py` over the whole dataset.
-Each gives one of `reasons.py`, or None where there is none.
+They apply in this order: `keep_captions` before an image is decoded, `image_problem` while it is decoded
+(`imaging/decoding.py`), `score_problem` once there is a CLIP score, and `duplicates.py` over the whole dataset. Each
+gives a reason of `reasons.py`, or None.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PEEKED = 64  # examples that tell what columns a source has
 
 @dataclasses.dataclass(frozen=True)
 class Filters:
-    """What is asked of captions and pictures. None turns a filter off.
+    """The limits for captions and images. None turns a filter off.
 
     The DALL·E paper (Ramesh et al. 2021, https://arxiv.org/abs/2102.12092) dropped short captions, captions not in
     English, and pictures whose aspect ratio is not in [1/2, 2]. The other numbers are this project's.
@@ -54,7 +54,8 @@ class Filters:
         min_clip_score, max_clip_score: of CLIP's cosine of picture and caption.
         where: a condition on the source's columns, as `where.py` reads it.
 
-    Raises UserError where a value makes no sense.
+    Raises:
+        UserError: a value makes no sense.
     """
 
     min_caption: int | None = 3
@@ -97,9 +98,9 @@ class Filters:
 def keep_captions(example: Example, filters: Filters) -> tuple[tuple[str, ...], str | None]:
     """(an example's captions, cleaned and filtered, each once; None), or ((), the reason to drop the example).
 
-    Its picture is not looked at. One caption that passes is enough to keep the example; the reason is else that of
-    its first caption. Of more than a thousand captions the first thousand are looked at. The columns are judged here
-    too, as they need no picture.
+    Its image is not looked at. One caption that passes is enough to keep the example; otherwise the reason is that of
+    its first caption. Captions beyond the first thousand are ignored. The columns are judged here too, as they need no
+    image.
     """
     reason = example.problem or columns_problem(example.columns, filters)
     if reason:

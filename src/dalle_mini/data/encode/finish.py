@@ -59,7 +59,7 @@ ORIGINAL = -1  # instead of the picture that another one repeats
 
 @dataclass(frozen=True)
 class Plan:
-    """What the second pass is told: the parts' number, and what goes into the manifest as it is."""
+    """The second pass's task: how many parts there are, and the fields that go into the manifest as they are."""
 
     run: str
     parts: int
@@ -74,14 +74,14 @@ class Plan:
 
 @dataclass
 class Repeats:
-    """Which pictures repeat another, by their number among all that came so far: [n] each."""
+    """Which images repeat another, by their number among all that came so far: [n] each."""
 
     of: np.ndarray  # int64: the number of the first, or ORIGINAL
     why: np.ndarray  # int8: which of REPEATS
 
 
 class NothingKept(UserError):
-    """All of a dataset was dropped. What for is in dropped.parquet; there is no manifest."""
+    """Every example was dropped. dropped.parquet has the reasons; there is no manifest."""
 
 
 REPEATS = (reasons.DUPLICATE_KEY, reasons.DUPLICATE, reasons.NEAR_DUPLICATE)
@@ -143,7 +143,7 @@ def finish(
 def find_repeats(
     folder: LocalFolder | RemoteFolder, plan: Plan, progress: Callable[[int], None] = lambda done: None
 ) -> Repeats:
-    """Of the pictures that are kept so far, in the order of the parts: which have a key, or a look, seen before.
+    """Which images repeat the key, or the look, of an earlier one; those that are dropped already do not count.
 
     Keys and exact hashes are compared by 64 bits: among 400 million pictures the chance that two different ones meet
     is 1 in 200.
@@ -258,7 +258,7 @@ class ShardWriter:
 
 
 class DroppedWriter:
-    """What was dropped, in the order of the source: compressed as it comes, in memory, some 20 bytes each."""
+    """The rejected examples, in the order of the source, compressed in memory: some 20 bytes each."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()

@@ -20,8 +20,8 @@ def encode_with_ray(
     """Stage these parts. `out` must be the same folder on every machine: shared, or in a bucket.
 
     Joins the cluster of RAY_ADDRESS, or one that was joined before; else starts one on this machine. An actor loads
-    the networks once and takes one GPU, where the cluster has any. What a dead actor had staged stays; another does
-    the rest of its task.
+    the networks once and takes one GPU, where the cluster has any. The parts that a dead actor had staged stay; another
+    actor does the rest of its task.
 
     Raises:
         UserError: Ray is not installed.

@@ -1,7 +1,7 @@
 """Some parts of a source -> staged files, one a part, each whole or not there. This is what any engine runs.
 
 A staged file holds all examples of a part: the kept ones' rows as the shards will have them, and the dropped ones with
-their reasons. What concerns the dataset as a whole (duplicates, splits, shards) comes afterwards, in `finish.py`.
+their reasons. Duplicates, splits and shards, which concern the dataset as a whole, come afterwards, in `finish.py`.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class Progress:
     """How far a run is.
 
     Attributes:
-        pictures: that were read now, by this process or those that it started.
-        kept: of them, before duplicates are looked for.
+        images: that were read now, by this process or those that it started.
+        kept: how many of them are kept, before duplicates are looked for.
         parts_done, parts: of this process's share; those that were there already are done.
-        total: pictures that are to be read now, where the source can tell.
+        total: images that are to be read now, where the source can tell.
     """
 
     images: int
@@ -86,7 +86,7 @@ def encode_parts(
     workers: int | None = None,
     progress: Callable[[int, int, int], None] = lambda images, kept, parts: None,
 ) -> None:
-    """Encode parts and stage them in `folder`. What is staged is a pure function of part, preparation and networks.
+    """Encode parts and stage them in `folder`. A staged file is a pure function of part, preparation and networks.
 
     Worker processes read and decode several parts at a time; batches go to the devices as they are full, and results
     come back while later ones are computed.
@@ -95,7 +95,7 @@ def encode_parts(
         parts: with their numbers in the source.
         run: the run's hash: a staged file says whose it is.
         workers: processes that read and decode, by default one a core; 0 does it in this one.
-        progress: called with pictures read, pictures kept, and parts staged, since the last call.
+        progress: called with images read, images kept, and parts staged, since the last call.
     Raises:
         UserError: a file cannot be written; what was staged before stays.
     """
@@ -151,7 +151,7 @@ def usable_cores() -> int:
 
 @dataclass(frozen=True)
 class StagedState:
-    """What a staged file tells beside its rows: the run, pictures seen, and crops that CLIP's score dropped alone."""
+    """A staged file's metadata: its run, images seen, and crops that CLIP's score dropped while others stay."""
 
     run: str
     seen: int
@@ -159,7 +159,7 @@ class StagedState:
 
 
 class StagedPart:
-    """What is known of a part so far."""
+    """The rows and rejected examples of a part that is being encoded."""
 
     def __init__(self, number: int, tokenizer: TokenGrid, filters: Filters) -> None:
         self._number, self._filters = number, filters

@@ -1,4 +1,4 @@
-"""What is done to training pictures so that a network does not learn them by heart.
+"""Changes to training images that keep a network from learning them by heart.
 
 Everything works on uint8 [n, S, S, 3] and draws from the generator that it is given: equal generators, equal pictures.
 """

@@ -175,15 +175,15 @@ class _Part:
         self.dropped.update(rejected.reason for rejected in block.rejected)
 
     def finish(self) -> None:
-        """Whole is a part whose rows are there, so they come last."""
+        """Put the part in place. Its rows come last: a part is whole where they are there."""
         self.file.close()
         self.partial.replace(self.pixels)
         head = json.dumps({"seen": self.seen, "dropped": self.dropped})
         files.write_whole(self.rows, "\n".join([head, *self.lines]) + "\n", sync=False)
 
     def drop(self) -> None:
-        """What is finished stays."""
-        with contextlib.suppress(OSError):  # of what was not flushed, on a full disk
+        """Remove the pixels written so far; a finished part stays."""
+        with contextlib.suppress(OSError):  # bytes that were not flushed, on a full disk
             self.file.close()
         self.partial.unlink(missing_ok=True)
 

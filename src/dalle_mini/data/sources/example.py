@@ -1,4 +1,4 @@
-"""What a source of captioned pictures gives: examples that are not decoded yet, in parts that can be read apart."""
+"""The seam of all sources of captioned images: examples that are not decoded yet, in parts that can be read apart."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Example:
-    """One captioned picture as its source has it.
+    """One captioned image as its source has it.
 
     Attributes:
         key: its name within the source; the same in every run.
-        picture: a file's bytes, or uint8 [H, W, 3] from a source that draws; None where `problem` says why.
+        image: a file's bytes, or uint8 [H, W, 3] from a source that draws; None where `problem` says why.
         captions: as they were found, neither cleaned nor filtered; none is a reason to drop it.
-        columns: what else the source tells of it, for filters such as `clip_score > 0.28`.
+        columns: other values that the source has for it, for filters such as `clip_score > 0.28`.
         problem: one of `reasons.py` where the source could not read it; it is counted, not lost.
-        detail: what more there is to say of the problem.
+        detail: more about the problem.
     """
 
     key: str
@@ -44,13 +44,13 @@ class Part(Protocol):
 
 
 class Source(Protocol):
-    """A dataset of captioned pictures. Parts and their order depend on the dataset alone.
+    """A dataset of captioned images. Parts and their order depend on the dataset alone.
 
     One whose examples may have columns that others lack, as they have no schema, says so by `sparse_columns = True`.
     """
 
     def origin(self) -> dict[str, Any]:
-        """What tells this dataset from another, as flat JSON: it is kept with what is made of it."""
+        """Flat JSON that tells this dataset from others. It is kept with everything that is made of the dataset."""
         ...
 
     def parts(self) -> Sequence[Part]: ...

@@ -1,6 +1,6 @@
 """Files of any file system (local, `gs://`, `s3://`, any fsspec url): listing and reading them, with limits.
 
-A path is one of its file system, without the protocol. What cannot be read is a reason, never an exception of its own.
+A path is one of its file system, without the protocol. A file that cannot be read raises `Unreadable` with a reason.
 """
 
 from __future__ import annotations

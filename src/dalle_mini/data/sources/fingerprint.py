@@ -1,4 +1,4 @@
-"""What tells a dataset's content from another's without opening its files: their names, sizes and stamps.
+"""A fingerprint of a dataset's content, without opening its files: their names, sizes and stamps.
 
 A stamp is the time at which a local file was written, or the checksum that a store lists with an object. An edit that
 keeps a file's size and its stamp is not seen.
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("dalle_mini")
 
-# What of `Source.origin` is of a dataset's content. Only STAMPS may differ between two copies of the same files.
+# The keys of `Source.origin` that tell a dataset's content. Only STAMPS may differ between two copies of one dataset.
 STAMPS = "stamps"
 CONTENT = frozenset(["files", "bytes", "listing", STAMPS, "tables", "footers", "saved", "rows", "parts"])
 
 
 class Fingerprint:
-    """Of files that are added in an order which depends on the dataset alone."""
+    """The fingerprint of files that are added in an order which depends on the dataset alone."""
 
     def __init__(self) -> None:
         self._files = self._bytes = self._stamped = 0
@@ -47,7 +47,7 @@ class Fingerprint:
         self._stamps.update(b"%s\0%s\0" % (name, str(stamp).encode()))
 
     def told(self) -> dict[str, Any]:
-        """For `Source.origin`."""
+        """The fingerprint as keys of `Source.origin`."""
         told = {"files": self._files, "bytes": self._bytes, "listing": self._listing.hexdigest()[:16]}
         return told | ({STAMPS: self._stamps.hexdigest()[:16]} if self._stamped else {})
 
@@ -83,7 +83,7 @@ class Finder:
 
 
 def of_archives(fs: AbstractFileSystem, root: str, paths: Sequence[str]) -> Fingerprint:
-    """Of tars or tables by their paths, of which those that no list shows are asked for."""
+    """The fingerprint of tars or tables. One that is in no list of its store is asked for."""
     fingerprint = Fingerprint()
     for path, file in zip(paths, files.in_order(Finder(fs, ask=True), paths, fs), strict=True):
         fingerprint.add(files.relative(root, path), file)
@@ -91,7 +91,7 @@ def of_archives(fs: AbstractFileSystem, root: str, paths: Sequence[str]) -> Fing
 
 
 class ListedImages:
-    """The pictures that tables name by their paths, each counted once."""
+    """The images that tables name by their paths, each counted once."""
 
     def __init__(self, fs: AbstractFileSystem, root: str, fingerprint: Fingerprint) -> None:
         self._root, self._fingerprint, self._find = root, fingerprint, Finder(fs)
@@ -106,7 +106,7 @@ class ListedImages:
             self._names.append(hash(path))
 
     def tell_of_others(self, where: str, images: int) -> None:
-        """A notice where there are more `pictures` than are listed."""
+        """Log a notice where there are more `images` than are listed."""
         others = images - len(np.unique(np.frombuffer(self._names, np.int64)))
         if others > 0:
             logger.warning("%s: %d of its %d pictures are in no table there, and are not used", where, others, images)

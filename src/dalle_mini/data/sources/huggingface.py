@@ -32,7 +32,7 @@ BATCH = 16  # rows that are in memory at a time
 
 @dataclass(frozen=True)
 class Address:
-    """What tells a data set's split, so that another process can open it too.
+    """A split of a data set, by all that another process needs to open it too.
 
     Attributes:
         name: `owner/name` on the Hub, or a local folder.
@@ -224,7 +224,7 @@ def _split(address: Address, splits: Sequence[str]) -> str | None:
 
 
 def _files_of(folder: str) -> dict[str, Any]:
-    """What tells the files of a local data set from others, but for those that `datasets` puts there as a cache."""
+    """The fingerprint of a local data set's files, without those that `datasets` puts there as a cache."""
     fs, root = files.locate(folder)
     fingerprint = Fingerprint()
     for place, found in files.walk(fs, root, sized=True):

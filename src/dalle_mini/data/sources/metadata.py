@@ -180,7 +180,7 @@ class Rows:
             yield Record(None, reasons.CANNOT_READ, self.start.line + 1, self.start)
 
     def file_of(self, record: Record) -> str:
-        """What a row calls its picture."""
+        """The path by which a row names its image."""
         return str(record.row.get(self.layout.image) or "")
 
     def _line(self, record: Record) -> str:

@@ -46,7 +46,7 @@ class ParquetFiles:
         options: Options,
         images: int = 0,
     ):
-        """`pictures` lie loose in the folder: a notice tells of those that no table lists."""
+        """`images` is how many lie loose in the folder: a notice tells of those that no table lists."""
         self.spec, self.paths, self.images = spec, paths, images
         schema = _first_schema(fs, paths)
         layout = find_layout(paths[0], schema.names, options, kinds_of(schema))
@@ -243,7 +243,7 @@ def _refuse_other_columns(part: RowGroups, names: Sequence[str]) -> None:
 
 
 def _first_schema(fs: AbstractFileSystem, paths: Sequence[str]) -> pa.Schema:
-    """Of the first file that can be read: a damaged one is counted, but if all are there is nothing to begin with."""
+    """The schema of the first file that can be read. Damaged ones are counted later, unless all of them are."""
     try:
         import pyarrow.parquet as pq
     except ImportError:
@@ -276,7 +276,7 @@ def _refuse_urls(part: RowGroups, paths: Sequence[str]) -> None:
 
 
 def kinds_of(schema: pa.Schema) -> Kinds:
-    """What a schema says of its columns: pictures are bytes, or structs with a field `bytes` of them."""
+    """The columns of a schema by what they may hold: images are bytes, or structs with a field `bytes` of them."""
     import pyarrow as pa
 
     def holds_images(kind: pa.DataType) -> bool:

@@ -13,7 +13,7 @@ from dalle_mini.imaging.problems import (
     UNREAD_NUMBERS,
 )
 
-# What the source cannot read
+# The source cannot read it.
 NO_IMAGE = "no picture"
 FILE_TOO_LARGE = "file too large"
 CANNOT_READ = "cannot be read"
@@ -25,22 +25,22 @@ NO_FILE = "not a regular file"
 EXPANDS = "expands too far"
 DUPLICATE_KEY = "duplicate key"
 
-# What the caption filters refuse
+# The caption filters refuse it.
 NO_CAPTION = "no caption"
 CAPTION_TOO_SHORT = "caption too short"
 CAPTION_TOO_LONG = "caption too long"
 NOT_ENGLISH = "caption not English"
 
-# What the columns are refused for
+# Its columns are refused.
 WHERE_FALSE = "where: not met"
 WHERE_MISSING = "where: a value is missing"
 CLIP_SCORE = "CLIP score out of range"
 
-# What the image filters refuse; `imaging/problems.py` has what decoding refuses
+# The image filters refuse it. The reasons of decoding are in `imaging/problems.py`.
 IMAGE_TOO_SMALL = "picture too small"
 ASPECT_RATIO = "aspect ratio"
 
-# What another picture of the dataset is the reason for
+# It repeats another image of the dataset.
 DUPLICATE = "duplicate picture"
 NEAR_DUPLICATE = "near-duplicate picture"
 

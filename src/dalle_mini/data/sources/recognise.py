@@ -1,4 +1,4 @@
-"""Which kind of dataset a path, a pattern or a name stands for, by what is there."""
+"""Finds out which kind of dataset a path, a pattern or a name stands for."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def _of_files(
 
 
 def _matching(fs: AbstractFileSystem, pattern: str, spec: str) -> list[str]:
-    """The files of a pattern. Of braces all, so that a missing one is counted; of wildcards what is there."""
+    """The files of a pattern. Braces name all, so that a missing one is counted; wildcards those that exist."""
     paths = []
     for path in files.expand(pattern):
         try:

@@ -35,7 +35,7 @@ KEY_NAMES = ("key", "__key__", "id", "uid")
 
 @dataclass(frozen=True)
 class Options:
-    """What the user says of a dataset; see `open_source`."""
+    """The user's choices for a dataset; see `open_source`."""
 
     image_column: str | None = None
     caption_column: str | None = None
@@ -70,7 +70,7 @@ class Layout:
         return tuple(text for name in self.captions for text in _texts(row.get(name)))
 
     def key_of(self, row: Mapping[str, Any]) -> str | None:
-        """What a row is called by its column of keys, if it is."""
+        """A row's key by its column of keys, or None."""
         key = row.get(self.key) if self.key else None
         key = str(key) if isinstance(key, (str, int)) else ""
         return key if 0 < len(key) <= limits().key_characters else None
@@ -88,11 +88,11 @@ class Layout:
 
 @dataclass(frozen=True)
 class Kinds:
-    """What a table's schema says of its columns. Of text alone nothing need be said.
+    """A table's columns by what they may hold, as its schema tells. A table of text alone needs none.
 
     Attributes:
-        pictures: columns that hold pictures.
-        numbers: columns of numbers, dates and the like, which are no pictures, with their types.
+        images: columns that hold images.
+        numbers: columns of numbers, dates and the like, which are no images, with their types.
         no_captions: columns that are neither text nor lists of text, with their types.
     """
 

@@ -1,4 +1,4 @@
-"""What a stranger's tar may do to `tarfile`, bounded: sizes below zero, endless headers, and gzip read backwards."""
+"""Bounds on a stranger's tar: `tarfile` alone trusts sizes below zero, endless headers, and gzip read backwards."""
 
 from __future__ import annotations
 

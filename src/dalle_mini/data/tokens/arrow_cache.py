@@ -45,7 +45,7 @@ class Piece:
 
 
 def footer(path: Path) -> Piece:
-    """What the end of a Parquet file tells. Raises UserError where it is damaged."""
+    """A Parquet file by its footer. Raises UserError where it is damaged."""
     with _damaged(path):
         with open_regular(path) as file:
             found = pq.read_metadata(file)

@@ -104,7 +104,7 @@ class TokenBatches:
         return self._text(captions, blank) | {"labels": found["tokens"]}
 
     def rows(self, step: int) -> list[str]:
-        """What the pictures of a step's global batch are called, in their order: to be named when the batch is bad."""
+        """The names of the images of a step's global batch, in their order: they are told when the batch is bad."""
         rows = self._order.rows(step * self.batch_size, self.batch_size)
         return [f"{self.datasets[which].folder}: {self.datasets[which].name(row)}" for which, row in self._where(rows)]
 
@@ -122,7 +122,7 @@ class TokenBatches:
         return Evaluation(self, batch_size)
 
     def origin(self) -> dict[str, Any]:
-        """What tells these batches from others, as flat JSON, to be kept with the run that they train."""
+        """Flat JSON that tells these batches from others, to be kept with the run that they train."""
         datasets = {
             f"data_{number}": f"{data.digest} ({len(data):,} rows)" for number, data in enumerate(self.datasets)
         }

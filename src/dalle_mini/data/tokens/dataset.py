@@ -123,7 +123,7 @@ class TokenDataset:
         return found
 
     def name(self, index: int) -> str:
-        """What to call a row: the picture's key, and its crop where that is not the first."""
+        """The name of a row: the image's key, and its crop where that is not the first."""
         found = self.rows([index], ("key", "crop"))
         key, crop = found["key"][0], found["crop"][0]
         return f"row {index}" if key is None else f"{key} (crop {crop})" if crop else key
@@ -156,7 +156,7 @@ class TokenDataset:
         return pieces, schema(self.image_length, self.codebook_size)
 
     def _notebooks(self, vqgan: str | Path | VQGAN | None, shards: list[Path]) -> tuple[list[Piece], pa.Schema]:
-        """What the original's notebook wrote: columns `caption` and `encoding`, and not a word of the VQGAN."""
+        """The shards of the original's notebook: columns `caption` and `encoding`, and not a word of the VQGAN."""
         self.manifest = None
         footers = [footer(path) for path in shards]
         first = next((piece for piece in footers if piece.rows), None)

@@ -112,7 +112,7 @@ def _fetch(remote: RemoteFolder, files: dict[str, str | int], described: bytes |
 
 
 def _told(path: Path, wanted: str | int) -> str | int:
-    """Of a file what is known of the right one: its SHA-256, or its size."""
+    """A file's SHA-256 or its size, whichever is known of the right one."""
     if isinstance(wanted, int):
         return path.stat().st_size
     with path.open("rb") as file:

@@ -1,6 +1,6 @@
 """Which row stands where in a run: a global shuffle of every epoch, of one data set or of a weighted mixture.
 
-Position p of a run is row p % batch_size of batch p // batch_size. What stands there is a function of (sizes, weights,
+Position p of a run is row p % batch_size of batch p // batch_size. The row there is a function of (sizes, weights,
 seed, p) alone, so there is no iterator to save: any process finds any part of any batch, in any order.
 """
 
@@ -67,7 +67,7 @@ class Mixture:
 
 
 def shuffled(places: np.ndarray, size: int, key: np.random.SeedSequence) -> np.ndarray:
-    """What stands at some places of a permutation of `size` rows that is computed, not stored, int64 [n].
+    """The rows at some places of a permutation of `size` rows that is computed, not stored, int64 [n].
 
     A Feistel network (Luby and Rackoff 1988) permutes the next power of two; what falls outside goes through it again
     until it falls inside (cycle walking, Black and Rogaway 2002). Grain's `shuffle`, of the same kind, has four rounds

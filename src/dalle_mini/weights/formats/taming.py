@@ -16,7 +16,7 @@ from dalle_mini.runtime import parsing
 # The classes of `taming.models.vqgan` that turn pictures into tokens -> our config's quantizer.
 QUANTIZERS = {"VQModel": "nearest", "VQNoDiscModel": "nearest", "GumbelVQ": "gumbel"}
 
-# What the classes have no default for: neither has a file that lacks it.
+# Values without a default in the published classes: a file that lacks one cannot be read.
 PARAMS = ("embed_dim", "n_embed", "ddconfig")
 DDCONFIG = ("ch", "ch_mult", "num_res_blocks", "attn_resolutions", "resolution", "in_channels", "out_ch", "z_channels")
 

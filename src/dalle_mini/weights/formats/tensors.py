@@ -31,7 +31,7 @@ END = 1 << 62  # numpy makes no array of so many bytes, even if it is empty
 
 @dataclass(frozen=True)
 class Tensor:
-    """What a file holds under one name.
+    """One named tensor of a file, read when it is asked for.
 
     Attributes:
         shape, dtype: of the stored values.
@@ -84,7 +84,7 @@ class Tensor:
         return out
 
     def read_into(self, out: np.ndarray) -> None:
-        """The values into an array of the same shape, cast to its dtype. What that cannot hold becomes infinite."""
+        """Write the values into an array of the same shape, cast to its dtype; too large ones become infinite."""
         with np.errstate(over="ignore", invalid="ignore"):
             if self.fill:
                 self.fill(out)

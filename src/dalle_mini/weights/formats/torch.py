@@ -23,7 +23,7 @@ from dalle_mini.weights.formats.torch_pickle import Global, Machine, Unmade, Vie
 
 ZIP_MAGIC = b"PK\x03\x04"
 LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number that older files start with, pickled
-# What zipfile and the pickle machine raise on bytes that make no sense.
+# Raised by zipfile and the pickle machine on bytes that make no sense.
 DAMAGE = (ValueError, LookupError, TypeError, ArithmeticError, RuntimeError, EOFError, struct.error, zipfile.BadZipFile)
 SAVE_AGAIN = "save it again with a newer torch: torch.save(torch.load(old), new)"
 

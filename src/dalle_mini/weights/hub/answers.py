@@ -1,4 +1,4 @@
-"""What the Hub, or a mirror in its place (`HF_ENDPOINT`), answers: checked before the Hub's client acts on it.
+"""Checks of what the Hub, or a mirror in its place (`HF_ENDPOINT`), answers, before the Hub's client acts on it.
 
 The client takes names of files in its cache from headers, reads answers of any length, and unpacks what is compressed.
 So every session that it opens gets a hook. Whatever is odd in an answer ends the request with `OddAnswer`.
@@ -23,7 +23,7 @@ TRIES = 8  # times a file's size may arrive, for downloads that break off and be
 _ETAG = re.compile(r"[0-9A-Za-z][\w.+=-]{0,200}", re.ASCII)
 _COMMIT = re.compile(r"[0-9A-Za-z][\w-]{0,100}", re.ASCII)
 
-# Of the file that a thread fetches: .urls, where it is; .size, as it was told; .left, how many bytes may still come.
+# The file that a thread fetches: .urls, where it is; .size, as it was told; .left, how many bytes may still come.
 _told = threading.local()
 
 

@@ -1,4 +1,4 @@
-"""What the Hub's client raises, as one line that names the repository and the way out."""
+"""Errors of the Hub's client as one line that names the repository and the way out."""
 
 import contextlib
 import errno

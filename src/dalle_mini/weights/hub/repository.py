@@ -83,7 +83,7 @@ def resolve(
     """The folder that a source names, with the files that are needed fetched if they lie elsewhere.
 
     Args:
-        source: as above. What exists on this machine is never looked for elsewhere.
+        source: as above. A path that exists on this machine is never looked for elsewhere.
         revision: branch, tag or commit, of a repository; the default is `main`.
         token: for private and gated repositories; `HF_TOKEN` or the token of `hf auth login` by default.
         cache_dir: where downloads are kept; the Hub client's cache by default (`HF_HOME`, `HF_HUB_CACHE`).
@@ -104,7 +104,7 @@ def open_source(
     cache_dir: str | os.PathLike | None = None,
     local_files_only: bool = False,
 ) -> "Folder | Repository":
-    """What a source names, before anything of it is fetched. The arguments are those of `resolve`."""
+    """The folder or repository that a source names, before anything of it is fetched; arguments as of `resolve`."""
     path = Path(os.path.expanduser(source))
     if os.path.exists(path):
         return Folder(path)
@@ -166,7 +166,7 @@ class Folder:
         return next((name for name in names if (self.path / name).is_file()), None)
 
     def take(self, inside: str = "", needs: Needs = NETWORK) -> Path:
-        """The folder, or the one of this name inside. What it lacks is for its reader to say."""
+        """The folder, or the one of this name inside. Its reader says what it lacks."""
         return self.path / inside
 
 
@@ -312,7 +312,7 @@ class Repository:
 
     @functools.cached_property
     def _info(self):
-        """What the Hub says of the revision, or None where it may not be asked or does not answer."""
+        """The Hub's description of the revision, or None where it may not be asked or does not answer."""
         if self._offline:
             return None
         try:
