@@ -75,3 +75,12 @@ def hang_up():
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A `HubServer`; the client in this process talks to nothing else and keeps its files in `tmp_path / "hf"`."""
+    from hub_server import serving
+
+    with serving(monkeypatch, tmp_path) as server:
+        yield server

@@ -230,6 +230,19 @@ def test_info_of_what_is_missing(tmp_path):
     assert [line for line in one.missing if "hashtags" in line]
 
 
+@pytest.mark.parametrize("network", ["seq2seq", "vqgan", "clip"])
+def test_info_of_a_training_run_names_its_weights(network, tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps({"trainer": network, "training": {}, "loop": {}}))
+    assert main(["info", str(run)]) == 2
+    assert capsys.readouterr().err.endswith("not of a model: it has no weights before its end\n")
+    shutil.copytree(SCANNED, run / "final")
+    assert main(["info", str(run)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: {run}: the folder of a training run, not of a model: name {run / 'final'}"
+
+
 @pytest.mark.parametrize("part", ["dalle", "vqgan", "clip"])
 def test_info_of_a_bundle_that_lacks_a_part(bundle, part, capsys):
     parts = ["dalle", "vqgan", "clip"]

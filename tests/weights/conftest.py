@@ -1,15 +1,6 @@
-"""A Hub on this machine for the real client, with a cache of its own."""
+"""Patience for the real client of the Hub."""
 
 import pytest
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A `HubServer`; the client in this process talks to nothing else and keeps its files in `tmp_path / "hf"`."""
-    from hub_server import serving
-
-    with serving(monkeypatch, tmp_path) as server:
-        yield server
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Any published checkpoint -> our folder, without ever building the model: tensor by tensor from file to file."""
+"""Any published checkpoint -> our folder, tensor by tensor from file to file: the model is never built."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from dalle_mini.weights.pretrained import Pretrained
 
 _TOKENIZERS = ", or ".join(" and ".join(form) for form in TOKENIZERS)
 
-BESIDE = (*WORD_LISTS, PREPROCESSOR, TOKENS_RECORD)  # what goes where a network goes, if it is there
+BESIDE = (*WORD_LISTS, PREPROCESSOR, TOKENS_RECORD)  # files that are copied with a network, if they are there
 
 NETWORKS: dict[str, type[Pretrained]] = {"dalle": DalleBart, "vqgan": VQGAN, "clip": CLIP}
 
@@ -43,6 +43,10 @@ def part_of(fields: dict, folder: Path) -> str:
         return "clip"
     if kind in (None, "", "vqgan") and "ch_mult" in fields:  # the published VQGANs do not say what they are
         return "vqgan"
+    if {"training", "loop"} <= fields.keys():
+        final = folder / "final"
+        way_out = f"name {final}" if (final / CONFIG).is_file() else "it has no weights before its end"
+        raise UserError(f"{folder}: the folder of a training run, not of a model: {way_out}")
     raise UserError(
         f"{folder / CONFIG}: model_type={kind!r:.60} is none of dallebart, bart (as of 2021), vqgan, clip: "
         "it is another program's model"
@@ -77,22 +81,22 @@ def convert(
     dtype: str | None = None,
     **hub,
 ) -> list[Path]:
-    """Write a network, or a bundle of all three, in our format; the tokenizers and the word list come along.
+    """Write a network, or a bundle of all three, in our format, with the tokenizers and the word list.
 
     Args:
-        source: a network or a bundle: a folder, a `.ckpt`, a repository of the Hub or a wandb artifact. Or a training
-            run's checkpoint, or a run, of which the newest checkpoint is taken.
+        source: a network or a bundle: a folder, a `.ckpt`, a repository of the Hub or a wandb artifact. It may also be
+            a training run's checkpoint, or a run, of which the newest checkpoint is taken.
         target: the folder to make. It must not be there yet; it appears when everything in it is written.
         vqgan, clip: with these two, `source` is DalleBart and the result is a bundle.
-        dtype: to store floating-point values in, such as "float16"; as they are stored by default.
+        dtype: the type to store floating-point values in, such as "float16"; by default the one of the source.
         hub: `revision`, `token`, `cache_dir`, `local_files_only`, as in `hub.open_source`.
     Returns:
-        the folders of the networks written.
+        The folders of the networks written.
     Raises:
         UserError: a source is missing, damaged or not one of ours, the parts of a bundle do not go together, or the
             target cannot be written.
     """
-    given, source, target = source, os.path.expanduser(source), Path(target).expanduser()
+    named, source, target = source, os.path.expanduser(source), Path(target).expanduser()
     if os.path.lexists(target):
         raise UserError(f"{target} is there already: choose another folder, or remove it")
     if (vqgan is None) != (clip is None):
@@ -126,7 +130,7 @@ def convert(
         except OSError as error:
             raise UserError(f"cannot write {target}: {files.reason(error)}") from None
         except UserError as error:
-            said = str(error) if exported is None else str(error).replace(str(exported), str(given))
+            said = str(error) if exported is None else str(error).replace(str(exported), str(named))
             raise UserError(said.replace(str(stage), str(target))) from None
 
 
@@ -140,7 +144,7 @@ def _check_bundle(parts: dict[str, Path]) -> None:
 
 
 def _is_of_a_run(source: str | os.PathLike) -> bool:
-    """A checkpoint, or a folder of them, or a run with them. Its record tells it, beside which Orbax is not needed."""
+    """Whether it is a run, its checkpoints or one of them: records tell, so Orbax is not loaded."""
     if str(source).startswith("gs://"):
         return True
     folder = Path(source).expanduser()
@@ -162,7 +166,7 @@ def _bundle(source, vqgan, clip, hub: dict) -> dict[str, Path] | None:
 
 
 def _network(part: str, folder: Path, target: Path, dtype) -> Path:
-    """One network with what lies beside it: its tokenizer, and how CLIP wants its pictures."""
+    """Write one network with its tokenizer, and with its preprocessor if it is a CLIP."""
     config, tensors = NETWORKS[part].open_pretrained(folder)
     save_tensors(target, config.to_dict(), tensors, dtype)
     beside = folder if folder.is_dir() else folder.parent

@@ -1,4 +1,4 @@
-"""What a source of weights holds, told from configs and headers: no weights are read."""
+"""The content of a source of weights, told from configs and headers: no weights are read."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from dalle_mini.weights.model_card import ARCHITECTURES, LOADERS
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """Of one network.
+    """One network.
 
     Attributes:
-        folder: where it lies.
+        folder: its folder.
         network: "DalleBart", "VQGAN" or "CLIP".
-        architecture: in words; "" where there is no telling.
-        parameters: how many.
-        dtypes: parameters by stored type.
-        files: sizes of the weights files and of what lies beside them, bytes.
-        tokens: the vocabulary of the tokenizer beside it, None where there is none.
-        missing: what keeps it from being loaded or used, one line each.
+        architecture: in words; "" where it cannot be told.
+        parameters: the number of parameters.
+        dtypes: the number of parameters by stored type.
+        files: sizes of the files in the folder, bytes.
+        tokens: the vocabulary of the tokenizer in the folder; None without one.
+        missing: the reasons why it cannot be loaded or used, one line each.
     """
 
     folder: Path
@@ -60,17 +60,17 @@ class Description:
 
 
 def describe(source: str | os.PathLike | None, **hub) -> list[Description]:
-    """A network, or the three of a bundle, of which some may be missing or broken: then it says so.
+    """A network, or the three of a bundle. The description of a broken or missing part says so.
 
     Args:
         source: a folder, a `.ckpt`, a repository of the Hub or a wandb artifact; None is the model that ships.
         hub: `revision`, `token`, `cache_dir`, `local_files_only`, as in `hub.open_source`.
     Raises:
-        UserError: there is no network at all, or what is no bundle has no readable config.
+        UserError: there is no network at all, or a network that is not in a bundle has no readable config.
     """
     place = Folder(SHIPPED) if source is None else open_source(source, **hub)
     beside = Needs(optional=(*WORD_LISTS, PREPROCESSOR, *TOKENIZERS[0], *TOKENIZERS[1]))
-    # As `generate` looks for them, and where DalleBart itself is what is missing.
+    # `generate` looks for the first two; the others tell of a bundle without DalleBart.
     first = place.first(f"dalle/{CONFIG}", CONFIG, f"vqgan/{CONFIG}", f"clip/{CONFIG}")
     if first in (None, CONFIG):
         return [_network(place.take("", beside))]
@@ -92,7 +92,7 @@ def _part(place: Folder | Repository, part: str, needs: Needs) -> Description:
 
 
 def _misfit(folders: dict[str, Path]) -> list[str]:
-    """What keeps a bundle's VQGAN from drawing its DalleBart's tokens. What is wrong with one of them is said there."""
+    """The reasons why a bundle's VQGAN cannot draw its DalleBart's tokens; none where either is broken by itself."""
     try:
         configs = [config_of(part, folders[part]) for part in ("dalle", "vqgan")]
     except UserError:
@@ -150,7 +150,7 @@ def _file_sizes(folder: Path) -> dict[str, int]:
 
 
 def _tokenizer(part: str, folder: Path, config) -> tuple[int | None, list[str]]:
-    """The size of the vocabulary, and what is wrong with it."""
+    """(the size of the vocabulary, the problems of the tokenizer)."""
     if part == "vqgan":
         return None, []
     if not Folder(folder).first(*(form[0] for form in TOKENIZERS)):

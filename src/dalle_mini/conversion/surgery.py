@@ -19,7 +19,7 @@ from dalle_mini.weights.pretrained import compute_dtype, flatten, mismatch, to_d
 if TYPE_CHECKING:
     from dalle_mini.models.dalle_bart import DalleBart
 
-# Of image tokens: they change with the vocabulary, and None stands for the row behind it.
+# The ids of image tokens that change with the vocabulary; None stands for the row behind it.
 TOKEN_IDS = ("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
 
 

@@ -73,23 +73,29 @@ def source(name: str) -> str:
 
 
 def path_setting(default: Any = None) -> Any:
-    """A field of a config that names a file or a folder."""
-    return dataclasses.field(default=default, metadata={_KIND: local})
+    """A field of a config that names a file or a folder. A blank value raises UserError."""
+    return dataclasses.field(default=default, metadata={_KIND: lambda name: local(_named(name, "a file or a folder"))})
 
 
 def source_setting(default: Any = None, *, names: Sequence[str] = ()) -> Any:
     """A field of a config that names one source or several: a path, an address, or a repository of the Hub.
 
+    A blank value raises UserError.
+
     Args:
-        names: what means something else, whatever files there are.
+        names: values that name something else, whatever files there are.
     """
 
     def resolved(name: str) -> str:
-        if not name.strip():  # a variable of the shell that is not set
-            raise UserError("it is blank: name a file, a folder or a repository, or leave it out")
-        return name if name in names else source(name)
+        return name if name in names else source(_named(name, "a file, a folder or a repository"))
 
     return dataclasses.field(default=default, metadata={_KIND: resolved})
+
+
+def _named(name: str, kinds: str) -> str:
+    if not name.strip():  # a variable of the shell that is not set
+        raise UserError(f"it is blank: name {kinds}, or leave it out")
+    return name
 
 
 def resolve_setting(field: dataclasses.Field, value: Any) -> Any:
