@@ -24,6 +24,7 @@ from dalle_mini.results.write import REPORT
 from dalle_mini.runtime import console
 from dalle_mini.runtime.files import write_whole
 from dalle_mini.runtime.parsing import read_record
+from dalle_mini.training.records import PromptReport
 
 COLUMNS = 3
 BEST, NEXT, REJECTED = 232, 58, 56  # pixels, the sides of the pictures
@@ -45,22 +46,6 @@ class Drawn:
     scores: list[float]
 
 
-@dataclass(frozen=True)
-class Picture:
-    """What is read of a picture's entry in `results.json`."""
-
-    file: str
-    score: float
-
-
-@dataclass(frozen=True)
-class Report:
-    """What is read of `results.json`."""
-
-    prompt: str
-    pictures: list[Picture]
-
-
 def read(folder: Path, prompts: Sequence[str] | None = None) -> list[Drawn]:
     """Every prompt's pictures, or those of `prompts`, as they were drawn last.
 
@@ -80,11 +65,13 @@ def read(folder: Path, prompts: Sequence[str] | None = None) -> list[Drawn]:
 
 def _one(report: Path) -> Drawn:
     try:
-        found = read_record(report, Report)
-        if not found.pictures:
+        found = read_record(report, PromptReport)
+        if not found["pictures"]:
             raise ValueError("it lists no picture")
-        pictures = [load_picture(report.with_name(one.file)) for one in found.pictures]
-        return Drawn(found.prompt, pictures, [one.score for one in found.pictures])
+        if any(one["score"] is None or "file" not in one for one in found["pictures"]):
+            raise ValueError("a picture has no score or no file")
+        pictures = [load_picture(report.with_name(one["file"])) for one in found["pictures"]]
+        return Drawn(found["prompt"], pictures, [one["score"] for one in found["pictures"]])
     except (UserError, ValueError) as error:  # ValueError: a name that is none, too
         raise UserError(f"{report}: it or a picture beside it is damaged ({error}): draw this prompt again") from None
 

@@ -7,7 +7,6 @@ Reads `log.jsonl` and `samples/` of the run's folder. Curves that are named toge
 
 import io
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 from entry import parser, user_errors
@@ -19,29 +18,12 @@ from dalle_mini.imaging.lettering import drawable, load_font, wrapped
 from dalle_mini.reports.svg import linear_ticks
 from dalle_mini.runtime import console
 from dalle_mini.runtime.files import write_whole
-from dalle_mini.runtime.parsing import read_record
-from dalle_mini.training.records import LOG, SAMPLES, read_log
+from dalle_mini.training.records import LOG, RESULTS, SAMPLES, SampleReport, read_log, read_samples
 
 PANEL, HEIGHT, MARGIN, GAP = 520, 250, 46, 16
 SIDE, CAPTION, ROWS = 112, 150, 8  # pixels of a picture, and of the captions beside them; prompts at most
 COLORS = ("#2a6fdb", "#e07b00", "#1a9641", "#9b2fae")
 INK, FAINT, PAPER = "#23201b", "#d8d4cc", "white"
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What is read of a prompt's entry in `results.json`."""
-
-    prompt: str
-    thumb: str
-
-
-@dataclass(frozen=True)
-class Look:
-    """What is read of `results.json`."""
-
-    step: int
-    prompts: list[Sample]
 
 
 def panel(log: list[dict], names: list[str]) -> Image.Image:
@@ -79,35 +61,36 @@ def panel(log: list[dict], names: list[str]) -> Image.Image:
 
 def evolution(run: Path, columns: int) -> Image.Image | None:
     """A row a prompt, its first picture after more and more steps; None where the run drew nothing."""
-    found = sorted((run / SAMPLES).glob("*/results.json"))
+    found = sorted((run / SAMPLES).glob(f"*/{RESULTS}"))
     if not found:
         return None
     chosen = sorted({round(i * (len(found) - 1) / max(columns - 1, 1)) for i in range(columns)})
-    looks = [(path.parent, read_record(path, Look)) for path in (found[i] for i in chosen)]
-    prompts = looks[-1][1].prompts[:ROWS]
+    folders = [found[i].parent for i in chosen]
+    reports = [read_samples(folder) for folder in folders]
+    prompts = reports[-1]["prompts"][:ROWS]
     if not prompts:
         return None
     font, head = load_font(13), 22
-    first = _thumb(looks[-1][0], prompts[0])
+    first = _thumb(folders[-1], prompts[0])
     tall = round(SIDE * first.height / first.width)  # a VQGAN's are two, one above the other
-    sheet = Image.new("RGB", (CAPTION + len(looks) * (SIDE + 6), head + len(prompts) * (tall + 6)), PAPER)
+    sheet = Image.new("RGB", (CAPTION + len(reports) * (SIDE + 6), head + len(prompts) * (tall + 6)), PAPER)
     draw = ImageDraw.Draw(sheet)
-    for column, (folder, look) in enumerate(looks):
+    for column, (folder, report) in enumerate(zip(folders, reports, strict=True)):
         x = CAPTION + column * (SIDE + 6)
-        draw.text((x + SIDE / 2, 2), f"step {look.step}", fill=INK, font=font, anchor="ma")
-        for row, prompt in enumerate(look.prompts[: len(prompts)]):
+        draw.text((x + SIDE / 2, 2), f"step {report['step']}", fill=INK, font=font, anchor="ma")
+        for row, prompt in enumerate(report["prompts"][: len(prompts)]):
             picture = _thumb(folder, prompt).resize((SIDE, tall), Image.Resampling.LANCZOS)
             sheet.paste(picture, (x, head + row * (tall + 6)))
     for row, prompt in enumerate(prompts):
-        lines = wrapped(prompt.prompt, font, CAPTION - 10, tall // 16)
+        lines = wrapped(prompt["prompt"], font, CAPTION - 10, tall // 16)
         draw.multiline_text((0, head + row * (tall + 6) + 4), "\n".join(lines), fill=INK, font=font)
     return sheet
 
 
-def _thumb(folder: Path, sample: Sample) -> Image.Image:
-    place = (folder / sample.thumb).resolve()
+def _thumb(folder: Path, sample: SampleReport) -> Image.Image:
+    place = (folder / sample["thumb"]).resolve()
     if not place.is_relative_to(folder.resolve()):
-        raise UserError(f"{folder}/results.json: the picture {sample.thumb!r:.60} lies outside of the folder")
+        raise UserError(f"{folder / RESULTS}: the picture {sample['thumb']!r:.60} lies outside of the folder")
     return load_picture(place)
 
 

@@ -6,12 +6,14 @@ Pictures stand in the page itself, small; each links to its grid in `samples/`.
 from __future__ import annotations
 
 import base64
+import contextlib
 import html
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dalle_mini.errors import UserError
 from dalle_mini.reports.html_page import html_page
 from dalle_mini.reports.svg import Series, chart, number
 from dalle_mini.runtime import files
@@ -179,7 +181,10 @@ def _points(records: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float
 def _pictures(out: Path) -> str:
     """A row a prompt, a column a step. The pictures that a report names are taken from its own folder alone."""
     folders = sorted(folder for folder in (out / SAMPLES).glob("*") if folder.name.isdigit())
-    reports = [(folder, report) for folder in spread(folders, COLUMNS) if (report := read_samples(folder)) is not None]
+    reports = []
+    for folder in spread(folders, COLUMNS):
+        with contextlib.suppress(UserError):
+            reports.append((folder, read_samples(folder)))
     if not reports:
         return ""
     prompts = dict.fromkeys(row["prompt"] for _, report in reports for row in report["prompts"])

@@ -1,6 +1,6 @@
-"""What a run writes about itself, and what reads it again: the log, the samples and the schemas of its files.
+"""The files that a run writes about itself: the log, the samples, and the schemas by which they are read again.
 
-Fields that a schema lacks are allowed: newer versions may write more. This file imports no jax.
+A file may have fields that its schema lacks: newer versions may write more. This file imports no jax.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import Annotated, Any, NotRequired, TypedDict
 from msgspec import Meta
 
 from dalle_mini.runtime import files
-from dalle_mini.runtime.parsing import check, json_lines, read_json
+from dalle_mini.runtime.parsing import json_lines, read_record
 
 LOG, REPORT, SAMPLES, RESULTS = "log.jsonl", "report.html", "samples", "results.json"
-HUGE = 1e18  # no step or measure is larger, and a page can draw any smaller number
+HUGE = 1e18  # steps and metrics are smaller, and a page can draw any smaller number
 
 Step = Annotated[int, Meta(ge=0, le=2**53)]
 
 
 class Settings(TypedDict, total=False):
-    """A section of a run's settings; those that name another model may be asked for."""
+    """A section of a run's settings. The keys are those that name another model."""
 
     vqgan: str | None
     tokenizer: str | None
@@ -48,7 +48,7 @@ class RunSettings(TypedDict, total=False):
 
 
 class CheckpointRecord(TypedDict):
-    """What lies beside a checkpoint's arrays. `leaves` are type, shape and checksum of each, by name."""
+    """The record beside a checkpoint's arrays. `leaves` are type, shape and checksum of each, by name."""
 
     step: Step
     eval_loss: float | None
@@ -65,29 +65,38 @@ class BadBatch:
     step: Step
 
 
-class Picture(TypedDict):
+class ImageReport(TypedDict):
+    """An image of a prompt. `candidate` is its number among those drawn; only `dalle-mini generate` names a file."""
+
     score: float | None
+    candidate: NotRequired[int]
+    file: NotRequired[str]
 
 
 class PromptReport(TypedDict):
-    """One prompt's samples, whose files lie in the step's folder."""
+    """A prompt's images, best first: `results.json` of `dalle-mini generate`, and a part of a run's."""
 
     prompt: str
+    pictures: list[ImageReport]
+
+
+class SampleReport(PromptReport):
+    """A prompt's images at a step of a run. The files lie in the step's folder."""
+
     grid: Annotated[str, Meta(pattern=r"^[^/\\\0]{1,255}$")]
     thumb: Annotated[str, Meta(pattern=r"^thumbs/[0-9]{1,9}[.]webp$")]
-    pictures: list[Picture]
 
 
-class Report(TypedDict):
+class StepReport(TypedDict):
     """`results.json` of a step's samples."""
 
     step: Step
-    prompts: list[PromptReport]
+    prompts: list[SampleReport]
 
 
 @dataclass(frozen=True)
 class Saved:
-    """`saved.json`: the last checkpoint that is known to be whole, and in which folder it lies."""
+    """`saved.json`: the last checkpoint that is known to be whole, and its folder."""
 
     step: Step
     checkpoints: str
@@ -95,7 +104,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class WandbIdentity:
-    """`wandb.json`: which run at wandb goes on."""
+    """`wandb.json`: the run at wandb that goes on."""
 
     id: Annotated[str, Meta(min_length=1)]
 
@@ -105,7 +114,7 @@ def samples_folder(out: Path, step: int) -> Path:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The records of a `log.jsonl`: steps and numbers; a line that a kill cut off is left out. None: an empty list."""
+    """The records of `log.jsonl`: steps and numbers. A line that a kill cut off is left out. No file: an empty list."""
     try:
         return [_numbers(record) for record, _ in json_lines(path, dict[str, Any]) if _is_step(record.get("step"))]
     except FileNotFoundError:
@@ -113,7 +122,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def _numbers(record: dict[str, Any]) -> dict[str, Any]:
-    """Without what is no number that can be drawn."""
+    """The record without values that cannot be drawn as numbers."""
     odd = [name for name, value in record.items() if value is not None and not _is_number(value)]
     return {name: value for name, value in record.items() if name not in odd} if odd else record
 
@@ -140,14 +149,11 @@ def drop_what_comes_after(out: Path, step: int) -> None:
                 if _is_step(record.get("step")) and record["step"] <= step:
                     file.write(line.rstrip() + b"\n")
     for folder in (out / SAMPLES).glob("*"):
-        # Behind a link are not this run's.
+        # Samples behind a link are not this run's.
         if folder.name.isdigit() and int(folder.name) > step and not (out / SAMPLES).is_symlink():
             shutil.rmtree(folder)
 
 
-def read_samples(folder: Path) -> dict[str, Any] | None:
-    """The `results.json` of a step's folder, or None where there is none that can be read."""
-    try:
-        return check(read_json(folder / RESULTS), Report)
-    except ValueError:
-        return None
+def read_samples(folder: Path) -> StepReport:
+    """The `results.json` of a step's folder. Raises UserError where there is none that can be read."""
+    return read_record(folder / RESULTS, StepReport)
