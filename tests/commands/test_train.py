@@ -17,7 +17,8 @@ from dalle_mini.cli import main
 from dalle_mini.models import DalleBart
 from dalle_mini.models.config import DalleBartConfig
 from dalle_mini.training.run.init_from import start_model, start_tokens, start_vqgan
-from dalle_mini.training.tasks import load_run, prepare_run, recorded_run
+from dalle_mini.training.seq2seq.run import prepare
+from dalle_mini.training.tasks import load_run, recorded_run
 from dalle_mini.weights.folder import load_config
 from dalle_mini.weights.pretrained import flatten
 
@@ -157,7 +158,7 @@ def tuning(trained, tmp_path_factory):
 def test_another_run_to_start_from(trained, tuning, inside, tmp_path):
     run = load_run(tuning, [f"training.init_from={trained / inside}"])
     assert run.training.model.d_model == load_config(trained / "final")["d_model"] != DalleBartConfig().d_model
-    loaded = prepare_run(run, tmp_path).trainer.loaded()
+    loaded = prepare(run, tmp_path).loaded()
     found = DalleBart.from_pretrained(trained / "final")
     jax.tree.map(np.testing.assert_array_equal, loaded, nnx.to_pure_dict(nnx.state(found)))
 
@@ -179,7 +180,7 @@ def test_data_in_a_bucket(trained, tuning, tmp_path, monkeypatch):
     bucket.put(str(trained / "tokens" / "00"), "/bucket/here", recursive=True)
     given = [f"training.init_from={trained / 'final'}", "data.validation=memory://bucket/here"]
     settings = [
-        prepare_run(load_run(tuning, [*given, f"data.train={source}"]), tmp_path / "run").trainer.settings()["data"]
+        prepare(load_run(tuning, [*given, f"data.train={source}"]), tmp_path / "run").settings()["data"]
         for source in (trained / "tokens" / "00", "memory://bucket/here")
     ]
     assert settings[0] == settings[1]  # the same data, wherever it lies
@@ -282,7 +283,7 @@ def test_weights_that_know_another_vqgans_tokens(trained, config, tuning, golden
         assert main(["train", str(tuning), "--output", str(tmp_path / "run"), *given]) == 2
         error = capsys.readouterr().err
         assert f"init_from={start} knows the tokens of another VQGAN" in error and "training.new_tokens=true" in error
-        assert prepare_run(load_run(tuning, [*given, "training.new_tokens=true"]), tmp_path / "run")
+        assert prepare(load_run(tuning, [*given, "training.new_tokens=true"]), tmp_path / "run")
     (trained / "final" / "tokens.json").rename(tmp_path / "tokens.json")
     assert start_tokens(str(trained / "final")) is None  # nothing tells
     (tmp_path / "tokens.json").rename(trained / "final" / "tokens.json")

@@ -16,19 +16,19 @@ from jax.sharding import NamedSharding, PartitionSpec
 from dalle_mini.models import DalleBart
 from dalle_mini.text import CaptionNormalizer, CaptionTokenizer
 from dalle_mini.training.config.sections import SampleConfig
-from dalle_mini.training.seq2seq.samples import Sampler
+from dalle_mini.training.seq2seq.samples import PromptSampler
 from dalle_mini.training.tracking.samples import write_samples
 
 PROMPTS = ("a red apple", "two snails")
 SEED = 3
 
 
-def sampler(bundle: Path, config: SampleConfig, **options) -> tuple[Sampler, dict]:
+def sampler(bundle: Path, config: SampleConfig, **options) -> tuple[PromptSampler, dict]:
     """Of a bundle's model, and the model's parameters."""
     model = DalleBart.from_pretrained(bundle / "dalle")
     tokenizer = CaptionTokenizer.from_pretrained(bundle / "dalle")
     normalizer = CaptionNormalizer(bundle / "dalle" / "words.txt") if model.config.normalize_text else None
-    return Sampler(config, model.config, tokenizer, normalizer, **options), nnx.to_pure_dict(nnx.state(model))
+    return PromptSampler(config, model.config, tokenizer, normalizer, **options), nnx.to_pure_dict(nnx.state(model))
 
 
 def config(bundle: Path, **options) -> SampleConfig:

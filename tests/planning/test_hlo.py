@@ -14,7 +14,7 @@ PROGRAM = """
 import json
 import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
-from dalle_mini.training.plan_hlo import collectives, memory_of
+from dalle_mini.planning.hlo import collectives, memory_of
 
 mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 place = lambda *spec: NamedSharding(mesh, P(*spec))

@@ -104,7 +104,7 @@ def test_the_largest_batch_keeps_pieces_and_mesh():
         return fake_plan(topology, batch_size=run.loop.batch_size, peak_bytes=(2 + pictures) * plan.GIB)
 
     best = plan.largest_plan(Run(), topology, make)
-    assert best.fits and best.pictures_per_device == 13 and best.batch_size == 13 * 12
+    assert best.fits and best.images_per_device == 13 and best.batch_size == 13 * 12
     assert all(size % 12 == 0 for size in sizes)
 
 
@@ -120,8 +120,8 @@ def fake_plan(topology, **changes) -> plan.Plan:
     figures = {
         **{"topology": topology, "estimated": False, "mesh": (4, 2), "batch_size": 96, "accumulation": 3},
         **{"parameters": 1000, "parameter_bytes": 500, "optimizer_bytes": 10, "mean_bytes": 0, "working_bytes": 1.0},
-        **{"peak_bytes": 1.0, "optimizer_state_bytes": 80, "collectives": [], "flops_per_picture": 100, "steps": 10},
-        **{"executed_flops_per_picture": 130, "bound": bound(Work(1, 2, 3), topology, pictures=1, flops_per_picture=1)},
+        **{"peak_bytes": 1.0, "optimizer_state_bytes": 80, "collectives": [], "flops_per_image": 100, "steps": 10},
+        **{"executed_flops_per_image": 130, "bound": bound(Work(1, 2, 3), topology, images=1, flops_per_image=1)},
     }
     return plan.Plan(**{**figures, **changes})
 

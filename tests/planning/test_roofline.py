@@ -13,28 +13,28 @@ from dalle_mini.training.engine.flops import Product
 def test_the_longest_part_bounds_a_step():
     v3 = find_topology("v3-8")
     flops, hbm, wire = v3.flops, v3.hbm_bandwidth, v3.interconnect  # a second's worth of each
-    slow = bound(Work(2 * flops, 0.5 * hbm, wire), v3, pictures=80, flops_per_picture=0.1 * flops)
+    slow = bound(Work(2 * flops, 0.5 * hbm, wire), v3, images=80, flops_per_image=0.1 * flops)
     assert (slow.compute, slow.hbm, slow.interconnect) == pytest.approx((2.0, 0.5, 1.0))
     assert slow.seconds == pytest.approx(2) and slow.limit == "arithmetic"
     assert slow.mfu == pytest.approx(0.5)  # 80 x 0.1 of a second's worth, of 2 s x 8 devices
-    assert slow.pictures_a_day == pytest.approx(40 * 86_400)
+    assert slow.images_a_day == pytest.approx(40 * 86_400)
     assert slow.dollars == pytest.approx(8.0 * 1e6 / 40 / 3600)  # a v3-8 is 8 dollars an hour
     assert slow.dollars_spot == pytest.approx(2.4 * 1e6 / 40 / 3600)
-    assert bound(Work(0, hbm, 3 * wire), v3, pictures=1, flops_per_picture=1).limit == "interconnect"
-    assert bound(Work(0, hbm, 0), v3, pictures=1, flops_per_picture=1).limit == "memory traffic"
+    assert bound(Work(0, hbm, 3 * wire), v3, images=1, flops_per_image=1).limit == "interconnect"
+    assert bound(Work(0, hbm, 0), v3, images=1, flops_per_image=1).limit == "memory traffic"
 
 
 def test_a_price_that_is_not_known_is_none():
     v3 = find_topology("v3-8")
     free = dataclasses.replace(v3, chip=dataclasses.replace(v3.chip, dollars=None))
-    assert bound(Work(1, 1, 1), free, pictures=1, flops_per_picture=1).dollars is None
+    assert bound(Work(1, 1, 1), free, images=1, flops_per_image=1).dollars is None
 
 
 def test_least_traffic_by_hand():
     weights = Product("decoder", rows=3, inner=5, columns=7, times=2)
     attention = Product("decoder", rows=3, inner=5, columns=7, times=2, weights=False)
     # two matrices of 35 read once a piece, [3, 5] and [3, 7] once a picture; three passes of 2 bytes
-    move = {"pictures": 4, "pieces": 2, "model": 1, "parameters": 0, "state": 0}
+    move = {"images": 4, "microbatches": 2, "model": 1, "parameters": 0, "state": 0}
     assert least_traffic([weights], "none", **move) == 2 * 3 * 2 * (4 * 36 + 2 * 35)
     assert least_traffic([attention], "none", **move) == 2 * 3 * 2 * 4 * (36 + 35)
     assert least_traffic([weights], "full", **move) == 2 * 4 * 2 * (4 * 36 + 2 * 35)
@@ -44,9 +44,9 @@ def test_least_traffic_by_hand():
     assert least_traffic([closes], "full", **move) == least_traffic([weights], "none", **move)
     split = least_traffic([weights], "none", **move | {"model": 2})
     assert split == least_traffic([weights], "none", **move) / 2
-    # parameters are read and written and their gradients read; two pieces add to a sum, read and written
+    # parameters are read and written and their gradients read; two microbatches add to a sum, read and written
     assert least_traffic([], "none", **move | {"parameters": 10, "state": 6}) == 120 + 12 + 160
-    assert least_traffic([], "none", **move | {"parameters": 10, "state": 6, "pieces": 1}) == 120 + 12
+    assert least_traffic([], "none", **move | {"parameters": 10, "state": 6, "microbatches": 1}) == 120 + 12
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from dalle_mini.cli import build_parser
 from dalle_mini.models import DalleBart
 from dalle_mini.training.config import config_file
 from dalle_mini.training.run.folder import check_here
-from dalle_mini.training.tasks import KINDS, Seq2SeqRun, load_run
+from dalle_mini.training.seq2seq.run import Seq2SeqRun
+from dalle_mini.training.tasks import TASKS, load_run
 from dalle_mini.weights.pretrained import flatten
 
 CONFIGS = Path(__file__).parents[2] / "tools" / "train" / "configs"
@@ -25,7 +26,7 @@ def network(name):
 
 
 def kind(name):
-    return KINDS[network(name)]
+    return TASKS[network(name)].config
 
 
 def test_which_there_are():

@@ -64,7 +64,7 @@ class DecoderTrainer(VQGANTrainer):
     def loaded(self) -> Any:
         return loaded_parameters(VQGAN, self.config.model, self.codebook)
 
-    def loss(self, params: Any, batch: Any, key: jax.Array | None, *beside: Any) -> Loss:
+    def loss(self, params: Any, batch: Any, key: jax.Array | None, auxiliary: Any) -> Loss:
         images = batch["images"].astype(jnp.float32) / 255
         vqgan = nnx.merge(self.graphdef, params)
         tokens = vqgan.quantize(vqgan.encode_latents(images))
@@ -94,7 +94,7 @@ def build(config: Config) -> DecoderTrainer:
 
 
 def draws(config: Config, trainer: DecoderTrainer) -> Reconstructions:
-    return Reconstructions(ReconstructionConfig(), config.training.model, trainer.held_out)
+    return Reconstructions(ReconstructionConfig(), trainer)
 
 
 if __name__ == "__main__":

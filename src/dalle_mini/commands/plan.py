@@ -1,4 +1,4 @@
-"""`dalle-mini plan`: what a training run needs, and how fast it could be, on hardware that is not here."""
+"""`dalle-mini plan`: the needs and the speed of a training run on hardware that is not here."""
 
 import argparse
 import contextlib
@@ -48,14 +48,14 @@ def run_plan(args: argparse.Namespace) -> None:
     from dalle_mini.planning.topology import find_topology
 
     topology = find_topology(args.topology)
-    with starting():  # compilers do not listen to Ctrl-C
+    with starting():  # compilers ignore Ctrl-C
         from dalle_mini.planning import plan
 
         plan.prepare(topology)
-        from dalle_mini.training.tasks import Seq2SeqRun, load_run
+        from dalle_mini.training.tasks import load_run, task_of
 
         run = load_run(args.config, args.overrides)
-        if not isinstance(run, Seq2SeqRun):
+        if task_of(run).without_data is None:
             raise UserError(f"{args.config}: plans are made for the seq2seq network alone")
         plan.check(run, topology)
 
@@ -75,12 +75,12 @@ def describe(plan: Any, run: Any) -> Iterator[str]:
     """The lines of a plan."""
     data, model = plan.mesh
     training = run.training
-    pieces = f" in each of {plan.accumulation} pieces" if plan.accumulation > 1 else ""
-    how = "parameters split over all" if run.mesh.fsdp else "parameters whole on each row" if data > 1 else "no split"
-    how_trained = f"{training.optimizer.name}, {training.dtype}, remat {training.remat}"
-    yield f"{plan.parameters / 1e6:,.1f} M parameters, {how_trained}"
-    yield f"mesh {data} x {model} (data x model), {how}"
-    yield f"{plan.batch_size:,} pictures an update, {plan.pictures_per_device:,} on each row of the mesh{pieces}"
+    microbatches = f" in each of {plan.accumulation} pieces" if plan.accumulation > 1 else ""
+    split = "parameters split over all" if run.mesh.fsdp else "parameters whole on each row" if data > 1 else "no split"
+    optimizer = f"{training.optimizer.name}, {training.dtype}, remat {training.remat}"
+    yield f"{plan.parameters / 1e6:,.1f} M parameters, {optimizer}"
+    yield f"mesh {data} x {model} (data x model), {split}"
+    yield f"{plan.batch_size:,} pictures an update, {plan.images_per_device:,} on each row of the mesh{microbatches}"
     if plan.estimated:
         yield "an estimate: there is no GPU compiler here, the CPU's has laid out the memory and placed the exchanges"
     yield from ("", f"{'memory of a device':<34}{'GiB':>8}")
@@ -114,7 +114,7 @@ def _times(plan: Any) -> Iterator[str]:
     from dalle_mini.runtime.console import duration
 
     bound, topology = plan.bound, plan.topology
-    model, executed = plan.flops_per_picture / 1e12, plan.executed_flops_per_picture / 1e12
+    model, executed = plan.flops_per_image / 1e12, plan.executed_flops_per_image / 1e12
     again = f", {executed:.3f} with what is computed again" if executed > model else ""
     parts = (
         ("arithmetic", bound.compute, f"{topology.flops / 1e12:.4g} TFLOP/s; {model:.3f} TFLOP a picture{again}"),
@@ -124,9 +124,9 @@ def _times(plan: Any) -> Iterator[str]:
     for name, seconds, rate in parts if plan.collectives is not None else parts[:2]:
         yield f"  {name:<16}{seconds:9.3f} s   at {rate}"
     yield f"  {'the longest':<16}{bound.seconds:9.3f} s   is {bound.limit}: MFU is at most {bound.mfu:.0%}"
-    yield f"  at most {bound.pictures_a_day / 1e6:,.2f} M pictures a day{_cost(bound)}"
-    time, pictures = duration(plan.steps * bound.seconds), plan.steps * plan.batch_size / 1e6
-    yield f"  the run's {plan.steps:,} updates, {pictures:,.1f} M pictures: {time} or more"
+    yield f"  at most {bound.images_a_day / 1e6:,.2f} M pictures a day{_cost(bound)}"
+    least, images = duration(plan.steps * bound.seconds), plan.steps * plan.batch_size / 1e6
+    yield f"  the run's {plan.steps:,} updates, {images:,.1f} M pictures: {least} or more"
 
 
 def _cost(bound: Any) -> str:
@@ -146,7 +146,7 @@ def largest_line(plan: Any) -> str:
 
 @contextlib.contextmanager
 def waiting(text: str) -> Iterator[None]:
-    """Says on stderr what takes so long: with a running clock on a terminal, as two lines elsewhere."""
+    """Tell on stderr what takes so long: with a running clock on a terminal, as two lines elsewhere."""
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -177,9 +177,8 @@ def in_thread(work: Callable[[], Any]) -> Any:
     thread, earlier = threading.Thread(target=run, daemon=True), signal.getsignal(signal.SIGTERM)
     thread.start()
     while thread.is_alive():
-        signal.signal(
-            signal.SIGTERM, end_at_once
-        )  # again and again: libtpu has a handler of its own, which prints its stack
+        # Again and again: libtpu installs a handler of its own, which prints its stack.
+        signal.signal(signal.SIGTERM, end_at_once)
         thread.join(0.2)
     signal.signal(signal.SIGTERM, earlier or signal.SIG_DFL)
     if "error" in found:

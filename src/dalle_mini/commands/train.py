@@ -48,7 +48,7 @@ def add_train(verbs) -> None:
 
 
 def _listening() -> contextlib.AbstractContextManager:
-    """From the command's beginning on: what comes before the first step has nothing to save, and is ended at once."""
+    """The handler of signals from the command's start: before the first step there is nothing to save, so it ends."""
     from dalle_mini.training.run.preemption import Preemption
 
     return Preemption(grace_without_work=0.0)

@@ -1,4 +1,4 @@
-"""Weights to numbers: how good are the pictures that a model draws, and what a VQGAN loses."""
+"""Metrics of weights: the quality of the images that a model draws, and the loss of a VQGAN."""
 
 from dalle_mini.emoji.judge import (
     EmojiJudge,

@@ -1,4 +1,4 @@
-"""How well a CLIP tells pictures and texts apart: retrieval among pairs, and zero-shot classification."""
+"""Metrics of a CLIP: retrieval among pairs, and zero-shot classification."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ AT = (1, 5, 10)
 ROWS = 512  # queries at a time
 
 
-def recalls(pictures: np.ndarray, texts: np.ndarray, captions: Sequence[str]) -> dict[str, float]:
-    """Recall@1, 5 and 10 of n pairs: captions that find a picture of theirs, and pictures that find their caption.
+def recalls(images: np.ndarray, texts: np.ndarray, captions: Sequence[str]) -> dict[str, float]:
+    """Recall@1, 5 and 10 of n pairs: captions that find an image of theirs, and images that find their caption.
 
-    A picture is a caption's own if its caption is the same.
+    An image belongs to every caption that equals its own.
 
     Args:
-        pictures, texts: unit vectors float32 [n, D], in the order of `captions`.
+        images, texts: unit vectors float32 [n, D], in the order of `captions`.
     Returns:
-        Shares under `recall`, `recall_at_5`, `recall_at_10` of captions, and `caption_recall`... of pictures.
+        Shares of captions under `recall`, `recall_at_5`, `recall_at_10`, and of images under `caption_recall`...
     """
     number = {caption: i for i, caption in enumerate(captions)}
     owner = np.array([number[caption] for caption in captions])
     found = {}
-    for name, (queries, among) in {"recall": (texts, pictures), "caption_recall": (pictures, texts)}.items():
+    for name, (queries, among) in {"recall": (texts, images), "caption_recall": (images, texts)}.items():
         places = ranks(queries, among, owner)
         for k in AT:
             found[name if k == 1 else f"{name}_at_{k}"] = float(np.mean(places < k))
@@ -32,9 +32,11 @@ def recalls(pictures: np.ndarray, texts: np.ndarray, captions: Sequence[str]) ->
 
 
 def ranks(queries: np.ndarray, among: np.ndarray, owner: np.ndarray) -> np.ndarray:
-    """How many wrong answers come before the best right one, int [n]; those that are as similar do too.
+    """The number of wrong answers before the best right one, int [n]; equally similar ones count.
 
-    Right is what has the query's `owner`, of n of each.
+    Args:
+        queries, among: unit vectors [n, D].
+        owner: int [n]; an answer with the query's number is right.
     """
     places = np.empty(len(queries), np.int64)
     for start in range(0, len(queries), ROWS):
@@ -55,13 +57,13 @@ def class_vectors(vectors: np.ndarray, classes: int) -> np.ndarray:
     return means / np.maximum(np.linalg.norm(means, axis=-1, keepdims=True), 1e-12)
 
 
-def accuracies(pictures: np.ndarray, classes: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """`zero_shot` and `zero_shot_top_5`: shares of pictures whose class is the most similar, or among the first five.
+def accuracies(images: np.ndarray, classes: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """`zero_shot` and `zero_shot_top_5`: shares of images whose class is the most similar, or among the first five.
 
-    `pictures` [n, D] and `classes` [C, D] are unit vectors, `labels` int [n]. Of classes that are as similar, the right
-    one comes last.
+    `images` [n, D] and `classes` [C, D] are unit vectors, `labels` int [n]. The right class comes last among equally
+    similar ones.
     """
-    similar = pictures @ classes.T
+    similar = images @ classes.T
     own = np.take_along_axis(similar, labels[:, None], axis=1)
     before = np.sum(similar >= own, axis=1) - 1
     return {"zero_shot": float(np.mean(before < 1)), "zero_shot_top_5": float(np.mean(before < 5))}

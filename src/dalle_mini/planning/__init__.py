@@ -1,1 +1,1 @@
-"""What a training run would take on chips that are not here."""
+"""Memory, exchange, time and cost of a training run on hardware that is not here."""

@@ -1,7 +1,7 @@
-"""What a compiled program says of itself: its memory, and what its devices exchange.
+"""The memory of a compiled program, and what its devices exchange.
 
-Collectives are read from the program's text (HLO). One within the body of a loop, such as the scan over layers or over
-the pieces of a batch, counts as often as the loop runs.
+Collectives are read from the program's text (HLO). A collective in the body of a loop, such as the scan over layers or
+over microbatches, counts as often as the loop runs.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ class Collective:
     """Exchanges of one kind in a step.
 
     Attributes:
-        group: how many devices take part in each.
-        count: how many there are a step.
-        bytes: of the whole array on each device, all of them together: what a gather ends with, what a reduction
-            starts with.
-        wire_bytes: what each device receives, by the algorithm that moves least.
+        group: the number of devices that take part in each.
+        count: the number of exchanges in a step.
+        bytes: bytes of the whole array on each device, all exchanges together: a gather ends with it, a reduction
+            starts with it.
+        wire_bytes: bytes that each device receives, by the algorithm that moves least.
     """
 
     op: str
@@ -42,7 +42,7 @@ class Memory:
 
     arguments: int  # parameters, optimizer, batch
     temporaries: int  # activations, gradients, gathered weights
-    results: int  # what is not written over the arguments
+    results: int  # without those written over the arguments
     code: int
 
     @property
@@ -51,7 +51,7 @@ class Memory:
 
 
 def memory_of(compiled: Any) -> Memory:
-    """Of a `jax.stages.Compiled`."""
+    """The memory of a `jax.stages.Compiled`."""
     stats = compiled.memory_analysis()
     return Memory(
         arguments=stats.argument_size_in_bytes,
@@ -62,10 +62,10 @@ def memory_of(compiled: Any) -> Memory:
 
 
 def out_of_memory(message: str) -> float | None:
-    """Bytes that a program needs, arguments and all, by the TPU compiler's complaint that there are less of them.
+    """Bytes that a program needs, with its arguments, from the TPU compiler's error; None for another error.
 
-    "... the total memory required for HLO temporaries (20.06G) exceeds available HBM (15.48G)", or
-    "... Used 18.21G of 15.48G hbm. Exceeded hbm capacity by 2.73G." None where it is about something else.
+    The error reads "... the total memory required for HLO temporaries (20.06G) exceeds available HBM (15.48G)", or
+    "... Used 18.21G of 15.48G hbm. Exceeded hbm capacity by 2.73G."
     """
     required = r"required for [\w ]*\(([\d.]+[KMGT]?)\) exceeds available HBM"  # arguments are counted with temporaries
     for pattern in (required, r"Used ([\d.]+[KMGT]?) of [\d.]+[KMGT]? hbm"):
@@ -101,11 +101,11 @@ Program = dict[str, list[Instruction]]
 
 
 def collectives(text: str, devices: int) -> list[Collective]:
-    """What the devices of a program exchange in one run of it, the largest first.
+    """The exchanges between devices in one run of a program, the largest first.
 
     Args:
         text: `compiled.as_text()`.
-        devices: how many there are; a collective that names no groups is between all of them.
+        devices: the number of devices; a collective that names no groups is between all of them.
     """
     program, entry = parse(text)
     totals: dict[tuple, list[float]] = {}
@@ -124,32 +124,32 @@ def collectives(text: str, devices: int) -> list[Collective]:
             op = "reduce-scatter"
         group = _group(instruction.attributes, devices)
         types = {one.name: one.type for one in program[computation]}
-        given = sum(type_bytes(types[operand]) for operand in instruction.operands if operand in types)
-        if group == 1 or not given:
+        sent = sum(type_bytes(types[operand]) for operand in instruction.operands if operand in types)
+        if group == 1 or not sent:
             continue
         first = re.search(r"[a-z]\w*(?=\[)", types[instruction.operands[0]])
         total = totals.setdefault((op, first[0] if first else "?", group), [0, 0.0, 0.0])
-        whole, received = _moved(op, given, group)
+        whole, received = _moved(op, sent, group)
         for i, amount in enumerate((1, whole, received)):
             total[i] += times * amount
     found = [Collective(*key, int(count), whole, received) for key, (count, whole, received) in totals.items()]
     return sorted(found, key=lambda one: -one.wire_bytes)
 
 
-def _moved(op: str, given: float, group: int) -> tuple[float, float]:
-    """(bytes of the whole array, bytes that a device receives) where each device gives so many bytes."""
+def _moved(op: str, sent: float, group: int) -> tuple[float, float]:
+    """(bytes of the whole array, bytes that a device receives) where each device sends so many bytes."""
     share = (group - 1) / group
     if op == "all-gather":
-        return given * group, given * (group - 1)
+        return sent * group, sent * (group - 1)
     if op == "all-reduce":  # a reduce-scatter and an all-gather
-        return given, 2 * given * share
+        return sent, 2 * sent * share
     if op in ("reduce-scatter", "all-to-all"):
-        return given, given * share
-    return given, given
+        return sent, sent * share
+    return sent, sent
 
 
 def _walk(program: Program, computation: str, times: int, loop: str) -> Iterator[tuple[Instruction, str, int, str]]:
-    """(instruction, its computation, how often it runs, the loop body it is in) from there on, in depth."""
+    """(instruction, its computation, how often it runs, its loop body) of a computation and those that it calls."""
     for instruction in program.get(computation, ()):
         yield instruction, computation, times, loop
         if instruction.op == "while":
@@ -161,7 +161,7 @@ def _walk(program: Program, computation: str, times: int, loop: str) -> Iterator
 
 
 def trip_count(program: Program, loop: Instruction) -> int:
-    """How often a `while` runs its body: as XLA notes it, or else the constant that its condition compares with.
+    """The number of times that a `while` runs its body: XLA's note, or the constant that its condition compares with.
 
     JAX's scans count from 0 in steps of 1. Raises ValueError where the condition is of another kind.
     """
@@ -185,7 +185,7 @@ def type_bytes(type_: str) -> float:
 
 
 def _group(attributes: str, devices: int) -> int:
-    """How many devices a collective is between. Groups are lists, [groups, size]<=[...], or axes of a mesh."""
+    """The number of devices in a collective's group. Groups are lists, [groups, size]<=[...], or axes of a mesh."""
     found = re.search(r"replica_groups=(\{\{[\d,]*|\[\d+,\d+\]<=|mesh\[[^\]]*\] ?\{[^}]*\})", attributes)
     if found is None:
         pairs = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", attributes)
@@ -201,7 +201,7 @@ def _group(attributes: str, devices: int) -> int:
 
 
 def parse(text: str) -> tuple[Program, str]:
-    """(computations by name, the name of the one that is run) of a module's text."""
+    """(computations by name, the name of the entry) of a module's text."""
     program: Program = {}
     entry, current = "", None
     for line in re.sub(r"/\*.*?\*/", "", text).splitlines():
@@ -238,7 +238,7 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def _closing(text: str) -> int:
-    """Where the bracket that opens at 0 has closed."""
+    """The index behind the bracket that closes the one at 0."""
     depth = 0
     for i, letter in enumerate(text):
         depth += {"(": 1, ")": -1}.get(letter, 0)

@@ -1,8 +1,8 @@
-"""What a training run needs and how fast it could be on hardware that is not here.
+"""The memory, exchange and least time of a training run on hardware that is not here.
 
-The update that `dalle-mini train` runs is compiled for the hardware by its own compiler: for TPUs that is libtpu's,
-which needs no TPU. For GPUs there is no such compiler without one, so there the CPU's stands in, on as many pretended
-devices: how arrays are split is exact then, memory and exchange are estimates.
+The hardware's own compiler compiles the update that `dalle-mini train` runs. For TPUs that is libtpu's, which needs no
+TPU. A GPU's needs a GPU, so the CPU's compiler takes its place, on as many pretended devices: the split of arrays is
+exact then, memory and exchange are estimates.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dalle_mini.training.engine import flops
 
 GIB = 2**30
 INSTALL = "pip install 'dalle-mini[plan]'"
-# For libtpu: it must not look for a TPU, nor for the machine that it might be in, and say nothing of either.
+# They keep libtpu from looking for a TPU, and for the machine that it might be in, and from logging.
 TPU_ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -38,16 +38,16 @@ TPU_ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Plan:
-    """Figures of one configuration on one topology. Memory is of a device, times and exchange of an update.
+    """Figures of one configuration on one topology: memory of a device, times and exchange of an update.
 
     Attributes:
-        estimated: whether memory and collectives are another compiler's.
-        batch_size: pictures an update, `pictures_per_device` at a time on each row of devices, `accumulation` times.
+        estimated: whether another compiler told memory and collectives.
+        batch_size: images an update, `images_per_device` at a time on each row of devices, `accumulation` times.
         parameter_bytes, optimizer_bytes, mean_bytes: a device's part of the parameters, of the optimizer's state and
             of the running mean of the parameters.
-        working_bytes: activations, gradients and gathered weights: what the compiler adds to what is kept.
+        working_bytes: activations, gradients and gathered weights.
         optimizer_state_bytes: the whole state, all devices together.
-        collectives: None where the program did not compile, for want of memory.
+        collectives: None where the program did not compile for want of memory.
     """
 
     topology: Topology
@@ -63,8 +63,8 @@ class Plan:
     peak_bytes: float
     optimizer_state_bytes: int
     collectives: list[plan_hlo.Collective] | None
-    flops_per_picture: int
-    executed_flops_per_picture: int
+    flops_per_image: int
+    executed_flops_per_image: int
     bound: roofline.Bound
     steps: int
 
@@ -73,11 +73,11 @@ class Plan:
         return self.peak_bytes <= self.topology.hbm_bytes and self.collectives is not None
 
     @property
-    def pictures_per_device(self) -> int:
+    def images_per_device(self) -> int:
         return self.batch_size // (self.mesh[0] * self.accumulation)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it: names say the units, GiB are 2**30 bytes."""
+        """The fields of `--json`: names tell the units, GiB are 2**30 bytes."""
         return {
             "topology": self.topology.name,
             "chips": self.topology.chips,
@@ -86,7 +86,7 @@ class Plan:
             "mesh": {"data": self.mesh[0], "model": self.mesh[1]},
             "batch_size": self.batch_size,
             "accumulation": self.accumulation,
-            "pictures_per_device": self.pictures_per_device,
+            "pictures_per_device": self.images_per_device,
             "fits": self.fits,
             "peak_gib_per_device": self.peak_bytes / GIB,
             "hbm_gib_per_device": self.topology.hbm_bytes / GIB,
@@ -97,42 +97,31 @@ class Plan:
             "activations_gib_per_device": self.working_bytes / GIB,
             "optimizer_state_mib": self.optimizer_state_bytes / 2**20,
             "collectives": None if self.collectives is None else [vars(one) for one in self.collectives],
-            "flops_per_picture": self.flops_per_picture,
-            "executed_flops_per_picture": self.executed_flops_per_picture,
+            "flops_per_picture": self.flops_per_image,
+            "executed_flops_per_picture": self.executed_flops_per_image,
             "roofline_step_seconds": self.bound.seconds,
             "compute_seconds": self.bound.compute,
             "hbm_seconds": self.bound.hbm,
             "interconnect_seconds": self.bound.interconnect,
             "limit": self.bound.limit,
             "mfu_bound": self.bound.mfu,
-            "pictures_a_day": self.bound.pictures_a_day,
+            "pictures_a_day": self.bound.images_a_day,
             "dollars_per_million_pictures": self.bound.dollars,
             "dollars_per_million_pictures_preemptible": self.bound.dollars_spot,
         }
 
 
-@dataclass(frozen=True)
-class NoData:
-    """In place of a run's data, of which only the shapes matter here."""
-
-    image_length: int
-    codebook_size: int
-    vqgan: str = "none"
-
-    def check_vocab_size(self, size: int) -> None:
-        """It is its own tokenizer too, and fits any model."""
-
-
 def prepare(topology: Topology) -> None:
-    """Set jax up for compiling for that hardware. To be called before jax is imported.
+    """Set jax up for compiling for that hardware. Call it before jax is imported.
 
-    Raises UserError where the TPU compiler is not installed.
+    Raises:
+        UserError: the TPU compiler is not installed.
     """
     if topology.is_tpu and importlib.util.find_spec("libtpu") is None:
         raise UserError(
             f"--topology {topology.name}: the TPU compiler is not installed (no TPU is needed for it): {INSTALL}"
         )
-    os.environ.update(TPU_ENVIRONMENT)  # for GPUs too: jax asks libtpu wherever it is installed
+    os.environ.update(TPU_ENVIRONMENT)  # for GPUs too: jax loads libtpu wherever it is installed
     os.environ["TPU_ACCELERATOR_TYPE"] = topology.name if topology.is_tpu else "v3-8"
     if not topology.is_tpu:
         os.environ["JAX_NUM_CPU_DEVICES"] = str(topology.devices)
@@ -143,26 +132,28 @@ def prepare(topology: Topology) -> None:
 
 
 def check(run: Any, topology: Topology) -> None:
-    """What `make_plan` would raise of mesh and batch, without a compiler's minutes."""
+    """Raises UserError where mesh or batch do not fit the devices, as `make_plan` would after minutes."""
     from dalle_mini.training.engine.sharding import check_batch, make_mesh
 
     check_batch(make_mesh(run.mesh, _devices(topology)), run.loop.batch_size, run.loop.accumulation)
 
 
 def make_plan(run: Any, topology: Topology) -> Plan:
-    """Compile the update of `run` (a `runs.Seq2SeqRun`) for the topology and read off what it needs.
+    """Compile the update of `run` (a `Seq2SeqRun`) for the topology and read its needs off the program.
 
-    Takes minutes for a TPU. `prepare` comes first, in the same process.
+    It takes minutes for a TPU. Call `prepare` first, in the same process.
 
-    Raises UserError where the mesh, or the batch over it, does not fit the devices.
+    Raises:
+        UserError: the mesh, or the batch over it, does not fit the devices.
     """
     import jax
 
     from dalle_mini.training.engine.sharding import make_mesh
     from dalle_mini.training.engine.step import step_program
+    from dalle_mini.training.tasks import task_of
 
     mesh = make_mesh(run.mesh, _devices(topology))
-    program = step_program(_trainer(run.training), run.loop, run.mesh, mesh)
+    program = step_program(task_of(run).without_data(run), run.loop, run.mesh, mesh)
     state, data, model = program.state, *mesh.devices.shape
     kept = [_bytes_on_a_device(tree) for tree in (state.params, state.opt_state, state.ema)]
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -179,15 +170,15 @@ def make_plan(run: Any, topology: Topology) -> Plan:
         working, peak = memory.temporaries, memory.peak
 
     products = run.training.model, run.training.positions
-    remat, pieces = run.training.remat, run.loop.accumulation
+    remat, microbatches = run.training.remat, run.loop.accumulation
     forward = flops.forward_flops(*products)
     work = roofline.Work(
         flops=forward.executed(remat) * run.loop.batch_size / topology.devices,
         hbm_bytes=roofline.least_traffic(
             flops.products(*products),
             remat,
-            pictures=run.loop.batch_size / data,
-            pieces=pieces,
+            images=run.loop.batch_size / data,
+            microbatches=microbatches,
             model=model,
             parameters=kept[0] / roofline.STATE_BYTES,
             state=kept[1],
@@ -199,7 +190,7 @@ def make_plan(run: Any, topology: Topology) -> Plan:
         estimated=not topology.is_tpu,
         mesh=(data, model),
         batch_size=run.loop.batch_size,
-        accumulation=pieces,
+        accumulation=microbatches,
         parameters=parameters,
         parameter_bytes=kept[0],
         optimizer_bytes=kept[1],
@@ -208,37 +199,37 @@ def make_plan(run: Any, topology: Topology) -> Plan:
         peak_bytes=peak,
         optimizer_state_bytes=sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.opt_state)),
         collectives=collectives,
-        flops_per_picture=forward.training,
-        executed_flops_per_picture=forward.executed(remat),
-        bound=roofline.bound(work, topology, pictures=run.loop.batch_size, flops_per_picture=forward.training),
+        flops_per_image=forward.training,
+        executed_flops_per_image=forward.executed(remat),
+        bound=roofline.bound(work, topology, images=run.loop.batch_size, flops_per_image=forward.training),
         steps=run.loop.steps,
     )
 
 
 def largest_plan(run: Any, topology: Topology, make: Callable[[Any, Topology], Plan] = make_plan) -> Plan:
-    """The plan of the largest batch that fits, in as many pieces and on the mesh that `run` has.
+    """The plan of the largest batch that fits, with the microbatches and the mesh of `run`.
 
-    If not even one picture a device fits, the plan of that.
+    If not even one image a device fits, the plan of one image a device.
     """
     first = make(run, topology)
-    plans = {first.pictures_per_device: first}
-    unit = first.batch_size // first.pictures_per_device
+    plans = {first.images_per_device: first}
+    unit = first.batch_size // first.images_per_device
 
-    def peak(pictures: int) -> float:
-        if pictures not in plans:
-            loop = dataclasses.replace(run.loop, batch_size=pictures * unit)
-            plans[pictures] = make(dataclasses.replace(run, loop=loop), topology)
-        plan = plans[pictures]
+    def peak(images: int) -> float:
+        if images not in plans:
+            loop = dataclasses.replace(run.loop, batch_size=images * unit)
+            plans[images] = make(dataclasses.replace(run, loop=loop), topology)
+        plan = plans[images]
         return plan.peak_bytes if plan.fits else max(plan.peak_bytes, math.nextafter(topology.hbm_bytes, math.inf))
 
-    return plans[max(1, largest(peak, topology.hbm_bytes, first.pictures_per_device))]
+    return plans[max(1, largest(peak, topology.hbm_bytes, first.images_per_device))]
 
 
 def largest(measure: Callable[[int], float], limit: float, first: int) -> int:
     """The largest n, from 1, whose measure is within the limit; 0 if there is none. The measure grows with n.
 
-    Each measurement costs minutes, so the next n is where a line through what is known meets the limit. Between what
-    is found to fit and what is found not to, a gap of up to 3 % is left.
+    Each measurement costs minutes, so the next n is where a line through the known points meets the limit. The search
+    ends at a gap of 3 % between an n that fits and one that does not.
     """
     known = {first: measure(first)}
     while True:
@@ -277,13 +268,6 @@ def _devices(topology: Topology) -> list[Any]:
             f"--topology {topology.name}: the TPU compiler cannot be used ({reason:.200}); "
             f"{INSTALL} brings one that goes with jax"
         ) from None
-
-
-def _trainer(training: Any) -> Any:
-    from dalle_mini.training.seq2seq.trainer import Seq2SeqTrainer
-
-    data = NoData(training.model.image_length, training.model.image_vocab_size)
-    return Seq2SeqTrainer(training, data, data, data)
 
 
 def _bytes_on_a_device(tree: Any) -> int:

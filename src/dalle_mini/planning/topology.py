@@ -22,7 +22,7 @@ OLD = (4, 16, 32, 64, 128, 256)  # v2 and v3 come as one board of 4 chips, or as
 
 @dataclass(frozen=True)
 class Topology:
-    """Some chips of one kind and how they hang together.
+    """Some chips of one kind and their network.
 
     Attributes:
         layout: chips along each side of a TPU slice; empty where every chip reaches every other through a switch.
@@ -50,7 +50,7 @@ class Topology:
 
     @property
     def hbm_bytes(self) -> float:
-        """Of a device."""
+        """Memory of a device."""
         return self.chip.hbm_bytes / self.chip.devices
 
     @property
@@ -60,7 +60,7 @@ class Topology:
 
     @property
     def links(self) -> int:
-        """Links that every chip can receive by at once: two a side that closes into a ring, one where it has ends."""
+        """Links by which a chip can receive at once: two a side that closes into a ring, one where it has ends."""
         if not self.is_tpu:
             return self.chip.links
         return sum(2 if side % self.chip.wraps == 0 else 1 for side in self.layout if side > 1)
@@ -75,7 +75,7 @@ class Topology:
         """Name and further arguments for `jax.experimental.topologies.get_topology_desc`."""
         family = self.name.partition("-")[0]
         layout = "x".join(map(str, self.layout))
-        # Without it the compiler sees a v4's two cores apart, as no cloud gives them.
+        # By default the compiler sees a v4's two cores as two devices, as no cloud offers them.
         return f"{family}:{layout}", ({"chip_config_name": "megacore"} if family == "v4" else {})
 
     def __str__(self) -> str:
@@ -112,7 +112,7 @@ def find_topology(name: str) -> Topology:
         family = name.lower().partition("-")[0]
         same = [known for known in TOPOLOGIES if known.partition("-")[0] == family or known.startswith(family + "x")]
         size = name.lower().partition("-")[2]
-        alike = [known for known in TOPOLOGIES if size and known.partition("-")[2] == size]  # of every generation
+        alike = [known for known in TOPOLOGIES if size and known.partition("-")[2] == size]  # in every generation
         near = same or alike or difflib.get_close_matches(name.lower(), TOPOLOGIES, n=4, cutoff=0.4)
         hint = f"there are {', '.join(near)}" if near else f"known are {', '.join(TOPOLOGIES)}"
         raise UserError(f"--topology {name!r:.40}: no such hardware; {hint}")

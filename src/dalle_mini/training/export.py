@@ -9,42 +9,41 @@ from pathlib import Path
 from flax import nnx
 
 from dalle_mini.errors import UserError
-from dalle_mini.models import CLIP, VQGAN, DalleBart
 from dalle_mini.runtime.files import write_whole
-from dalle_mini.training.clip.trainer import CLIPTraining
 from dalle_mini.training.config import config_file
 from dalle_mini.training.run.checkpoint import recorded_config
 from dalle_mini.training.run.init_from import FINAL, beside_checkpoints, loaded_parameters
-from dalle_mini.training.seq2seq.trainer import Seq2SeqTraining
-from dalle_mini.training.vqgan.trainer import VQGANTraining
+from dalle_mini.training.tasks import TASKS
 from dalle_mini.weights.bundle import TOKENS_RECORD
 from dalle_mini.weights.folder import CONFIG
-
-KINDS = {"seq2seq": (DalleBart, Seq2SeqTraining), "vqgan": (VQGAN, VQGANTraining), "clip": (CLIP, CLIPTraining)}
 
 
 def export_checkpoint(source: str, folder: Path) -> None:
     """Write the network of a checkpoint into `folder`, float32, with the tokenizer that lies beside the checkpoints.
 
+    A run that keeps a running mean of its parameters (`training.optimizer.ema`) exports the mean.
+
     Args:
-        source: one checkpoint, or a run or its `checkpoints`, of which the newest whole one is taken; local or in a
-            bucket. Of a run that keeps a running mean of its parameters (`training.optimizer.ema`), the mean.
-    Raises UserError where there is no whole checkpoint, or its record cannot be read.
+        source: one checkpoint; or a run or its `checkpoints`, of which the newest whole checkpoint is taken. It is a
+            local folder or in a bucket.
+        folder: where the network is written; it may be there.
+    Raises:
+        UserError: there is no whole checkpoint, or its record cannot be read.
     """
     found = recorded_config(source) or {}
-    if found.get("trainer") not in KINDS:
+    task = TASKS.get(found.get("trainer"))
+    if task is None:
         raise UserError(f"{source}: no checkpoint there has a record that tells what network it is of")
-    network, training = KINDS[found["trainer"]]
-    settings = config_file.build(training, found["training"])
+    settings = config_file.build(task.training, found["training"])
     config = getattr(settings, "network", settings.model)
-    graphdef, _ = network.shapes(config)
-    nnx.merge(graphdef, loaded_parameters(network, config, source)).save_pretrained(folder)
-    beside = beside_checkpoints(source)
-    if network is not VQGAN and beside is not None:
+    graphdef, _ = task.network.shapes(config)
+    nnx.merge(graphdef, loaded_parameters(task.network, config, source)).save_pretrained(folder)
+    beside = beside_checkpoints(source) if task.has_text else None
+    if beside is not None:
         for file in beside.iterdir():
             is_network = file.name == CONFIG or file.name.startswith("model")
             if file.is_file() and not (beside.name == FINAL and is_network):
                 shutil.copyfile(file, folder / file.name)
-    tokens = (found.get("data") or {}).get("vqgan")
-    if network is DalleBart and tokens is not None:
+    tokens = (found.get("data") or {}).get("vqgan")  # in the record of a network that draws with tokens
+    if tokens is not None:
         write_whole(folder / TOKENS_RECORD, json.dumps({"vqgan": tokens}) + "\n")

@@ -25,7 +25,7 @@ from dalle_mini.training.clip.retrievals import RIGHT, WRONG, framed
 from dalle_mini.training.clip.trainer import SIGLIP_BIAS
 from dalle_mini.training.run.checkpoint import read_record
 from dalle_mini.training.run.loop import run
-from dalle_mini.training.tasks import load_run, recorded_run
+from dalle_mini.training.tasks import load_run, recorded_run, train
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "clip"
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220), "yellow": (230, 220, 20)}
@@ -90,7 +90,7 @@ def test_fine_tuning_begins_at_the_published_clips_similarity(config, tmp_path):
     ranker = ClipRanker.from_pretrained(GOLDEN)
     images, captions = trainer.held_out_pairs()
     assert images.shape[1:] == (24, 24, 3) and "on" in captions[0]
-    pictures, texts = trainer.picture_vectors(params, images), trainer.text_vectors(params, captions[:1])
+    pictures, texts = trainer.image_vectors(params, images), trainer.text_vectors(params, captions[:1])
     found = np.exp(params["logit_scale"]) * pictures @ texts.T
     np.testing.assert_allclose(found[:, 0], ranker.scores(images, captions[0]), rtol=1e-4)
     assert trainer.preprocessor["image_mean"] == ranker.preprocessor_config["image_mean"]
@@ -132,7 +132,7 @@ def test_a_run_from_yaml(config, classes, tmp_path, capsys):
     again = recorded_run(out)
     assert again == load_run(path)
     with pytest.raises(UserError, match=r"other values of training\.flip"):
-        clip_run.train(dataclasses.replace(again, training=dataclasses.replace(again.training, flip=True)), out)
+        train(dataclasses.replace(again, training=dataclasses.replace(again.training, flip=True)), out)
     # The run is a start as well, whose tokenizer lies in its final folder.
     start = load_run(config(training={"init_from": str(out)}))
     assert start.training.model == again.training.model
@@ -150,7 +150,7 @@ def test_from_nothing(config, tmp_path):
         "loop": {"steps": 150, "batch_size": 16, "eval_every": 150, "log_every": 50},
     }
     path, out = config(**sections), tmp_path / "run"
-    final = clip_run.train(load_run(path), out)
+    final = train(load_run(path), out)
     records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     (last,) = (record for record in records if "eval_recall" in record)
     assert last["eval_recall"] > 0.6

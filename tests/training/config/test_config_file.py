@@ -8,7 +8,7 @@ import pytest
 from dalle_mini.errors import UserError
 from dalle_mini.training.clip.run import CLIPRun
 from dalle_mini.training.config.config_file import build, override, read, write
-from dalle_mini.training.tasks import Seq2SeqRun
+from dalle_mini.training.seq2seq.run import Seq2SeqRun
 from dalle_mini.training.vqgan.run import VQGANRun
 
 

@@ -16,7 +16,7 @@ from dalle_mini.training.vqgan.perceptual import (
     VGG_WIDTHS,
     CLIPFeatures,
     PerceptualConfig,
-    identity,
+    fingerprint,
     open_distance,
 )
 from dalle_mini.weights.formats.safetensors import write_safetensors
@@ -108,7 +108,7 @@ def test_torchs_own_files_are_read(files, lpips, tmp_path):
     for name, state in states.items():
         torch.save({key: torch.tensor(value) for key, value in state.items()}, tmp_path / f"{name}.pth")
     again = open_distance(PerceptualConfig(vgg=str(tmp_path / "vgg.pth"), heads=str(tmp_path / "heads.pth")))
-    assert identity(again.weights) == identity(lpips.weights)
+    assert fingerprint(again.weights) == fingerprint(lpips.weights)
 
 
 def test_files_that_are_something_else(files, tmp_path):

@@ -26,7 +26,7 @@ from dalle_mini.training.engine.sharding import make_mesh
 from dalle_mini.training.engine.step import step_program
 from dalle_mini.training.run.checkpoint import read_record
 from dalle_mini.training.run.loop import run
-from dalle_mini.training.tasks import load_run, recorded_run
+from dalle_mini.training.tasks import load_run, recorded_run, train
 from dalle_mini.training.vqgan import run as vqgan_run
 from dalle_mini.training.vqgan import trainer as vqgan
 from dalle_mini.training.vqgan.discriminator import DiscriminatorConfig
@@ -123,7 +123,7 @@ def test_fine_tuning_a_published_vqgan(config, tmp_path, capsys):
     again = recorded_run(out)
     assert again == settings
     with pytest.raises(UserError, match=r"other values of training\.l2_weight"):
-        vqgan_run.train(dataclasses.replace(again, training=dataclasses.replace(again.training, l2_weight=1.0)), out)
+        train(dataclasses.replace(again, training=dataclasses.replace(again.training, l2_weight=1.0)), out)
     # Its checkpoints are a start as well, whose config they know.
     assert load_run(config(training={"init_from": str(out)})).training.model == published.config
 
@@ -133,7 +133,7 @@ def test_reconstructions_lie_below_their_originals(config, tmp_path):
 
     settings = load_run(config())
     trainer = vqgan_run.prepare(settings, tmp_path)
-    drawn = Reconstructions(settings.samples, settings.training.model, trainer.held_out).draw(trainer.loaded())
+    drawn = Reconstructions(settings.samples, trainer).draw(trainer.loaded())
     images, _ = trainer.held_out.batch(range(3))
     assert len(drawn) == 3
     side = settings.training.model.resolution

@@ -1,10 +1,10 @@
-"""Contrastive losses of pictures and texts, over a batch as a whole, whatever devices it is spread over.
+"""Contrastive losses of images and texts, over a batch as a whole, whatever devices it is spread over.
 
-Rows stay where their pictures are; the other side's unit vectors, which are small, go to every device. Logits are made
-in blocks of columns, again on the way back, so that no device ever holds more than its rows of one block.
+Rows stay where their images are; the other side's unit vectors, which are small, go to every device. Logits are made in
+blocks of columns, and again for the gradient, so that no device ever holds more than its rows of one block.
 
-Who belongs to whom is told by two numbers a row, of its caption and of its picture: whoever shares either is a right
-answer. A caption occurs twice in a batch, a picture with several captions too, and neither is a mistake.
+Two numbers a row, of its caption and of its image, tell what belongs together: rows that share either number are right
+answers to each other. So a caption may occur twice in a batch, and an image with several captions too.
 """
 
 from __future__ import annotations
@@ -17,38 +17,38 @@ import jax.numpy as jnp
 from dalle_mini.training.engine.sharding import everywhere, keep_rows
 
 BLOCK = 1024  # columns
-NOBODY = -1  # the numbers of a picture that is no caption's
+NOBODY = -1  # the numbers of an image that is no caption's
 PADDING = -2
 
 
 class Side(NamedTuple):
-    """Pictures or texts of a batch: unit vectors float32 [n, D], and their numbers int32 [n, 2]."""
+    """Images or texts of a batch: unit vectors float32 [n, D], and their numbers int32 [n, 2]."""
 
     vectors: jax.Array
     numbers: jax.Array
 
 
 class Contrast(NamedTuple):
-    """The loss summed over captions, and of how many captions the best picture is a right one; float32 []."""
+    """The loss summed over captions, and the number of captions whose best image is a right one; float32 []."""
 
     total: jax.Array
     right: jax.Array
 
 
-def softmax_loss(pictures: Side, texts: Side, scale: jax.Array, block: int = BLOCK) -> Contrast:
-    """The mean of two cross-entropies, of each picture's text and of each text's picture (Radford et al. 2021).
+def softmax_loss(images: Side, texts: Side, scale: jax.Array, block: int = BLOCK) -> Contrast:
+    """The mean of two cross-entropies, of each image's text and of each text's image (Radford et al. 2021).
 
-    Right answers share a target alike. Pictures beyond as many as there are texts are wrong answers of every text, and
-    are asked for none.
+    Right answers share a target alike. Images beyond the number of texts are wrong answers to every text, and have no
+    text to find.
     """
-    asked = Side(*(array[: len(texts.vectors)] for array in pictures))
+    asked = Side(*(array[: len(texts.vectors)] for array in images))
     to_text, _ = _cross_entropy(asked, texts, scale, block)
-    to_picture, right = _cross_entropy(texts, pictures, scale, block)
-    return Contrast((jnp.sum(to_text) + jnp.sum(to_picture)) / 2, jnp.sum(right))
+    to_image, right = _cross_entropy(texts, images, scale, block)
+    return Contrast((jnp.sum(to_text) + jnp.sum(to_image)) / 2, jnp.sum(right))
 
 
-def sigmoid_loss(pictures: Side, texts: Side, scale: jax.Array, bias: jax.Array, block: int = BLOCK) -> Contrast:
-    """Of each pair by itself whether it is one (SigLIP, Zhai et al. 2023): -log sigmoid(+-(scale cosine + bias))."""
+def sigmoid_loss(images: Side, texts: Side, scale: jax.Array, bias: jax.Array, block: int = BLOCK) -> Contrast:
+    """Each pair by itself is right or wrong (SigLIP, Zhai et al. 2023): -log sigmoid(+-(scale cosine + bias))."""
 
     def add(sums, logits, same, real):
         total, best = sums
@@ -56,12 +56,12 @@ def sigmoid_loss(pictures: Side, texts: Side, scale: jax.Array, bias: jax.Array,
         return total + jnp.sum(jnp.where(real, losses, 0), axis=1), _better(best, logits, same)
 
     rows = len(texts.vectors)
-    total, (_, right) = _over_blocks(add, (jnp.zeros(rows), _no_best(rows)), texts, pictures, scale, bias, block)
+    total, (_, right) = _over_blocks(add, (jnp.zeros(rows), _no_best(rows)), texts, images, scale, bias, block)
     return Contrast(jnp.sum(total), jnp.sum(right))
 
 
 def _cross_entropy(rows: Side, columns: Side, scale: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
-    """(cross-entropy of each row, whether its best column is a right one): float32 [n] both."""
+    """(each row's cross-entropy, 1 where its best column is a right one), both float32 [n]."""
 
     def add(sums, logits, same, real):
         peak, mass, wanted, count, best = sums
@@ -105,7 +105,7 @@ def _no_best(rows: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _better(best: tuple[jax.Array, jax.Array], logits: jax.Array, same: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(the highest logit so far, whether it is of a right answer); of equal ones the first counts."""
+    """(the highest logit so far, whether it is a right answer's); the first of equal ones counts."""
     logits = jax.lax.stop_gradient(logits)
     value, right = best
     place = jnp.argmax(logits, axis=1)[:, None]

@@ -1,4 +1,4 @@
-"""Pictures of a CLIP run: held-out captions and the pictures that they find, written as other samples are."""
+"""Samples of a CLIP run: held-out captions and the images that they find."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ import numpy as np
 from PIL import Image
 
 from dalle_mini.errors import UserError
-from dalle_mini.training.config.sections import MOST_PICTURES, check_most
+from dalle_mini.training.config.sections import MOST_IMAGES, check_most
 from dalle_mini.training.tracking.samples import Sample
 
 if TYPE_CHECKING:
     from dalle_mini.training.clip.trainer import CLIPTrainer
 
 RIGHT, WRONG = (18, 135, 111), (200, 55, 79)
-SHOWN = 4  # pictures, the best at the top left
+SHOWN = 4  # images, the best at the top left
 
 
 @dataclass(frozen=True)
 class RetrievalConfig:
-    """Of how many held-out captions the best pictures are shown while training, and kept in `samples/`; 0 is none."""
+    """How many held-out captions search while training; what they find is kept in `samples/`. 0 is none."""
 
     captions: int = 8
 
     def __post_init__(self):
         if self.captions < 0:
             raise UserError(f"samples.captions: {self.captions} is not a number of 0 or more")
-        check_most("samples", self, captions=MOST_PICTURES)
+        check_most("samples", self, captions=MOST_IMAGES)
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """What is told of a caption beside it.
+    """The settings of a sample.
 
     Attributes:
-        picture: the number of its own among those held out.
-        found: the numbers of those that are shown, best first, and their cosines.
-        place: where the first that is right came; 1 is the best.
+        picture: the number of the caption's own image among those held out.
+        found, cosines: the numbers of the images that are shown, best first, and their cosines.
+        place: the place of the first right one; 1 is the best.
     """
 
     picture: int
@@ -55,16 +55,16 @@ class Retrievals:
         self.count, self.trainer = config.captions, trainer
 
     def draw(self, params: Any) -> list[Sample]:
-        """One sample a caption. All processes call it; the first one draws, the others have none."""
+        """One sample a caption. All processes call it; the first one draws, the others return none."""
         if not self.count:
             return []
         images, captions = self.trainer.held_out_pairs()
         asked = captions[: self.count]
-        pictures, texts = self.trainer.picture_vectors(params, images), self.trainer.text_vectors(params, asked)
+        vectors, texts = self.trainer.image_vectors(params, images), self.trainer.text_vectors(params, asked)
         if jax.process_index() != 0:
             return []
         return [
-            _sample(number, caption, texts[number] @ pictures.T, images, captions)
+            _sample(number, caption, texts[number] @ vectors.T, images, captions)
             for number, caption in enumerate(asked)
         ]
 
@@ -79,7 +79,7 @@ def _sample(number: int, caption: str, cosines: np.ndarray, images: np.ndarray, 
 
 
 def framed(images: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """At most four pictures uint8 [n, S, S, 3] in two rows, in frames of green if `right` bool [n], else of red."""
+    """At most four images uint8 [n, S, S, 3] in two rows, in green frames if `right` bool [n], else in red ones."""
     side = images.shape[1]
     edge = max(2, side // 16)
     cell = side + 3 * edge

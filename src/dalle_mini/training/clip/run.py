@@ -1,4 +1,4 @@
-"""A CLIP run as a whole: its settings from a YAML file, its pairs packed, its tokenizer found or made, its trainer."""
+"""A run of CLIP: its settings from a YAML file, its pairs packed, its tokenizer, its trainer and its sampler."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from dalle_mini.training.run.checkpoint import holds_checkpoints
 from dalle_mini.training.run.init_from import TOKENIZER, beside_checkpoints
 from dalle_mini.weights.bundle import find_part
 
-READ = 20_000  # captions that a new tokenizer is made of, at most
+READ = 20_000  # at most so many captions make a new tokenizer
 
 
 @dataclass(frozen=True)
 class CaptionedData(ImageData):
-    """What a CLIP run learns from.
+    """The data of a run.
 
     Attributes:
-        tokenizer: a folder or repository with CLIP's tokenizer; None is that of `training.init_from`, or a new one
-            that is made of the captions.
+        tokenizer: a folder or repository with CLIP's tokenizer; None takes that of `training.init_from`, or makes a
+            new one of the captions.
     """
 
     tokenizer: str | None = source_setting()
@@ -60,20 +60,11 @@ def build_run(values: Mapping[str, Any], assignments: Sequence[str] = ()) -> CLI
     return image_runs.build_run(CLIPRun, "clip", values, assignments)
 
 
-def train(run: CLIPRun, out: Path, *, resume: str = "auto", allow_changes: bool = False) -> Path:
-    """Train into the folder `out`, or continue what is there; the weights are then in the folder that is returned.
-
-    Raises UserError where something in the settings or the data is wrong; otherwise as `loop.run`.
-    """
-    trainer = prepare(run, out)
-    sections = ("evaluation", "samples", "tracking")
-    return image_runs.train(run, trainer, Retrievals(run.samples, trainer), out, sections, resume, allow_changes)
-
-
 def prepare(run: CLIPRun, out: Path) -> CLIPTrainer:
-    """Pack a run's pairs into `out/pictures` if they are not, and make its trainer.
+    """Pack a run's pairs into `out/pictures` unless they are there, and make its trainer.
 
-    Raises UserError where settings do not go together, or pictures, captions or a network are missing or damaged.
+    Raises:
+        UserError: settings do not go together, or images, captions or a network are missing or damaged.
     """
     training, start = run.training, run.training.init_from
     training.check()  # what is wrong shows before the wait for the packing
@@ -86,9 +77,9 @@ def prepare(run: CLIPRun, out: Path) -> CLIPTrainer:
     tokenizer = _tokenizer(run, companions, train, out)
     labelled = None
     if run.evaluation.pictures and run.evaluation.names():
-        piles, folder = run.evaluation.pictures, out / "pictures"
-        first_process_does(lambda: open_labelled(run.data, piles, size, folder))
-        labelled = open_labelled(run.data, piles, size, folder)
+        sources, folder = run.evaluation.pictures, out / "pictures"
+        first_process_does(lambda: open_labelled(run.data, sources, size, folder))
+        labelled = open_labelled(run.data, sources, size, folder)
     return CLIPTrainer(
         training,
         train,
@@ -101,6 +92,11 @@ def prepare(run: CLIPRun, out: Path) -> CLIPTrainer:
         evaluation=run.evaluation,
         labelled=labelled,
     )
+
+
+def sampler(run: CLIPRun, trainer: CLIPTrainer) -> Retrievals:
+    """Draws the images that held-out captions find."""
+    return Retrievals(run.samples, trainer)
 
 
 def _companions(start: str) -> Path:
@@ -116,7 +112,7 @@ def _companions(start: str) -> Path:
 
 
 def _preprocessor(companions: Path | None, side: int) -> dict[str, Any]:
-    """Raises UserError where it makes pictures of another side than CLIP takes."""
+    """How CLIP wants its images. Raises UserError where that makes images of another side than CLIP takes."""
     found = openai_preprocessing(side) if companions is None else read_preprocessing(companions, side)
     clip_normalisation(found)
     if clip_sizes(found)[1] != side:
@@ -128,7 +124,7 @@ def _preprocessor(companions: Path | None, side: int) -> dict[str, Any]:
 
 
 def _tokenizer(run: CLIPRun, companions: Path | None, train: ImageSource, out: Path) -> CaptionTokenizer:
-    """That of the settings or of the CLIP to start from, or one of the run's own, made of its captions once."""
+    """The tokenizer of the settings or of the CLIP to start from, or the run's own, made of its captions once."""
     named = run.data.tokenizer or companions
     if named is not None:
         return CaptionTokenizer.from_pretrained(named)

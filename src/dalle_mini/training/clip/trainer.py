@@ -1,11 +1,10 @@
-"""Train CLIP: pictures and texts to one space, by a contrastive loss over the batch of all devices (`contrastive.py`).
+"""Train CLIP: images and texts in one space, by a contrastive loss over the batch of all devices (`contrastive.py`).
 
-The loss is that of Radford et al. (2021) or SigLIP's (Zhai et al. 2023). A batch in pieces keeps its loss: the
-embeddings of all pieces come first (`accumulation.py`).
+The loss is that of Radford et al. (2021) or SigLIP's (Zhai et al. 2023). Microbatches keep the loss of the whole batch:
+all embeddings come first (`engine/accumulation.py`).
 
-A ranker must also tell a picture from nearly the same one with a mistake in it, which another picture of the batch
-never is. So damaged copies may join the batch as wrong answers, as word-swapped captions do in NegCLIP (Yuksekgonul et
-al. 2023).
+A ranker must also tell an image from nearly the same one with a mistake in it, which no other image of the batch is. So
+damaged copies may join the batch as wrong answers, as word-swapped captions do in NegCLIP (Yuksekgonul et al. 2023).
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from dalle_mini.settings import LARGEST
 from dalle_mini.text import CaptionTokenizer
 from dalle_mini.training.clip.contrastive import NOBODY, Contrast, Side, sigmoid_loss, softmax_loss
 from dalle_mini.training.clip.zero_shot import EvaluationConfig, ZeroShot
-from dalle_mini.training.config.sections import MOST_PICTURES, OptimizerConfig, check_choice, check_most
+from dalle_mini.training.config.sections import MOST_IMAGES, OptimizerConfig, check_choice, check_most
 from dalle_mini.training.engine.sharding import DATA, batch_sharding, gathered, place
 from dalle_mini.training.engine.trainer import (
     AuxiliaryInputs,
@@ -63,28 +62,28 @@ TRAINED = {
     "vision": re.compile(r"vision_model\.|visual_projection\.|logit_"),
 }
 MAX_LOGIT_SCALE = float(np.log(100.0))  # the softmax paper's clip: beyond it training is unstable
-SIGLIP_SCALE, SIGLIP_BIAS = math.log(10.0), -10.0  # nearly all pairs of a batch are wrong ones, so begin with no
+SIGLIP_SCALE, SIGLIP_BIAS = math.log(10.0), -10.0  # begin with no: nearly all pairs of a batch are wrong
 Between = Callable[[], None]
-CHUNK = 64  # pictures or texts of a call, where they are only embedded
+CHUNK = 64  # images or texts of a call, where they are only embedded
 
 
 @dataclass(frozen=True)
 class CLIPTraining:
-    """Loss and optimizer of a CLIP run, and what is done to its pictures. A weight decay is for matrices alone.
+    """Loss, optimizer and augmentation of a CLIP run. A weight decay is for matrices alone.
 
     Attributes:
         loss: "softmax" or "sigmoid" (`contrastive.py`).
         train: "both" towers with their projections, or "text" or "vision" alone; the temperature is always trained. A
-            vision tower that stays as it is is LiT (Zhai et al. 2022).
-        crop_scale: train on random parts of the pictures, of at least this share of the area; 1 is none.
-        flip: mirror half of the pictures. Captions speak of left and right.
+            frozen vision tower is LiT (Zhai et al. 2022).
+        crop_scale: train on random parts of the images, of at least this share of the area; 1 is off.
+        flip: mirror half of the images. Captions speak of left and right.
         colour: brightness, contrast and saturation vary by so much, as a share.
-        noise: the standard deviation of Gaussian noise on pixels in [0, 1]: the ranked pictures come from a VQGAN, not
+        noise: the standard deviation of Gaussian noise on pixels in [0, 1]: the ranked images come from a VQGAN, not
             from a camera, and CLIP should not lean on their finest texture.
-        damage: at most this share of a damaged copy's cells is wrong; 0 is no copies.
+        damage: at most this share of a damaged copy's cells is wrong; 0 makes no copies.
         cell: side of a cell, pixels: a token's.
-        captions: of a picture with several, "any" of them by lot each time, or the "first".
-        dtype: what the network computes in; parameters, unit vectors and the loss are float32 in any case.
+        captions: which caption of several to take: "any" by lot each time, or the "first".
+        dtype: the type of the network's computation; parameters, unit vectors and loss are float32 in any case.
         init_from: a trained CLIP to start from: what `CLIP.from_pretrained` reads, a bundle, "shipped", or a run.
     """
 
@@ -117,7 +116,7 @@ class CLIPTraining:
             raise UserError(f"training.noise {self.noise}: a standard deviation of 0 or more")
         if self.cell < 1:
             raise UserError(f"training.cell {self.cell}: so many pixels a side have no cells")
-        check_most("training", self, noise=LARGEST, cell=MOST_PICTURES)
+        check_most("training", self, noise=LARGEST, cell=MOST_IMAGES)
 
     @property
     def network(self) -> CLIPConfig:
@@ -133,16 +132,17 @@ class CLIPTraining:
 
 
 class CLIPTrainer(Trainer):
-    """`train` and `held_out` are map-style sources with `batch(indices) -> (uint8 [n, S, S, 3], captions)`.
-
-    A source may have `captions(index)`, all of a picture's.
+    """Trains and evaluates CLIP.
 
     Args:
-        preprocessor: the content of a `preprocessor_config.json`: how pictures become what CLIP looks at.
-        data: which pictures these are, for the run's record: it is not continued with others.
-        evaluation: how it is evaluated.
-        labelled: pictures of the classes of `evaluation`; those held out, by default.
-    Raises UserError where the settings do not go together.
+        train, held_out: map-style sources with `batch(indices) -> (uint8 [n, S, S, 3], captions)`. A source may have
+            `captions(index)`, all captions of an image.
+        preprocessor: the content of a `preprocessor_config.json`: how CLIP wants its images.
+        data: says which images these are, for the run's record: the run is not continued with others.
+        evaluation: the settings of the evaluation.
+        labelled: images of the classes of `evaluation`; the held-out images by default.
+    Raises:
+        UserError: the settings do not go together.
     """
 
     name = "clip"
@@ -171,7 +171,7 @@ class CLIPTrainer(Trainer):
         self.dtype, self.trained = config.dtype, TRAINED[config.train]
         self.graphdef, _ = CLIP.shapes(config.network)
         self._training_graphdef, _ = CLIP.shapes(config.network, jnp.dtype(config.dtype))
-        self._picture_vectors, self._text_vectors = Jit(self._embed_pictures), Jit(self._embed_texts)
+        self._image_vectors, self._text_vectors = Jit(self._embed_images), Jit(self._embed_texts)
         self.evaluation = evaluation or EvaluationConfig()
         self._zero_shot = ZeroShot.find(self.evaluation, held_out if labelled is None else labelled)
 
@@ -182,7 +182,10 @@ class CLIPTrainer(Trainer):
         return initial_parameters(CLIP, self.config.network, key), ()
 
     def loaded(self) -> Any | None:
-        """Of a CLIP without a bias the sigmoid loss takes the towers: a softmax's temperature means nothing to it."""
+        """The start's parameters. The sigmoid loss takes only the towers of a CLIP without a bias.
+
+        A softmax's temperature means nothing to it.
+        """
         start, network = self.config.init_from, self.config.network
         if start is None:
             return None
@@ -202,9 +205,9 @@ class CLIPTrainer(Trainer):
                 _one_of(self.train.captions(int(index)) or [caption], chance)
                 for index, caption, chance in zip(indices, captions, rng.random(len(indices)), strict=True)
             ]
-        pictures = _numbered(hash(image.tobytes()) for image in images)  # by what they show: piles hold doubles
+        own = _numbered(hash(image.tobytes()) for image in images)  # by content: datasets hold duplicates
         images = self._augmented(images, rng)
-        numbers = np.stack([_numbered(captions), pictures], axis=1).astype(np.int32)
+        numbers = np.stack([_numbered(captions), own], axis=1).astype(np.int32)
         ids, mask = self._tokens(captions)
         return {"pixels": self._squares(images), "input_ids": ids, "attention_mask": mask, "numbers": numbers}
 
@@ -225,12 +228,12 @@ class CLIPTrainer(Trainer):
     def embed(self, params: Any, batch: Any) -> dict[str, jax.Array]:
         clip: CLIP = nnx.merge(self._training_graphdef, params)
         return {
-            "pictures": clip.image_embeds(self._normalised(batch["pixels"])),
+            "images": clip.image_embeds(self._normalised(batch["pixels"])),
             "texts": clip.text_embeds(batch["input_ids"], batch["attention_mask"]),
         }
 
     def joint(self, params: Any, embeds: dict[str, jax.Array], batch: Any) -> Loss:
-        found = self._contrast(params, embeds["pictures"], embeds["texts"], batch["numbers"])
+        found = self._contrast(params, embeds["images"], embeds["texts"], batch["numbers"])
         return Loss(found.total, jnp.float32(len(embeds["texts"])), {"recall": found.right})
 
     def finish(self, params: Any, state: TrainState, loss: Loss, key: jax.Array) -> tuple[Any, Any, dict[str, Any]]:
@@ -242,33 +245,33 @@ class CLIPTrainer(Trainer):
         return params, state.extra, metrics
 
     def evaluate(self, program: StepProgram, state: TrainState, batch_size: int) -> dict[str, float]:
-        """Over held-out pairs all against all: the loss and `retrieval.recalls`; then zero-shot classification."""
+        """The loss and `retrieval.recalls` over held-out pairs, all against all; then zero-shot classification."""
         images, captions = self.held_out_pairs()
-        pictures = self.picture_vectors(state.weights, images, program.check_stop)
+        vectors = self.image_vectors(state.weights, images, program.check_stop)
         texts = self.text_vectors(state.weights, captions, program.check_stop)
         learned = gathered({name: leaf for name, leaf in state.weights.items() if name.startswith("logit_")})
         numbers = np.stack([_numbered(captions), np.arange(len(captions))], axis=1).astype(np.int32)
-        loss = self._contrast(learned, jnp.asarray(pictures), jnp.asarray(texts), jnp.asarray(numbers)).total
-        found = {"loss": float(loss) / len(captions), **recalls(pictures, texts, captions)}
+        loss = self._contrast(learned, jnp.asarray(vectors), jnp.asarray(texts), jnp.asarray(numbers)).total
+        found = {"loss": float(loss) / len(captions), **recalls(vectors, texts, captions)}
         if self._zero_shot is not None:
             prompts = self.text_vectors(state.weights, self._zero_shot.prompts, program.check_stop)
-            pictures = self.picture_vectors(state.weights, self._zero_shot.images, program.check_stop)
-            found |= self._zero_shot.measure(pictures, prompts)
+            vectors = self.image_vectors(state.weights, self._zero_shot.images, program.check_stop)
+            found |= self._zero_shot.measure(vectors, prompts)
         return found
 
     def held_out_pairs(self) -> tuple[np.ndarray, list[str]]:
-        """The pictures that are evaluated on, uint8 [n, S, S, 3], and their captions."""
+        """The images of the evaluation, uint8 [n, S, S, 3], and their captions."""
         return self.held_out.batch(range(min(self.evaluation.pairs, len(self.held_out))))
 
-    def picture_vectors(self, params: Any, images: np.ndarray, between: Between = lambda: None) -> np.ndarray:
-        """Unit vectors float32 [n, D] of uint8 [n, S, S, 3], by parameters as they lie. All processes call it.
+    def image_vectors(self, params: Any, images: np.ndarray, between: Between = lambda: None) -> np.ndarray:
+        """Unit vectors float32 [n, D] of uint8 [n, S, S, 3], by parameters on their mesh. All processes call it.
 
-        `between` is called after every so many.
+        `between` is called after each chunk.
         """
-        return self._in_chunks(self._picture_vectors, between, params, self._squares(images))
+        return self._in_chunks(self._image_vectors, between, params, self._squares(images))
 
     def text_vectors(self, params: Any, captions: Sequence[str], between: Between = lambda: None) -> np.ndarray:
-        """Unit vectors float32 [n, D]; as `picture_vectors`."""
+        """Unit vectors float32 [n, D], as `image_vectors`."""
         return self._in_chunks(self._text_vectors, between, params, *self._tokens(captions))
 
     def export(self, state: TrainState, folder: Path) -> None:
@@ -278,7 +281,7 @@ class CLIPTrainer(Trainer):
             self._save_companions(folder)
 
     def keep(self, out: Path) -> None:
-        """The tokenizer, and how pictures are made ready, for the network of a checkpoint."""
+        """Copy tokenizer and preprocessor into the run's folder, for the network of a checkpoint."""
         if not (out / TOKENIZER / PREPROCESSOR).exists():
             self._save_companions(out / TOKENIZER)
 
@@ -287,7 +290,7 @@ class CLIPTrainer(Trainer):
         write_whole(folder / PREPROCESSOR, json.dumps(self.preprocessor, indent=2) + "\n")
 
     def _augmented(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """The pictures of a batch [n, S, S, 3], and behind them their damaged copies, if there are any."""
+        """The images of a batch [n, S, S, 3], and behind them their damaged copies, if there are any."""
         c = self.config
         if c.crop_scale < 1:
             images = augment.random_resized_crops(images, c.crop_scale, rng)
@@ -311,27 +314,27 @@ class CLIPTrainer(Trainer):
         return self.tokenizer(captions, max_length=self.config.model.text.max_position_embeddings)
 
     def _normalised(self, pixels: jax.Array) -> jax.Array:
-        """As `clip_pixels` does it, where the pictures are: as bytes they travel faster."""
+        """The same as `clip_pixels`, on the devices: as bytes the images travel faster."""
         factor, mean, std = clip_normalisation(self.preprocessor)
         return (pixels.astype(jnp.float32) * factor - mean) / std
 
-    def _contrast(self, params: Any, pictures: jax.Array, texts: jax.Array, numbers: jax.Array) -> Contrast:
-        """Pictures beyond the texts are damaged copies."""
-        copies = len(pictures) - len(texts)
+    def _contrast(self, params: Any, images: jax.Array, texts: jax.Array, numbers: jax.Array) -> Contrast:
+        """The loss of a batch. Images beyond the texts are damaged copies."""
+        copies = len(images) - len(texts)
         own = jnp.pad(numbers, ((0, copies), (0, 0)), constant_values=NOBODY)
-        sides, scale = (Side(pictures, own), Side(texts, numbers)), jnp.exp(params["logit_scale"])
+        sides, scale = (Side(images, own), Side(texts, numbers)), jnp.exp(params["logit_scale"])
         if self.config.loss == "softmax":
             return softmax_loss(*sides, scale)
         return sigmoid_loss(*sides, scale, params["logit_bias"])
 
-    def _embed_pictures(self, params: Any, squares: jax.Array) -> jax.Array:
+    def _embed_images(self, params: Any, squares: jax.Array) -> jax.Array:
         return nnx.merge(self.graphdef, params).image_embeds(self._normalised(squares))
 
     def _embed_texts(self, params: Any, input_ids: jax.Array, attention_mask: jax.Array) -> jax.Array:
         return nnx.merge(self.graphdef, params).text_embeds(input_ids, attention_mask)
 
     def _in_chunks(self, function: Any, between: Between, params: Any, *arrays: np.ndarray) -> np.ndarray:
-        """`function` of some rows at a time, spread over the mesh on which the parameters are."""
+        """`function` of a chunk of rows at a time, spread over the parameters' mesh."""
         mesh = getattr(getattr(jax.tree.leaves(params)[0], "sharding", None), "mesh", None)
         parts = 1 if mesh is None else mesh.shape[DATA]
         chunk = -(-CHUNK // parts) * parts

@@ -1,4 +1,4 @@
-"""What a CLIP run is evaluated on, and zero-shot classification: pictures whose class is known, told by prompts."""
+"""The evaluation of a CLIP run: its settings, and zero-shot classification of images by prompts."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from dalle_mini.errors import UserError
 from dalle_mini.evaluation.retrieval import accuracies, class_of, class_vectors
 from dalle_mini.runtime import parsing
 from dalle_mini.runtime.paths import path_setting, source_setting
-from dalle_mini.training.config.sections import MOST_PICTURES, check_most
+from dalle_mini.training.config.sections import MOST_IMAGES, check_most
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What is measured while training.
+    """The settings of the evaluation.
 
     Attributes:
-        pairs: held-out pictures and captions to find in each other, at most.
-        classes: names to classify pictures by, without training on them.
-        classes_file: a text file of them, one a line, in place of `classes`.
-        templates: what prompts are made of; {} is the name. A class is the mean of its prompts.
-        pictures: piles to classify, whose captions, or folders, name their class; None is what is held out.
-        most: pictures to classify, at most.
+        pairs: at most so many held-out images and captions search each other.
+        classes: names to classify images by, without training on them.
+        classes_file: a text file of names, one a line, in place of `classes`.
+        templates: templates of prompts; {} is the name. A class is the mean of its prompts.
+        pictures: datasets to classify, whose captions or folders name the class; None takes the held-out images.
+        most: at most so many images are classified.
     """
 
     pairs: int = 256
@@ -46,10 +46,10 @@ class EvaluationConfig:
         for template in self.templates:
             if template.count("{}") != 1:
                 raise UserError(f"evaluation.templates: {template!r} must have one {{}}, for the class's name")
-        check_most("evaluation", self, pairs=MOST_PICTURES, most=MOST_PICTURES)
+        check_most("evaluation", self, pairs=MOST_IMAGES, most=MOST_IMAGES)
 
     def names(self) -> list[str]:
-        """The classes; none where nothing is classified. Raises UserError where they cannot be read or told apart."""
+        """The classes; empty without classification. Raises UserError where they cannot be read or told apart."""
         names, place = list(self.classes), "evaluation.classes"
         if self.classes_file is not None:
             place = self.classes_file
@@ -66,7 +66,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """Pictures uint8 [n, S, S, 3], their classes int [n], and the prompts, a class's next to each other."""
+    """Images uint8 [n, S, S, 3], their classes int [n], and the prompts, those of a class next to each other."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -75,9 +75,10 @@ class ZeroShot:
 
     @classmethod
     def find(cls, config: EvaluationConfig, source: Any) -> ZeroShot | None:
-        """The first pictures of a map-style source whose caption names one class alone; None without classes.
+        """The first images of a map-style source whose captions name one class alone; None without classes.
 
-        Raises UserError where no caption does.
+        Raises:
+            UserError: no caption names a class.
         """
         names = config.names()
         if not names:
@@ -92,7 +93,7 @@ class ZeroShot:
         prompts = [template.replace("{}", name) for name in names for template in config.templates]
         return cls(images[known], np.array([label for label in labels if label is not None]), prompts, len(names))
 
-    def measure(self, pictures: np.ndarray, prompts: np.ndarray) -> dict[str, float]:
-        """`retrieval.accuracies` of the unit vectors of both, and `zero_shot_pictures`, how many were told."""
-        found = accuracies(pictures, class_vectors(prompts, self.classes), self.labels)
+    def measure(self, images: np.ndarray, prompts: np.ndarray) -> dict[str, float]:
+        """`retrieval.accuracies` of the unit vectors of both, and `zero_shot_pictures`, the number of images."""
+        found = accuracies(images, class_vectors(prompts, self.classes), self.labels)
         return {**found, "zero_shot_pictures": float(len(self.labels))}

@@ -1,4 +1,4 @@
-"""Settings as people write them: a YAML file, and `key=value` overrides, into nested dataclasses."""
+"""Settings from a YAML file and `key=value` overrides, as nested dataclasses."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ DEEPEST = 16  # sections in one another
 
 
 def build(kind: type[T], values: Mapping[str, Any], assignments: Sequence[str] = (), base: T | None = None) -> T:
-    """The dataclass `kind` from a file's values and `a.b=value` overrides; what neither says is as in `base`.
+    """The dataclass `kind` from a file's values and `a.b=value` overrides; other values are those of `base`.
 
-    Raises UserError, naming the key, where it is not there (naming the nearest) or its value has the wrong type.
+    Raises:
+        UserError: there is no such key (the message names the nearest), or its value has the wrong type.
     """
     return _build(kind, _merged(values, _nested(assignments)), base)
 
@@ -38,7 +39,7 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def write(config: Any, path: Path, **more: Any) -> None:
-    """A dataclass as a YAML file that `load` reads, with the keys `more` in front."""
+    """Write a dataclass as a YAML file that `read` reads, with the keys `more` in front."""
     import yaml
 
     values = json.loads(json.dumps({**more, **dataclasses.asdict(config)}))  # tuples are lists there
@@ -46,10 +47,9 @@ def write(config: Any, path: Path, **more: Any) -> None:
 
 
 def override(config: T, assignments: Sequence[str]) -> T:
-    """`config` with each `a.b=value` applied; values are JSON (1e-3, true, null, [1, 2]) or else strings,
-    and names in a list need no quotes.
+    """`config` with each `a.b=value` applied.
 
-    Raises UserError for a key that is not there (naming the nearest) or a value of the wrong type.
+    Values are JSON (1e-3, true, null, [1, 2]) or else strings, and names in a list need no quotes. Raises as `build`.
     """
     return _build(type(config), _nested(assignments), config)
 
@@ -79,10 +79,10 @@ def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _build(kind: type[T], values: Mapping[str, Any], base: T | None = None, prefix: str = "") -> T:
-    """A `kind` with these values, and otherwise those of `base` or its defaults."""
+    """A `kind` with these values; others are those of `base`, or the defaults."""
     fields, hints = {field.name: field for field in dataclasses.fields(kind)}, get_type_hints(kind)
     types = {name: hints[name] for name in fields}
-    given = {}
+    found = {}
     for name, value in values.items():
         if not isinstance(name, str):
             raise UserError(f"{prefix}{shown(name)}: no such setting; names are text")
@@ -93,23 +93,23 @@ def _build(kind: type[T], values: Mapping[str, Any], base: T | None = None, pref
             raise UserError(f"{path}: no such setting; {hint}")
         inner = next((wanted for wanted in _kinds(types[name]) if dataclasses.is_dataclass(wanted)), None)
         if inner is not None and isinstance(value, Mapping):
-            given[name] = _build(inner, value, getattr(base, name, None), path + ".")
+            found[name] = _build(inner, value, getattr(base, name, None), path + ".")
         elif isinstance(value, Mapping):
             raise UserError(f"{path}.{next(iter(value), '')}: {name} has no settings of its own")
         else:
             value = _value(value, types[name], path)
             try:
-                given[name] = resolve_setting(fields[name], value)
+                found[name] = resolve_setting(fields[name], value)
             except UserError as error:
                 raise UserError(f"{path}: {error}") from None
     try:
-        return kind(**given) if base is None else dataclasses.replace(base, **given)
+        return kind(**found) if base is None else dataclasses.replace(base, **found)
     except UserError as error:
         raise UserError(_with_path(str(error), prefix.removesuffix("."))) from None
 
 
 def _with_path(message: str, section: str) -> str:
-    """The complaint of a dataclass, which knows its own name at best, with the path that it has in the whole."""
+    """The message of a dataclass, which knows its own section at best, with the whole path of the section."""
     outer, _, name = section.rpartition(".")
     if outer and message.startswith(f"{name}."):
         return f"{outer}.{message}"
@@ -117,7 +117,7 @@ def _with_path(message: str, section: str) -> str:
 
 
 def _nearest(name: str, kind: type) -> str | None:
-    """The setting of `kind` that may have been meant: one of its own, or one further in, with the path to it."""
+    """The setting of `kind` that may be meant: one of its own, or one further in, with the path to it."""
     name = name[:100]  # the search for the nearest takes time by the product of the lengths
     own = [field.name for field in dataclasses.fields(kind)]
     inner = {path.rpartition(".")[2]: path for path in reversed(list(_inner(kind)))}  # the first of a name
@@ -143,7 +143,7 @@ def _inner(kind: type, prefix: str = "") -> Iterator[str]:
 
 
 def _value(value: Any, wanted: Any, path: str) -> Any:
-    """`value`, of a file or of an override's text, as one of the wanted types."""
+    """`value`, from a file or an override's text, as one of the wanted types."""
     kinds = _kinds(wanted)
     if isinstance(value, str) and str in kinds and not (value == "null" and NoneType in kinds):
         return value  # a folder may be called 2024

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from dalle_mini.errors import UserError, shown
 from dalle_mini.runtime.paths import path_setting, source_setting
 from dalle_mini.settings import LARGEST, MAX_CANDIDATES, MAX_SEED, check_whole
 
-MOST = 2**31 - 1  # of steps, which are counted in 32 bits
-MOST_PICTURES = 1 << 20  # of one step, evaluation or sheet
+MOST = 2**31 - 1  # steps, which are counted in 32 bits
+MOST_IMAGES = 1 << 20  # in one step, evaluation or sheet
 MOST_DEVICES = 1 << 20
 
 OPTIMIZERS = ("adafactor", "adamw", "muon")
 DECAYS = ("constant", "linear", "cosine", "exponential")
 REMAT = ("none", "dots", "full")
 ON_BAD_LOSS = ("stop", "skip")
-LEAST_EPS = 1e-37  # what is less may be 0 in float32, and a row without a gradient would be 0 / 0
+LEAST_EPS = 1e-37  # a smaller number may be 0 in float32, and a row without a gradient would be 0 / 0
 
 
 @dataclass(frozen=True)
@@ -42,16 +43,17 @@ class OptimizerConfig:
 
     Attributes:
         name: Adafactor (its rate is relative to each parameter's scale), AdamW or Muon.
-        warmup_steps: the rate rises from 0, which the first update has.
+        warmup_steps: the rate rises from 0, the rate of the first update, in so many steps.
         final_rate: where `linear` and `cosine` end, as a share of `learning_rate`.
         decay_factor, decay_every: `exponential` multiplies by the factor every so many steps, smoothly.
-        weight_decay: what an update takes off the parameters: this share (Adafactor, as published), or this share
-            times the learning rate (AdamW, Muon).
-        clip: Adafactor's limit on an update's root mean square; the others' on the gradients' global norm. 0 is none.
+        weight_decay: an update takes off this share of the parameters (Adafactor, as published), or this share times
+            the learning rate (AdamW, Muon).
+        clip: Adafactor's limit on an update's root mean square; the others' limit on the gradients' global norm. 0 is
+            none.
         b1, b2: decay of AdamW's running means, also where it serves Muon. Adafactor has its own.
-        eps: what AdamW adds to the root of its second mean, in float32, also where it serves Muon (which adds it to
-            the norms that it divides by as well). The published program's `adam_epsilon`.
-        ema: decay of a running mean of the parameters, which is then what is evaluated and exported; None is off.
+        eps: AdamW adds it to the root of its second mean, in float32, also where it serves Muon, which adds it to the
+            norms that it divides by as well. It is the published program's `adam_epsilon`.
+        ema: decay of a running mean of the parameters, which is then evaluated and exported; None is off.
         embeddings_only: train the decoder's embeddings, their norm, the final norm and the head; leave the rest.
     """
 
@@ -94,16 +96,16 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How long, and how often what. Steps are optimizer updates.
+    """The length of a run, and the intervals of everything in it. Steps are optimizer updates.
 
     Attributes:
-        batch_size: pictures an update, over all devices and processes.
-        accumulation: an update's batch is taken in so many pieces, one after the other.
-        checkpoint_minutes, keep, keep_hours: a checkpoint every so often; the last `keep` are kept, and one for every
-            `keep_hours` hours besides, and the one of the lowest evaluation loss.
-        on_bad_loss: what a loss that is not finite, or more than `spike` times the running mean of the last ones,
-            does, and an update that is not finite. It is left out either way; the run ends there (`stop`) or goes on
-            (`skip`). A `spike` of 0 is no limit.
+        batch_size: images an update, over all devices and processes.
+        accumulation: an update takes its batch in so many microbatches, one after the other.
+        checkpoint_minutes, keep, keep_hours: a checkpoint every so many minutes. The last `keep` are kept, one for
+            every `keep_hours` hours besides, and the one of the lowest evaluation loss.
+        on_bad_loss: end the run (`stop`) or go on (`skip`) after a bad update, which is left out either way. An update
+            is bad if it or its loss is not finite, or the loss is more than `spike` times the running mean of the last
+            ones. A `spike` of 0 is no limit.
     """
 
     steps: int = 1000
@@ -117,7 +119,7 @@ class LoopConfig:
     keep: int = 2
     keep_hours: float = 0.0  # 0 keeps none beside the last ones
     checkpoints: str | None = path_setting()  # where: a folder or gs://...; None is within the run's folder
-    grace_seconds: float = 120.0  # what a run that is asked to stop has for saving, before it is ended
+    grace_seconds: float = 120.0  # to save in, for a run that is asked to stop, before it is ended
     on_bad_loss: str = "stop"
     spike: float = 0.0
 
@@ -138,18 +140,22 @@ class LoopConfig:
             )
         check_choice("loop.on_bad_loss", self.on_bad_loss, ON_BAD_LOSS)
         check_most("loop", self, **dict.fromkeys(("steps", "log_every", "eval_every", "sample_every", "keep"), MOST))
-        check_most("loop", self, batch_size=MOST_PICTURES, accumulation=MOST_PICTURES, spike=LARGEST)
+        check_most("loop", self, batch_size=MOST_IMAGES, accumulation=MOST_IMAGES, spike=LARGEST)
         check_most("loop", self, checkpoint_minutes=LARGEST, keep_hours=LARGEST, grace_seconds=LARGEST)
+
+    def checkpoints_in(self, out: Path) -> str | Path:
+        """Where the checkpoints are of the run in the folder `out`."""
+        return self.checkpoints or out / "checkpoints"
 
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """Pictures drawn while training: the same prompts with the same keys each time, so that looks can be compared."""
+    """Images drawn while training: the same prompts with the same keys each time, so that steps can be compared."""
 
     prompts: tuple[str, ...] = ()
     candidates: int = 4
     seed: int = 0
-    vqgan: str | None = source_setting()  # what turns tokens into pictures; None is the data's own, where it is known
+    vqgan: str | None = source_setting()  # decodes the tokens; None is the data's own, where it is known
     clip: str | None = source_setting()  # ranks them; None leaves them in the order of their keys
 
     def __post_init__(self):
@@ -159,19 +165,20 @@ class SampleConfig:
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    """Where a run's numbers go, beside its `log.jsonl` and `report.html`."""
+    """Further places for a run's numbers beside `log.jsonl` and `report.html`."""
 
     wandb: str | None = None  # a project's name; None is off. WANDB_MODE=offline needs no account
     wandb_checkpoints: bool = False  # checkpoints as artifacts
 
 
 def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    """Raises UserError where `value` is none of `known`."""
     if value not in known:
         raise UserError(f"{name}: {shown(value)} is none of {', '.join(known)}")
 
 
 def check_most(section: str, config: object, **most: float) -> None:
-    """Raises UserError where a number of `config`, or one in a list of it, is above its bound, or is none (NaN)."""
+    """Raises UserError where a number of `config`, or one in a list of it, is above its bound or not a number."""
     for name, bound in most.items():
         value = getattr(config, name)
         for number in value if isinstance(value, tuple) else (value,):

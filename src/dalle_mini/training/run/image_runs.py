@@ -1,4 +1,4 @@
-"""What runs that learn from pictures as they are share, a VQGAN's and CLIP's: a model to start from, data, the loop."""
+"""What runs that learn from pictures as they are share, a VQGAN's and CLIP's: a model to start from, data."""
 
 from __future__ import annotations
 
@@ -11,13 +11,9 @@ from dalle_mini.data.images.dataset import ImageData, ImageSource, open_images, 
 from dalle_mini.errors import UserError
 from dalle_mini.training.config import config_file
 from dalle_mini.training.engine.multihost import first_process_does
-from dalle_mini.training.engine.trainer import Trainer
-from dalle_mini.training.run import loop
 from dalle_mini.training.run.checkpoint import holds_checkpoints, recorded_config
 from dalle_mini.weights.bundle import find_part
 from dalle_mini.weights.folder import load_config
-
-SOURCES = "sources"  # the section of a run's record that holds its `data`; its "data" tells the pictures themselves
 
 Run = TypeVar("Run")
 
@@ -64,26 +60,3 @@ def open_data(data: ImageData, size: int, out: Path, *, captions: bool, seed: in
     folder = out / "pictures"
     first_process_does(lambda: pack_datasets(data, size, folder, captions=captions))
     return open_images(data, size, folder, captions=captions, seed=seed)
-
-
-def train(
-    run: Any, trainer: Trainer, sampler: Any, out: Path, sections: Sequence[str], resume: str, allow_changes: bool
-) -> Path:
-    """Train into the folder `out`, or continue what is there; the weights are then in the folder that is returned.
-
-    Args:
-        sections: of `run`, that are recorded beside those of the loop and the trainer.
-    """
-    loop.run(
-        trainer,
-        run.loop,
-        out,
-        run.mesh,
-        resume=resume,
-        allow_changes=allow_changes,
-        tracking=run.tracking,
-        sampler=sampler,
-        settings={name: dataclasses.asdict(getattr(run, name)) for name in sections}
-        | {SOURCES: dataclasses.asdict(run.data)},
-    )
-    return out / "final"

@@ -1,7 +1,7 @@
 """The cross-entropy behind the decoder's head, without logits in memory.
 
-The logits of 256 positions over 16,385 codes are 17 MB a picture in float32, and autodiff keeps them several times.
-Here they exist for some positions at a time; what is kept for the gradient is the loss's derivative, in the type of
+The logits of 256 positions over 16,385 codes take 17 MB an image in float32, and autodiff keeps them several times.
+Here they exist for a chunk of positions at a time. The derivative of the loss is kept for the gradient, in the type of
 the computation.
 """
 
@@ -13,11 +13,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-POSITIONS = 64  # whose logits are there at a time
+POSITIONS = 64  # positions of a chunk
 
 
 class Scores(NamedTuple):
-    """Sums over labels, each times its weight: of -log p(label), and of those that are the most likely code."""
+    """Weighted sums over labels: -log p(label), and 1 where the label is the most likely code."""
 
     total: jax.Array  # float32 []
     right: jax.Array  # float32 []
@@ -25,7 +25,7 @@ class Scores(NamedTuple):
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
 def cross_entropy(hidden, kernel, bias, labels, weights, vocab_size: int) -> Scores:
-    """Of the logits `hidden @ kernel + bias`, in float32; columns from `vocab_size` on are padding.
+    """The scores of the logits `hidden @ kernel + bias`, in float32; columns from `vocab_size` on are padding.
 
     hidden [B, T, D], kernel [D, V], bias [V] or None, labels int [B, T], weights float32 [B, T]. Gradients flow from
     `total` to hidden, kernel and bias.
@@ -43,7 +43,7 @@ def _backward(vocab_size, kept, cotangents):
     scale = cotangents.total
     as_float32 = {"preferred_element_type": jnp.float32}
     hidden_grad = jnp.einsum("pbtv,dv->pbtd", slopes, kernel, **as_float32) * scale
-    kernel_grad = jnp.einsum("pbtd,pbtv->dv", _in_pieces(hidden), slopes, **as_float32) * scale
+    kernel_grad = jnp.einsum("pbtd,pbtv->dv", _in_chunks(hidden), slopes, **as_float32) * scale
     bias_grad = None if bias is None else (slopes.sum((0, 1, 2), dtype=jnp.float32) * scale).astype(bias.dtype)
     hidden_grad = hidden_grad.swapaxes(0, 1).reshape(hidden.shape).astype(hidden.dtype)
     return hidden_grad, kernel_grad.astype(kernel.dtype), bias_grad, None, None
@@ -53,10 +53,10 @@ cross_entropy.defvjp(_with_slopes, _backward)
 
 
 def _forward(hidden, kernel, bias, labels, weights, vocab_size, *, slopes: bool):
-    """(scores, d total / d logits [pieces, B, T / pieces, V] or None)."""
+    """(scores, d total / d logits [chunks, B, T / chunks, V] or None)."""
     codes = jnp.arange(kernel.shape[1])
 
-    def piece(scores, part):
+    def add_chunk(scores, part):
         hidden, labels, weights = part
         logits = jnp.einsum("btd,dv->btv", hidden, kernel, preferred_element_type=jnp.float32)
         if bias is not None:
@@ -67,7 +67,7 @@ def _forward(hidden, kernel, bias, labels, weights, vocab_size, *, slopes: bool)
         shifted = jnp.exp(logits - highest[..., None])
         norm = shifted.sum(axis=-1)
         is_label = labels[..., None] == codes
-        # A sum over what is zero but at the label, since a lookup would gather a head that is split over devices.
+        # A sum in which only the label is not zero: a lookup would gather a head that is split over devices.
         of_label = jnp.where(is_label, logits, 0).sum(axis=-1)
         total = scores.total + jnp.sum(weights * (highest + jnp.log(norm) - of_label))
         right = scores.right + jnp.sum(weights * (of_label >= highest))
@@ -77,12 +77,12 @@ def _forward(hidden, kernel, bias, labels, weights, vocab_size, *, slopes: bool)
             slope = slope.astype(hidden.dtype)
         return Scores(total, right), slope
 
-    parts = jax.tree.map(_in_pieces, (hidden, labels, weights.astype(jnp.float32)))
-    return jax.lax.scan(piece, Scores(jnp.zeros(()), jnp.zeros(())), parts)
+    parts = jax.tree.map(_in_chunks, (hidden, labels, weights.astype(jnp.float32)))
+    return jax.lax.scan(add_chunk, Scores(jnp.zeros(()), jnp.zeros(())), parts)
 
 
-def _in_pieces(array):
-    """[B, T, ...] -> [pieces, B, T / pieces, ...]: the batch keeps its axis, over which devices share it."""
+def _in_chunks(array):
+    """[B, T, ...] -> [chunks, B, T / chunks, ...]: the batch keeps its axis, over which devices share it."""
     batch, length, *rest = array.shape
     size = POSITIONS if length % POSITIONS == 0 else length
     return array.reshape(batch, length // size, size, *rest).swapaxes(0, 1)

@@ -34,16 +34,18 @@ THIS_RUN = "this run's model"
 logger = logging.getLogger("dalle_mini")
 
 
-class Sampler:
-    """Draws a run's prompts. What is wrong with its models and prompts shows at once, in every process.
+class PromptSampler:
+    """Draws a run's prompts.
 
     Args:
         config: prompts, how many candidates, seed, VQGAN and CLIP.
-        model: of the network that is trained.
-        tokenizer, normalizer: its own.
-        vqgan: of the data, used where `config` names none; a folder or a source of `weights.hub`.
+        model: the config of the network that is trained.
+        tokenizer, normalizer: those of that network.
+        vqgan: the VQGAN of the data, used where `config` names none: a folder or a source of `weights.hub`.
         trained_on: the fingerprint of the VQGAN whose tokens are trained on (`models.fingerprint`), where it is known.
-    Raises UserError where there is no VQGAN, a model is missing or damaged, or does not fit the one that is trained.
+    Raises:
+        UserError: in every process at once, where there is no VQGAN, or a model is missing, damaged, or does not fit
+            the one that is trained.
     """
 
     def __init__(
@@ -69,7 +71,7 @@ class Sampler:
         folder = find_part("vqgan", source)
         check_fit(model, token_grid(folder), {"vqgan": folder, "dalle": Path(THIS_RUN)})
         clip = None if config.clip is None else find_part("clip", config.clip)
-        # Elsewhere they would only take memory. On a CPU float32 is quicker than bfloat16 for few rows.
+        # Only process 0 draws, so only it reads the models. On a CPU float32 is quicker than bfloat16 for few rows.
         self.dtype = jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
         problem = None
         if jax.process_index() == 0:
@@ -83,10 +85,10 @@ class Sampler:
         end_together(problem)
 
     def draw(self, params: Any) -> list[Sample]:
-        """The prompts' pictures of a pure dict of DalleBart's parameters, sharded or not; padding at ends is cut off.
+        """The prompts' images by a pure dict of DalleBart's parameters, sharded or not. Padding at ends is cut off.
 
-        All processes must call it: they gather the parameters together. Process 0 draws, on its first device, and has
-        the samples; the others have none. Trouble is logged, and does not end a run.
+        All processes must call it, since they gather the parameters together. Process 0 draws on its first device and
+        returns the samples; the others return none. A failure is logged and does not end the run.
         """
         if not self.prompts:
             return []
@@ -98,7 +100,7 @@ class Sampler:
             return []
         try:
             return self._draw(nnx.merge(graphdef, jax.tree.map(jnp.asarray, whole)))
-        except Exception as error:  # out of memory, say: pictures are not worth a run
+        except Exception as error:  # for example out of memory: samples are not worth a run
             logger.warning("no pictures this time: %s", (str(error).splitlines() or [type(error).__name__])[0])
             return []
         finally:
@@ -122,7 +124,7 @@ class Sampler:
 
 
 class Unranked:
-    """In CLIP's place: all pictures are as good."""
+    """Takes CLIP's place: all images score alike."""
 
     def scores(self, images: np.ndarray, prompt: str) -> np.ndarray:
         return np.zeros(len(images), np.float32)

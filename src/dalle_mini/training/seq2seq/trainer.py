@@ -1,9 +1,9 @@
 """Train DalleBart on captions and pre-encoded image tokens.
 
-Cross-entropy over all image positions against the tokens shifted right behind the start token; no smoothing. A share of
-the captions comes as the empty one, so that the model also learns the unconditional distribution that guidance pushes
-away from. A share of the image tokens that the decoder sees can be replaced by random ones, so that a small model
-learns to trust the caption and not to be led astray by its own mistakes.
+The loss is the cross-entropy over all image positions, teacher forced, without smoothing. A share of the captions is
+replaced by the empty one, so that the model also learns the unconditional distribution that guidance pushes away from.
+A share of the image tokens that the decoder sees can be replaced by random ones, so that a small model learns to trust
+the caption and not to be led astray by its own mistakes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dalle_mini.models.config import DalleBartConfig
 from dalle_mini.models.dalle_bart import ForwardOptions
 from dalle_mini.runtime.files import write_whole, written_beside
 from dalle_mini.runtime.paths import source_setting
-from dalle_mini.text import CaptionTokenizer
+from dalle_mini.text import CaptionNormalizer, CaptionTokenizer
 from dalle_mini.training.config.sections import REMAT, OptimizerConfig, check_choice
 from dalle_mini.training.engine.sharding import gathered, keep_rows
 from dalle_mini.training.engine.trainer import (
@@ -50,16 +50,16 @@ class Seq2SeqTraining:
     """Model, loss and optimizer of a seq2seq run.
 
     Attributes:
-        caption_dropout: the share of captions that come as the empty one.
-        token_noise: each picture's share of wrong tokens in the decoder's input is drawn from [0, this), and is 1 where
-            that is more: with 2.0, half of the pictures have to be told from the caption alone.
-        positions: how many of a picture's tokens an update learns, drawn anew each time; None: all. A few cost little,
-            and teach what the caption says of where things are, but not how one token follows from those before it.
-        dtype: what is computed in; parameters, softmax, logits and loss are float32 in any case.
+        caption_dropout: the share of captions that are replaced by the empty one.
+        token_noise: the share of wrong tokens in the decoder's input, drawn for each image from [0, this) and at most
+            1: with 2.0, half of the images have to be told from the caption alone.
+        positions: how many of an image's tokens an update learns, drawn anew each time; None is all. Few cost little.
+            They teach what the caption says of where things are, but not how a token follows from those before it.
+        dtype: the type of the computation; parameters, softmax, logits and loss are float32 in any case.
         remat: what is kept for the gradient: all ("none"), products with weights ("dots") or layers' inputs ("full").
         init_from: weights to start from instead of random ones: a model's folder or repository, a bundle, "shipped", or
-            another run (`start.py`).
-        new_tokens: those weights may know another VQGAN's tokens than the data's, and shall learn these in their place.
+            another run (`run/init_from.py`).
+        new_tokens: let those weights learn the data's tokens although they know those of another VQGAN.
     """
 
     model: DalleBartConfig = field(default_factory=DalleBartConfig)
@@ -84,12 +84,14 @@ class Seq2SeqTraining:
 
 
 class Batches(Protocol):
-    """Tokenised rows, as `data.batches.TokenBatches` gives them.
+    """Batches of tokenised rows, as `data.tokens.batches.TokenBatches` makes them.
 
     A batch has `input_ids`, `attention_mask` (int [B, S]) and `labels` (int [B, T]); where not every label counts, also
     `label_mask`, [B] for whole rows or [B, T]. It may be this process's part of one (`sharding.data_share`).
+    `normalizer` has prepared the captions.
     """
 
+    normalizer: CaptionNormalizer | None
     vqgan: str
     codebook_size: int
     image_length: int
@@ -101,11 +103,14 @@ class Batches(Protocol):
 
 
 class Seq2SeqTrainer(Trainer):
-    """`train` gives the batches of the steps, `held_out` those of the evaluation: every row once.
+    """Trains and evaluates DalleBart.
 
-    `words` is the normalizer's list of words, which goes where the tokenizer goes.
-
-    Raises UserError where the tokens or the tokenizer do not fit the model, or the two sets are of different VQGANs.
+    Args:
+        train: the batches of the steps.
+        held_out: the batches of the evaluation, which have every row once.
+        words: the normalizer's list of words, which is kept where the tokenizer is.
+    Raises:
+        UserError: the tokens or the tokenizer do not fit the model, or the two sets are of different VQGANs.
     """
 
     name = "seq2seq"
@@ -200,7 +205,7 @@ class Seq2SeqTrainer(Trainer):
         return {"loss": total / weight, "accuracy": right / weight}
 
     def keep(self, out: Path) -> None:
-        """A copy of the tokenizer in the run's folder: where it came from may be gone when the run is continued."""
+        """Copy the tokenizer into the run's folder: its source may be gone when the run is continued."""
         folder = out / TOKENIZER
         if folder.exists():
             return
@@ -213,7 +218,7 @@ class Seq2SeqTrainer(Trainer):
             shutil.copyfile(self.words, folder / self.words.name)
 
     def export(self, state: TrainState, folder: Path) -> None:
-        """Weights, tokenizer and the record of whose tokens they are. All processes call it; the first one writes."""
+        """Write weights, tokenizer and the VQGAN's fingerprint. All processes call it; the first one writes."""
         params = gathered(state.weights)
         if jax.process_index() == 0:
             nnx.merge(self.graphdef, params).save_pretrained(folder)
@@ -221,7 +226,7 @@ class Seq2SeqTrainer(Trainer):
             write_whole(folder / TOKENS_RECORD, json.dumps({"vqgan": self.train.vqgan}) + "\n")
 
     def _positions(self, key: jax.Array | None) -> jax.Array | None:
-        """Those that an update learns, rising, the same for the whole batch; None: all, as in an evaluation."""
+        """The positions that an update learns, rising, the same for the whole batch; None is all."""
         if key is None or self.config.positions is None:
             return None
         order = jax.random.permutation(key, self.config.model.image_length)

@@ -1,1 +1,1 @@
-"""What a run tells while it goes on."""
+"""A run's log, page, wandb run and line on the terminal."""

@@ -1,9 +1,9 @@
-"""What a run says of itself: JSON lines, a page with curves and pictures, wandb, and one live line on the terminal.
+"""A run's log: JSON lines, a page with curves and images, wandb, and one live line on the terminal.
 
-    OUT/log.jsonl              a record a line; null is a number that was none, or is not known
-        report.html            the same drawn (`page.py`), written anew with every evaluation
-        samples/<step>/        pictures of the fixed prompts (`samples.py`)
-        wandb.json, wandb/     the run's identity at wandb, where it is tracked there (`wandb_run.py`)
+    OUT/log.jsonl              a record a line; null is a number that is not finite or not known
+        report.html            curves and images (`reports/run_page.py`), written anew with every evaluation
+        samples/<step>/        images of the fixed prompts (`samples.py`)
+        wandb.json, wandb/     the run at wandb, where it is tracked there (`wandb.py`)
 
 Process 0 writes; in the others a `Tracker` does nothing.
 """
@@ -30,7 +30,7 @@ from dalle_mini.training.records import append_record, drop_what_comes_after, sa
 if TYPE_CHECKING:
     from dalle_mini.training.tracking.samples import Sample
 
-# What depends on the machine and the hour; all else in a record is the same whenever the run is repeated.
+# Fields that depend on the machine and the hour; all others are the same whenever the run is repeated.
 MEASURED = (
     "time",
     "pictures_per_second",
@@ -41,24 +41,25 @@ MEASURED = (
     "host_memory_gib",
 )
 CLEARED = "\r\x1b[K"  # the terminal's line
-WINDOW = 20  # records that the rate is taken from, which says how much time is left
+WINDOW = 20  # the time left is told from the rate of so many records
 
 
 class Tracker:
     """A run's log, page, wandb run and terminal line.
 
-    A resumed run goes on in the same files: what they hold from beyond `start_step` is dropped first, since it will be
-    made again.
+    A resumed run goes on in the same files: their records and samples beyond `start_step` are dropped first, since they
+    will be made again.
 
     Args:
         out: the run's folder.
-        config: what the run was started with, shown on the page and sent to wandb.
-        steps: of the whole run.
-        start_step: where this process begins.
-        label: what the lines on the terminal begin with.
-        tracking: wandb or not.
-        work: for tokens/s and MFU.
-    Raises UserError where the folder cannot be written, or wandb is asked for and cannot start.
+        config: the run's settings, shown on the page and sent to wandb.
+        steps: the steps of the whole run.
+        start_step: the step at which this process begins.
+        label: the beginning of each line on the terminal.
+        tracking: whether to use wandb.
+        work: the arithmetic of an image, for tokens a second and MFU.
+    Raises:
+        UserError: the folder cannot be written, or wandb is asked for and cannot start.
     """
 
     def __init__(
@@ -99,9 +100,9 @@ class Tracker:
             self._wandb = WandbRun(self.out, tracking, self.config, self.label, resumed=start_step > 0, say=self.say)
 
     def log(self, step: int, metrics: Mapping[str, float], pictures_per_second: float | None = None) -> None:
-        """Write a record of `step` updates done; with a rate it is training's, and tells of speed and memory too.
+        """Write a record after `step` updates. A record with a rate is one of training, and has speed and memory too.
 
-        Names are drawn together on the page as `loss` and `eval_loss`, `learning_rate`, `grad_norm`, `param_norm`.
+        `reports/run_page.py` says which names share a chart on the page.
         """
         if not self._on:
             return
@@ -118,7 +119,7 @@ class Tracker:
         self._line.show(step, metrics, pictures_per_second)
 
     def pictures(self, step: int, samples: Sequence[Sample]) -> None:
-        """Write the pictures that `samples.Sampler` drew to `samples/<step>/`, and log them."""
+        """Write a step's samples to `samples/<step>/`, and log them."""
         if not (self._on and samples):
             return
         from dalle_mini.training.tracking.samples import mean_score, write_samples
@@ -126,13 +127,13 @@ class Tracker:
         folder = samples_folder(self.out, step)
         self.write(lambda: write_samples(folder, step, samples))
         if self._wandb is not None:
-            self._wandb.pictures(step, samples)
+            self._wandb.samples(step, samples)
         score = mean_score(samples)
         if score is not None:
             self.log(step, {"sample_score": score})
 
     def checkpoint(self, step: int, folder: str | Path, kind: str = "checkpoint") -> None:
-        """Send a checkpoint that is whole on disk, or the final weights (`kind` is "model"), to wandb, if asked for."""
+        """Send a whole checkpoint, or the final weights (`kind` is "model"), to wandb if the settings say so."""
         if self._wandb is not None:
             self._wandb.artifact(step, folder, kind)
 
@@ -145,7 +146,7 @@ class Tracker:
         self.write(lambda: write_report(self.out, self.config, self.steps, self.label))
 
     def doing(self, what: str) -> None:
-        """Tell on a terminal's live line what takes so long."""
+        """Show the current activity on a terminal's live line."""
         if self._on:
             self._line.doing(what)
 
@@ -173,17 +174,17 @@ class Tracker:
         return speed
 
     def write(self, action: Callable[[], Any]) -> None:
-        """A full disk is said once, and does not end a run: its checkpoints do, if it comes to that."""
+        """Run an action that writes. A full disk is told once and does not end the run, unless checkpoints fail too."""
         try:
             action()
         except (OSError, UserError) as error:
-            if str(error) not in self._warned and not self._closing:  # what failed is told anyway
+            if str(error) not in self._warned and not self._closing:  # the run's own failure is told
                 self._warned.add(str(error))
                 self.say(f"not logged: {error}")
 
 
 class LiveLine:
-    """Step, loss, pictures a second and time left: one line on a terminal, a line each time elsewhere."""
+    """Step, loss, images a second and time left: one line on a terminal, a line each time elsewhere."""
 
     def __init__(self, steps: int, label: str = "", clock=time.monotonic):
         self.steps, self.label, self._clock = steps, label, clock
@@ -193,7 +194,7 @@ class LiveLine:
     def show(self, step: int, metrics: Mapping[str, float], rate: float | None) -> None:
         if rate is not None:
             self._marks.append((step, self._clock()))
-        # What comes out of jax.jit is in the order of the alphabet.
+        # Dictionaries from jax.jit are in alphabetical order.
         names = sorted(metrics, key=lambda name: (name not in ("loss", "eval_loss"), list(metrics).index(name)))
         shown = [f"{name} {float(metrics[name]):.4g}" for name in names]
         parts = [f"{self.label} {step}/{self.steps}".strip(), *shown[:1]]
@@ -202,7 +203,7 @@ class LiveLine:
             left = self.seconds_left()
             if left is not None:
                 parts.append(f"{duration(left)} left")
-        parts += shown[1:]  # behind what must not be cut off
+        parts += shown[1:]  # last, since the end may be cut off
         line = "  ".join(parts)
         if self._live:
             self._overwrite(line)
@@ -210,7 +211,7 @@ class LiveLine:
             console.say(line)
 
     def doing(self, what: str) -> None:
-        """In place of the line until the next one, on a terminal only."""
+        """Show `what` in place of the line until the next one, on a terminal only."""
         if self._live:
             self._overwrite(f"{self.label}  {what}".strip())
 
@@ -221,9 +222,9 @@ class LiveLine:
         self._open = True
 
     def seconds_left(self) -> float | None:
-        """From the last records' rate, evaluations and checkpoints between them included; None before there are two.
+        """The time left at the rate of the last records; None before there are two.
 
-        The first record of a process ends the time that went into compiling, which therefore does not count.
+        Evaluations and checkpoints between them count. Compiling does not: the first record comes after it.
         """
         if len(self._marks) < 2:
             return None

@@ -25,17 +25,18 @@ COLUMNS = ["step", "prompt", "rank", "candidate", "picture", "score"]
 
 
 class WandbRun:
-    """What `Tracker` sends. Whatever fails after the start is said once, and nothing is sent from then on.
+    """The wandb run that `Tracker` sends to. The first failure after the start is told, and nothing is sent afterwards.
 
-    Records past a checkpoint that is gone back to stay at wandb, and come again: curves are drawn over `step`.
+    A run that goes back to a checkpoint sends the records past it again: curves are drawn over `step`.
 
     Args:
-        out: the run's folder; `wandb.json` in it names the run that is continued.
-        tracking: the project; checkpoints or not.
+        out: the run's folder; `wandb.json` in it names the wandb run that is continued.
+        tracking: the project, and whether checkpoints are sent.
         config, label: shown at wandb.
-        resumed: training goes on from a checkpoint; then wandb being out of reach is no reason not to.
-        say: a line to the user.
-    Raises UserError where wandb is not installed, or a new run cannot be started.
+        resumed: training goes on from a checkpoint; then it does so although wandb is out of reach.
+        say: tells the user a line.
+    Raises:
+        UserError: wandb is not installed, or a new run cannot be started.
     """
 
     def __init__(
@@ -83,13 +84,13 @@ class WandbRun:
             write_whole(out / IDENTITY, (json.dumps(identity, indent=2) + "\n").encode())
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """A record of `log.jsonl`; what is null there is left out."""
+        """Send a record of `log.jsonl` without its nulls."""
         with self._unharmed() as run:
             if run is not None:
                 run.log({name: value for name, value in record.items() if value is not None and name != "time"})
 
-    def pictures(self, step: int, samples: Sequence[Sample]) -> None:
-        """A table of all pictures, and a gallery of each prompt's first."""
+    def samples(self, step: int, samples: Sequence[Sample]) -> None:
+        """Send a table of all images, and a gallery of each prompt's first."""
         with self._unharmed() as run:
             if run is None:
                 return
@@ -104,7 +105,7 @@ class WandbRun:
             run.log({"step": step, "pictures": table, "best": first})
 
     def artifact(self, step: int, folder: str | Path, kind: str) -> None:
-        """A folder, or a bucket's address, as a version of the run's artifact `<kind>-<run>`, if it was asked for."""
+        """Send a folder, or a bucket's address, as a version of the artifact `<kind>-<run>`, if the settings say so."""
         if not self._checkpoints:
             return
         with self._unharmed() as run:
@@ -124,7 +125,7 @@ class WandbRun:
 
     @contextlib.contextmanager
     def _unharmed(self):
-        """The run, or None when it is given up; what fails within gives it up."""
+        """The run, or None after a failure. A failure within the block ends the sending."""
         try:
             yield self._run
         except Exception as error:  # whatever the client, the network or the service raise

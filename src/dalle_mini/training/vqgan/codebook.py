@@ -1,12 +1,13 @@
 """A VQGAN's codebook while it is trained: how its entries move, which of them are revived, and what keeps all in use.
 
-Two ways to move an entry (van den Oord et al. 2017, "Neural Discrete Representation Learning"): it follows the mean of
-its vectors by an exponential moving average (appendix A.1), or a loss pulls it there and the optimizer moves it
-(equation 3). Either way a running mean of each entry's uses says which are dead.
+An entry moves in one of two ways (van den Oord et al. 2017, "Neural Discrete Representation Learning", arXiv
+1711.00937): it follows the mean of its vectors by an exponential moving average (appendix A.1), or a loss pulls it
+there and the optimizer moves it (equation 3). Either way a running mean of each entry's uses says which entries are
+dead.
 
 A dead entry is revived at a vector of the batch, drawn in proportion to its squared error as in k-means++ (Arthur and
-Vassilvitskii 2007): where service is worst. A random codebook is revived whole by the first step, which is its
-initialisation; a trained one begins as if all of its entries were in use.
+Vassilvitskii 2007), so that entries go where the error is. The first step revives a random codebook whole, which is its
+initialisation. A trained codebook begins as if all of its entries were in use.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 from dalle_mini.models.vqgan import unit
 
 UPDATES = ("ema", "loss")
-MOST_AT_ONCE = 1.0  # uses a step that a revived entry is credited with, at most
+MOST_AT_ONCE = 1.0  # at most so many uses a step are credited to a revived entry
 
 
 class CodebookConfig(Protocol):
@@ -39,7 +40,7 @@ class Uses(NamedTuple):
 
 
 def no_uses(codes: Any) -> dict[str, jax.Array]:
-    """What a run begins with, as a dict; `codes` is [n_embed, embed_dim]."""
+    """The state that a run begins with, as a dict; `codes` is [n_embed, embed_dim]."""
     return Uses(jnp.zeros(codes.shape[0]), jnp.zeros(codes.shape))._asdict()
 
 
@@ -58,13 +59,13 @@ def update(
     """(codes, state) after a step.
 
     Args:
-        codes: [n_embed, embed_dim], as the optimizer left them.
-        state: that of `no_uses`, or of the step before.
+        codes: [n_embed, embed_dim], after the optimizer's update.
+        state: the one of `no_uses`, or of the step before.
         latents, tokens: the batch's vectors [..., embed_dim] and their entries [...].
         step: revival is due where `config.revive_every` divides it.
-        key: of the vectors that entries are revived at.
-        cosine: vectors are of length 1, and so are entries that follow them.
-        trained: the codebook is one that was in use before, so that none of it is dead to begin with.
+        key: draws the vectors that entries are revived at.
+        cosine: vectors have length 1, and so have entries that follow them.
+        trained: the codebook was in use before, so that none of it is dead to begin with.
     """
     vectors = latents.reshape(-1, latents.shape[-1]).astype(jnp.float32)  # [N, embed_dim]
     tokens = tokens.reshape(-1)
@@ -99,7 +100,7 @@ def update(
 
 
 def perplexity(uses: jax.Array) -> jax.Array:
-    """How many entries are in use, as if all of those were used alike: exp of the entropy of their shares."""
+    """The number of entries in use, if all were used alike: exp of the entropy of their shares."""
     shares = uses / jnp.maximum(jnp.sum(uses), 1e-10)
     return jnp.exp(-jnp.sum(shares * jnp.log(shares + 1e-10)))
 

@@ -1,11 +1,11 @@
-"""What makes a VQGAN's pictures sharp: a PatchGAN discriminator, and the loss that deceives it.
+"""A PatchGAN discriminator, which makes a VQGAN's images sharp, and the losses of both.
 
-The discriminator of pix2pix (Isola et al. 2017) judges overlapping patches, each by itself, and a VQGAN is trained
-against it from some step on (Esser et al. 2021, section 3.1). Its parameters are a group beside the VQGAN's with an
-optimizer of their own, and both are moved by one step: the gradient of the one sum of losses, in which each side sees
-the other's share as a constant, is each side's own.
+The discriminator of pix2pix (Isola et al. 2017) tells real from made by overlapping patches, each by itself. A VQGAN
+is trained against it from some step on (Esser et al. 2021, arXiv 2012.09841, section 3.1). Its parameters are a group
+beside the VQGAN's with an optimizer of their own. One step moves both: each loss holds the other network constant, so
+that the gradient of their sum is each network's own.
 
-Where the papers normalise by batches, this one does by pictures (`PatchGAN`).
+The papers normalise by batches; `PatchGAN` normalises by images.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dalle_mini.training.config.sections import OptimizerConfig, check_choice, c
 
 LOSSES = ("hinge", "non-saturating")
 GROUP = "discriminator"  # the key of its parameters beside the VQGAN's
-MOST = 1e4  # of the adaptive weight, as published
+MOST = 1e4  # the highest adaptive weight, as published
 OPTIMIZER = OptimizerConfig("adamw", learning_rate=2e-4, warmup_steps=0, decay="constant", b1=0.5, b2=0.9)
 
 
@@ -34,9 +34,9 @@ class DiscriminatorConfig:
     """A discriminator and its part in a VQGAN's loss.
 
     Attributes:
-        start: steps before it is trained, and listened to: its lesson is the finer detail of good pictures.
-        weight: of its judgement in the VQGAN's loss.
-        adaptive: times the ratio of gradients at the decoder's last layer (`adaptive_weight`).
+        start: steps before it is trained and the VQGAN against it: it teaches the finer detail of good images.
+        weight: weight of the adversarial loss in the VQGAN's.
+        adaptive: multiply that by the ratio of gradients at the decoder's last layer (`adaptive_weight`).
         loss: "hinge" (Lim and Ye 2017) or "non-saturating" (Goodfellow et al. 2014).
         n_layers, ndf: convolutions that halve the side, and channels of the first: a patch has 70 pixels if three.
         optimizer: its own.
@@ -59,7 +59,7 @@ class DiscriminatorConfig:
         check_most("training.discriminator", self, start=2**31 - 1, weight=LARGEST, n_layers=16, ndf=1 << 17)
 
     def check_side(self, side: int) -> None:
-        """Raises UserError where pictures of `side` pixels are smaller than what it needs to see."""
+        """Raises UserError where images of `side` pixels are smaller than what it needs to see."""
         least = 3 * 2**self.n_layers
         if side < least:
             raise UserError(
@@ -68,14 +68,14 @@ class DiscriminatorConfig:
 
 
 class PatchGAN(nnx.Module):
-    """Pictures [batch, H, W, channels] in [0, 1] to logits [batch, h, w], one a patch: high is "real".
+    """Images [batch, H, W, channels] in [0, 1] to logits [batch, h, w], one a patch: high is "real".
 
     4x4 convolutions as in pix2pix: `n_layers` of stride 2, with ndf, 2 ndf, ... but at most 8 ndf channels, two of
-    stride 1, and leaky ReLU between them. The norms are over groups of channels of one picture (Wu and He 2018), where
-    pix2pix has batch norm: a picture's logits then depend on it alone. With batch norm they would depend on which other
-    pictures lie on the same device, so that a run on eight devices would be another than on one, a batch in pieces
-    another than a whole one, and the running means would be further state. Nor can it tell real batches from made ones
-    by their statistics.
+    stride 1, and leaky ReLU between them. The norms are over groups of channels of one image (Wu and He 2018), where
+    pix2pix has batch norm: the logits of an image then depend on it alone. With batch norm they would depend on which
+    other images lie on the same device. A run on eight devices would then differ from one on one device, microbatches
+    from a whole batch, and the running means would be further state. Nor can it tell real batches from made ones by
+    their statistics.
     """
 
     def __init__(self, config: DiscriminatorConfig, channels: int, *, rngs: nnx.Rngs, dtype=jnp.float32):
@@ -117,27 +117,40 @@ def _leaky(x: jax.Array) -> jax.Array:
 
 
 def discriminator_loss(kind: str, real: jax.Array, made: jax.Array) -> jax.Array:
-    """Of the logits of real and of made pictures: what the discriminator wants to be low."""
+    """L_D, float32 []: low where the logits of real images are high and those of made ones low.
+
+    "hinge" is that of Lim and Ye 2017 (arXiv 1705.02894), "non-saturating" equation 5 of Esser et al.; half of both.
+    """
     if kind == "hinge":
         return (jnp.mean(jax.nn.relu(1 - real)) + jnp.mean(jax.nn.relu(1 + made))) / 2
     return (jnp.mean(jax.nn.softplus(-real)) + jnp.mean(jax.nn.softplus(made))) / 2
 
 
 def generator_loss(kind: str, made: jax.Array) -> jax.Array:
-    """Of the logits of made pictures: what the VQGAN wants to be low."""
+    """The adversarial part of the VQGAN's loss, float32 []: low where the logits of made images are high."""
     return -jnp.mean(made) if kind == "hinge" else jnp.mean(jax.nn.softplus(-made))
 
 
 def adaptive_weight(
-    to_last_layer: Callable[[jax.Array], jax.Array], of_pictures: jax.Array, of_judgement: jax.Array
+    to_last_layer: Callable[[jax.Array], jax.Array], reconstruction: jax.Array, adversarial: jax.Array
 ) -> jax.Array:
-    """How much the judgement must count to move the decoder's last layer as much as the pictures' own loss does.
+    """Lambda of equation 7 in Esser et al. 2021, float32 [], from 0 to 10,000.
 
-    The ratio of the two gradients' norms, from 0 to 10,000 (Esser et al. 2021, equation 7); float32 [].
+    Times it, the adversarial loss moves the decoder's last layer as much as L_rec does.
 
     Args:
         to_last_layer: a gradient at the decoder's output -> the one at its last layer's weights.
-        of_pictures, of_judgement: the gradients at the output, [batch, H, W, channels].
+        reconstruction, adversarial: the gradients of both losses at the output, [batch, H, W, channels].
     """
-    wanted, given = (jnp.linalg.norm(to_last_layer(gradient).ravel()) for gradient in (of_pictures, of_judgement))
-    return jnp.clip(wanted / (given + 1e-4), 0, MOST)
+    wanted, found = (jnp.linalg.norm(to_last_layer(gradient).ravel()) for gradient in (reconstruction, adversarial))
+    return jnp.clip(wanted / (found + 1e-4), 0, MOST)
+
+
+def with_gradient(value: jax.Array, at: jax.Array, gradient: jax.Array) -> jax.Array:
+    """A scalar of this value whose gradient at the array `at` is `gradient`."""
+    return jax.lax.stop_gradient(value) + gradient_alone(jnp.sum(at * jax.lax.stop_gradient(gradient)))
+
+
+def gradient_alone(loss: jax.Array) -> jax.Array:
+    """0 with the gradient of `loss`."""
+    return loss - jax.lax.stop_gradient(loss)

@@ -1,15 +1,16 @@
-"""Distances of pictures as a network sees them, for the loss of a VQGAN: LPIPS, and one by CLIP's features.
+"""Distances of images as a network sees them, for the loss of a VQGAN: LPIPS, and one by CLIP's features.
 
-LPIPS (Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric") is what Taming
-Transformers trains with: VGG16's features after five of its blocks, a position's vector scaled to length 1, and their
-squared differences weighted by channels as people's judgements had it. It wants two files that are not ours to
-pass on: torchvision's VGG16 (`vgg16-397923af.pth`) and LPIPS' weights (`vgg.pth`, version 0.1).
+Taming Transformers trains with LPIPS (Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a
+Perceptual Metric", arXiv 1801.03924): VGG16's features after five of its blocks, each position's vector scaled to
+length 1, and their squared differences, with weights for channels that were learned from people's answers. It needs two
+files that are not ours to pass on: torchvision's VGG16 (`vgg16-397923af.pth`) and LPIPS' weights (`vgg.pth`, version
+0.1).
 
-Without them there is a CLIP, the shipped one for example: the states of its vision transformer's tokens at several
-depths, each scaled to length 1, and their squared differences. Its patches are the shallowest of these, so that a shift
-of an edge within a patch is seen as well as one of a thing's kind.
+A CLIP, such as the shipped one, does without them: the states of its vision transformer's tokens at several depths,
+each scaled to length 1, and their squared differences. The patches' embedding is the shallowest depth, so that a shift
+of an edge within a patch counts as well as a change of a thing's kind.
 
-A distance is a plain function of weights and pictures; weights are an argument of a step's program, not a part of it.
+A distance is a plain function of weights and images; weights are an argument of a step's program, not a part of it.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ KINDS = ("lpips", "clip")
 # VGG16's convolutions by their numbers in torchvision's `features`, in blocks; max pooling stands between blocks.
 VGG_BLOCKS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 VGG_WIDTHS = (64, 128, 256, 512, 512)
-SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # LPIPS' own, of pixels in [-1, 1]
-LEAST_SIDE = 16  # pixels, of which VGG's last block sees one position
+SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # LPIPS' own, for pixels in [-1, 1]
+LEAST_SIDE = 16  # pixels: VGG's last block then has one position
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ class PerceptualConfig:
 
     Attributes:
         kind: "lpips" or "clip".
-        weight: of the distance.
-        vgg, heads: LPIPS' two files, torch's or safetensors: torchvision's state of VGG16, and the heads.
+        weight: the weight of the distance in the loss.
+        vgg, heads: LPIPS' two files, torch's or safetensors: torchvision's weights of VGG16, and the heads.
         clip: a CLIP's folder or repository, a bundle's, or "shipped".
     """
 
@@ -73,7 +74,8 @@ class PerceptualConfig:
 def open_distance(config: PerceptualConfig) -> LPIPS | CLIPFeatures:
     """Read the frozen network of a distance.
 
-    Raises UserError where a file is not named, missing, damaged, or holds another network.
+    Raises:
+        UserError: a file is not named, missing, damaged, or holds another network.
     """
     if config.kind == "clip":
         return CLIPFeatures.from_pretrained(config.clip)
@@ -86,7 +88,7 @@ def open_distance(config: PerceptualConfig) -> LPIPS | CLIPFeatures:
 
 
 class LPIPS:
-    """`distance(weights, pictures, others)`, float32 [batch], of pictures [batch, H, W, 3] in [0, 1].
+    """`distance(weights, images, others)`, float32 [batch], of images [batch, H, W, 3] in [0, 1].
 
     Attributes:
         weights: "vgg" holds kernels [3, 3, in, out] and biases by block and number, "heads" a vector for each block.
@@ -113,20 +115,20 @@ class LPIPS:
         return cls({"vgg": convs, "heads": [lin.reshape(-1) for lin in lins]})
 
     def check_side(self, side: int) -> None:
-        """Raises UserError where pictures of `side` pixels are too small."""
+        """Raises UserError where images of `side` pixels are too small."""
         if side < LEAST_SIDE:
             raise UserError(f"training.perceptual: LPIPS sees pictures or crops of {LEAST_SIDE} pixels, not of {side}")
 
     @staticmethod
-    def distance(weights: Any, pictures: jax.Array, others: jax.Array) -> jax.Array:
-        total = jnp.zeros(len(pictures))
-        both = (2 * jnp.concatenate([pictures, others]) - 1 - jnp.array(SHIFT)) / jnp.array(SCALE)
+    def distance(weights: Any, images: jax.Array, others: jax.Array) -> jax.Array:
+        total = jnp.zeros(len(images))
+        both = (2 * jnp.concatenate([images, others]) - 1 - jnp.array(SHIFT)) / jnp.array(SCALE)
         for number, (convs, head) in enumerate(zip(weights["vgg"], weights["heads"], strict=True)):
             if number:
                 both = nnx.max_pool(both, (2, 2), strides=(2, 2))
             for conv in convs:
                 both = jax.nn.relu(_conv(both, conv["kernel"]) + conv["bias"])
-            # As published 1e-10 is beside the length, not under the root; under it is a gradient at 0 besides.
+            # As published, 1e-10 is added to the length. The tiny number under the root gives 0 a gradient.
             lengths = jnp.sqrt(jnp.sum(both**2, axis=-1, keepdims=True) + 1e-20)
             one, other = jnp.split(both / (lengths + 1e-10), 2)
             total += jnp.mean((one - other) ** 2 @ head, axis=(1, 2))
@@ -138,11 +140,11 @@ def _conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 class CLIPFeatures:
-    """`distance(weights, pictures, others)`, float32 [batch], of pictures [batch, H, W, 3] in [0, 1].
+    """`distance(weights, images, others)`, float32 [batch], of images [batch, H, W, 3] in [0, 1].
 
-    Pictures are resized to those that the CLIP takes (bilinearly). The distance is the mean, over tokens and depths, of
-    the squared difference of unit vectors, from 0 to 4. Depths are the patches' embedding and every second layer, of at
-    most eight layers; of more, every fourth.
+    Images are resized (bilinearly) to the size that the CLIP takes. The distance is the mean, over tokens and depths,
+    of the squared difference of unit vectors, from 0 to 4. Depths are the patches' embedding and every second layer;
+    every fourth where there are more than eight.
     """
 
     def __init__(self, clip: CLIP, mean: tuple[float, ...], std: tuple[float, ...]):
@@ -155,7 +157,7 @@ class CLIPFeatures:
 
     @classmethod
     def from_pretrained(cls, source: str) -> CLIPFeatures:
-        """Raises UserError where there is no CLIP, or it does not say how it wants its pictures."""
+        """Raises UserError where there is no CLIP, or it does not say how it wants its images."""
         folder = find_part("clip", source)
         path = folder / PREPROCESSOR
         try:
@@ -166,11 +168,11 @@ class CLIPFeatures:
         return cls(CLIP.from_pretrained(folder), mean, std)
 
     def check_side(self, side: int) -> None:
-        """Pictures of any side are resized."""
+        """Images of any side are resized."""
 
-    def distance(self, weights: Any, pictures: jax.Array, others: jax.Array) -> jax.Array:
+    def distance(self, weights: Any, images: jax.Array, others: jax.Array) -> jax.Array:
         embed, norm, encoder = nnx.merge(self.graphdef, weights)
-        both = jnp.concatenate([pictures, others])
+        both = jnp.concatenate([images, others])
         both = jax.image.resize(both, (len(both), self.side, self.side, both.shape[-1]), "bilinear")
         states = norm(embed((both - jnp.array(self.mean)) / jnp.array(self.std)))  # [2 batch, 1 + patches, width]
         depths = [states]
@@ -185,7 +187,7 @@ class CLIPFeatures:
         return sum(distances) / len(distances)
 
 
-def identity(weights: Any) -> str:
+def fingerprint(weights: Any) -> str:
     """A short hash of a distance's weights, for a run's record."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(weights):

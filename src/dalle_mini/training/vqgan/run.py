@@ -1,4 +1,4 @@
-"""A VQGAN run as a whole: its settings from a YAML file, its pictures packed, and the trainer they make."""
+"""A run of a VQGAN: its settings from a YAML file, its images packed, its trainer and its sampler."""
 
 from __future__ import annotations
 
@@ -35,27 +35,18 @@ def build_run(values: Mapping[str, Any], assignments: Sequence[str] = ()) -> VQG
     return image_runs.build_run(VQGANRun, "vqgan", values, assignments)
 
 
-def train(run: VQGANRun, out: Path, *, resume: str = "auto", allow_changes: bool = False) -> Path:
-    """Train into the folder `out`, or continue what is there; the weights are then in the folder that is returned.
-
-    Raises UserError where something in the settings or the data is wrong; otherwise as `loop.run`.
-    """
-    trainer = prepare(run, out)
-    sampler = Reconstructions(run.samples, run.training.model, trainer.held_out)
-    return image_runs.train(run, trainer, sampler, out, ("samples", "tracking"), resume, allow_changes)
-
-
 def prepare(run: VQGANRun, out: Path) -> VQGANTrainer:
-    """Pack a run's pictures into `out/pictures` if they are not, and make its trainer.
+    """Pack a run's images into `out/pictures` unless they are there, and make its trainer.
 
-    Raises UserError where settings do not go together, or pictures or a network are missing or damaged.
+    Raises:
+        UserError: settings do not go together, or images or a network are missing or damaged.
     """
     run.training.check()  # what is wrong shows before the wait for the packing
-    judge = run.training.discriminator
-    if judge is not None and judge.start >= run.loop.steps:
+    discriminator = run.training.discriminator
+    if discriminator is not None and discriminator.start >= run.loop.steps:
         logger.warning(
             "training.discriminator.start %d is not before loop.steps %d: this run ends without a discriminator",
-            *(judge.start, run.loop.steps),
+            *(discriminator.start, run.loop.steps),
         )
     make_mesh(run.mesh)
     size = run.training.model.resolution
@@ -68,3 +59,8 @@ def prepare(run: VQGANRun, out: Path) -> VQGANTrainer:
         seed=run.loop.seed,
         data={"train": train.origin(), "held_out": held_out.origin()},
     )
+
+
+def sampler(run: VQGANRun, trainer: VQGANTrainer) -> Reconstructions:
+    """Draws held-out images and their reconstructions."""
+    return Reconstructions(run.samples, trainer)

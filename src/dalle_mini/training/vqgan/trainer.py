@@ -1,10 +1,10 @@
-"""Train a VQGAN as in Esser et al. 2021: reconstruction, codebook, a perceptual distance and a discriminator.
+"""Train a VQGAN as in Esser et al. 2021 (arXiv 2012.09841), whose equations are cited below.
 
-The picture loss is a mix of L1 (sharp edges), L2 (PSNR) and a distance as a network sees it (`perceptual.py`). The
-encoder is held to its codebook by the commitment loss, gradients pass the argmin straight through, and how the codebook
-moves is in `codebook.py`. A discriminator (`discriminator.py`) may judge the pictures from some step on: its parameters
-lie beside the VQGAN's under a key of their own, and so in the same checkpoints. Training may run on crops: the network
-is convolutional, and a picture's plain parts teach it little.
+L_rec is a mix of L1 (sharp edges), L2 (PSNR) and a distance as a network sees it (`perceptual.py`). The commitment loss
+holds the encoder to its codebook, gradients pass the argmin straight through, and `codebook.py` moves the codebook. A
+discriminator (`discriminator.py`) may join from some step on. Its parameters lie beside the VQGAN's under a key of
+their own, and so in the same checkpoints. Training may run on crops: the network is convolutional, and the plain parts
+of an image teach it little.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dalle_mini.models import VQGAN
 from dalle_mini.models.config import VQGANConfig
 from dalle_mini.runtime.paths import source_setting
 from dalle_mini.settings import LARGEST
-from dalle_mini.training.config.sections import MOST, MOST_PICTURES, OptimizerConfig, check_choice, check_most
+from dalle_mini.training.config.sections import MOST, MOST_IMAGES, OptimizerConfig, check_choice, check_most
 from dalle_mini.training.engine.sharding import gathered
 from dalle_mini.training.engine.trainer import (
     AuxiliaryInputs,
@@ -46,13 +46,15 @@ from dalle_mini.training.vqgan.discriminator import (
     adaptive_weight,
     discriminator_loss,
     generator_loss,
+    gradient_alone,
+    with_gradient,
 )
-from dalle_mini.training.vqgan.perceptual import PerceptualConfig, identity, open_distance
+from dalle_mini.training.vqgan.perceptual import PerceptualConfig, fingerprint, open_distance
 from dalle_mini.weights.bundle import find_part
 
 OPTIMIZER = OptimizerConfig(name="adamw", learning_rate=1e-3, warmup_steps=50, decay="cosine", final_rate=0.02)
 DTYPES = ("float32", "bfloat16")
-EVALUATED = 256  # held-out pictures, at most
+EVALUATED = 256  # held-out images, at most
 
 
 @dataclass(frozen=True)
@@ -60,18 +62,18 @@ class VQGANTraining:
     """Losses and optimizer of a VQGAN run. A weight of 0 leaves a loss out.
 
     Attributes:
-        l1_weight, l2_weight: of the mean absolute and the mean squared error of pixels in [0, 1].
-        perceptual: a distance as a network sees it; None is none.
-        discriminator: None is none.
+        l1_weight, l2_weight: weights of the mean absolute and the mean squared error of pixels in [0, 1].
+        perceptual: a distance as a network sees it; None leaves it out.
+        discriminator: None leaves it out.
         codebook: how it moves, "ema" or "loss" (`codebook.py`).
-        codebook_weight: of the loss that moves it, if it is one.
-        codebook_decay: of the running means of its uses, and of its vectors.
-        commitment_weight: of the squared distance of vectors to their entries, for the encoder.
-        entropy_weight, entropy_temperature: of the loss that keeps the codebook in use (`codebook.entropy_loss`).
+        codebook_weight: weight of the loss that moves it, if a loss does.
+        codebook_decay: decay of the running means of its uses, and of its vectors.
+        commitment_weight: weight of the squared distance of vectors to their entries, for the encoder.
+        entropy_weight, entropy_temperature: for the loss that keeps the codebook in use (`codebook.entropy_loss`).
         revive_every: steps after which dead entries are revived; 0 is never.
         revive_below: an entry is dead if it is used less than this share of what each would be if all were alike.
         crop: train on crops of this side, pixels.
-        flip: mirror half of the pictures.
+        flip: mirror half of the images.
         dtype: what the VQGAN computes in; parameters and losses are float32 in any case.
         init_from: a trained VQGAN to start from: what `VQGAN.from_pretrained` reads, a bundle, "shipped", or a run.
     """
@@ -108,12 +110,12 @@ class VQGANTraining:
             raise UserError(
                 f"training.codebook_decay: {self.codebook_decay} is not a decay, which is 0 or more and less than 1"
             )
-        check_most("training", self, revive_every=MOST, crop=MOST_PICTURES)
+        check_most("training", self, revive_every=MOST, crop=MOST_IMAGES)
         check_most("training", self, **dict.fromkeys((*weights, "revive_below", "entropy_temperature"), LARGEST))
 
     @property
     def side(self) -> int:
-        """Pixels of what is trained on."""
+        """The side of the images that are trained on, pixels."""
         return self.model.resolution if self.crop is None else self.crop
 
     def check(self) -> None:
@@ -136,7 +138,8 @@ class VQGANTrainer(Trainer):
 
     `data` says which they are, for the run's record: it is not continued with others.
 
-    Raises UserError where the settings do not go together, or the network of the perceptual distance cannot be read.
+    Raises:
+        UserError: the settings do not go together, or the network of the perceptual distance cannot be read.
     """
 
     name = "vqgan"
@@ -157,10 +160,11 @@ class VQGANTrainer(Trainer):
         self.optimizer, self.batch_size, self.seed = config.optimizer, batch_size, seed
         self.graphdef, _ = VQGAN.shapes(config.model)
         self._training_graphdef, _ = VQGAN.shapes(config.model, jnp.dtype(config.dtype))
-        self._judge, self.groups = None, {}
+        self._discriminator_graphdef, self.groups = None, {}
         if config.discriminator is not None:
             self.groups = {GROUP: config.discriminator.optimizer}
-            self._judge, _ = nnx.split(nnx.eval_shape(lambda: self._discriminator(jax.random.key(0))))
+            network = nnx.eval_shape(lambda: self._discriminator(jax.random.key(0)))
+            self._discriminator_graphdef, _ = nnx.split(network)
         self._distance, self.frozen = None, {}
         if config.perceptual is not None:
             self._distance = open_distance(config.perceptual)
@@ -169,18 +173,18 @@ class VQGANTrainer(Trainer):
 
     def settings(self) -> dict[str, Any]:
         settings = {"training": dataclasses.asdict(self.config), "data": self.data}
-        return settings | ({"perceptual": identity(self.frozen)} if self.frozen else {})
+        return settings | ({"perceptual": fingerprint(self.frozen)} if self.frozen else {})
 
     def parameters(self, key: jax.Array) -> tuple[Any, Any]:
         params = initial_parameters(VQGAN, self.config.model, key)
-        return params | self._new_judge(key), codebook.no_uses(params["codebook"]["embedding"])
+        return params | self._new_discriminator(key), codebook.no_uses(params["codebook"]["embedding"])
 
     def loaded(self) -> Any | None:
         start = self.config.init_from
         if start is None:
             return None
         source = start if holds_checkpoints(start) else find_part("vqgan", start)
-        return loaded_parameters(VQGAN, self.config.model, source) | self._new_judge(jax.random.key(self.seed))
+        return loaded_parameters(VQGAN, self.config.model, source) | self._new_discriminator(jax.random.key(self.seed))
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         rng = np.random.default_rng((self.seed, step))
@@ -195,27 +199,27 @@ class VQGANTrainer(Trainer):
         side = self.config.side
         return {"images": jax.ShapeDtypeStruct((batch_size, side, side, self.config.model.in_channels), jnp.uint8)}
 
-    def loss(self, params: Any, batch: Any, key: jax.Array | None, beside: AuxiliaryInputs) -> Loss:
-        """`total` has the value of what is lost in pictures and codebook; the discriminator adds its gradients alone.
+    def loss(self, params: Any, batch: Any, key: jax.Array | None, auxiliary: AuxiliaryInputs) -> Loss:
+        """L_VQ of equation 4, with L_rec in place of its first term.
 
-        So the curve goes on as it was when the discriminator begins. Its own losses are metrics.
+        A discriminator adds the gradients of equation 6 but not their values, so that the curve of `total` has no step
+        where it begins. The values are metrics.
         """
         c, images = self.config, batch["images"].astype(jnp.float32) / 255
-        network = {name: part for name, part in params.items() if name != GROUP}
-        vqgan = nnx.merge(self._training_graphdef, network)
+        vqgan = nnx.merge(self._training_graphdef, _without_discriminator(params))
         latents = vqgan.encode_latents(images).astype(jnp.float32)
         tokens = vqgan.quantize(jax.lax.stop_gradient(latents))
-        quantized, of_codebook, metrics = self._quantized(vqgan.codes(), latents, tokens)
+        quantized, codebook_loss, codebook_metrics = self._quantized(vqgan.codes(), latents, tokens)
         if c.discriminator is None:
-            of_pictures, found = self._of_pictures(vqgan.decode_latents(quantized), images, beside)
+            image_loss, metrics = self._reconstruction_loss(vqgan.decode_latents(quantized), images, auxiliary)
         else:
-            of_pictures, found = self._judged(params, network, quantized, images, beside)
-        count = jnp.float32(len(images))  # of equal weight, so that the pieces of a batch add up
-        metrics = {name: value * count for name, value in (found | metrics).items()}
-        return Loss((of_pictures + of_codebook) * count, count, metrics, {"latents": latents, "tokens": tokens})
+            image_loss, metrics = self._adversarial_losses(params, quantized, images, auxiliary)
+        count = jnp.float32(len(images))  # every image counts alike, so that microbatches add up
+        metrics = {name: value * count for name, value in (metrics | codebook_metrics).items()}
+        return Loss((image_loss + codebook_loss) * count, count, metrics, {"latents": latents, "tokens": tokens})
 
     def finish(self, params: Any, state: TrainState, loss: Loss, key: jax.Array) -> tuple[Any, Any, dict[str, Any]]:
-        """Under "ema" the codebook is not the optimizer's: it follows its vectors."""
+        """The step's codebook: under "ema" it follows its vectors, and the optimizer's update of it is dropped."""
         moved = state.params if self.config.codebook == "ema" else params
         codes, extra = codebook.update(
             self.config,
@@ -236,7 +240,7 @@ class VQGANTrainer(Trainer):
         return params, extra, metrics
 
     def _quantized(self, codes, latents, tokens):
-        """(the entries, with the vectors' gradients; the codebook's losses; metrics)."""
+        """(the entries, with the vectors' gradients: straight through; the last two terms of equation 4; metrics)."""
         c, chosen = self.config, jnp.take(codes, tokens, axis=0)
         still = jax.lax.stop_gradient(chosen)
         commitment = jnp.mean((latents - still) ** 2)
@@ -249,86 +253,104 @@ class VQGANTrainer(Trainer):
             loss += c.entropy_weight * metrics["entropy_loss"]
         return latents + jax.lax.stop_gradient(still - latents), loss, metrics
 
-    def _of_pictures(self, pictures, images, beside: AuxiliaryInputs):
-        """(what is lost in pictures, metrics)."""
-        c, error = self.config, pictures - images
+    def _reconstruction_loss(self, made, images, auxiliary: AuxiliaryInputs):
+        """(L_rec: L1, L2 and the perceptual distance of the images that the decoder made, metrics)."""
+        c, error = self.config, made - images
         metrics = {"mse": jnp.mean(error**2)}
         loss = c.l1_weight * jnp.mean(jnp.abs(error)) + c.l2_weight * metrics["mse"]
         if self._distance is not None:
-            distance = self._distance.distance(beside.frozen["perceptual"], pictures, images)
+            distance = self._distance.distance(auxiliary.frozen["perceptual"], made, images)
             metrics["perceptual"] = jnp.mean(distance)
             loss += c.perceptual.weight * metrics["perceptual"]
         return loss, metrics
 
-    def _judged(self, params, network, quantized, images, beside: AuxiliaryInputs):
-        """(a loss of the value of `_of_pictures` and the gradients of it and of the judgement, metrics).
+    def _adversarial_losses(self, params, quantized, images, auxiliary: AuxiliaryInputs):
+        """(a scalar that has the gradients of both losses and the value of L_rec, metrics).
 
-        Both gradients are taken at the pictures, once, and go back through the decoder together: the adaptive weight
-        costs no second way back.
+        Equations 5 to 7 of Esser et al. 2021, with the losses of `discriminator.py`; y is what the VQGAN made of x:
+
+            L_G = L_rec(x, y) + lambda * generator_loss(D(y))      moves the VQGAN; D's weights are constants
+            L_D = discriminator_loss(D(x), D(y))                   moves D; y is a constant
+
+        L_G depends on the VQGAN through y alone. So its gradient is taken at y, part by part, since lambda is made of
+        the parts; their sum goes back through the decoder once.
         """
-        d, still = self.config.discriminator, jax.lax.stop_gradient
+        d, constant = self.config.discriminator, jax.lax.stop_gradient
+        made, to_last_layer = self._decode(params, quantized)
+        y = constant(made)
 
-        def decode(last):  # [3, 3, ch, 3], the weights at which gradients are weighed
-            decoder = {**network["decoder"], "conv_out": {**network["decoder"]["conv_out"], "kernel": last}}
+        def discriminate(weights, images):
+            return nnx.merge(self._discriminator_graphdef, weights)(images)
+
+        def reconstruction_loss(y):
+            return self._reconstruction_loss(y, images, auxiliary)
+
+        def adversarial_loss(y):
+            return generator_loss(d.loss, discriminate(constant(params[GROUP]), y))
+
+        def play(weights):
+            value, gradient = jax.value_and_grad(adversarial_loss)(y)
+            factor = jnp.float32(d.weight)
+            if d.adaptive:
+                factor *= adaptive_weight(to_last_layer, rec_gradient, gradient)
+            # D sees both in one call: the logits of an image depend on it alone.
+            real, fake = jnp.split(discriminate(weights, jnp.concatenate([images, y])), 2)
+            return discriminator_loss(d.loss, real, fake), value, factor, factor * gradient
+
+        def wait(weights):
+            return jnp.float32(0), jnp.float32(0), jnp.float32(0), jnp.zeros_like(y)
+
+        (rec_loss, metrics), rec_gradient = jax.value_and_grad(reconstruction_loss, has_aux=True)(y)
+        begun = auxiliary.step >= d.start
+        d_loss, adversarial, factor, gradient = jax.lax.cond(begun, play, wait, params[GROUP])
+        metrics |= {"discriminator": d_loss, "adversarial": adversarial, "adversarial_weight": factor}
+        return with_gradient(rec_loss, made, rec_gradient + gradient) + gradient_alone(d_loss), metrics
+
+    def _decode(self, params, quantized):
+        """(the images that the decoder makes, from a gradient at them to the one at the kernel of its last layer)."""
+        network = _without_discriminator(params)
+
+        def decode(kernel):  # [3, 3, ch, 3]
+            decoder = {**network["decoder"], "conv_out": {**network["decoder"]["conv_out"], "kernel": kernel}}
             return nnx.merge(self._training_graphdef, {**network, "decoder": decoder}).decode_latents(quantized)
 
-        pictures, to_last = jax.vjp(decode, network["decoder"]["conv_out"]["kernel"])
-        to_last = jax.tree.map(still, to_last)
-        (loss, metrics), of_pictures = jax.value_and_grad(self._of_pictures, has_aux=True)(
-            still(pictures), images, beside
-        )
-
-        def judge(own, seen):
-            return nnx.merge(self._judge, own)(seen)
-
-        def judgement(own):
-            verdict, gradient = jax.value_and_grad(lambda seen: generator_loss(d.loss, judge(still(own), seen)))(
-                still(pictures)
-            )
-            weight = jnp.float32(d.weight)
-            if d.adaptive:
-                weight *= adaptive_weight(lambda gradient: to_last(gradient)[0], of_pictures, gradient)
-            logits = judge(own, jnp.concatenate([images, still(pictures)]))  # of a picture they depend on it alone
-            return discriminator_loss(d.loss, *jnp.split(logits, 2)), weight * gradient, verdict, weight
-
-        def silence(own):
-            return jnp.float32(0), jnp.zeros_like(pictures), jnp.float32(0), jnp.float32(0)
-
-        own_loss, gradient, verdict, weight = jax.lax.cond(beside.step >= d.start, judgement, silence, params[GROUP])
-        bearer = jnp.sum(pictures * still(of_pictures + gradient))
-        loss = still(loss) + (bearer - still(bearer)) + (own_loss - still(own_loss))
-        return loss, {**metrics, "discriminator": own_loss, "adversarial": verdict, "adversarial_weight": weight}
+        made, pull = jax.vjp(decode, network["decoder"]["conv_out"]["kernel"])
+        pull = jax.tree.map(jax.lax.stop_gradient, pull)
+        return made, lambda gradient: pull(gradient)[0]
 
     def _discriminator(self, key: jax.Array) -> PatchGAN:
         return PatchGAN(self.config.discriminator, 3, rngs=nnx.Rngs(key), dtype=jnp.dtype(self.config.dtype))
 
-    def _new_judge(self, key: jax.Array) -> dict[str, Any]:
-        """Its random parameters under their key, as what is added to the VQGAN's; nothing where there is none."""
-        if self._judge is None:
+    def _new_discriminator(self, key: jax.Array) -> dict[str, Any]:
+        """The discriminator's random parameters under their key, to join the VQGAN's; nothing where there is none."""
+        if self._discriminator_graphdef is None:
             return {}
         return {GROUP: nnx.to_pure_dict(nnx.state(self._discriminator(jax.random.fold_in(key, 1))))}
 
-    def _network(self, state: TrainState) -> VQGAN:
-        """The VQGAN of a state, whole in this process's memory. All processes call it."""
-        params = {name: part for name, part in state.weights.items() if name != GROUP}
-        return nnx.merge(self.graphdef, gathered(params))
+    def network(self, params: Any) -> VQGAN:
+        """The VQGAN of a state's parameters, whole in this process's memory. All processes call it."""
+        return nnx.merge(self.graphdef, gathered(_without_discriminator(params)))
 
     def evaluate(self, program: StepProgram, state: TrainState, batch_size: int) -> dict[str, float]:
-        """Over at most 256 held-out pictures, whole ones: see `reconstruction.measure`; `loss` is L1 and L2 alone."""
+        """`reconstruction.measure` of at most 256 held-out images, without crops; `loss` is L1 and L2 alone."""
         images, _ = self.held_out.batch(range(min(EVALUATED, len(self.held_out))))
-        pictures, tokens = reconstruction.reconstruct(self._network(state), images, lambda *_: program.check_stop())
-        error = pictures - images.astype(np.float32) / 255
+        made, tokens = reconstruction.reconstruct(self.network(state.weights), images, lambda *_: program.check_stop())
+        error = made - images.astype(np.float32) / 255
         c = self.config
         loss = c.l1_weight * np.abs(error).mean(dtype=np.float64) + c.l2_weight * (error**2).mean(dtype=np.float64)
-        return {"loss": float(loss), **reconstruction.measure(images, pictures, tokens, c.model.n_embed)}
+        return {"loss": float(loss), **reconstruction.measure(images, made, tokens, c.model.n_embed)}
 
     def export(self, state: TrainState, folder: Path) -> None:
-        network = self._network(state)
+        network = self.network(state.weights)
         if jax.process_index() == 0:
             network.save_pretrained(folder)
 
 
+def _without_discriminator(params: dict[str, Any]) -> dict[str, Any]:
+    return {name: part for name, part in params.items() if name != GROUP}
+
+
 def _random_crops(images: np.ndarray, side: int, grid: int, rng: np.random.Generator) -> np.ndarray:
-    """One crop of each picture [n, S, S, 3], at a multiple of `grid` pixels: tokens keep their phase."""
+    """One crop of each image [n, S, S, 3], at a multiple of `grid` pixels, so that tokens keep their phase."""
     corners = rng.integers(0, (images.shape[1] - side) // grid + 1, (len(images), 2)) * grid
     return np.stack([image[y : y + side, x : x + side] for image, (y, x) in zip(images, corners, strict=True)])
