@@ -31,7 +31,7 @@ def add_plan(verbs) -> None:
     )
     parser.intermixed = True
     add = parser.add_argument
-    add("config", metavar="CONFIG", type=expanded, help="a run's settings, as of `train`")
+    add("config", metavar="CONFIG", type=expanded, help="a run's settings, as for `train`")
     add("overrides", metavar="key=value", nargs="*", help="settings in place of the file's, such as mesh.model=2")
     add(
         "--topology",

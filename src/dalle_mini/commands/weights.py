@@ -61,7 +61,7 @@ def add_info(verbs) -> None:
         formatter_class=Help,
     )
     add = parser.add_argument
-    add("source", metavar="PATH", nargs="?", type=expanded, help="as of convert (default: the shipped model)")
+    add("source", metavar="PATH", nargs="?", type=expanded, help="as for convert (default: the shipped model)")
     add("--json", action="store_true", help="print JSON")
     add_hub_options(add, "PATH")
     parser.set_defaults(run=run_info)
