@@ -1,7 +1,6 @@
 """A run's log and its line on the terminal."""
 
 import contextlib
-import dataclasses
 import json
 import os
 import resource
@@ -62,11 +61,11 @@ def test_the_peak_is_of_all_devices(monkeypatch):
 
 
 def test_work_of_a_model():
-    work = Work.of(SEQ2SEQ)
+    work = Work.of(SEQ2SEQ.model)
     assert work.tokens_per_picture == 8 + 16
     assert work.flops_per_picture == training_flops(SEQ2SEQ.model)
     assert work.peak_flops is None
-    few = Work.of(dataclasses.replace(SEQ2SEQ, positions=4))
+    few = Work.of(SEQ2SEQ.model, positions=4)
     assert (few.tokens_per_picture, few.flops_per_picture) == (8 + 4, training_flops(SEQ2SEQ.model, 4))
 
 
