@@ -22,7 +22,7 @@ from flax import nnx
 from dalle_mini.commands.terminal import Parser, exit_code
 from dalle_mini.emoji.art import find_font
 from dalle_mini.emoji.scene_captions import RELATIONS
-from dalle_mini.emoji.scene_prompts import held_out_scenes, right_picture, scene_caption
+from dalle_mini.emoji.scene_prompts import held_out_scenes, right_image, scene_caption
 from dalle_mini.errors import UserError
 from dalle_mini.training.run.init_from import loaded_parameters
 
@@ -63,7 +63,7 @@ def measure(bundle: str | None, dalle: str | None, count: int, seed: int) -> dic
     pipe, font = DalleMini.from_pretrained(bundle), find_font()
     folder, size = pipe.folders["dalle"], pipe.vqgan.config.resolution
     scenes = held_out_scenes(count, known_emoji(folder, font), seed)
-    _, tokens = reconstruct(pipe.vqgan, np.stack([right_picture(s, size, font, tidy=is_tidy(folder)) for s in scenes]))
+    _, tokens = reconstruct(pipe.vqgan, np.stack([right_image(s, size, font, tidy=is_tidy(folder)) for s in scenes]))
     model = DalleBart.from_pretrained(folder)
     if dalle is not None:
         nnx.update(model, loaded_parameters(DalleBart, model.config, dalle))

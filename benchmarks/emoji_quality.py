@@ -42,7 +42,7 @@ from dalle_mini.emoji.scene_prompts import (
     ScenePrompt,
     held_out_scenes,
     is_right,
-    right_picture,
+    right_image,
     score_scenes,
     single_caption,
 )
@@ -230,7 +230,7 @@ def measure_vqgan(pipe, judges: Judges, prompts, scenes, known, count: int, font
         "reconstructed_background_accuracy": ceiling.background_accuracy,
     }
     if scenes:
-        asked = np.stack([right_picture(prompt, size, font, tidy=tidy) for prompt in scenes])
+        asked = np.stack([right_image(prompt, size, font, tidy=tidy) for prompt in scenes])
         for kind, drawn in (("exact", asked), ("reconstructed", to_uint8(reconstruct(vqgan, asked)[0]))):
             seen = judges.pairs(drawn, [(one.first, one.second) for one in scenes])
             best = score_scenes(scenes, [[one] for one in seen])

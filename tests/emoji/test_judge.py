@@ -31,7 +31,7 @@ from dalle_mini.emoji.judge import (
     plain_caption,
     score,
 )
-from dalle_mini.emoji.scene_prompts import held_out_scenes, is_right, right_picture
+from dalle_mini.emoji.scene_prompts import held_out_scenes, is_right, right_image
 from dalle_mini.errors import UserError
 
 needs_font = pytest.mark.skipif(not DEBIAN_FONT.is_file(), reason="the package fonts-noto-color-emoji is not installed")
@@ -270,7 +270,7 @@ def test_a_bundle_says_which_scenes_it_was_trained_on(quality, golden_bundle, tm
     assert [one.name for one in tidy.single(shown)] == [one.name for one in few]
     assert {one.scale for one in tidy.single(shown)} == {8} and {one.scale for one in free.single(shown)} == {12}
     prompts = held_out_scenes(3, everyday_emoji()[:20])
-    pictures = np.stack([right_picture(prompt, size, tidy=True) for prompt in prompts])
+    pictures = np.stack([right_image(prompt, size, tidy=True) for prompt in prompts])
     found = tidy.pairs(pictures, [(prompt.first, prompt.second) for prompt in prompts])
     assert all(is_right(one, prompt) for one, prompt in zip(found, prompts, strict=True))
     (tmp_path / "scenes.json").write_text("[]")

@@ -15,7 +15,7 @@ from dalle_mini.emoji.scene_prompts import (
     SceneScores,
     held_out_scenes,
     is_right,
-    right_picture,
+    right_image,
     scene_caption,
     score_scenes,
     single_caption,
@@ -40,7 +40,7 @@ def judge():
 
 @pytest.fixture(scope="module")
 def pictures():
-    return np.stack([right_picture(prompt, 64) for prompt in PROMPTS])
+    return np.stack([right_image(prompt, 64) for prompt in PROMPTS])
 
 
 def damaged(images):
@@ -122,7 +122,7 @@ def test_places_sizes_and_what_is_in_front_are_found(judge):
 @needs_font
 def test_pictures_of_128_pixels_are_judged_as_those_of_64():
     few = sorted({one for pair in ASKED[:9] for one in pair}, key=lambda one: one.name)
-    shown = np.stack([right_picture(prompt, 128) for prompt in PROMPTS[:9]])
+    shown = np.stack([right_image(prompt, 128) for prompt in PROMPTS[:9]])
     seen = SceneJudge(128, emoji=few)(shown, ASKED[:9])
     assert all(one.both_present for one in seen)
 
