@@ -2,8 +2,7 @@
 
 Exit codes: 0 done, 2 the user's input is wrong (one line on stderr that starts with `error:`), 130 interrupted, 75
 asked to stop (a training run can be continued), 143 and 129 asked to stop by SIGTERM and SIGHUP (other verbs), 1
-anything else. Nothing heavy is imported before a verb runs, so that
-`--help` answers at once.
+anything else. Nothing heavy is imported before a verb runs, so that `--help` answers at once.
 """
 
 import argparse
@@ -51,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=Help,
     )
     parser.add_argument("--version", action="version", version=f"dalle-mini {__version__}")
-    # `computes` is true of the verbs that run networks; `meanwhile()` is a context that a verb runs in.
+    # `computes`: the verb runs networks; `meanwhile()`: the context that the verb runs in.
     parser.set_defaults(computes=False, meanwhile=contextlib.nullcontext)
     verbs = parser.add_subparsers(metavar="VERB", required=True, title="verbs", description="VERB --help tells more")
     add_generate(verbs)

@@ -125,7 +125,7 @@ def test_no_text_of_a_manifest_becomes_markup(folder):
 
 def test_counts_and_drops(written):
     parsed = Parsed(written)
-    for text in ("en<coded", "153", "150", "130", "caption too short", "3 characters", "1.31%", "0.65%", "Of all rows"):
+    for text in ("en<coded", "153", "150", "130", "caption too short", "3 characters", "1.31%", "0.65%", "all rows"):
         assert text in parsed.text, text
     assert "duplicate" not in parsed.text
     assert {"svg", "table", "details"} <= set(parsed.tags)
@@ -183,7 +183,7 @@ def test_large_folders_are_sampled(folder, monkeypatch):
     monkeypatch.setattr(survey_module, "SAMPLE", 50)
     found = survey(folder)
     assert found.sampled in (60, 70, 80)  # whole row groups, here of 60, 60, 10 and 20 rows
-    assert f"Of {found.sampled} of 150 rows, drawn at random" in page("name", found, Pictures())
+    assert f"From {found.sampled} of 150 rows, drawn at random" in page("name", found, Pictures())
 
 
 def test_the_vqgan_must_be_theirs(folder, tmp_path, vqgan, golden_bundle, tokens):

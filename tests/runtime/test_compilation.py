@@ -61,7 +61,7 @@ def test_a_cache_that_others_may_write_to_is_done_without(tmp_path, caplog):
 
 PROGRAM = """if True:
     import jax, jax.numpy as jnp
-    from dalle_mini.compilation import keep_compiled
+    from dalle_mini.runtime.compilation import keep_compiled
     keep_compiled()
     def f(x): return jnp.sort(x * 2)[0]
     print(jax.jit(f)(jnp.arange(4.0) + 1))
@@ -112,7 +112,7 @@ def test_a_second_run_of_the_command_compiles_nothing(golden_bundle, tmp_path):
 AHEAD = """
 import sys
 from pathlib import Path
-from dalle_mini.compilation import keep_compiled
+from dalle_mini.runtime.compilation import keep_compiled
 from dalle_mini.pipeline import Ahead, DalleMini
 from dalle_mini.settings import GenerationSettings
 from dalle_mini.weights.bundle import find_parts

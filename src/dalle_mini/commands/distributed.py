@@ -1,4 +1,4 @@
-"""Several processes of one command, under `jax.distributed`."""
+"""Joins the processes of one command under `jax.distributed`."""
 
 import contextlib
 import functools
@@ -15,7 +15,7 @@ from dalle_mini.runtime import console, stopping
 PATIENCE = 300.0  # seconds that the first process has to come up, as JAX's own
 HEARTBEAT_VARIABLE = "DALLE_MINI_HEARTBEAT_SECONDS"
 LEAST_HEARTBEAT, MOST_HEARTBEAT = 5, 86400
-HEARTBEAT = 20  # seconds; JAX's own 100 are a long time for many machines to wait for one that was taken away
+HEARTBEAT = 20  # seconds; JAX's default of 100 makes many machines wait long for one that was taken away
 
 
 def add_distributed_option(add: Callable) -> None:
@@ -28,9 +28,15 @@ def add_distributed_option(add: Callable) -> None:
 
 
 def join(distributed: bool) -> bool:
-    """Join the other processes, where there are some. True in the one that writes and prints.
+    """Join the other processes, if there are any.
 
-    From then on this process ends with exit code 75 when another one is not heard for DALLE_MINI_HEARTBEAT_SECONDS.
+    From then on this process ends with exit code 75 when another one is silent for DALLE_MINI_HEARTBEAT_SECONDS.
+
+    Returns:
+        whether this process is the one that writes and prints.
+
+    Raises:
+        UserError: a variable of the environment is wrong, or the other processes were not found.
     """
     if not distributed:
         return True
@@ -60,7 +66,7 @@ def join(distributed: bool) -> bool:
 
 
 def _wait_for(address: str) -> None:
-    """Until the first process listens: JAX would end this one with a page of its own about it."""
+    """Wait until the first process listens. JAX would end this one with a page of text."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
         raise UserError(f"JAX_COORDINATOR_ADDRESS is {address!r} in the environment: it must be HOST:PORT")

@@ -1,4 +1,4 @@
-"""What every verb shares: parsing, notices, bars, and an end in one line, also when it is asked to stop."""
+"""Shared by all verbs: parsing, notices, bars, and an end in one line, also when the command is asked to stop."""
 
 import argparse
 import contextlib
@@ -18,12 +18,12 @@ CURSOR = "\x1b[?25h"  # shows it
 
 
 def exit_code(command: Callable[[], int | None]) -> int:
-    """What a command's function returns, 0 for None; 2 after a `UserError`, told in one line.
+    """Run a command's function. Returns its exit code (0 for None), or 2 after a `UserError`, told in one line.
 
-    After Ctrl-C it is 130, after SIGTERM 143 and after SIGHUP 129: the command has tidied up.
+    Ctrl-C gives 130, SIGTERM 143 and SIGHUP 129; the command has tidied up by then.
 
-    Streams that cannot be written end no command. Where what it prints into has gone before all was told
-    (`dalle-mini info ... | head`), it ends quietly with 141 in place of 0, as a program that dies of SIGPIPE.
+    A stream that cannot be written ends no command. If the reader of its output went away early
+    (`dalle-mini info ... | head`), the exit code is 141 in place of 0, as for a program that dies of SIGPIPE.
     """
     with ending() as end:
         end.code = command() or 0
@@ -39,7 +39,7 @@ class Ending:
 
 @contextlib.contextmanager
 def ending() -> Iterator[Ending]:
-    """As `exit_code`, of a block: what it yields has the exit code when the block is over."""
+    """As `exit_code`, for a block. The yielded object has the exit code once the block is over."""
     end = Ending()
     with console.guarded() as (out, _), _warnings_in_one_line():
         with _told(end):
@@ -78,7 +78,7 @@ def _told(end: Ending) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _warnings_in_one_line() -> Iterator[None]:
-    """Python's warnings, some of which quote a file, as notices; each text once, as Python's own default."""
+    """Show Python's warnings, some of which quote a file, as notices; each text once, as Python does by default."""
 
     def show(message, category, *_) -> None:
         console.say(f"note: {category.__name__}: {message}")
@@ -92,12 +92,10 @@ def _warnings_in_one_line() -> Iterator[None]:
 
 @contextlib.contextmanager
 def starting() -> Iterator[None]:
-    """Around imports: Ctrl-C, SIGTERM and SIGHUP end the command on the spot.
+    """For imports: Ctrl-C, SIGTERM and SIGHUP end the command on the spot.
 
-    An exception raised amid an import may be swallowed by it, or leave a traceback; nothing is written yet that
-    would have to be tidied away.
+    An import may swallow an exception, or leave a traceback. Nothing is written yet that must be tidied away.
     """
-
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -119,7 +117,7 @@ def end_at_once(number: int, *_) -> None:
 
 
 class Notes(logging.Handler):
-    """Prints what the library logs, on whatever stderr is at the time: rich replaces it while bars are shown."""
+    """Prints the library's log records on the present stderr, which rich replaces while bars are shown."""
 
     def emit(self, record: logging.LogRecord) -> None:
         console.say(f"note: {self.format(record)}")
@@ -127,7 +125,7 @@ class Notes(logging.Handler):
 
 @contextlib.contextmanager
 def notices() -> Iterator[None]:
-    """The library's notices as `note:` lines, and only so: other libraries make the root logger print them too."""
+    """Show the library's notices as `note:` lines only. Other libraries make the root logger print them as well."""
     handler, logger = Notes(), logging.getLogger("dalle_mini")
     logger.addHandler(handler)
     logger.propagate = False
@@ -140,7 +138,7 @@ def notices() -> Iterator[None]:
 
 @contextlib.contextmanager
 def progress_bars(shown: bool = True) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar a stage on stderr where that is a terminal."""
+    """A bar for each stage, on stderr, if that is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -168,7 +166,7 @@ def progress_bars(shown: bool = True) -> Iterator[Callable[[str, int, int], None
 
 @contextlib.contextmanager
 def out_of_memory(advice: str) -> Iterator[None]:
-    """A device's lack of memory as a `UserError` with the way out, in place of pages of XLA's."""
+    """Turn a device's lack of memory into a `UserError` with the way out, in place of pages of XLA's."""
     try:
         yield
     except Exception as error:  # jax is not imported here, so its JaxRuntimeError is known by what it says
@@ -179,7 +177,7 @@ def out_of_memory(advice: str) -> Iterator[None]:
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults beside every option that has one, and descriptions and examples as they are typed."""
+    """Shows the default of each option, and descriptions and examples as they are typed."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default is None or action.default is False or "(default" in (action.help or ""):
@@ -188,7 +186,7 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line, like every other mistake's. A path or a number is never blank.
+    """A parser that reports a mistake in one line and refuses blank paths and numbers.
 
     With `intermixed`, words may stand between options and behind them: `CONFIG --json key=value`.
     """

@@ -16,7 +16,7 @@ RIGHT, PARTLY, WRONG = "#1a9641", "#f0a000", "#d7191c"
 
 @dataclass(frozen=True)
 class Entry:
-    """A picture, its caption, the colour of its frame (None: none), and what is said of it in red."""
+    """A picture, its caption, the colour of its frame (None: none), and a note in red."""
 
     picture: Image.Image
     caption: str

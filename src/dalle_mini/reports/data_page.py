@@ -69,7 +69,7 @@ def _figures(found: Survey) -> str:
 
 
 def perplexity(use: np.ndarray) -> float:
-    """exp of the entropy of the codes: how many codes, used evenly, would say as much."""
+    """exp of the entropy of the codes: the number of codes that, used evenly, would carry as much."""
     share = use[use > 0] / max(use.sum(), 1)
     return float(np.exp(-(share * np.log(share)).sum()))
 
@@ -106,7 +106,7 @@ def _drops(found: Survey) -> str:
 def _sampled(found: Survey) -> str:
     rows = found.manifest.rows
     of = "all rows" if found.sampled == rows else f"{found.sampled:,} of {rows:,} rows, drawn at random"
-    return f'<p class="note">Of {of}. Dashed lines are medians; hover over a bar for its count.</p>'
+    return f'<p class="note">From {of}. Dashed lines are medians; hover over a bar for its count.</p>'
 
 
 def _charts(found: Survey) -> str:
@@ -218,7 +218,7 @@ def _rows(rows: Sequence[Row], pictures: Mapping[tuple[str, str, int], str], sid
 
 
 def _scale(side: int) -> int:
-    """How many pixels of the screen a picture's pixel is wide."""
+    """The width of a picture's pixel, in pixels of the screen."""
     return next((scale for scale in (1, 2) if side * scale >= LEAST_SIDE), 4)
 
 

@@ -15,7 +15,7 @@ from dalle_mini.reports.data_page import page
 from dalle_mini.reports.survey import Row, Survey, survey
 from dalle_mini.runtime.files import write_whole
 
-QUALITY = 90  # of JPEG, its colours at full size: artefacts should be the VQGAN's
+QUALITY = 90  # of JPEG, its colours at full size, so that visible artefacts are the VQGAN's
 
 
 def write_report(
@@ -33,15 +33,18 @@ def write_report(
     Args:
         folder: what `dalle-mini encode` wrote.
         output: the page's file; `report.html` in the folder by default.
-        vqgan: a folder or repository of the VQGAN of the tokens; by default where the manifest says it was.
-        rows: drawn evenly, to be shown.
-        seed: of the sample and of those.
+        vqgan: the folder or repository of the tokens' VQGAN; by default, the one that the manifest names.
+        rows: number of rows to draw evenly and show.
+        seed: of the sample and of the rows.
         progress: called with (stage, done, total).
-        hub: `revision`, `token`, `cache_dir`, `local_files_only` of the VQGAN, as of `weights.hub.resolve`.
+        hub: `revision`, `token`, `cache_dir`, `local_files_only` for the VQGAN, as in `weights.hub.resolve`.
+
     Returns:
         the page's path.
+
     Raises:
-        UserError: the folder is not encoded or damaged, the VQGAN is not found or another, the page cannot be written.
+        UserError: the folder is not encoded or is damaged, the VQGAN is not found or is another one, or the page cannot
+            be written.
     """
     from dalle_mini.runtime.files import remove_leftovers
 
@@ -63,7 +66,7 @@ def write_report(
 
 
 def _decoder(folder: Path, of: TokensOf, named: str | Path | None, hub: dict):
-    """The VQGAN whose tokens they are, ready to draw."""
+    """The VQGAN that encoded the folder, ready to draw."""
     import jax
 
     from dalle_mini.generation.pixels import PixelDecoder

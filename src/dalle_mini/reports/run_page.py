@@ -20,14 +20,14 @@ from dalle_mini.runtime import files
 from dalle_mini.runtime.files import write_whole
 from dalle_mini.training.records import LOG, REPORT, SAMPLES, read_log, read_samples
 
-Row = tuple[str, Sequence[str], str | None]  # of a comparison's table: name, cells, what went wrong
+Row = tuple[str, Sequence[str], str | None]  # in a comparison's table: name, cells, and the error of a failed run
 
 COLUMNS = 8  # steps whose pictures are shown: the first, the last, and some between
 PROMPTS = 24
 MAX_THUMB = 1 << 20  # bytes
-LEAST = ("step", "time", "tokens_per_second")  # have no curve of their own
+NOT_DRAWN = ("step", "time", "tokens_per_second")
 
-# Title, names of the curves in it, and how it is drawn. What is not here has a curve under its own name.
+# Title, names of the curves in it, and options of `chart`. Any other number has a chart under its own name.
 CHARTS: tuple[tuple[str, dict[str, str], dict[str, bool]], ...] = (
     ("Loss", {"loss": "training", "eval_loss": "evaluation"}, {}),
     ("Accuracy", {"accuracy": "training", "eval_accuracy": "evaluation"}, {"percent": True, "from_zero": True}),
@@ -106,8 +106,8 @@ def write_comparison(
     Args:
         path: of the page.
         runs: names and folders; a name's colour is its place.
-        header, rows: a table above the curves. A row is (name, one cell for each title in `header`, what went wrong);
-            the first row is set off as the best.
+        header, rows: a table above the curves. A row is (name, one cell for each title in `header`, the error); the
+            first row is set off as the best.
         cards: charts of the results, as markup, between the table and the curves.
 
     Raises:
@@ -130,7 +130,7 @@ def write_comparison(
 
 
 def _figures(records: Sequence[Mapping[str, Any]]) -> str:
-    """The last values of what one looks at first."""
+    """The last values of the most important numbers."""
     wanted = (
         ("loss", "loss", False),
         ("eval_loss", "evaluation loss", False),
@@ -149,7 +149,7 @@ def _figures(records: Sequence[Mapping[str, Any]]) -> str:
 
 def _charts(records: Sequence[Mapping[str, Any]], end: int) -> str:
     groups = list(CHARTS)
-    known = {name for _, names, _ in CHARTS for name in names} | set(LEAST)
+    known = {name for _, names, _ in CHARTS for name in names} | set(NOT_DRAWN)
     others = dict.fromkeys(re.sub("^eval_", "", name) for record in records for name in record if name not in known)
     groups += [(_named(base), {base: "training", f"eval_{base}": "evaluation"}, {}) for base in others]
     made = []
@@ -179,7 +179,7 @@ def _points(records: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float
 
 
 def _pictures(out: Path) -> str:
-    """A row a prompt, a column a step. The pictures that a report names are taken from its own folder alone."""
+    """A row for each prompt, a column for each step. A report's pictures come from its own folder alone."""
     folders = sorted(folder for folder in (out / SAMPLES).glob("*") if folder.name.isdigit())
     reports = []
     for folder in spread(folders, COLUMNS):
@@ -206,7 +206,7 @@ def _picture(folder: Path, report: Mapping[str, Any], prompt: str) -> str:
         score, grid = row["pictures"][0]["score"], f"{folder.parent.name}/{folder.name}/{row['grid']}"
     except (OSError, TypeError, IndexError):
         return "<td></td>"
-    if data[:4] != b"RIFF" or data[8:12] != b"WEBP":  # a link to another file, which is nobody's to show
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP":  # a link to another file, which must not be shown
         return "<td></td>"
     data = base64.b64encode(data).decode()
     told = "" if score is None else f"{score:.1f}"
@@ -244,7 +244,7 @@ def _since(records: Sequence[Mapping[str, Any]]) -> str:
     times = [record["time"] for record in records if isinstance(record.get("time"), int | float)]
     try:
         return f", {datetime.fromtimestamp(times[-1], UTC):%d %B %Y, %H:%M} UTC" if times else ""
-    except (ValueError, OverflowError, OSError):  # of a year that is none
+    except (ValueError, OverflowError, OSError):  # a year that no calendar has
         return ""
 
 

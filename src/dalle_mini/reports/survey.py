@@ -1,4 +1,4 @@
-"""What is in an encoded folder: its manifest's counts, and a random sample of its rows."""
+"""The contents of an encoded folder: its manifest's counts, and a random sample of its rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dalle_mini.errors import UserError, listed
 from dalle_mini.runtime.arrow import unreadable
 from dalle_mini.runtime.files import open_regular
 
-SAMPLE = 250_000  # rows: a report is of a look, not of a night
+SAMPLE = 250_000  # rows: a report should take minutes, not a night
 EXAMPLES = 5  # of what was dropped, for each reason
 _MAY_BE_NULL = ("other_captions", "clip_score")
 
@@ -38,15 +38,19 @@ class Row:
 
 @dataclass
 class Survey:
-    """What a report tells.
+    """The figures and rows of a report.
 
     Attributes:
-        sampled: rows that the figures below are of.
-        characters, words: of captions; captions: how many a picture has; aspect: width / height; side: the shorter one,
-            pixels; scores: CLIP's, of the rows that have one; codes: different tokens of a picture. Arrays [sampled].
+        sampled: rows from which the arrays below are made; each is [sampled], and scores [those that have one].
+        characters, words: lengths of the captions.
+        captions: captions of the picture.
+        aspect: width / height.
+        side: the shorter side, pixels.
+        scores: CLIP's.
+        codes: different tokens of the picture.
         random: rows drawn evenly from the sample.
-        worst: the extremes of the sample, by what they are the extremes of, the worst first.
-        dropped: some (key, detail) of what was dropped, by reason.
+        worst: the extremes of the sample by kind, the worst first.
+        dropped: some (key, detail) of dropped pictures, by reason.
     """
 
     manifest: Manifest
@@ -74,7 +78,8 @@ def survey(
     """Look at up to `SAMPLE` rows, whole row groups drawn evenly from all shards.
 
     Args:
-        rows, worst: to show, drawn evenly and of each kind of extreme.
+        rows: number of rows to draw evenly.
+        worst: number of rows of each kind of extreme.
         progress: called with (rows read, rows to read).
     Raises:
         UserError: the manifest or a shard is missing or damaged, or there are no rows.
@@ -127,7 +132,7 @@ def _measure(table: pa.Table) -> dict[str, np.ndarray]:
 class _Extremes:
     """Keeps the rows to show while the sample passes by."""
 
-    # what is shown of rows -> the measure, and whether its least or its greatest values are meant
+    # Title, measure, and 1 for its least or -1 for its greatest values.
     KINDS = (
         ("Lowest CLIP scores", "scores", 1),
         ("Fewest different codes", "codes", 1),
@@ -215,7 +220,7 @@ def _read_group(path: Path, group: int, columns: pa.Schema) -> pa.Table:
 
 
 def _dropped(folder: Path, shard: Shard | None) -> dict[str, list[tuple[str, str]]]:
-    """The first of what was dropped for each reason; nothing where no list of it came along."""
+    """The first pictures that were dropped for each reason; nothing if the folder has no list of them."""
     if shard is None or not (folder / shard.file).exists():
         return {}
     table = read_table(folder / shard.file)

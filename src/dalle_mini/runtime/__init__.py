@@ -1,1 +1,1 @@
-"""What the rooms above stand on: files, the console, limits and parsing. It knows nothing of pictures or networks."""
+"""The ground for all rooms: files, the console, limits and parsing. It knows nothing of pictures or networks."""

@@ -1,8 +1,8 @@
-"""Parquet of strangers: what its bytes may become is judged by its footer, and values are made one at a time.
+"""Parquet files of strangers. The footer tells how far a file may grow in memory, and values are made one at a time.
 
-Files hold dates beyond the year 9999, time zones that nobody knows, and text that is not UTF-8, as other programs wrote
-it: one value that Python cannot hold costs nothing but itself. A column that is stored as a dictionary has each value
-once, however many rows repeat it, and stays one in memory: a row's value is made when the row is.
+Other programs write dates beyond the year 9999, unknown time zones, and text that is not UTF-8. A value that Python
+cannot hold is lost alone, and its row stays. A column that is stored as a dictionary stays one in memory; a row's value
+is made when the row is.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-MOST_OF_A_LIST, LIST_BYTES = 1000, 16 << 20  # values of one list, and bytes of them: captions of a picture, say
+MOST_OF_A_LIST, LIST_BYTES = 1000, 16 << 20  # values of one list, such as the captions of a picture, and their bytes
 EXPANSION = 200  # times as large as they are packed: honest text and pictures become less
 
 
@@ -34,7 +34,7 @@ def text_or_path(data: bytes) -> str:
 
 
 def rows_of(batch: pa.RecordBatch | pa.Table, text: Callable[[str], Callable[[bytes], str]]) -> Iterator[dict]:
-    """The rows of a batch; of columns with one name the first. `text` says how one reads what is not UTF-8."""
+    """The rows of a batch, with the first of columns of one name. `text` chooses how to read text that is not UTF-8."""
     columns: dict[str, Any] = {}
     for place, name in enumerate(batch.schema.names):
         columns.setdefault(name, batch.column(place))
@@ -83,7 +83,7 @@ def _odd(scalar: pa.Scalar, text: Callable[[bytes], str]) -> Any:
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type of the values that are stored once, as pandas' categories are."""
+    """The type of the values; for a dictionary, as pandas' categories are stored, that of its entries."""
     import pyarrow as pa
 
     return kind.value_type if pa.types.is_dictionary(kind) else kind

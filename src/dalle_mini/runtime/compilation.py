@@ -1,4 +1,4 @@
-"""Compiled programs are kept on disk, so that a second run of the command need not compile again."""
+"""Keeps compiled programs on disk, so that a second run of the command need not compile again."""
 
 import glob
 import hashlib
@@ -19,7 +19,7 @@ from dalle_mini.version import __version__
 TROUBLE = re.compile(
     r"Error (?P<doing>reading|writing) persistent compilation cache entry for '(?P<program>.+?)': (?P<why>[^\n]*)"
 )
-LEAST_SECONDS = 0.0  # of compiling that are worth a file: dozens of small programs add up
+LEAST_SECONDS = 0.0  # programs that compile faster have no file; dozens of small ones add up
 
 logger = logging.getLogger("dalle_mini")
 
@@ -27,10 +27,10 @@ logger = logging.getLogger("dalle_mini")
 def keep_compiled() -> Path | None:
     """Let JAX keep what it compiles in the user's cache folder, and return that folder.
 
-    A folder that the user chose (`JAX_COMPILATION_CACHE_DIR`) stays as it is; an empty one turns this off, and so does
-    a cache folder that cannot be written, or that others may write to: what lies there is run. Programs for another
-    processor or version lie in another folder: XLA compiles for the very machine that it runs on, and a home directory
-    may be shared by several. A program that is damaged is compiled and written anew.
+    A folder that the user chose (`JAX_COMPILATION_CACHE_DIR`) stays as it is, and an empty name turns this off. A cache
+    folder that cannot be written is not used, nor one that others may write to, since its programs are run. Programs
+    for another processor or version lie in another folder: XLA compiles for the very machine that it runs on, and
+    several may share a home directory. A damaged program is compiled and written anew.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ or jax.config.jax_compilation_cache_dir:
         return None
@@ -52,7 +52,7 @@ def keep_compiled() -> Path | None:
 
 
 def _mend(folder: Path) -> None:
-    """Remove what JAX cannot read: it warns, compiles, and keeps the new program where none is in the way."""
+    """Remove programs that JAX cannot read. It warns, compiles, and keeps the new one only where none is in the way."""
     told, full = warnings.showwarning, []
 
     def show(message, category, *where, **more) -> None:

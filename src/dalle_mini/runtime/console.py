@@ -1,8 +1,8 @@
-"""The one writer to people: what cannot be told never ends the work.
+"""Writes to people. A message that cannot be written never ends the work.
 
-A stream may be missing (`cmd >&-`), closed, on a full disk, at a terminal that went away, or of an encoding that lacks
-a character. `say` and `answer` write what can be written and drop the rest. Text from outside cannot steer the terminal
-or forge a line: control characters and line breaks are escaped, and what is very long is cut.
+A stream may be missing (`cmd >&-`), closed, on a full disk, at a terminal that went away, or in an encoding that lacks
+a character. `say` and `answer` write as much as they can and drop the rest. Text from outside cannot steer the terminal
+or forge a line: control characters and line breaks are escaped, and very long text is cut.
 
 `guarded` gives both of the process's streams the same patience, for what other libraries print while a command runs.
 """
@@ -71,7 +71,7 @@ def _write(stream: TextIO | Guarded | None, text: str) -> None:
 
 
 class Guarded:
-    """A text stream that never raises: what it cannot write is dropped.
+    """A text stream that never raises and drops the text that it cannot write.
 
     Attributes:
         broken: the first reason why something could not be written, or None.

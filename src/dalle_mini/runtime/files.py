@@ -1,7 +1,7 @@
 """Files on disk: written whole or not at all, claimed by one run alone, and read only where they are files.
 
-Everything is written beside its place under a random name that did not exist (`O_EXCL`, and links are not followed) and
-renamed when it is whole. Whoever may write to the folder can neither guess the name nor put a link there.
+Each file is written beside its place under a random name that did not exist (`O_EXCL`, and links are not followed) and
+renamed when it is whole. Others who may write to the folder can neither guess the name nor put a link there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import BinaryIO
 from dalle_mini.errors import UserError
 from dalle_mini.runtime.locks import Busy, lock
 
-# Of this version and of those before; and what `results.write.Previews` shows while it draws.
+# Names that this version and earlier ones give, and the picture that `results.write.Previews` shows meanwhile.
 _LEFTOVER = re.compile(
     r"\.(?P<name>.+)\.([0-9a-f]{16}|[0-9a-f]{8}|\d+)\.(?P<what>partial|replaced)|\.progress-[0-9a-f]{32}\.png"
 )
@@ -31,12 +31,12 @@ _TRIES = 100
 
 
 def beside(target: Path, what: str = "partial") -> Path:
-    """A hidden name in the target's folder that nobody can foresee, for what will be renamed to `target`."""
+    """A hidden name in the target's folder that nobody can foresee, for a file that will be renamed to `target`."""
     return target.with_name(f".{target.name}.{secrets.token_hex(8)}.{what}")
 
 
 def create(path: str | os.PathLike) -> BinaryIO:
-    """Open a new file for writing. Raises FileExistsError where anything, a link too, has that name."""
+    """Open a new file for writing. Raises FileExistsError if anything, even a link, has that name."""
     return os.fdopen(_new_file(path), "wb")
 
 
@@ -56,7 +56,7 @@ def write_whole(path: str | os.PathLike, data: bytes | str, *, work: Path | None
 
 
 def write_new(path: Path, data: bytes | str) -> None:
-    """Write a file into a `work_folder`. Raises OSError; what is half-written goes with the folder."""
+    """Write a file into a `work_folder`. Raises OSError; a half-written file goes with the folder."""
     with create(path) as file:
         file.write(as_utf8(data))
 
@@ -196,9 +196,9 @@ def hold(path: Path) -> int | None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed runs were writing in a folder; what a run is still writing stays.
+    """Remove the files that killed runs were writing in a folder; those that a run is still writing stay.
 
-    What was moved aside is put back where its successor did not come.
+    A folder that was moved aside is put back if its successor did not come.
     """
     for leftover in _entries(folder):
         found = _LEFTOVER.fullmatch(leftover.name)
@@ -274,7 +274,7 @@ def locked(path: str | os.PathLike, *, shared: bool = False) -> Iterator[OSError
             except OSError as error:
                 missing = error
             if missing is None and not os.fstat(file.fileno()).st_nlink:
-                continue  # who held it has removed it: whoever comes now would make another
+                continue  # its holder has removed it, and the next process would make another
             yield missing
             return
 
@@ -314,7 +314,7 @@ def in_units(count: int) -> str:
 
 
 def reason(error: Exception) -> str:
-    """Why, in one line and without the path that the message names already."""
+    """The reason of an error in one line, without the path, which the message names already."""
     return getattr(error, "strerror", None) or next(iter(str(error).splitlines()), "") or type(error).__name__
 
 

@@ -1,11 +1,10 @@
 """The folder that an encoding run writes: a local one, or one in a bucket (`gs://`, `s3://`, ... through fsspec).
 
-Files appear whole or not at all in both: a local one is written beside its place and renamed, an object is there once
-its upload is complete.
+In both, a file appears whole or not at all: a local file is written beside its place and renamed, and an object is
+there once its upload is complete.
 
-A local folder is locked while a run is in it. Object storage has no locks. There two runs may be in one folder at a
-time: they do the same work twice and write the same bytes, for all that is written depends on source, options and VQGAN
-alone.
+A local folder is locked while a run is in it. Object storage has no locks, so two runs may be in one folder at a time.
+They do the same work twice and write the same bytes, since the files depend on source, options and VQGAN alone.
 """
 
 from __future__ import annotations
@@ -30,7 +29,11 @@ logger = logging.getLogger("dalle_mini")
 
 
 def open_output(out: str | os.PathLike[str]) -> LocalFolder | RemoteFolder:
-    """The folder `out`, which need not be there yet. Raises UserError where it names no place, or cannot be made."""
+    """The folder `out`, which need not exist yet.
+
+    Raises:
+        UserError: the name is blank, or the folder cannot be made.
+    """
     out = os.fspath(out)
     if not out.strip():
         raise UserError("the output folder's name is blank: name a folder")
@@ -67,8 +70,8 @@ class LocalFolder:
             raise UserError(f"{self.root / name} cannot be read ({error.strerror})") from None
 
     def write(self, name: str, data: bytes) -> None:
-        """Raises UserError where it cannot be written whole; then nothing of it is left."""
-        # In .work, which goes in the end: a kill must leave nothing beside the shards.
+        """Write a file. Raises UserError where it cannot be written whole; then nothing of it is left."""
+        # It is written in .work, which is removed in the end: a kill must leave nothing beside the shards.
         files.write_whole(self.root / name, data, work=self._work())
 
     def names(self, folder: str = "") -> set[str]:
@@ -84,7 +87,7 @@ class LocalFolder:
         shutil.rmtree(self.root / WORK, ignore_errors=True)
 
     def _work(self) -> Path:
-        """Raises UserError where it is a link: who prepared that would have us write into a folder of their choice."""
+        """The folder for work. Raises UserError where it is a link, which may lead to a stranger's folder."""
         work = self.root / WORK
         if work.is_symlink():
             raise UserError(f"{work} is a link: remove it, or name another folder")

@@ -1,9 +1,9 @@
-"""Memory in huge pages, without which a CPU spends a third of a training step on getting memory.
+"""Memory in huge pages. Without them a CPU spends a third of a training step on getting memory.
 
-XLA allocates what lies between a program's steps anew at every run of it: hundreds of megabytes, which the system hands
-out and takes back in pages of 4 KiB. In pages of 2 MiB that costs a five-hundredth as many interruptions. Since 2.35
-glibc asks for those where Linux leaves it to programs ("madvise", the usual setting), but only where the environment
-says so before the program begins. So the command begins once more.
+XLA allocates the values between a program's steps anew at every run. Those are hundreds of megabytes, which the system
+hands out and takes back in pages of 4 KiB. Pages of 2 MiB need a five-hundredth as many interruptions. Where Linux
+leaves the choice to programs ("madvise", the usual setting), glibc asks for them since version 2.35, but only if the
+environment says so before the program begins. So the command starts itself once more.
 """
 
 import os
@@ -18,10 +18,10 @@ FIRST_GLIBC = (2, 35)
 def start_again_with_huge_pages() -> None:
     """Run this process's command once more, in its place, with huge pages; return where that would change nothing.
 
-    Whoever set `glibc.malloc.hugetlb` in GLIBC_TUNABLES, to 0 for instance, keeps what they chose.
+    A value of `glibc.malloc.hugetlb` in GLIBC_TUNABLES stays as it is; 0 turns this off.
     """
     tunables = os.environ.get(TUNABLES, "")
-    # Other programs that call the command as a function are not to be started again.
+    # A program that calls the command as a function must not be started again.
     is_command = len(sys.argv) > 1 and sys.orig_argv[1 - len(sys.argv) :] == sys.argv[1:]
     if SETTING in tunables or not is_command or not _can_ask():
         return

@@ -1,6 +1,6 @@
-"""What an input may take, in one table. Who trusts a file raises a limit; docs/limits.md tells each and why.
+"""The limits of inputs, in one table. docs/limits.md explains each; raise one for a file that you trust.
 
-`DALLE_MINI_LIMITS="pixels=400000000 json_bytes=1000000000"` raises limits of a command and of its workers;
+`DALLE_MINI_LIMITS="pixels=400000000 json_bytes=1000000000"` raises limits of a command and of its workers, and
 `raise_limits(pixels=400_000_000)` does so from Python.
 """
 
@@ -67,15 +67,15 @@ class Limits:
 
 @functools.cache
 def _read(text: str) -> Limits:
-    known, given = {field.name for field in dataclasses.fields(Limits)}, {}
+    known, chosen = {field.name for field in dataclasses.fields(Limits)}, {}
     for assignment in text.replace(",", " ").split():
         name, _, value = assignment.partition("=")
         if name not in known:
             raise UserError(f"{VARIABLE}: there is no limit {name!r:.60}; known are {', '.join(sorted(known))}")
         if not (value.isascii() and value.isdecimal() and len(value) < 19 and int(value)):
             raise UserError(f"{VARIABLE}: {name} is {value!r:.60}, not a whole number above 0")
-        given[name] = int(value)
-    return Limits(**given)
+        chosen[name] = int(value)
+    return Limits(**chosen)
 
 
 def limits() -> Limits:
@@ -85,8 +85,7 @@ def limits() -> Limits:
 
 def raise_limits(**values: int) -> None:
     """Set limits for this process and for those that it starts. Raises UserError for a name that is none."""
-    given = " ".join(f"{name}={value}" for name, value in values.items())
-    both = f"{os.environ.get(VARIABLE, '')} {given}"
+    both = " ".join([os.environ.get(VARIABLE, ""), *(f"{name}={value}" for name, value in values.items())])
     _read(both)
     os.environ[VARIABLE] = both
 

@@ -1,4 +1,4 @@
-"""Locks between processes of a machine, on open files: they go with the process, however it ends."""
+"""Locks between processes of a machine, on open files. A lock goes with its process, however that ends."""
 
 import fcntl
 from typing import IO
@@ -11,7 +11,9 @@ class Busy(Exception):
 def lock(file: IO | int, *, shared: bool = False) -> None:
     """Lock an open file or folder (or its descriptor) until it is closed, here and in the processes that inherit it.
 
-    Raises Busy where another process has it (shared: has it for itself alone), OSError where there are no locks.
+    Raises:
+        Busy: another process has the lock (with `shared`, for itself alone).
+        OSError: the file system has no locks.
     """
     try:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)

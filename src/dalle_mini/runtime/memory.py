@@ -1,4 +1,4 @@
-"""Too little memory, in whatever way a library says so."""
+"""Recognises exceptions that mean too little memory; each library raises its own."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def told(reason: str) -> str:
 
 
 def shortage(error: BaseException) -> str | None:
-    """Why, in a few words, where an exception means that memory ran out; None where it means something else."""
+    """The reason, in a few words, if an exception means that memory ran out; else None."""
     before = error.__cause__ or error.__context__
     if isinstance(error, ImportError) and before is not None and (reason := shortage(before)):
-        return reason  # a library tells that it cannot be loaded
+        return reason  # a library could not be loaded
     is_ours = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
     text = str(error)[:10_000]
     found = _SAID.search(text)

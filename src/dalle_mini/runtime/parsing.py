@@ -1,4 +1,4 @@
-"""JSON and YAML of strangers: bounded in bytes, depth and numbers, checked against a schema once, where it is read.
+"""Reads JSON and YAML of strangers within limits of bytes, depth and numbers, and checks it against a schema.
 
 A schema is a dataclass, or any type that `msgspec.convert` takes. msgspec names the field that is wrong, and imports in
 a fiftieth of a second.
@@ -30,9 +30,13 @@ class ParseError(ValueError):
 
 
 def parse_json(data: bytes | str, *, unique: bool = False) -> Any:
-    """The value of a JSON text. Raises ParseError where it is none, is nested too deep, or holds a giant number.
+    """The value of a JSON text.
 
-    With `unique` also where a name occurs twice in an object, of which otherwise the last one counts.
+    Args:
+        unique: refuse an object with a name that occurs twice; otherwise the last one counts.
+
+    Raises:
+        ParseError: the text is no JSON, is nested too deep, or holds a giant number.
     """
     try:
         value = json.loads(data, parse_int=_integer, object_pairs_hook=_unique if unique else None)
@@ -73,13 +77,13 @@ def convert(value: Any, schema: type[T], *, strict: bool = True) -> T:
 
 
 def check(value: T, schema: Any) -> T:
-    """`value` itself, with fields that the schema does not know. Raises as `convert`."""
+    """`value` itself, including the fields that the schema lacks. Raises as `convert`."""
     convert(value, schema)
     return value
 
 
 def json_lines(path: str | os.PathLike, schema: type[T]) -> Iterator[tuple[T, bytes]]:
-    """(value, the line) of each line that is JSON of the schema; others, as a kill leaves them, are passed over.
+    """(value, line) for each line that is JSON of the schema. Other lines, as a kill leaves them, are skipped.
 
     A million lines take a second or two. Raises OSError where the file cannot be read, or is no file, and UserError
     where a line is longer than a JSON file may be.
@@ -119,8 +123,9 @@ def read_bytes(path: str | os.PathLike, limit: str) -> bytes:
 def parse_yaml(text: bytes | str) -> Any:
     """The value of a YAML text of plain types.
 
-    Raises ParseError where it is none, nested too deep, too large once its aliases are written out, or holds a value
-    that Python cannot make, such as the date 2020-13-45.
+    Raises:
+        ParseError: the text is no YAML, is nested too deep, is too large once its aliases are written out, or holds a
+            value that Python cannot make, such as the date 2020-13-45.
     """
     import yaml
 

@@ -1,8 +1,8 @@
 """Paths as people write them, in configs and on the command line: relative, with `~`, as a link, as an address.
 
-The one place where they are read. A setting of a config that names a file or a folder is absolute from then on, so that
-a run is continued from another working directory too; one that may also name a repository of the Hub stays that, unless
-something of this name is here.
+This is the one place where paths are read. A setting of a config that names a file or a folder is absolute from then
+on, so that a run may be continued from another working directory. A setting that may also name a repository of the Hub
+is a path only if something of that name is here.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ LONGEST_NAME = 255  # bytes, of every usual file system
 
 
 def is_address(name: str | os.PathLike) -> bool:
-    """Whether it is in a bucket or elsewhere on the network."""
+    """Whether the name is of a bucket or of another place on the network."""
     return bool(_ADDRESS.match(os.fspath(name)))
 
 
 def expanded(name: str) -> str:
-    """With the home folder in place of `~`; for options of the command line, as a type of argparse."""
+    """The name with the home folder in place of `~`; a type of argparse, for options of the command line."""
     if is_address(name):
         return name
     try:
@@ -39,7 +39,7 @@ def expanded(name: str) -> str:
 
 
 def _not_too_long(path: str) -> str:
-    """The path; pathlib raises an OSError of its own when it looks for one that no file system can hold."""
+    """The path. Raises UserError for one that no file system can hold; pathlib would raise an OSError of its own."""
     if any(len(os.fsencode(name)) > LONGEST_NAME for name in path.split(os.sep)):
         raise UserError(
             f"{path!r:.60}...: a name in it has more than {LONGEST_NAME} bytes, and no file has such a name"
@@ -48,16 +48,17 @@ def _not_too_long(path: str) -> str:
 
 
 def local(name: str | os.PathLike) -> str:
-    """The absolute path that is meant; an address is left as it is.
+    """The absolute path; an address is left as it is.
 
-    Raises UserError where it can be none, or the working directory is gone.
+    Raises:
+        UserError: the name cannot be a path, or the working directory is gone.
     """
     name = os.fspath(name)
     if not name or is_address(name):
         return name
     path = Path(_not_too_long(os.path.expanduser(name)))
     try:
-        # What `..` leads to is another folder where what stands before it is a link.
+        # After a link, `..` leads to the parent of the link's target.
         return os.path.realpath(path) if ".." in path.parts else str(path.absolute())
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
@@ -65,7 +66,7 @@ def local(name: str | os.PathLike) -> str:
 
 
 def source(name: str) -> str:
-    """As `local` where it is a path: a name, or a pattern of names, that is here, or one that can be nothing else."""
+    """The absolute path of a name, or of a pattern of names, that is here or can be nothing else; other names as is."""
     fixed = _PATTERN.split(name, maxsplit=1)[0]
     folder = fixed if fixed == name else os.path.dirname(fixed) or "."
     is_path = name.startswith((".", "~", os.sep)) or os.path.exists(folder)
@@ -83,7 +84,7 @@ def source_setting(default: Any = None, *, names: Sequence[str] = ()) -> Any:
     A blank value raises UserError.
 
     Args:
-        names: values that name something else, whatever files there are.
+        names: words that never mean a path.
     """
 
     def resolved(name: str) -> str:
@@ -99,7 +100,7 @@ def _named(name: str, kinds: str) -> str:
 
 
 def resolve_setting(field: dataclasses.Field, value: Any) -> Any:
-    """The value of a config's field with its paths resolved; that of another field as it is."""
+    """The value of a config's field, with its paths resolved if the field names paths."""
     resolve = field.metadata.get(_KIND)
     if resolve is None or value is None:
         return value

@@ -1,4 +1,4 @@
-"""A folder of the user's own, for what is believed without a look, such as programs that are run."""
+"""A folder that is the user's alone, for files that are trusted unread, such as programs to run."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ MAX_LINKS = 40  # as Linux
 
 
 class Unsafe(Exception):
-    """Somebody else may change what lies in a folder: one line that names the place and the way out."""
+    """Somebody else may change the files in a folder. The message is one line, with the place and the way out."""
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder that is the user's alone (mode 0700), or see that it is.
+    """Make a folder that is the user's alone (mode 0700), or check one that is there.
 
-    What lay in one that others could write to is removed. Raises Unsafe where it, or a folder on the way to it, may be
-    written by others or belongs to them; OSError where it cannot be made.
+    The contents of a folder that others could write to are removed.
+
+    Raises:
+        Unsafe: the folder, or one on the way to it, belongs to others or may be written by them.
+        OSError: the folder cannot be made.
     """
     folder = folder.absolute()
     for parent in reversed(folder.parents):
@@ -36,7 +39,7 @@ def make_private(folder: Path) -> None:
 
 
 def _check_way(folder: Path) -> None:
-    """Raises Unsafe where somebody else may put another folder, or link, in the place of one on the way to this one."""
+    """Raises Unsafe if somebody else may replace a folder on the way to this one by another folder or a link."""
     at, links, left = Path(folder.root), 0, list(reversed(folder.parts[1:]))
     _check(at)
     while left:

@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM and SIGHUP unwind a command as Ctrl-C does, so nothing half-written stays behind."""
+"""SIGTERM and SIGHUP unwind a command as Ctrl-C does, so that nothing half-written stays behind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Stopped(KeyboardInterrupt):
 
     Attributes:
         number: of the signal.
-        exit_code: 128 and the number, as a shell tells it of a program that the signal ended.
+        exit_code: 128 plus the number, as a shell reports it for a program that the signal ended.
     """
 
     def __init__(self, number: int):
@@ -30,9 +30,9 @@ class Stopped(KeyboardInterrupt):
 def unwinding() -> Iterator[None]:
     """While the block runs, in the main thread, SIGTERM and SIGHUP raise `Stopped` there.
 
-    One that comes while such an exception unwinds already is ignored: what it would interrupt is the tidying up. Where
-    it is ignored from the start, as `nohup` wants it, it stays so. An exception that comes out in a callback of the
-    garbage collector, of which JAX has one, is swallowed there; it is raised again a moment later.
+    A signal that comes while such an exception unwinds is ignored, since it would interrupt the tidying up. A signal
+    that is ignored from the start, as under `nohup`, stays ignored. Python swallows an exception in a callback of the
+    garbage collector, such as JAX's; it is raised again a moment later.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -69,7 +69,7 @@ def unwinding() -> Iterator[None]:
 
 @contextlib.contextmanager
 def kept() -> Iterator[None]:
-    """Around foreign code that puts handlers of its own in the place of ours, as `jax.distributed` does."""
+    """Restore our handlers after foreign code that installs its own, as `jax.distributed` does."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

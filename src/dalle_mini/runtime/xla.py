@@ -1,15 +1,16 @@
 """Exact products on a CPU, whatever the processor and the release of jax.
 
-By itself XLA leaves products on a CPU to YNNPACK, and from jax 0.10.1 on also sums, with what stands around them.
+By default XLA leaves products on a CPU to the library YNNPACK, and from jax 0.10.1 on also sums and the operations
+around them.
 
-- A product of float32 is rounded there no more coarsely than elsewhere, but summed in longer chains: the error of one
-  of 4,096 terms is 1.3 times as large, and another on every processor. Guidance multiplies it by twenty.
-- What stands around sums is sometimes wrong: a batched product with a broadcast constant, multiplied and summed, came
-  out 1e23 times too large with jax 0.10.2 to 0.12.0.1, as memory was read that nothing had written.
-- Products of bfloat16 and of int8 are two to four times as quick there, and coarser than any order of summing.
+- YNNPACK rounds a product of float32 as XLA does, but sums longer chains: the error of a product of 4,096 terms is 1.3
+  times as large, and differs between processors. Guidance multiplies it by twenty.
+- The operations around sums are sometimes wrong: a batched product with a broadcast constant, multiplied and summed,
+  came out 1e23 times too large with jax 0.10.2 to 0.12.0.1, which read memory that nothing had written.
+- Products of bfloat16 and of int8 are two to four times as quick in YNNPACK, and coarser than any order of summing.
 
-So XLA makes the programs by itself, but for single products: those of programs in the smaller types, and those that
-sum few terms in a chain anyway.
+So XLA compiles the programs itself and leaves two kinds of single products to YNNPACK: those of programs in the smaller
+types, and those that sum few terms.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-FUSIONS = "xla_cpu_experimental_ynn_fusion_type"  # what YNNPACK is given; empty: nothing
+FUSIONS = "xla_cpu_experimental_ynn_fusion_type"  # the operations left to YNNPACK; empty: none
 SINGLE_PRODUCTS = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
 SMALL = ("bfloat16", "float16", "int8")
 # The releases of jaxlib that know the flag: an unknown one ends the process.
@@ -30,7 +31,7 @@ KNOWN = (0, 10), (0, 13)
 def ask_for_exact_products() -> None:
     """Set XLA's flag for programs that are not compiled here: a user's own, and those of single operations.
 
-    XLA reads its flags with the process's first array: what was set then stays. A value that the user chose does too.
+    XLA reads its flags with the process's first array and ignores later changes. A value that the user chose stays.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if FUSIONS not in flags and _is_known():
@@ -53,7 +54,8 @@ def compiler_options(dtype: Any, platform: str, *, short_sums: bool = False) -> 
 class Jit:
     """`jax.jit(function, **options)` whose programs are compiled as `compiler_options` says.
 
-    A program is one in a smaller type where one of its arguments is. Within another program it is that one's part.
+    A program counts as one in a smaller type if one of its arguments has such a type. A call within another program
+    becomes a part of that program.
     """
 
     def __init__(self, function: Callable, *, short_sums: bool = False, **options: Any):
@@ -71,7 +73,7 @@ class Jit:
         return self._program(arguments).eval_shape(*arguments)
 
     def _cache_size(self) -> int:
-        """How many programs were made, as of `jax.jit`'s own."""
+        """The number of programs that were made, as `jax.jit`'s own method tells it."""
         return sum(program._cache_size() for program in self._programs.values())
 
     def _program(self, arguments: tuple) -> Any:
@@ -79,8 +81,9 @@ class Jit:
 
         leaves = jax.tree.leaves(arguments)
         within = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
-        how = {"short_sums": self._short_sums}
-        chosen = None if within else compiler_options(_type(leaves), _platform(leaves), **how)
+        chosen = None
+        if not within:
+            chosen = compiler_options(_type(leaves), _platform(leaves), short_sums=self._short_sums)
         key = None if chosen is None else chosen[FUSIONS]
         if key not in self._programs:
             self._programs[key] = jax.jit(self._function, compiler_options=chosen, **self._options)
@@ -93,7 +96,7 @@ def _type(leaves: Iterable[Any]) -> str:
 
 
 def _platform(leaves: Iterable[Any]) -> str:
-    """Where they are, or would be."""
+    """The platform where the arrays are, or would be."""
     import jax
 
     for leaf in leaves:

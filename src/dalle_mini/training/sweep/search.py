@@ -49,9 +49,9 @@ class Outcome:
     Attributes:
         exit_code: of the run; None while it is not over.
         pruned_after: evaluations after which it was ended, far behind the others; None where it was not.
-        error: what it said at the end, where it failed.
-        seconds: of all its attempts together that were seen to end.
-        summary: of its log, as of `summary`.
+        error: its last words, if it failed.
+        seconds: of all its attempts together; an attempt that the sweep did not see end is left out.
+        summary: of its log, as `summary` makes it.
     """
 
     point: Point
@@ -71,7 +71,7 @@ class Outcome:
         return self.is_done or self.pruned_after is not None
 
     def told(self, metrics: Sequence[str]) -> str:
-        """It in one line."""
+        """The outcome in one line."""
         values = [f"{named(name)} {number(self.summary[name])}" for name in metrics if name in self.summary]
         if self.pruned_after is not None:
             return ", ".join([f"pruned after {self.pruned_after} evaluations", *values])
@@ -84,15 +84,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What to run.
+    """A search over one training: its config, its folder, and the settings to try.
 
     Attributes:
         config: the training's configuration, as `dalle-mini train` takes it.
         output: the sweep's folder.
         plan: the settings to try.
-        seed: of the choices by chance.
+        seed: for choices by chance.
         jobs: runs at a time.
-        command: what trains; it is given CONFIG --output OUT --resume auto key=value...
+        command: trains; its arguments are CONFIG --output OUT --resume auto key=value...
     """
 
     config: str
@@ -162,7 +162,7 @@ class Sweep:
             load_run(self.config, (*self.plan.fixed, *point.assignments))
 
     def _shared(self) -> dict[str, Any]:
-        """What the runs of a folder have in common."""
+        """The properties that all runs of a folder share."""
         file = Path(self.config)
         digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else None
         return {
@@ -187,7 +187,7 @@ class Sweep:
             yield point
 
     def _tried(self, study: optuna.Study) -> dict[str, Outcome]:
-        """What the journal tells of each point, by name, in the order of their first trials."""
+        """The outcome of each point by name, from the journal, in the order of their first trials."""
         found: dict[str, Outcome] = {}
         for trial in study.trials:
             if trial.params.keys() != {axis.key for axis in self.plan.axes}:

@@ -32,7 +32,7 @@ RANGES = {  # wandb's distribution -> (logarithmic, whole numbers)
 
 
 class Parameter(Struct, forbid_unknown_fields=True, frozen=True):
-    """What wandb's file says of a setting: one value, several, or a range."""
+    """A setting in wandb's file: one value, several, or a range."""
 
     value: Any = UNSET
     values: list[Any] = []
@@ -121,7 +121,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep tries, and how it chooses.
+    """The settings that a sweep tries, and how it chooses among them.
 
     Attributes:
         fixed: settings of all runs, `key=value`.
