@@ -84,16 +84,13 @@ class DecoderLayer(nnx.Module):
         return self._after_self_attention(x, h, cross, cross_mask, key=rest)
 
     def step(self, x, cross, cross_mask, cache: KVCache, positions):
-        """W positions of C candidates of each of P prompts: x [P, C, W, D]; returns x and the filled cache.
+        """W positions of C candidates of each of P prompts: x [P, C W, D]; returns x and the filled cache.
 
         In cross-attention the C W vectors of a prompt are the queries of its one set of keys and values.
         """
         h, cache = self.self_attn.step(optional(self.self_attn_norm, x), cache, positions)
-        prompts, candidates, _, width = x.shape
-        # A single position stands for all candidates.
-        at = positions if len(positions) == 1 else jnp.tile(positions, candidates)
-        flat, h = (part.reshape(prompts, -1, width) for part in (x, h))
-        return self._after_self_attention(flat, h, cross, cross_mask, at).reshape(x.shape), cache
+        at = of_each(positions, x.shape[1] // len(positions))
+        return self._after_self_attention(x, h, cross, cross_mask, at), cache
 
     def _after_self_attention(self, x, h, cross, cross_mask, positions=None, key=None):
         keys = split_keys(key, 5)
@@ -102,6 +99,11 @@ class DecoderLayer(nnx.Module):
         x = self.residual(x, h, self.cross_attn_post_norm, keys[2])
         x = self.residual(x, self.ffn(x, keys[3]), self.ffn_post_norm, keys[4])
         return optional(self.extra_norm, x)
+
+
+def of_each(positions, candidates: int):
+    """The positions of a window, int [W], for all candidates, [C W]; a single one stands for all."""
+    return positions if len(positions) == 1 else jnp.tile(positions, candidates)
 
 
 Layer = EncoderLayer | DecoderLayer
@@ -350,12 +352,13 @@ class DalleBart(Pretrained, nnx.Module):
         return Context(cross, mask), [KVCache(empty, empty) for _ in cross]
 
     def step(self, tokens, context: Context, cache: list[KVCache], position) -> tuple[jax.Array, list[KVCache]]:
-        positions = position + jnp.arange(tokens.shape[-1])
-        x, filled = self.decoder.embed(tokens, positions), []
+        captions, candidates, window = tokens.shape
+        positions, filled = position + jnp.arange(window), []
+        x = self.decoder.embed(tokens.reshape(captions, -1), of_each(positions, candidates))  # [R, C W, D]
         for layer, cross, before in zip(self._layers(), context.cross, cache, strict=True):
             x, after = layer.step(x, cross, context.mask, before, positions)
             filled.append(after)
-        return self.logits(self.decoder.finish(x)), filled
+        return self.logits(self.decoder.finish(x)).reshape(*tokens.shape, -1), filled
 
     def grow(self, cache: list[KVCache], room: int) -> list[KVCache]:
         return cache if cache[0].keys.shape[2] == room else _grown(cache, room)

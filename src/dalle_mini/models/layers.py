@@ -177,20 +177,23 @@ class Attention(nnx.Module):
         return self._unit(self._split(self.k_proj(states))), self._split(self.v_proj(states))
 
     def step(self, x, cache: KVCache, positions):
-        """W new positions of every row, x [..., W, D], at `positions`, int [W] and consecutive.
+        """W new positions of C candidates of P prompts, x [P, C W, D], at `positions`, int [W] and consecutive.
 
         Writes their keys and values into the cache, and attends from each to all positions up to it. Returns the
-        output [..., W, D] and the filled cache, whose R rows are the leading axes of x.
+        output [P, C W, D] and the filled cache.
         """
-        rows = x.reshape(len(cache.keys), -1, x.shape[-1])
-        q, k, v = (self._split(layer(rows)) for layer in (self.q_proj, self.k_proj, self.v_proj))  # [R, H, W, K]
+        rows, window = len(cache.keys), len(positions)
+        q, k, v = (
+            layer(x).reshape(rows, window, self.heads, -1).swapaxes(1, 2)  # [R, H, W, K]
+            for layer in (self.q_proj, self.k_proj, self.v_proj)
+        )
         at = (0, 0, positions[0], 0)
         keys = jax.lax.dynamic_update_slice(cache.keys, self._unit(k).astype(cache.keys.dtype), at)
         values = jax.lax.dynamic_update_slice(cache.values, v.astype(cache.values.dtype), at)
         written = jnp.arange(keys.shape[2]) <= positions[:, None]  # [W, T]
         scores = jnp.einsum("rhqk,rhtk->rhqt", self._unit(q), keys)
         weights = self._weights(scores, written, positions)
-        attended = jnp.einsum("rhqt,rhtk->rqhk", weights, values)
+        attended = jnp.einsum("rhqt,rhtk->rhqk", weights, values).swapaxes(1, 2)
         return self._output(attended, x.shape), KVCache(keys, values)
 
     def _split(self, x):
