@@ -200,8 +200,8 @@ def test_benchmark_end_to_end(quality, golden_bundle, tmp_path, capsys, monkeypa
 @needs_font
 @pytest.mark.slow
 def test_benchmark_with_a_baseline_and_without_scenes(quality, golden_bundle, tmp_path, capsys, monkeypatch):
-    for module in ("emoji", "scene_judge"):
-        monkeypatch.setattr(f"dalle_mini.evaluation.{module}.all_emoji", lambda font=None: everyday_emoji())
+    for module in ("judge", "scene_judge"):
+        monkeypatch.setattr(f"dalle_mini.emoji.{module}.all_emoji", lambda font=None: everyday_emoji())
 
     def figures(*options: str) -> dict:
         common = ["--prompts", "2", "--candidates", "2", "--reconstructions", "1", "--output", str(tmp_path), "--json"]
@@ -253,8 +253,8 @@ def test_mistakes_of_the_user_are_one_line(quality, options, message, tmp_path, 
 
 @needs_font
 def test_a_bundle_says_which_scenes_it_was_trained_on(quality, golden_bundle, tmp_path, monkeypatch):
-    for module in ("emoji", "scene_judge"):
-        monkeypatch.setattr(f"dalle_mini.evaluation.{module}.all_emoji", lambda font=None: everyday_emoji()[:20])
+    for module in ("judge", "scene_judge"):
+        monkeypatch.setattr(f"dalle_mini.emoji.{module}.all_emoji", lambda font=None: everyday_emoji()[:20])
     pipe = DalleMini.from_pretrained(golden_bundle)
     dalle = tmp_path / "dalle"
     dalle.mkdir()

@@ -277,6 +277,14 @@ def paste(image: np.ndarray, font: Path, emoji: Emoji, scale: int, position: tup
     under[:] = colors + (shaded + (shaded >> 8) >> 8)  # the shift is a division by 255, rounded, in a third of the time
 
 
+def batch_of(examples: Sequence, size: int) -> tuple[np.ndarray, list[str]]:
+    """Images uint8 [n, size, size, 3] and captions of n examples, each with an `image` and a `caption`."""
+    images = np.zeros((len(examples), size, size, 3), np.uint8)
+    for image, example in zip(images, examples, strict=True):
+        image[:] = example.image
+    return images, [example.caption for example in examples]
+
+
 class EmojiImages:
     """A map-style source of captioned emoji pictures: `len(source)`, `source[i]` -> `EmojiExample`.
 
@@ -349,11 +357,7 @@ class EmojiImages:
 
     def batch(self, indices: Iterable[int]) -> tuple[np.ndarray, list[str]]:
         """Images uint8 [n, size, size, 3] and their n captions."""
-        examples = [self[int(i)] for i in indices]
-        images = np.zeros((len(examples), self.size, self.size, 3), np.uint8)
-        for image, example in zip(images, examples, strict=True):
-            image[:] = example.image
-        return images, [example.caption for example in examples]
+        return batch_of([self[int(i)] for i in indices], self.size)
 
     def _plan(self, index: int) -> _Plan:
         if not 0 <= index < self.length:

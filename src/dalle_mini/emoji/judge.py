@@ -126,7 +126,8 @@ class EmojiJudge:
                     progress(number * len(emoji) + index + 1, len(scales) * len(emoji))
             drawn.finish()
             self._templates.append(drawn)
-        self._names = _names_of_drawings(emoji, max(self._templates, key=lambda drawn: drawn.scale))
+        largest = max(self._templates, key=lambda drawn: drawn.scale)
+        self._names = names_of_drawings(emoji, [largest.drawing(index) for index in range(len(emoji))])
 
     def __call__(self, images: np.ndarray, colors: Sequence[str] | None = None) -> list[Judgement]:
         """Judge pictures, uint8 [n, size, size, 3]; `colors` are their backgrounds where they are known."""
@@ -221,7 +222,7 @@ class _Templates:
         gain = np.min(gains, axis=0)
         return {place: (index[number], gain[number]) for number, place in enumerate(self.places)}
 
-    def fingerprint(self, index: int) -> bytes:
+    def drawing(self, index: int) -> bytes:
         return self._colors[index].tobytes() + self._opacity[index].tobytes()
 
     def _crop(self, images: np.ndarray, place: tuple[int, int]) -> np.ndarray:
@@ -235,13 +236,12 @@ class _Templates:
         return self._colors[rows].astype(np.float32) / 255, self._opacity[rows].astype(np.float32) / 255
 
 
-def _names_of_drawings(emoji: Sequence[Emoji], drawn: _Templates) -> list[tuple[str, ...]]:
-    """The names that go with each emoji's picture: its own, and those of the emoji that look the same to a pixel."""
+def names_of_drawings(emoji: Sequence[Emoji], drawings: Sequence[bytes]) -> list[tuple[str, ...]]:
+    """The names that go with each emoji's drawing: its own, and those of the emoji that look the same to a pixel."""
     names: dict[bytes, tuple[str, ...]] = {}
-    prints = [drawn.fingerprint(index) for index in range(len(emoji))]
-    for one, fingerprint in zip(emoji, prints, strict=True):
-        names[fingerprint] = (*names.get(fingerprint, ()), one.name)
-    return [names[fingerprint] for fingerprint in prints]
+    for one, drawing in zip(emoji, drawings, strict=True):
+        names[drawing] = (*names.get(drawing, ()), one.name)
+    return [names[drawing] for drawing in drawings]
 
 
 @dataclass(frozen=True)

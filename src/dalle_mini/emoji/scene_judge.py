@@ -33,6 +33,7 @@ from pathlib import Path
 import numpy as np
 
 from dalle_mini.emoji.art import GRID, PALETTE, Emoji, all_emoji, find_font, sprite
+from dalle_mini.emoji.judge import names_of_drawings
 from dalle_mini.emoji.layout import ABOVE, IN_FRONT_OF, SCENE_SCALES, Box, fact, shared, touches
 from dalle_mini.emoji.scene_captions import DIRECTIONS, RELATIONS
 from dalle_mini.emoji.scenes import Background, paint
@@ -144,7 +145,8 @@ class SceneJudge:
                 colors[index], opacity[index] = self._template(path, one, scale)
             if progress is not None:
                 progress(index + 1, len(emoji))
-        self._names = _names_of_drawings(emoji, *self._drawn[max(scales)])
+        largest = zip(*self._drawn[max(scales)], strict=True)
+        self._names = names_of_drawings(emoji, [colors.tobytes() + opacity.tobytes() for colors, opacity in largest])
         grounds = np.stack([paint(one, self._side) for one in BACKGROUNDS]).astype(np.float32) / 255
         self._border = np.ones((self._side, self._side), bool)
         self._border[self._cell : -self._cell, self._cell : -self._cell] = False
@@ -366,12 +368,3 @@ class _Crop:
     rest: np.ndarray
     under: np.ndarray
     open: np.ndarray
-
-
-def _names_of_drawings(emoji: Sequence[Emoji], colors: np.ndarray, opacity: np.ndarray) -> list[tuple[str, ...]]:
-    """The names that go with each emoji's picture: its own, and those of the emoji that look the same to a pixel."""
-    prints = [one.tobytes() + other.tobytes() for one, other in zip(colors, opacity, strict=True)]
-    names: dict[bytes, tuple[str, ...]] = {}
-    for one, look in zip(emoji, prints, strict=True):
-        names[look] = (*names.get(look, ()), one.name)
-    return [names[look] for look in prints]

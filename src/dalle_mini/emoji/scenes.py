@@ -23,6 +23,7 @@ from dalle_mini.emoji.art import (
     GRID,
     PALETTE,
     Emoji,
+    batch_of,
     find_font,
     is_held_out,
     paste,
@@ -223,11 +224,7 @@ class EmojiScenes:
 
     def batch(self, indices: Iterable[int]) -> tuple[np.ndarray, list[str]]:
         """Images uint8 [n, size, size, 3] and their n captions."""
-        examples = [self[int(i)] for i in indices]
-        images = np.zeros((len(examples), self.size, self.size, 3), np.uint8)
-        for image, example in zip(images, examples, strict=True):
-            image[:] = example.image
-        return images, [example.caption for example in examples]
+        return batch_of([self[int(i)] for i in indices], self.size)
 
     def scene(self, index: int) -> Scene:
         """The scene of example `index`, without drawing it."""
