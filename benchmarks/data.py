@@ -198,7 +198,7 @@ def peak_mb() -> float:
 
 
 def anonymous_mb() -> float:
-    """What this process has allocated; mapped files are not in it."""
+    """The memory that this process has allocated, without mapped files."""
     status = Path("/proc/self/status")
     if not status.exists():
         return peak_mb()

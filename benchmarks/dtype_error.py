@@ -1,12 +1,12 @@
-"""What do the smaller types cost in quality, on the shipped model?
+"""The loss of quality in smaller types, on the shipped model.
 
     python benchmarks/dtype_error.py
     python benchmarks/dtype_error.py --dtype int8 bfloat16 --prompts 50 --candidates 8
 
 Against the float32 model, with the same prompts, seeds and keys:
 
-- greedy: of the tokens that are the likeliest, how many still are; in view of float32's own tokens, so that one
-  difference does not count again in what follows it. Asked at one place of each picture in turn.
+- greedy: the share of likeliest tokens that stay the likeliest. float32's own tokens stand before each, so that one
+  difference does not count again in the tokens after it. One place of each picture is compared, each in turn.
 - drawn: the same for tokens that are drawn by chance, with the model's own temperature and top_k.
 - CLIP score, mean over all candidates and of the best, and the judged emoji and background of CLIP's pick.
 """

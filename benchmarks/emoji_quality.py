@@ -164,7 +164,7 @@ def draw_judges(pipe, font: Path, scenes: bool) -> Judges:
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """What a model drew: the judgements of each prompt's candidates, best first, and the pipeline's results."""
+    """A model's drawings: the judgements of each prompt's candidates, best first, and the pipeline's results."""
 
     prompts: list[EmojiPrompt]
     judged: list[list[Judgement]]
@@ -240,7 +240,7 @@ def measure_vqgan(pipe, judges: Judges, prompts, scenes, known, count: int, font
 
 
 def measure_clip(pipe, known: list[Emoji], font: Path) -> dict[str, float]:
-    """Of held-out captions, how many find their picture among all of them, and the other way round."""
+    """The shares of held-out captions that find their picture, and of pictures that find their caption."""
     import jax
 
     from dalle_mini.evaluation.retrieval import recalls

@@ -26,7 +26,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
-# What XLA chooses by itself on an x86 processor.
+# XLA's own choice on an x86 processor.
 FUSED = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
 CASES = (
     "a_normformer_glu_scan",
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def outputs(python: str, dtype: str, flags: str | None) -> dict[str, np.ndarray]:
-    """What that interpreter evaluates, in a process of its own: XLA reads its flags once."""
+    """The errors under that interpreter, in a process of its own, since XLA reads its flags once."""
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     environment |= {"PYTHONPATH": str(ROOT / "src"), "JAX_PLATFORMS": "cpu"}
     if flags is not None:

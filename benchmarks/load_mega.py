@@ -254,7 +254,7 @@ def in_shards(tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
 
 
 def write_msgpack(path: Path, tensors: dict[str, Tensor]) -> None:
-    """What `flax.serialization.to_bytes` makes of the nested tree, without all of it in memory."""
+    """The bytes that `flax.serialization.to_bytes` makes from the nested tree, without all of it in memory."""
     tree = {}
     for name, tensor in tensors.items():
         *modules, leaf = name.split("/")

@@ -1,4 +1,4 @@
-"""What does it cost to watch pictures grow?
+"""How much time do previews of growing pictures cost?
 
     python benchmarks/streaming.py                                   # mini, 1 and 9 guided candidates, float32
     python benchmarks/streaming.py --candidates 4 --dtype bfloat16

@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def lowered(size: str, candidates: int, devices) -> dict:
-    """What compiles each of the two programs: one prompt's candidates, the cache at its full length."""
+    """The functions that compile the two programs: one prompt's candidates, the cache at its full length."""
     mesh = decode.mesh_of(devices, 1, candidates)
     graphdef, params = optimized_shapes(SIZES[size], jnp.dtype("bfloat16"), platform="tpu")
     config = SIZES[size]

@@ -28,6 +28,7 @@ from dalle_mini.training.engine.sharding import make_mesh
 from dalle_mini.training.engine.step import step_program
 from dalle_mini.training.engine.trainer import StepProgram
 from dalle_mini.training.seq2seq.trainer import DTYPES, Seq2SeqTrainer, Seq2SeqTraining
+from generation import SIZES as PUBLISHED
 
 SIZES = {
     "micro": DalleBartConfig(
@@ -35,12 +36,7 @@ SIZES = {
         encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=512,
         decoder_layers=2, decoder_attention_heads=2, decoder_ffn_dim=512,
     ),
-    "mini": DalleBartConfig(encoder_ffn_dim=2730, decoder_ffn_dim=2730),
-    "mega": DalleBartConfig(
-        encoder_vocab_size=50272, image_vocab_size=16415, d_model=2048,
-        encoder_layers=24, encoder_attention_heads=32, encoder_ffn_dim=4096,
-        decoder_layers=24, decoder_attention_heads=32, decoder_ffn_dim=4096,
-    ),
+    **{name: PUBLISHED[name] for name in ("mini", "mega")},
 }  # fmt: skip
 
 
@@ -115,7 +111,7 @@ def measure(config: DalleBartConfig, batch: int, dtype: str, remat: str, args) -
     rate = training_flops(config) * batch / step / len(jax.devices())
     peak = peak_flops(device.device_kind)
     alone = seconds_of_products(config, batch, dtype) if device.platform == "cpu" else None
-    # Of all rows so far: a process's peak never goes down. Name one row to have its own.
+    # The peak of all rows so far, since a process's peak never goes down. Name one row to have its own.
     memory = (device.memory_stats() or {}).get("peak_bytes_in_use")
     return {
         "seconds": step,

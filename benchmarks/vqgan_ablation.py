@@ -21,7 +21,8 @@ from pathlib import Path
 from dalle_mini.errors import UserError
 from dalle_mini.training.config import config_file
 from dalle_mini.training.records import LOG, read_log
-from dalle_mini.training.vqgan.run import VQGANRun, train
+from dalle_mini.training.tasks import train
+from dalle_mini.training.vqgan.run import VQGANRun
 
 HERE = Path(__file__).parent
 ROWS, DOC = HERE / "vqgan_ablation", HERE.parent / "docs" / "vqgan.md"

@@ -1,4 +1,4 @@
-"""What the training entry points share: the command line, and the emoji data they train on."""
+"""Shared by the training entry points: the command line, and the emoji data they train on."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EXAMPLES = 10_000_000  # enough never to come round again
 class Pictures:
     """Captioned emoji scenes, yet to be drawn; `split` is one of `emoji_scenes.SPLITS`.
 
-    `distance` says how easy its emoji are to tell apart, and with that how many there are (`scene_emoji`).
+    `distance` sets how easy the emoji are to tell apart, and so how many there are (`scene_emoji`).
     """
 
     split: str
@@ -41,7 +41,7 @@ class Pictures:
         return TidyScenes(SIZE, self.seed, EXAMPLES, self.emoji(), self.split)
 
     def origin(self) -> dict[str, Any]:
-        """What decides which pictures these are: it is kept with what is made of them."""
+        """The properties that decide which pictures these are; they are kept with everything made from them."""
         emoji = [(one.characters, one.name) for one in self.emoji()]
         return {
             "scenes": "tidy",
@@ -58,7 +58,7 @@ def short_hash(data: bytes) -> str:
 
 
 def parser(description: str) -> Parser:
-    """One whose complaints are a `UserError`: parse within `user_errors`."""
+    """A parser that reports mistakes as a `UserError`: parse within `user_errors`."""
     return Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
@@ -67,7 +67,7 @@ def main(
 ) -> None:
     """`OUT [key=value ...] [--allow-changes]`: train into OUT, or continue what is there.
 
-    `sampler(config, trainer)` makes what draws pictures on the way, into OUT/samples.
+    `sampler(config, trainer)` makes an object that draws pictures on the way, into OUT/samples.
     """
     options = parser(description)
     options.add_argument("out", help="the run's folder; a run that is there is continued")

@@ -37,7 +37,7 @@ def fill(template: str, values: dict[str, str]) -> str:
 
 
 def facts(bundle: Path) -> dict[str, str]:
-    """What the bundle itself tells: millions of parameters, size on disk, number of emoji."""
+    """Facts from the bundle itself: millions of parameters, size on disk, number of emoji."""
     values = {}
     for name in ("dalle", "vqgan", "clip"):
         count = sum(math.prod(tensor.shape) for tensor in load_tensors(bundle / name).values())
@@ -52,7 +52,7 @@ def facts(bundle: Path) -> dict[str, str]:
 
 
 def scores(quality: Path) -> dict[str, str]:
-    """What the benchmark measured."""
+    """The figures that the benchmark measured."""
     shares = {
         "SINGLE": "single_accuracy",
         "BACKGROUND": "background_accuracy",
@@ -87,7 +87,7 @@ def scores(quality: Path) -> dict[str, str]:
 
 
 def history(runs: Path | None) -> dict[str, str]:
-    """What the training runs recorded of themselves: a table, and CLIP's recall. Blank for what is not there."""
+    """A table of the training runs from their own records, and CLIP's recall; blank for a run that is not there."""
     rows, recall = [], ""
     for folder, stage in STAGES.items() if runs is not None else ():
         if not all((runs / folder / name).exists() for name in ("config.json", "log.jsonl")):

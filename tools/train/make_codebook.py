@@ -2,11 +2,11 @@
 
     python tools/train/make_codebook.py runs/emoji/codebook
 
-In the closed world of the emoji scenes all patches of 8 x 8 pixels can be looked at, so nothing has to be found by
-gradients: the encoder is the patches' principal components, and the codebook is their k-means clusters there. Distances
-between codes are distances between pixels, and each patch gets the code that copies it best. The decoder begins as the
-clusters' means. What is left to train is what it can add (train_vqgan.py), for it sees the codes around a patch too;
-the seq2seq model need not wait for it.
+The world of the emoji scenes is closed: all patches of 8 x 8 pixels can be enumerated, and nothing has to be found by
+gradients. The encoder is the patches' principal components, and the codebook is their k-means clusters there.
+Distances between codes are distances between pixels, and each patch gets the code that copies it best. The decoder
+begins as the clusters' means. train_vqgan.py then trains it to use the codes around a patch too; the seq2seq model need
+not wait for that.
 """
 
 import time

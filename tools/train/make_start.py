@@ -3,8 +3,8 @@
     python tools/train/make_start.py runs/emoji/codebook runs/emoji/start
 
 A token's row in the decoder's embedding and its column in the head begin as its code in the VQGAN's codebook, turned
-into the model's width, with some noise. What is learned of a token is then learned of those that look like it too, and
-a wrong guess is at first a near one. Everything else is as random as ever.
+into the model's width, with some noise. Tokens that look alike then learn from each other, and a wrong guess is at
+first a near one. Everything else is as random as ever.
 """
 
 from pathlib import Path

@@ -37,7 +37,7 @@ OPTIMIZER = OptimizerConfig(name="adamw", learning_rate=1e-3, warmup_steps=50, d
 
 @dataclass(frozen=True)
 class DecoderTraining:
-    """What of `VQGANTraining` the decoder alone has a use for. It computes in float32."""
+    """The settings of `VQGANTraining` that the decoder alone needs. It computes in float32."""
 
     model: VQGANConfig = MODEL
     l1_weight: float = 0.0  # what a code leaves open is then its patches' mean, the best for PSNR
