@@ -100,7 +100,9 @@ class EmojiJudge:
     Args:
         size: side of the pictures, pixels, a multiple of 16.
         emoji: what to compare with; all that the font draws if None.
-    Raises UserError where the font is missing.
+
+    Raises:
+        UserError: the font is missing.
     """
 
     def __init__(

@@ -115,7 +115,9 @@ class SceneJudge:
         size: side of the pictures, pixels, a multiple of 16.
         emoji: what to compare with; all that the font draws if None.
         scales: widths of the boxes to look for, cells.
-    Raises UserError where the font is missing.
+
+    Raises:
+        UserError: the font is missing.
     """
 
     def __init__(

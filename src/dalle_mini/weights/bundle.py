@@ -88,7 +88,8 @@ def find_part(part: str, source: str | os.PathLike, *, weights: bool = True, **o
 
     Without `weights` only what is beside them is fetched, the config too.
 
-    Raises UserError where it is missing, or cannot be fetched.
+    Raises:
+        UserError: it is missing, or cannot be fetched.
     """
     place = _open(source, **options)
     beside = () if weights else (CONFIG,)
@@ -137,7 +138,8 @@ def check_fit(config, tokenizer, folders: Mapping[str, Path]) -> None:
 def save_companions(parts: Mapping[str, Path], target: Path) -> None:
     """Copy what a bundle holds beside its networks and their tokenizers into the bundle `target`.
 
-    Raises UserError where a file cannot be read or written.
+    Raises:
+        UserError: a file cannot be read or written.
     """
     companions = {
         target / "clip" / PREPROCESSOR: parts["clip"] / PREPROCESSOR,
@@ -156,7 +158,8 @@ def save_companions(parts: Mapping[str, Path], target: Path) -> None:
 def copy_companion(old: Path, new: Path) -> None:
     """Copy a file that lies beside weights, of no more bytes than a list of words may have.
 
-    Raises UserError where it cannot be read or written.
+    Raises:
+        UserError: it cannot be read or written.
     """
     files.write_whole(new, parsing.read_bytes(old, "words_bytes"))
 

@@ -20,7 +20,9 @@ def model_card(folder: Path, repo_id: str, license: str = "apache-2.0") -> str:
         folder: as `save_pretrained` has written it.
         repo_id: where it will be loaded from.
         license: of the weights, as the Hub spells it.
-    Raises UserError where the folder cannot be read.
+
+    Raises:
+        UserError: the folder cannot be read.
     """
     is_bundle = not (folder / CONFIG).is_file()
     configs = {part: load_config(folder / part) for part in (PARTS if is_bundle else ("",))}

@@ -92,8 +92,9 @@ def finish(
 ) -> Manifest:
     """Write dropped.parquet, the shards and, last, the manifest. Doing it again writes the same bytes.
 
-    Raises NothingKept where there would be no row, and UserError where a staged part is missing or damaged, or
-    something cannot be written.
+    Raises:
+        NothingKept: there would be no row.
+        UserError: a staged part is missing or damaged, or something cannot be written.
     """
     repeats = find_repeats(folder, plan, lambda done: progress(done, 2 * plan.parts))
     counts, codes = Counter(), np.zeros(plan.vqgan.codebook_size, np.int64)

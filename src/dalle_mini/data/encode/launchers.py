@@ -33,7 +33,9 @@ def find_share(index: int | None, count: int | None, environ: Mapping[str, str])
     (SLURM_PROCID of SLURM_NTASKS), also both at once; an indexed job of Kubernetes (JOB_COMPLETION_INDEX, of
     DALLE_MINI_SHARD_COUNT, which the job must set); and what `jax.distributed` is started with (JAX_PROCESS_ID of
     JAX_NUM_PROCESSES).
-    Raises UserError where one is half said, or makes no sense.
+
+    Raises:
+        UserError: one is half said, or makes no sense.
     """
     if index is not None or count is not None:
         if index is None or count is None:

@@ -213,7 +213,9 @@ class PackedImages:
     Args:
         split: one of `SPLITS`, or None for all.
         share: of the pictures that are held out, by a hash of their keys: a dataset that grows keeps its split.
-    Raises UserError where the folder is not whole or damaged, or the split holds nothing.
+
+    Raises:
+        UserError: the folder is not whole or damaged, or the split holds nothing.
     """
 
     def __init__(self, folder: Path, split: str | None = None, share: float = 0.0):

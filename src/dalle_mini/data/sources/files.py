@@ -111,7 +111,9 @@ def walk(fs: AbstractFileSystem, root: str, *, sized: bool = False) -> Iterator[
     Hidden files and folders are passed over. Local links to folders are followed, except in a circle, and where a
     folder was listed under `MOST_VISITS` names already: links from folder to folder make a million paths of twenty.
     With `sized` the sizes of local files are looked up too; a store lists them anyway.
-    Raises UserError where a folder cannot be listed: what is in it would be missing without a word.
+
+    Raises:
+        UserError: a folder cannot be listed: what is in it would be missing without a word.
     """
     pending, visits = [("", frozenset())], Counter()
     while pending:

@@ -208,7 +208,8 @@ class Divided(NamedTuple):
 def _divided(part: RowGroups) -> Divided:
     """A file by its row groups; one that cannot be looked into is a part, and will say so.
 
-    Raises UserError where it has other columns than the first.
+    Raises:
+        UserError: it has other columns than the first.
     """
     try:
         with files.opened(part.fs, part.path) as file:

@@ -106,7 +106,8 @@ def map_shards(folder: Path, pieces: list[Piece], columns: pa.Schema) -> tuple[l
     The first time they are checked and written to the cache (`HF_DATASETS_CACHE`), which takes as much room as they
     do; files that change since are noticed by size and time, and checked and written again.
 
-    Raises UserError where a file is missing, damaged, or has other columns.
+    Raises:
+        UserError: a file is missing, damaged, or has other columns.
     """
     import datasets
 

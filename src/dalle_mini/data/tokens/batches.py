@@ -45,7 +45,8 @@ class TokenBatches:
         vqgan, codebook_size, image_length: of the tokens.
         size: rows of all data sets, which is an epoch where there are no weights.
 
-    Raises UserError where the data sets do not go together or the batch does not divide.
+    Raises:
+        UserError: the data sets do not go together or the batch does not divide.
     """
 
     def __init__(
@@ -115,7 +116,8 @@ class TokenBatches:
     def evaluation(self, batch_size: int) -> Evaluation:
         """Every row once, in batches of one size over all processes.
 
-        Raises UserError where the batch does not divide between them.
+        Raises:
+            UserError: the batch does not divide between them.
         """
         if batch_size < 1 or batch_size % self._processes:
             raise UserError(f"evaluation: batch_size {batch_size} is no multiple of the {self._processes} processes")

@@ -51,8 +51,9 @@ class TokenDataset:
         manifest: what `encode` wrote; None for the original's.
         digest: a short hash that tells these rows from others, wherever they lie.
 
-    Raises UserError where the manifest is missing or damaged, shards are missing or damaged (their SHA-256 is compared
-    when they are first mapped), there are no rows, or they are tokens of another VQGAN.
+    Raises:
+        UserError: the manifest is missing or damaged, shards are missing or damaged (their SHA-256 is compared when
+            they are first mapped), there are no rows, or they are tokens of another VQGAN.
     """
 
     def __init__(

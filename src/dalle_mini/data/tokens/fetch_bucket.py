@@ -39,7 +39,9 @@ def fetch_tokens(address: str, cache: Path | None = None) -> Path | None:
 
     Args:
         cache: where copies are kept; `tokens` in the user's cache folder by default (`XDG_CACHE_HOME`).
-    Raises UserError where what is there cannot be read, is damaged, or the copy cannot be written.
+
+    Raises:
+        UserError: the dataset cannot be read or is damaged, or the copy cannot be written.
     """
     if address.endswith(".parquet"):
         return None

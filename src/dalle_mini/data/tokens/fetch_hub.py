@@ -24,7 +24,8 @@ def fetch_dataset(
 ) -> Path:
     """Fetch the manifest and the shards of a split, of one commit, as far as the cache does not have them.
 
-    Raises UserError where there is no such repository, no access, no network and nothing cached, or no shards.
+    Raises:
+        UserError: there is no such repository, no access, no network and nothing cached, or no shards.
     """
     place = Repository(repo_id, "", revision, token, cache_dir, local_files_only, kind="dataset")
     if place.listing is None:

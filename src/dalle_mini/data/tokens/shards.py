@@ -74,7 +74,8 @@ def shard_name(split: str, number: int) -> str:
 class Shard:
     """One Parquet file: its name in the folder, its rows, and the SHA-256 of its bytes in hexadecimal.
 
-    Raises ValueError where the name is none of a file in the folder: manifests come from strangers.
+    Raises:
+        ValueError: the name is none of a file in the folder: manifests come from strangers.
     """
 
     file: str

@@ -22,7 +22,8 @@ class Unreachable(UserError):
 def client() -> ModuleType:
     """`huggingface_hub`, whose answers are checked from now on.
 
-    Raises UserError where the environment's settings of it make no sense, such as HF_HUB_ETAG_TIMEOUT=soon.
+    Raises:
+        UserError: the environment's settings of it make no sense, such as HF_HUB_ETAG_TIMEOUT=soon.
     """
     try:
         import huggingface_hub.constants

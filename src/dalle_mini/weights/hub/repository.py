@@ -365,7 +365,8 @@ class Repository:
 def _shards(index: Path) -> list[str]:
     """The files that an index lists; what is wrong with those is for its reader to say.
 
-    Raises UserError where the index cannot be read: it is not known then what belongs to it.
+    Raises:
+        UserError: the index cannot be read: it is not known then what belongs to it.
     """
     weight_map = read_object(index).get("weight_map")
     with contextlib.suppress(AttributeError):
