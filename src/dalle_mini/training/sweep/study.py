@@ -38,29 +38,27 @@ def open_study(output: Path, plan: Plan, shared: Mapping[str, Any]) -> Iterator[
     """
     optuna = imported()
     path = output / JOURNAL
-    try:
-        with files.blamed(path), files.locked(path):
-            _mend(path)
-            # Optuna waits half a minute for a lock of a process that was killed. Ours says that there is no other.
-            path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
-            try:
-                backend = optuna.storages.journal.JournalFileBackend(str(path))
-                storage = optuna.storages.JournalStorage(backend)
-                earlier = optuna.get_all_study_summaries(storage)
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{path}: cannot be read ({files.reason(error)}): name another --output") from None
-            for summary in earlier:
-                found = summary.user_attrs.get("shared", {})
-                changed = [name for name in shared if found.get(name) != shared[name]]
-                if changed:
-                    raise UserError(
-                        f"{output} holds a sweep with another {' and '.join(changed)}: name another --output"
-                    )
-            yield _study(storage, plan, shared, [summary.study_name for summary in earlier])
-    except Busy:
-        raise UserError(
-            f"{output}: another sweep is at work here: wait until it ends, or name another --output"
-        ) from None
+    with contextlib.ExitStack() as held:
+        try:
+            with files.blamed(path):
+                held.enter_context(files.locked(path))
+                _mend(path)
+        except Busy:
+            raise UserError(
+                f"{output}: another sweep is at work here: wait until it ends, or name another --output"
+            ) from None
+        # Optuna waits half a minute for a lock of a process that was killed. Ours says that there is no other.
+        path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
+        try:
+            storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
+            earlier = optuna.get_all_study_summaries(storage)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: cannot be read ({files.reason(error)}): name another --output") from None
+        for summary in earlier:
+            found = summary.user_attrs.get("shared", shared)
+            if changed := [name for name in shared if found.get(name) != shared[name]]:
+                raise UserError(f"{output} holds a sweep with another {' and '.join(changed)}: name another --output")
+        yield _study(storage, plan, shared, [summary.study_name for summary in earlier])
 
 
 def imported():
@@ -83,16 +81,11 @@ def _mend(path: Path) -> None:
 def _study(storage, plan: Plan, shared: Mapping[str, Any], earlier: Sequence[str]) -> optuna.Study:
     optuna = imported()
     name = hashlib.sha256(repr(sorted(plan.axes, key=lambda axis: axis.key)).encode()).hexdigest()[:16]
-    pruner = optuna.pruners.NopPruner()
-    if plan.halving is not None:
-        first, eta = plan.halving
-        pruner = optuna.pruners.SuccessiveHalvingPruner(first, eta, 0)
+    pruners = optuna.pruners
+    pruner = pruners.SuccessiveHalvingPruner(*plan.halving, 0) if plan.halving else pruners.NopPruner()
+    direction = "maximize" if plan.maximize else "minimize"
     study = optuna.create_study(
-        storage=storage,
-        pruner=pruner,
-        study_name=name,
-        direction="maximize" if plan.maximize else "minimize",
-        load_if_exists=True,
+        storage=storage, pruner=pruner, study_name=name, direction=direction, load_if_exists=True
     )
     study.set_user_attr("shared", dict(shared))
     for other in earlier:
@@ -108,25 +101,17 @@ def _study(storage, plan: Plan, shared: Mapping[str, Any], earlier: Sequence[str
 
 def _adopt(study: optuna.Study, trials: Sequence[FrozenTrial], axes: Sequence[Axis]) -> None:
     """Add what other trials found, where their parameters are in the axes and the study has not run the same."""
-    from optuna.trial import TrialState, create_trial
-
     space = {axis.key: axis.distribution() for axis in axes}
-    finished = (TrialState.COMPLETE, TrialState.PRUNED)
-    known = {trial.user_attrs["run"] for trial in study.get_trials(states=finished)}
-    for trial in trials:
-        if trial.state in finished and trial.user_attrs["run"] not in known and set(trial.params) == set(space):
+    known = {trial.user_attrs["run"] for trial in _over(study.trials)}
+    for trial in _over(trials):
+        if trial.user_attrs["run"] not in known and set(trial.params) == set(space):
+            trial.distributions = space
             with contextlib.suppress(ValueError):  # a value that is no longer among the choices
-                study.add_trial(
-                    create_trial(
-                        state=trial.state,
-                        values=trial.values,
-                        params=trial.params,
-                        distributions=space,
-                        user_attrs=trial.user_attrs,
-                        system_attrs=trial.system_attrs,
-                        intermediate_values=trial.intermediate_values,
-                    )
-                )
+                study.add_trial(trial)
+
+
+def _over(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    return [trial for trial in trials if trial.state.name in ("COMPLETE", "PRUNED")]
 
 
 def begin(study: optuna.Study, plan: Plan, point: Point) -> Trial:
