@@ -156,13 +156,17 @@ def _pack(folder: Path, parts: list, packing: Packing, processes: int) -> None:
                 logger.warning("%s: %d pictures packed so far", folder, done)
 
 
+class _Dropped(Exception):
+    """Ends the writing of a part that is not whole."""
+
+
 class _Part:
     """A part that is being written."""
 
     def __init__(self, folder: Path, number: int):
         self.pixels, self.rows = _pixels_file(folder, number), _rows_file(folder, number)
-        self.partial = files.beside(self.pixels)
-        self.file = files.create(self.partial)
+        self._writing = contextlib.ExitStack()
+        self.file = self._writing.enter_context(files.writing_whole(self.pixels, sync=False))
         self.lines: list[str] = []
         self.seen, self.dropped = 0, Counter()
 
@@ -176,16 +180,14 @@ class _Part:
 
     def finish(self) -> None:
         """Put the part in place. Its rows come last: a part is whole where they are there."""
-        self.file.close()
-        self.partial.replace(self.pixels)
+        self._writing.close()
         head = json.dumps({"seen": self.seen, "dropped": self.dropped})
         files.write_whole(self.rows, "\n".join([head, *self.lines]) + "\n", sync=False)
 
     def drop(self) -> None:
         """Remove the pixels written so far; a finished part stays."""
-        with contextlib.suppress(OSError):  # bytes that were not flushed, on a full disk
-            self.file.close()
-        self.partial.unlink(missing_ok=True)
+        with contextlib.suppress(_Dropped, OSError), self._writing:  # OSError: bytes not flushed, on a full disk
+            raise _Dropped
 
 
 @dataclass(frozen=True)
