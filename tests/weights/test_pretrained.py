@@ -37,7 +37,7 @@ class SmallConfig:
 
 class Small(Pretrained, nnx.Module):
     config_class = SmallConfig
-    layout = staticmethod(lambda tensors, config: dict(tensors.items()))
+    map_keys = staticmethod(lambda tensors, config: dict(tensors.items()))
 
     def __init__(self, config, *, rngs, dtype=jnp.float32):
         self.config = config
@@ -258,7 +258,7 @@ def test_golden_folders_load_and_survive_a_round_trip(name, tmp_path):
         assert (tmp_path / "m" / file).read_bytes() == (tmp_path / "n" / file).read_bytes()
 
 
-def test_golden_layouts_give_one_model():
+def test_golden_key_mappings_give_one_model():
     network = networks()["dallebart"]
     scanned, unrolled, whole, sharded = (network.from_pretrained(GOLDEN / name) for name in FOLDERS[:4])
     assert_identical(scanned, unrolled)
@@ -302,4 +302,4 @@ def test_the_published_models_fit(published, network, fields):
     shapes = json.loads((GOLDEN / "shapes" / f"{published}.json").read_text())
     file = {name: jax.ShapeDtypeStruct(tuple(shape), jnp.float32) for name, shape in shapes.items()}
     model = nnx.eval_shape(lambda: network(config, rngs=nnx.Rngs(0)))
-    assert mismatch(flatten(nnx.state(model)), network.layout(file, config)) == ""
+    assert mismatch(flatten(nnx.state(model)), network.map_keys(file, config)) == ""

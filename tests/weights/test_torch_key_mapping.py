@@ -8,8 +8,7 @@ import pytest
 import safetensors.numpy
 
 from dalle_mini.models import CLIP
-from dalle_mini.weights import key_mapping as layouts
-from dalle_mini.weights import torch_key_mapping as torch_layouts
+from dalle_mini.weights import key_mapping, torch_key_mapping
 from dalle_mini.weights.folder import load_tensors
 from dalle_mini.weights.formats.tensors import Tensor
 
@@ -40,8 +39,8 @@ def test_clip_is_the_flax_file():
     state = clip_in_torch()
     assert "vision_model.pre_layrnorm.weight" in state and "logit_scale" in state
     assert state["vision_model.embeddings.patch_embedding.weight"].shape == (32, 3, 8, 8)
-    ours = layouts.clip({name: Tensor.of(array) for name, array in state.items()}, None)
-    wanted = layouts.clip(load_tensors(CLIP_FOLDER), None)
+    ours = key_mapping.clip({name: Tensor.of(array) for name, array in state.items()}, None)
+    wanted = key_mapping.clip(load_tensors(CLIP_FOLDER), None)
     assert set(ours) == set(wanted)
     for name in wanted:
         np.testing.assert_array_equal(ours[name].read(), values(wanted[name]), err_msg=name)
@@ -58,9 +57,9 @@ def test_clip_from_a_folder_as_openai_publishes_it(tmp_path):
 
 
 def test_which_layout_it_is():
-    assert torch_layouts.is_torch(["logit_scale", "text_projection.weight"])
+    assert torch_key_mapping.is_torch(["logit_scale", "text_projection.weight"])
     for flax in ("text_projection/kernel", "text_projection.kernel", "weight/scale", "weight"):
-        assert not torch_layouts.is_torch([flax])
+        assert not torch_key_mapping.is_torch([flax])
 
 
 BART = {
@@ -87,7 +86,7 @@ BART_IN_FLAX = {
 
 
 def bart(shapes) -> dict[str, Tensor]:
-    return torch_layouts.bart({name: Tensor.of(np.ones(shape, np.float32)) for name, shape in shapes.items()})
+    return torch_key_mapping.bart({name: Tensor.of(np.ones(shape, np.float32)) for name, shape in shapes.items()})
 
 
 @pytest.mark.parametrize("absent", ["", "model.shared.weight", "model.encoder.embed_tokens.weight", "coder.embed_t"])
@@ -109,7 +108,7 @@ def test_bart_of_transformers(tmp_path):
         decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=12, max_position_embeddings=10,
     )  # fmt: skip
     state = transformers.BartForConditionalGeneration(config).state_dict()
-    found = torch_layouts.bart({name: Tensor.of(array.numpy()) for name, array in state.items()})
+    found = torch_key_mapping.bart({name: Tensor.of(array.numpy()) for name, array in state.items()})
 
     projection = {"kernel": (8, 8), "bias": (8,)}
     norm = {"scale": (8,), "bias": (8,)}

@@ -161,7 +161,7 @@ class CLIP(nnx.Module, Pretrained):
     """
 
     config_class = CLIPConfig
-    layout = staticmethod(key_mapping.clip)
+    map_keys = staticmethod(key_mapping.clip)
 
     def __init__(self, config: CLIPConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
         self.config = config

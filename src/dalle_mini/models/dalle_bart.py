@@ -284,7 +284,7 @@ class DalleBart(Pretrained, nnx.Module):
     """
 
     config_class = DalleBartConfig
-    layout = staticmethod(key_mapping.dalle_bart)
+    map_keys = staticmethod(key_mapping.dalle_bart)
 
     def __init__(self, config: DalleBartConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
         self.config = config

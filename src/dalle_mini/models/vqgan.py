@@ -268,7 +268,7 @@ class VQGAN(Pretrained, nnx.Module):
     """
 
     config_class = VQGANConfig
-    layout = staticmethod(key_mapping.vqgan)
+    map_keys = staticmethod(key_mapping.vqgan)
 
     def __init__(self, config: VQGANConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
         self.config = config

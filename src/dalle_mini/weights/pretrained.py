@@ -27,11 +27,11 @@ class Pretrained:
 
     Attributes:
         config_class: the dataclass of the configuration, with `from_dict` and `to_dict`.
-        layout: the function of `layouts` that turns a file's tensors into ours.
+        map_keys: the function of `key_mapping` that turns a file's tensors into ours.
     """
 
     config_class: ClassVar[type]
-    layout: ClassVar[Callable[[Mapping[str, Tensor], Any], dict[str, Tensor]]]
+    map_keys: ClassVar[Callable[[Mapping[str, Tensor], Any], dict[str, Tensor]]]
 
     @classmethod
     def from_pretrained(
@@ -85,7 +85,7 @@ class Pretrained:
             raise UserError(f"{folder}: {error}") from None
         tensors = load_tensors(folder)
         try:
-            found = cls.layout(tensors, config)
+            found = cls.map_keys(tensors, config)
         except UserError as error:
             raise UserError(f"{tensors.file}: {error}") from None
         problem = mismatch(wanted, found)

@@ -8,8 +8,8 @@
 | embedding | `weight` [rows, width]            | `embedding` [rows, width]         |
 
 Biases and lone parameters are the same in both. One function per network says which of its matrices are embeddings,
-and drops what is no parameter. The result has the names of the network's published Flax version; `layouts` makes them
-ours.
+and drops what is no parameter. The result has the names of the network's published Flax version, from which
+`key_mapping` makes ours.
 
 Sources of the names: `CLIPModel` and `BartForConditionalGeneration` of transformers, `VQModel` and `GumbelVQ` of
 taming-transformers.

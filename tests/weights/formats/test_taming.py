@@ -105,7 +105,7 @@ def loaded(checkpoint: Path) -> VQGAN:
     """What `VQGAN.from_pretrained` does with these files, by hand."""
     config = VQGANConfig.from_dict(vqgan_yaml_config(find_yaml(checkpoint)))
     graphdef, shapes = nnx.split(nnx.eval_shape(lambda: VQGAN(config, rngs=nnx.Rngs(0))))
-    tensors = VQGAN.layout(read_torch_file(checkpoint), config)
+    tensors = VQGAN.map_keys(read_torch_file(checkpoint), config)
     arrays = {key: jnp.asarray(tensor.read()) for key, tensor in tensors.items()}
     assert {key: a.shape for key, a in arrays.items()} == {key: a.shape for key, a in flatten(shapes).items()}
     return nnx.merge(graphdef, unflatten(arrays, shapes))

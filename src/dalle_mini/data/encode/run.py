@@ -107,8 +107,8 @@ class Run:
         self.chosen = _as_read(dataclasses.asdict(options))
         if not options.quick_jpeg:
             del self.chosen["quick_jpeg"]  # folders from before there was a choice are of the same run
-        identities = {"vqgan": self.vqgan.identity, "clip": self.clip and self.clip["identity"]}
-        self._claim = _as_read({"source": _without_name(self.origin), "options": self.chosen, **identities})
+        made_by = {"vqgan": self.vqgan.identity, "clip": self.clip and self.clip["identity"]}
+        self._claim = _as_read({"source": _without_name(self.origin), "options": self.chosen, **made_by})
         self._names = _hash([(part.name, part.size) for part in self.parts])
 
     @property

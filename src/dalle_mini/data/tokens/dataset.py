@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dalle_mini.models import VQGAN
 
 ORIGINAL_CODES = 16_384  # of the VQGAN of the original
-_IDENTITY = re.compile(r"[0-9a-f]{16}")
+_FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 
 
 class TokenDataset:
@@ -38,14 +38,14 @@ class TokenDataset:
             such files; or either of these with Parquet files as the original's notebook made them: columns `caption`
             and `encoding`, in folders `train` and `validation`, or all in one, which is `train`.
         split: "train" or "validation".
-        vqgan: the VQGAN whose tokens they are: a folder, a repository, a loaded `VQGAN`, or its identity. Files of the
-            original's notebook do not tell, so it must be named; with the bare identity its codebook is taken to have
-            16,384 codes, as the original's. For all others this is a check.
-        revision, token, cache_dir, local_files_only: of a repository, as of `weights.hub.resolve`.
+        vqgan: the VQGAN whose tokens they are: a folder, a repository, a loaded `VQGAN`, or its fingerprint. It must be
+            named for files of the original's notebook, which do not tell; a fingerprint alone stands for a codebook of
+            16,384 codes, as the original's. For all other files it is a check.
+        revision, token, cache_dir, local_files_only: of a repository, as of `weights.hub.repository.resolve`.
 
     Attributes:
         folder: where the shards are; what errors call the data set.
-        vqgan: identity of the VQGAN whose tokens they are.
+        vqgan: fingerprint of the VQGAN whose tokens they are.
         codebook_size: its number of codes.
         image_length: tokens of a picture.
         manifest: what `encode` wrote; None for the original's.
@@ -166,7 +166,7 @@ class TokenDataset:
         if vqgan is None:
             raise UserError(
                 f"{self.folder}: no {MANIFEST}, so whose tokens these are is not known: name their VQGAN "
-                "(data.vqgan of a run, vqgan= in Python), its folder, its repository or its identity"
+                "(data.vqgan of a run, vqgan= in Python), its folder, its repository or its fingerprint"
             )
         self.vqgan, self.codebook_size = known_vqgan(vqgan)
         self.image_length = first.list_length("encoding")
@@ -189,8 +189,8 @@ class TokenDataset:
 
 
 def known_vqgan(vqgan: str | Path | VQGAN) -> tuple[str, int]:
-    """(identity, number of codes) of a VQGAN that is loaded, lies in a folder or on the Hub, or is a bare identity."""
-    if isinstance(vqgan, str) and _IDENTITY.fullmatch(vqgan):
+    """(fingerprint, number of codes) of a VQGAN: a loaded one, a folder, a repository of the Hub, or a fingerprint."""
+    if isinstance(vqgan, str) and _FINGERPRINT.fullmatch(vqgan):
         return vqgan, ORIGINAL_CODES
     from dalle_mini.models import VQGAN
     from dalle_mini.models.fingerprint import fingerprint

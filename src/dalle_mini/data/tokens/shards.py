@@ -102,7 +102,7 @@ class TokensOf:
     """The VQGAN that made the tokens.
 
     Attributes:
-        identity: a hash of what decides which token a picture gets (`encode.identity`).
+        identity: its fingerprint (`models/fingerprint.py`).
         codebook_size: its number of codes.
         image_length: tokens of a picture.
         resolution: pixels of a picture's side, as the VQGAN sees it.

@@ -1,7 +1,7 @@
 """A tensor of a file that is not read yet.
 
 Loading a model of billions of parameters must not hold it in memory twice. So what passes between the readers of files,
-the renaming of `layouts` and the model is not arrays but these: a shape, a dtype and a way to read some rows. Stacking,
+`key_mapping` and the model is not arrays but these: a shape, a dtype and a way to read some rows. Stacking,
 slicing and transposing them costs nothing until the values are asked for, and the values are asked for one
 tensor at a time, in pieces, straight into the memory where they are to stay.
 """
