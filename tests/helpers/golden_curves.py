@@ -1,8 +1,8 @@
 """Our updates on the batches of the published program's training curves (tests/golden/training).
 
-As a script, `golden_curves.py OUT NAME:DATAxMODEL:PIECES[:OPTION...] ...`, it runs each of those on so many of the
-devices that the environment makes, with the batch in so many pieces, and writes OUT/<that>.npz: losses, gradient norms
-and final parameters. Options: `plain` does not split parameters over `data`, `dropout` drops out, `muon` is Muon.
+As a script, `golden_curves.py OUT NAME:DATAxMODEL:MICROBATCHES[:OPTION...] ...`, it runs each of those on so many of
+the devices that the environment makes, with so many microbatches, and writes OUT/<that>.npz: losses, gradient norms and
+final parameters. Options: `plain` does not split parameters over `data`, `dropout` drops out, `muon` is Muon.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def recipe(name: str) -> OptimizerConfig:
 
 
 class GoldenBatches:
-    """The published batches, with rows that do not count so that every mesh and every number of pieces divides them."""
+    """The published batches, with rows that do not count, so that every mesh and all microbatches divide them."""
 
     vqgan = "golden"
 
@@ -97,16 +97,16 @@ def trainer(name: str, rows: int = ROWS, optimizer: OptimizerConfig | None = Non
     return Seq2SeqTrainer(training, batches, batches, AnyTokenizer())
 
 
-def run(trainer: Seq2SeqTrainer, mesh: MeshConfig, pieces: int = 1, steps: int = STEPS) -> dict[str, np.ndarray]:
+def run(trainer: Seq2SeqTrainer, mesh: MeshConfig, microbatches: int = 1, steps: int = STEPS) -> dict[str, np.ndarray]:
     """`loss` and `grad_norm` of each step, and the final parameters by their paths."""
-    _, state, curves = trained(trainer, mesh, pieces, steps)
+    _, state, curves = trained(trainer, mesh, microbatches, steps)
     return curves | flatten(gathered(state.params))
 
 
 def trained(
-    trainer: Seq2SeqTrainer, mesh: MeshConfig, pieces: int = 1, steps: int = STEPS
+    trainer: Seq2SeqTrainer, mesh: MeshConfig, microbatches: int = 1, steps: int = STEPS
 ) -> tuple[StepProgram, TrainState, dict[str, np.ndarray]]:
-    loop = LoopConfig(steps=STEPS, batch_size=trainer.train.rows, accumulation=pieces)
+    loop = LoopConfig(steps=STEPS, batch_size=trainer.train.rows, accumulation=microbatches)
     program = step_program(trainer, loop, mesh, make_mesh(mesh, jax.devices()[: mesh.data * mesh.model]))
     state, metrics = program.init(jax.random.key(0)), []
     for step in range(steps):
@@ -117,12 +117,12 @@ def trained(
 
 
 def run_case(case: str) -> dict[str, np.ndarray]:
-    name, grid, pieces, *options = case.split(":")
+    name, grid, microbatches, *options = case.split(":")
     data, model = map(int, grid.split("x"))
     muon = OptimizerConfig("muon", 0.002, warmup_steps=4, decay="constant") if "muon" in options else None
     changes = DROPOUT if "dropout" in options else {}
     mesh = MeshConfig(data, model, fsdp="plain" not in options)
-    return run(trainer(name, 8 * int(pieces), muon, **changes), mesh, int(pieces))
+    return run(trainer(name, 8 * int(microbatches), muon, **changes), mesh, int(microbatches))
 
 
 if __name__ == "__main__":

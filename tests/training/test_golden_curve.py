@@ -24,8 +24,8 @@ from golden_curves import STEPS, TINY, WEIGHTS, golden, recipe, run_case, traine
 
 NAMES = ("adafactor_tiny_scan", "adamw_tiny_scan", "adafactor_factored_scan", "trainpy_adafactor")
 FACTORED = "adafactor_factored_scan"
-GRIDS, PIECES = ("1x1", "8x1", "4x2", "2x4"), (1, 2, 4)
-EVERY = [f"{FACTORED}:{grid}:{pieces}" for grid in GRIDS for pieces in PIECES]
+GRIDS, MICROBATCHES = ("1x1", "8x1", "4x2", "2x4"), (1, 2, 4)
+EVERY = [f"{FACTORED}:{grid}:{microbatches}" for grid in GRIDS for microbatches in MICROBATCHES]
 QUICK = [f"{TINY}:8x1:1", f"{TINY}:4x2:2", f"{FACTORED}:2x4:4"]
 
 
@@ -135,14 +135,14 @@ def test_the_published_evaluation():
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory):
-    """Some of the meshes and pieces, and what else must not depend on them."""
+    """Some of the meshes and microbatches, and what else must not depend on them."""
     others = [f"{TINY}:8x1:1:plain", f"{TINY}:8x1:1:dropout", f"{TINY}:2x4:1:dropout"]
     return on_eight_devices(tmp_path_factory.mktemp("sharded"), [*QUICK, *others])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", QUICK)
-def test_sharded_and_in_pieces(sharded, case):
+def test_sharded_and_in_microbatches(sharded, case):
     assert_golden(sharded[case], case.partition(":")[0])
 
 
@@ -160,7 +160,7 @@ def test_dropout_is_the_same_on_any_mesh(sharded):
 
 
 @pytest.mark.slow
-def test_every_mesh_and_number_of_pieces(tmp_path):
+def test_every_mesh_and_number_of_microbatches(tmp_path):
     plain = [f"{FACTORED}:2x4:1:plain"]
     muon = [f"{FACTORED}:{grid}:1:muon" for grid in ("1x1", "4x2")]
     found = on_eight_devices(tmp_path, [*EVERY, *plain, *muon])

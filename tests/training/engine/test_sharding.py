@@ -131,5 +131,5 @@ def test_batches_that_do_not_divide():
     check_batch(mesh, 64, 4)
     with pytest.raises(UserError, match=r"loop.batch_size 60 .* 8 devices along mesh.data: use 56 or 64"):
         check_batch(mesh, 60)
-    with pytest.raises(UserError, match=r"loop.batch_size 16 .* mesh.data in 4 pieces: use 32"):
+    with pytest.raises(UserError, match=r"loop.batch_size 16 .* mesh.data in 4 microbatches: use 32"):
         check_batch(mesh, 16, 4)

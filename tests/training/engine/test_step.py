@@ -1,4 +1,4 @@
-"""What an update does beside learning: masks, pieces, bad losses, frozen parameters, the running mean, bf16, Muon."""
+"""An update beside learning: masks, microbatches, bad losses, frozen parameters, the running mean, bf16, Muon."""
 
 import dataclasses
 
@@ -63,7 +63,7 @@ def test_what_is_masked_does_not_count(plain):
 
 @pytest.mark.slow
 def test_masks_of_rows_and_of_positions_are_one(plain):
-    """A row's mask is that of all its positions; some positions' loss is their plain mean, in any pieces."""
+    """A row's mask is that of all its positions; some positions' loss is their plain mean, in any microbatches."""
     made, program, state = plain
     batch = made.train.at(0)
     rows = float(program.evaluate(state.params, program.place(batch)).total)
@@ -87,10 +87,10 @@ def test_nothing_counts(plain):
     assert np.isfinite(float(found["param_norm"]))
 
 
-@pytest.mark.parametrize("pieces", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_a_loss_that_is_no_number_leaves_the_state_as_it_was(pieces):
+@pytest.mark.parametrize("microbatches", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_a_loss_that_is_no_number_leaves_the_state_as_it_was(microbatches):
     made = tiny_runs.make("vqgan", None, tiny_runs.short_loop())
-    loop = tiny_runs.short_loop(accumulation=pieces)
+    loop = tiny_runs.short_loop(accumulation=microbatches)
     program = step_program(made, loop, MeshConfig(), make_mesh(MeshConfig()))
     state = program.init(jax.random.key(0))
     state = state._replace(params={**state.params, "codebook": {"embedding": jnp.full((16, 4), jnp.nan)}})

@@ -68,7 +68,7 @@ def make_mesh(config: MeshConfig, devices: Any = None) -> Mesh:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of every array of a batch: its rows are split over `data`."""
+    """The sharding of every array of a batch: its rows are split over `data`."""
     return NamedSharding(mesh, PartitionSpec(DATA))
 
 
@@ -107,14 +107,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def check_batch(mesh: Mesh, batch_size: int, accumulation: int = 1) -> None:
-    """Raises UserError where a batch cannot be split over the mesh in so many pieces."""
+    """Raises UserError where a batch cannot be split over the mesh in so many microbatches."""
     parts = mesh.shape[DATA] * accumulation
     if batch_size % parts:
-        pieces = f" in {accumulation} pieces" if accumulation > 1 else ""
+        taken = f" in {accumulation} microbatches" if accumulation > 1 else ""
         lower, upper = batch_size // parts * parts, -(-batch_size // parts) * parts
         near = f"{lower} or {upper}" if lower else f"{upper}"
         raise UserError(
-            f"loop.batch_size {batch_size} does not divide by the {mesh.shape[DATA]} devices along mesh.data{pieces}: "
+            f"loop.batch_size {batch_size} does not divide by the {mesh.shape[DATA]} devices along mesh.data{taken}: "
             f"use {near}"
         )
 
@@ -180,8 +180,8 @@ def gathered(tree: Any) -> Any:
 def compute_layout(mesh: Mesh, name: str, leaf: jax.Array, place: NamedSharding) -> tuple[jax.Array, NamedSharding]:
     """A parameter as a step computes with it, and its sharding then; `place` is where it is kept.
 
-    Layers stay split, and are gathered one by one as the scan comes to them (`keep_rows`). What is outside of them is
-    gathered over `data` once for the whole step: a lookup in a table whose width is split over the devices that
+    Layers stay split, and are gathered one by one as the scan comes to them (`keep_rows`). Everything else is gathered
+    over `data` once for the whole step: a lookup in a table whose width is split over the devices that
     share the batch would move activations instead. The head's codes are filled up so that `model` divides them; losses
     mask those that are too many, and parameters, optimizer state and files keep their true shapes.
     """
@@ -239,7 +239,7 @@ def _axes(entry: Any) -> tuple[str, ...]:
 
 
 def _parameter_of(path: list[str], specs: dict[str, Any]) -> str | None:
-    """The parameter that a leaf of the optimizer's state belongs to: what is left of its path is a parameter's."""
+    """The parameter that a leaf of the optimizer's state belongs to: the end of its path is the parameter's path."""
     for start, group in enumerate(path):
         for name in (path[-1], f"{group}.{path[-1]}"):
             if name in specs and start < len(path) - 1:

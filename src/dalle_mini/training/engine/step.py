@@ -1,12 +1,13 @@
-"""One update of a model, compiled for a mesh: what the loop runs, and what `plan` compiles without a device.
+"""One update of a model, compiled for a mesh. The loop runs it, and `plan` compiles it without a device.
 
-An update's batch may be taken in pieces (gradient accumulation, by `lax.scan`). Losses come as sums with a weight, so
-that the mean is exact over whatever is not masked, in all pieces and on all devices.
+An update's batch may be taken in microbatches (gradient accumulation, by `lax.scan`). Losses come as sums with a
+weight, so that the mean is exact over whatever is not masked, in all microbatches and on all devices.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -28,7 +29,11 @@ SETTLED = 20  # updates that the running mean is of, before it is trusted
 
 
 def step_program(trainer: Trainer, loop: LoopConfig, mesh_config: MeshConfig, mesh: Mesh) -> StepProgram:
-    """Raises UserError where the batch does not divide over the mesh, or the optimizer has nothing to train."""
+    """The update, the evaluation and the initial state of a trainer, as programs for a mesh. None is compiled yet.
+
+    Raises:
+        UserError: the batch does not divide over the mesh, or the optimizer has nothing to train.
+    """
     sharding.check_batch(mesh, loop.batch_size, loop.accumulation)
     groups = {name: make_optimizer(one, loop.steps) for name, one in trainer.groups.items()}
     tx = in_groups(make_optimizer(trainer.optimizer, loop.steps, decay_vectors=trainer.decay_vectors), groups)
@@ -58,10 +63,10 @@ def step_program(trainer: Trainer, loop: LoopConfig, mesh_config: MeshConfig, me
             compute = _compute_copy(params, jnp.dtype(trainer.dtype), mesh, shardings.params)
             return trainer.loss(compute, batch, None, AuxiliaryInputs(jnp.zeros((), jnp.int32), frozen))
 
-    update = make_step(trainer, tx, loop, mesh, shardings.params)
-    how = compiler_options(trainer.dtype, mesh.devices.flat[0].platform)
-    step = jax.jit(update, donate_argnums=0, out_shardings=(shardings, whole), compiler_options=how)
-    evaluate = jax.jit(evaluate, out_shardings=whole, compiler_options=how)
+    update = Update(trainer, tx, loop, mesh, shardings.params).step
+    options = compiler_options(trainer.dtype, mesh.devices.flat[0].platform)
+    step = jax.jit(update, donate_argnums=0, out_shardings=(shardings, whole), compiler_options=options)
+    evaluate = jax.jit(evaluate, out_shardings=whole, compiler_options=options)
     if jax.tree.leaves(trainer.frozen):
         frozen = sharding.place(trainer.frozen, jax.tree.map(lambda _: whole, trainer.frozen))
         step, evaluate = partial(_with_last, step, frozen), partial(_with_last, evaluate, frozen)
@@ -80,72 +85,43 @@ def _with_last(function: Callable, last: Any, *arguments: Any) -> Any:
     return function(*arguments, last)
 
 
-def make_step(
-    trainer: Trainer, tx: optax.GradientTransformation, loop: LoopConfig, mesh: Mesh, shardings: Any
-) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
-    """The update as a pure function of (state, batch, key), and of the trainer's frozen arrays where it has some.
+@dataclass(frozen=True, eq=False)
+class Update:
+    """The update of a trainer as a pure function, `step`.
 
-    `shardings` are the parameters'.
+    Attributes:
+        tx: moves the trained part of the parameters.
+        shardings: of the parameters.
     """
-    rate = schedule(trainer.optimizer, loop.steps)
+
+    trainer: Trainer
+    tx: optax.GradientTransformation
+    loop: LoopConfig
+    mesh: Mesh
+    shardings: Any
 
     def step(
-        state: TrainState, batch: Any, key: jax.Array, frozen: Any = None
+        self, state: TrainState, batch: Any, key: jax.Array, frozen: Any = None
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        auxiliary = AuxiliaryInputs(state.step, frozen)
+        """(state after the update, metrics), as in `StepProgram.step`; `frozen` are the trainer's frozen arrays."""
+        trainer = self.trainer
         loss_key, finish_key = jax.random.split(key)
-        compute = _compute_copy(state.params, jnp.dtype(trainer.dtype), mesh, shardings)
-        part, places = (_trained(trainer, tree) for tree in (state.params, shardings))
-
-        def to_keep(grads):
-            """Gradients in float32, split as their parameters are, so that what adds them up holds a part of them."""
-            return jax.tree.map(
-                lambda grad, param, place: jax.lax.with_sharding_constraint(
-                    sharding.without_padding(grad, param.shape).astype(jnp.float32), place
-                ),
-                *(grads, part, places),
-            )
-
-        def piece(rows, key) -> tuple[Loss, Any]:
-            """The loss of a piece of the batch and the gradient of its total."""
-            rows = jax.lax.with_sharding_constraint(rows, sharding.batch_sharding(mesh))
-
-            def total(part):
-                loss = trainer.loss(with_trained_part(compute, part), rows, key, auxiliary)
-                return loss.total, loss
-
-            grads, loss = jax.grad(total, has_aux=True)(_trained(trainer, compute))
-            return loss, to_keep(grads)
-
-        def in_pieces() -> tuple[Loss, Any]:
-            """The same of a batch that is more than the sum of its pieces."""
-
-            def embed(part, rows):
-                rows = jax.lax.with_sharding_constraint(rows, sharding.batch_sharding(mesh))
-                return trainer.embed(with_trained_part(compute, part), rows)
-
-            def joint(part, embeds):
-                loss = trainer.joint(with_trained_part(compute, part), embeds, batch)
-                return loss.total, loss
-
-            return through_embeddings(embed, joint, _trained(trainer, compute), batch, loop.accumulation, to_keep)
-
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for `sharding.keep_rows`
-            if loop.accumulation > 1 and trainer.contrastive:
-                loss, grads = in_pieces()
-            else:
-                loss, grads = accumulated(piece, batch, loss_key, loop.accumulation)
+        compute = _compute_copy(state.params, jnp.dtype(trainer.dtype), self.mesh, self.shardings)
+        part, places = (_trained(trainer, tree) for tree in (state.params, self.shardings))
+        with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):  # for `sharding.keep_rows`
+            auxiliary, keep = AuxiliaryInputs(state.step, frozen), partial(_kept_gradients, part, places)
+            loss, grads = self._loss_and_gradients(compute, batch, loss_key, auxiliary, keep)
         weight = jnp.maximum(loss.weight, 1e-6)
         mean = loss.total / weight
         grads = jax.tree.map(lambda grad: grad / weight, grads)
         grad_norm = optax.tree.norm(grads)
 
-        updates, opt_state = tx.update(grads, state.opt_state, part)
+        updates, opt_state = self.tx.update(grads, state.opt_state, part)
         params = with_trained_part(state.params, optax.apply_updates(part, updates))
         params, extra, metrics = trainer.finish(params, state, loss, finish_key)
 
         param_norm = optax.tree.norm(params)
-        bad = _is_bad(mean, (grad_norm, param_norm), state, loop)
+        bad = _is_bad(mean, (grad_norm, param_norm), state, self.loop)
         new = TrainState(
             step=state.step,
             params=params,
@@ -159,14 +135,63 @@ def make_step(
             "loss": mean,
             "grad_norm": grad_norm,
             "param_norm": param_norm,
-            "learning_rate": rate(state.step),
+            "learning_rate": schedule(trainer.optimizer, self.loop.steps)(state.step),
             "bad": bad.astype(jnp.float32),
             **{name: total / weight for name, total in loss.metrics.items()},
             **metrics,
         }
         return new, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
 
-    return step
+    def _loss_and_gradients(
+        self, compute: Any, batch: Any, key: jax.Array, auxiliary: AuxiliaryInputs, keep: Callable[[Any], Any]
+    ) -> tuple[Loss, Any]:
+        """The loss on the whole batch, and the gradient of its total at the trained part of the parameters.
+
+        Args:
+            compute: all parameters, in the type of the computation.
+            keep: from the gradients of a microbatch to the form in which they are summed.
+        """
+        trainer, accumulation = self.trainer, self.loop.accumulation
+        if accumulation > 1 and trainer.contrastive:
+            embed, joint = partial(self._embed, compute), partial(self._joint, compute, batch)
+            return through_embeddings(embed, joint, _trained(trainer, compute), batch, accumulation, keep)
+        return accumulated(partial(self._of_microbatch, compute, auxiliary, keep), batch, key, accumulation)
+
+    def _of_microbatch(
+        self, compute: Any, auxiliary: AuxiliaryInputs, keep: Callable[[Any], Any], rows: Any, key: jax.Array
+    ) -> tuple[Loss, Any]:
+        """The loss on some rows, and the gradient of its total."""
+        rows = self._as_batch(rows)
+        total = partial(self._total, compute, auxiliary, rows, key)
+        grads, loss = jax.grad(total, has_aux=True)(_trained(self.trainer, compute))
+        return loss, keep(grads)
+
+    def _total(
+        self, compute: Any, auxiliary: AuxiliaryInputs, rows: Any, key: jax.Array, part: Any
+    ) -> tuple[jax.Array, Loss]:
+        loss = self.trainer.loss(with_trained_part(compute, part), rows, key, auxiliary)
+        return loss.total, loss
+
+    def _embed(self, compute: Any, part: Any, rows: Any) -> Any:
+        rows = self._as_batch(rows)
+        return self.trainer.embed(with_trained_part(compute, part), rows)
+
+    def _joint(self, compute: Any, batch: Any, part: Any, embeds: Any) -> tuple[jax.Array, Loss]:
+        loss = self.trainer.joint(with_trained_part(compute, part), embeds, batch)
+        return loss.total, loss
+
+    def _as_batch(self, rows: Any) -> Any:
+        return jax.lax.with_sharding_constraint(rows, sharding.batch_sharding(self.mesh))
+
+
+def _kept_gradients(part: Any, places: Any, grads: Any) -> Any:
+    """Gradients in float32, split as their parameters are, so that what adds them up holds a part of them."""
+    return jax.tree.map(
+        lambda grad, param, place: jax.lax.with_sharding_constraint(
+            sharding.without_padding(grad, param.shape).astype(jnp.float32), place
+        ),
+        *(grads, part, places),
+    )
 
 
 def _trained(trainer: Trainer, params: Any) -> Any:
@@ -175,7 +200,7 @@ def _trained(trainer: Trainer, params: Any) -> Any:
 
 
 def _compute_copy(params: Any, dtype: Any, mesh: Mesh, shardings: Any) -> Any:
-    """Parameters in the type that is computed in, but for vectors: it is this copy that devices exchange."""
+    """Parameters in the type of the computation, but for vectors. Devices exchange this copy."""
     places = flatten(shardings)
 
     def copy(name, leaf):
@@ -195,7 +220,7 @@ def _is_bad(loss: jax.Array, norms: tuple[jax.Array, ...], state: TrainState, lo
 
 
 def _ema(state: TrainState, params: Any, optimizer: OptimizerConfig) -> Any:
-    """The running mean moved on: of the first n updates it is nearly the plain mean of them, (1 + n) / (10 + n)."""
+    """The running mean after an update. Over the first n updates it is nearly their plain mean, (1 + n) / (10 + n)."""
     if optimizer.ema is None:
         return state.ema
     count = state.step.astype(jnp.float32)
