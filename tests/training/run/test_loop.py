@@ -158,7 +158,7 @@ def test_a_warm_up_that_never_ends_is_told(tmp_path, caplog):
 HOLD = """
 import sys
 from pathlib import Path
-from dalle_mini.training.resume import alone_in
+from dalle_mini.training.run.folder import alone_in
 with alone_in(Path(sys.argv[1])):
     print("holds", flush=True)
     sys.stdin.read()

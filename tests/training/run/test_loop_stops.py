@@ -113,7 +113,7 @@ def test_a_full_disk_does_not_end_a_run_whose_batch_was_bad(tmp_path, monkeypatc
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dalle_mini.training.run.loop._Overseer._note", full)
+    monkeypatch.setattr("dalle_mini.training.run.loss_monitor.LossMonitor._note", full)
     run(Line(broken_at=4, mended_at=5), dataclasses.replace(LOOP, on_bad_loss="skip"), tmp_path)
     assert "line: not logged: [Errno 28] No space left on device" in capsys.readouterr().err
 

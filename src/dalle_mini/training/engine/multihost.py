@@ -1,4 +1,7 @@
-"""What the processes of a run must decide alike: one that saves while another goes on would wait for it for ever."""
+"""Decisions that all processes of a run must take alike.
+
+A process that saves while another one trains on would wait for it for ever. All processes must make each call.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,6 @@ def end_together(problem: UserError | None) -> None:
     """Raise what process 0 has met, in all processes: one that ends alone leaves the others waiting for it."""
     failed = problem is not None
     if jax.process_count() > 1:
-        import numpy as np
         from jax.experimental import multihost_utils
 
         failed = bool(multihost_utils.broadcast_one_to_all(np.int32(failed)))
@@ -62,11 +64,11 @@ def from_first_process(number: float) -> float:
     return float(np.asarray(multihost_utils.broadcast_one_to_all(halves)).view(np.float64)[0])
 
 
-class Votes:
-    """The largest of every process's wishes, the same in all of them at the same step.
+class RequestSync:
+    """The largest request of all processes, the same in each of them at the same step.
 
-    The wishes go through the devices' own queue, behind the train step, and are read a step later, when that step is
-    done anyway: nobody waits. A single process hears its own wishes at once.
+    Requests go through the devices' own queue, behind the train step, and are read a step later, when that step is
+    done anyway: nobody waits. A single process gets its own requests at once.
     """
 
     def __init__(self):
@@ -75,15 +77,15 @@ class Votes:
             devices = np.asarray(jax.devices())
             self._sharding = NamedSharding(Mesh(devices, "all"), PartitionSpec("all"))
             whole = NamedSharding(Mesh(devices, "all"), PartitionSpec())
-            self._largest = jax.jit(lambda wishes: wishes.max(axis=0), out_shardings=whole)
+            self._largest = jax.jit(lambda requests: requests.max(axis=0), out_shardings=whole)
             self._last: jax.Array | None = None
 
-    def __call__(self, *wishes: int) -> tuple[int, ...]:
-        """Call it once a step with this process's wishes, small numbers with 0 for none."""
+    def __call__(self, *requests: int) -> tuple[int, ...]:
+        """Call it once a step with this process's requests: small numbers, 0 for none."""
         if self._alone:
-            return wishes
-        row = np.asarray(wishes, np.int32)[None]
-        shape = (len(self._sharding.mesh.devices.flat), len(wishes))
+            return requests
+        row = np.asarray(requests, np.int32)[None]
+        shape = (len(self._sharding.mesh.devices.flat), len(requests))
         heard = self._last
         self._last = self._largest(jax.make_array_from_callback(shape, self._sharding, lambda _: row))
-        return (0,) * len(wishes) if heard is None else tuple(int(wish) for wish in np.asarray(heard))
+        return (0,) * len(requests) if heard is None else tuple(int(request) for request in np.asarray(heard))

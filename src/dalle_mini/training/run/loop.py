@@ -1,10 +1,10 @@
-"""The loop that every trainer shares, read top to bottom.
+"""The loop that every trainer shares: one class, `Run`, with a method for each phase.
 
-The batch of a step and the key of a step are functions of (seed, step) alone. So a checkpoint needs no iterator state,
-and a run that was killed continues as if it had not been, to the bit, on the same devices.
+The batch and the key of a step are functions of (seed, step) alone. So a checkpoint needs no iterator state, and a run
+that was killed continues to the bit as if it had not been, on the same devices.
 
-    OUT/config.json      what the run was started with (`resume.py`)
-        log.jsonl ...    what it says of itself (`tracking.py`)
+    OUT/config.json      the settings that the run was started with (`folder.py`)
+        log.jsonl ...    its numbers and images (`tracking/tracker.py`)
         checkpoints/     `checkpoint.py`
         final/           the weights, at the end
 
@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import json
 import logging
 import math
 import time
@@ -28,36 +27,27 @@ from typing import Any
 
 import jax
 
-from dalle_mini.errors import UserError, listed
-from dalle_mini.runtime import files
-from dalle_mini.runtime.parsing import json_lines
+from dalle_mini.errors import UserError
 from dalle_mini.training.config.sections import LoopConfig, MeshConfig, TrackingConfig
 from dalle_mini.training.engine.flops import Work
-from dalle_mini.training.engine.multihost import Votes, first_process_does, from_first_process
+from dalle_mini.training.engine.multihost import first_process_does, from_first_process
 from dalle_mini.training.engine.sharding import make_mesh
 from dalle_mini.training.engine.step import step_program
 from dalle_mini.training.engine.trainer import StepProgram, Trainer, TrainState
-from dalle_mini.training.records import LOG, BadBatch, read_log, samples_folder
+from dalle_mini.training.records import LOG, read_log, samples_folder
+from dalle_mini.training.run.callbacks import Callback, CheckEvaluation, NoteSaved, TrackRun
 from dalle_mini.training.run.checkpoint import Checkpoints
 from dalle_mini.training.run.final import not_the_best, write_final
-from dalle_mini.training.run.folder import RUN, alone_in, as_json, check_here, check_not_lost, note_saved, open_run
+from dalle_mini.training.run.folder import RUN, alone_in, as_json, check_here, check_not_lost, open_run
+from dalle_mini.training.run.loss_monitor import BadLoss, LossMonitor
 from dalle_mini.training.run.ownership import Claim
 from dalle_mini.training.run.preemption import INTERRUPTED, Preempted, listening
+from dalle_mini.training.run.stop_requests import StopRequested, StopRequests
 from dalle_mini.training.tracking.tracker import Tracker
 
 AHEAD = 2  # batches made and sent to the devices before their step
-MOST_LEFT_OUT = 20  # updates in a row, under on_bad_loss=skip: it will not get better by itself
-BAD_BATCHES = "bad_batches.jsonl"
 
 logger = logging.getLogger("dalle_mini")
-
-
-class BadLoss(UserError):
-    """The loss, or what the update makes of the parameters, ended the run: in every process at the same step."""
-
-
-class _Asked(Exception):
-    """The run was asked to stop while it evaluated."""
 
 
 def run(
@@ -73,210 +63,280 @@ def run(
     sampler: Any = None,
     settings: dict[str, Any] | None = None,
 ) -> TrainState:
-    """Train into the folder `out`, continuing what is there; at the end the weights are in `out/final`.
+    """Train into the folder `out`, or continue the run there. At the end the weights are in `out/final`.
 
     Args:
         trainer: what to train, and on what.
         loop, mesh: how long, how often what, and over which devices.
         resume: "auto" continues a run that is there, "never" refuses to.
         allow_changes: continue it even with settings that change what is learned; they are written down.
-        tracking, work: see `tracking.Tracker`.
-        sampler: `samples.Sampler` or None, to draw pictures along the way.
+        tracking, work: see `tracking.tracker.Tracker`.
+        sampler: has `draw(parameters)`, which returns `tracking.samples.Sample`s; None draws nothing.
         settings: further sections for `config.json`.
-    Raises UserError where something the user gave is wrong, or the loss is (`loop.on_bad_loss`); `Preempted` (exit code
-    75) after SIGTERM, SIGHUP or a cloud's notice, and KeyboardInterrupt after Ctrl-C, with everything saved.
+
+    Raises:
+        UserError: something the user gave is wrong, or the loss is (`loop.on_bad_loss`).
+        Preempted: SIGTERM, SIGHUP or a cloud's notice came, and everything is saved; exit code 75.
+        KeyboardInterrupt: Ctrl-C came, and everything is saved.
     """
     check_here(out)
-    out = Path(out)
-    place = loop.checkpoints or out / "checkpoints"
-    mesh = mesh or MeshConfig()
-    program = step_program(trainer, loop, mesh, make_mesh(mesh))
-    config = {
-        "trainer": trainer.name,
-        "loop": dataclasses.asdict(loop),
-        "mesh": dataclasses.asdict(mesh),
-        **(settings or {}),
-        **trainer.settings(),
-    }
-    config = as_json(config)
-    if trainer.optimizer.warmup_steps > loop.steps:
-        logger.warning(
-            "training.optimizer.warmup_steps %d are more than loop.steps %d: the learning rate stays below its height",
-            *(trainer.optimizer.warmup_steps, loop.steps),
-        )
     with contextlib.ExitStack() as until_the_end:
-        until_the_end.enter_context(alone_in(out, place))
-        claim = Claim(out, place)
-        config[RUN] = claim.run
-        write_down = open_run(out, config, place, resume=resume, allow_changes=allow_changes)
+        one = Run(trainer, loop, Path(out), mesh or MeshConfig(), sampler, settings or {})
+        one.restore(until_the_end, resume, allow_changes, tracking, work)
+        one.train()
+        one.finish()
+    return one.state
+
+
+class Run:
+    """A run in this process, from its last checkpoint to its end: `restore`, then `train`, then `finish`.
+
+    Attributes:
+        state: after the last update.
+        start: the step that this process began at.
+        saved: the step that this process saved last; 0 is none.
+        callbacks: the objects that watch the run.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        loop: LoopConfig,
+        out: Path,
+        mesh: MeshConfig,
+        sampler: Any = None,
+        settings: dict[str, Any] | None = None,
+    ):
+        self.trainer, self.loop, self.out, self.sampler = trainer, loop, out, sampler
+        self.place = loop.checkpoints or out / "checkpoints"
+        self.program = step_program(trainer, loop, mesh, make_mesh(mesh))
+        sections = {"trainer": trainer.name, "loop": dataclasses.asdict(loop), "mesh": dataclasses.asdict(mesh)}
+        self.config = as_json({**sections, **(settings or {}), **trainer.settings()})
+        self.start = self.saved = 0
+        self._rate = _Rate(loop.batch_size)
+        self._key_of = jax.jit(
+            lambda step: jax.random.fold_in(jax.random.key(loop.seed), step), out_shardings=self.program.key.sharding
+        )
+        if trainer.optimizer.warmup_steps > loop.steps:
+            logger.warning(
+                "training.optimizer.warmup_steps %d are more than loop.steps %d: the learning rate stays below its "
+                "height",
+                *(trainer.optimizer.warmup_steps, loop.steps),
+            )
+
+    def restore(
+        self,
+        until_the_end: contextlib.ExitStack,
+        resume: str,
+        allow_changes: bool,
+        tracking: TrackingConfig | None,
+        work: Work | None,
+    ) -> None:
+        """Take the folders, and the state of the newest whole checkpoint; a new run's state where there is none.
+
+        Nothing is written over before it is certain that the run may go on there.
+        """
+        out, loop = self.out, self.loop
+        until_the_end.enter_context(alone_in(out, self.place))
+        self.claim = Claim(out, self.place)
+        self.config[RUN] = self.claim.run
+        write_down = open_run(out, self.config, self.place, resume=resume, allow_changes=allow_changes)
         notice = until_the_end.enter_context(listening(loop.grace_seconds))
         notice.has_work = jax.process_count() > 1  # the others may have
-        checkpoints = until_the_end.enter_context(Checkpoints(place, loop.keep, loop.keep_hours, claim))
-        found = checkpoints.restore(program.state)
+        self.checkpoints = until_the_end.enter_context(Checkpoints(self.place, loop.keep, loop.keep_hours, self.claim))
+        found = self.checkpoints.restore(self.program.state)
         if found is None:
-            check_not_lost(out, checkpoints.folder, allow_changes=allow_changes)
-            state, record = program.init(jax.random.fold_in(jax.random.key(loop.seed), 0xD0)), {}
+            check_not_lost(out, self.checkpoints.folder, allow_changes=allow_changes)
+            begin = jax.random.fold_in(jax.random.key(loop.seed), 0xD0)
+            self.state, record = self.program.init(begin), {}
         else:
-            state, record = found
-        start = record.get("step", 0)
+            self.state, record = found
+        self.start = record.get("step", 0)
         if "ended_by" in record and loop.on_bad_loss == "stop":
-            raise UserError(f"{out}: the run was ended at step {start}: {record['ended_by']}")
-        claim.take()
+            raise UserError(f"{out}: the run was ended at step {self.start}: {record['ended_by']}")
+        self.claim.take()
         write_down()
-        first_process_does(lambda: _kept(trainer, out))
+        first_process_does(self._keep_companions)
         begins_again = found is None and bool(read_log(out / LOG))
-        tracker = Tracker(out, config, loop.steps, start, trainer.name, tracking, work)
-        until_the_end.push(lambda kind, *_: tracker.close(failed=kind is not None))
-        if start:
-            beyond = f", which is beyond loop.steps={loop.steps}: nothing is left to do" if start > loop.steps else ""
-            tracker.say(f"continuing from step {start}{beyond}")
-        elif begins_again:
-            tracker.say(f"no checkpoint in {place}: beginning again at step 0")
-        for step in checkpoints.steps:  # of one that was saved before there was time for its evaluation, the log tells
-            logged = _logged_loss(out, step)  # which all processes ask for, whatever they know
-            if step not in checkpoints.eval_losses:
-                checkpoints.evaluated(step, logged)
-        no_numbers: list[str] = []  # of the last evaluation
-        look = _Overseer(trainer, loop, out, tracker)
-        key_of = jax.jit(
-            lambda step: jax.random.fold_in(jax.random.key(loop.seed), step), out_shardings=program.key.sharding
-        )
-
-        votes, unseen = Votes(), deque()  # unseen: (step, metrics) that may still be under way
-        stop = written = owed = 0  # the exit code that is due; the step of the last save; whether another one is due
-
-        def evaluate(done: int, is_evaluated: bool = False, is_drawn: bool = False) -> float:
-            """Evaluate and sample what is due after `done` steps, and not done yet, log it and return the loss.
-
-            Asked to stop meanwhile, it leaves off: an evaluation may take longer than there is time for saving.
-            """
-            nonlocal stop
-            loss = math.nan
-            batches = itertools.count(1)
-
-            def go_on() -> None:
-                nonlocal stop, owed
-                stop, due = votes(notice.code, 0)
-                owed = owed or due
-                if stop:
-                    raise _Asked
-
-            def one_batch(*arguments: Any) -> Any:
-                go_on()
-                tracker.doing(f"evaluating, batch {next(batches)}")
-                return program.evaluate(*arguments)
-
-            try:
-                if _due(done, loop.eval_every, loop.steps) and not is_evaluated:
-                    watched = dataclasses.replace(program, evaluate=one_batch, check_stop=go_on)
-                    numbers = trainer.evaluate(watched, state, loop.batch_size // loop.accumulation)
-                    tracker.log(done, {f"eval_{name}": value for name, value in numbers.items()})
-                    no_numbers[:] = [f"eval_{name}" for name, value in numbers.items() if not math.isfinite(value)]
-                    loss = from_first_process(numbers.get("loss", math.nan))
-                if (
-                    sampler is not None
-                    and _due(done, loop.sample_every or loop.eval_every, loop.steps)
-                    and not is_drawn
-                ):
-                    go_on()
-                    tracker.doing("drawing")
-                    tracker.pictures(done, sampler.draw(state.weights))
-            except _Asked:
-                pass
-            tracker.report()
-            return loss
-
+        self.tracker = Tracker(out, self.config, loop.steps, self.start, self.trainer.name, tracking, work)
+        until_the_end.push(lambda kind, *_: self.tracker.close(failed=kind is not None))
+        self._tell_where_it_begins(begins_again)
+        for step in self.checkpoints.steps:  # the log tells the loss of one that was saved before it was evaluated
+            logged = _logged_loss(out, step)  # all processes ask for it, whatever they know
+            if step not in self.checkpoints.eval_losses:
+                self.checkpoints.evaluated(step, logged)
+        self.stops = StopRequests(notice, loop.checkpoint_minutes)
+        monitor = LossMonitor(self.trainer, loop, out, self.tracker)
+        self.callbacks: list[Callback] = [monitor, NoteSaved(out), TrackRun(self.tracker), CheckEvaluation()]
         if not record.get("evaluated", True):  # there was no time for it, or for all of it, when it was asked to stop
-            checkpoints.evaluated(start, evaluate(start, *_evaluated_and_drawn(out, start)))
-        window_at, window_step, saved_at = time.monotonic(), start, time.monotonic()
+            self.checkpoints.evaluated(self.start, self.evaluate(self.start, *_evaluated_and_drawn(out, self.start)))
+        self.stops.restart_clock()
 
-        def is_whole(step: int) -> None:
-            note_saved(out, step, checkpoints.folder)
-            tracker.checkpoint(step, checkpoints.folder / str(step))
-
-        def save(done: int, loss: float = math.nan, **more: Any) -> None:
-            nonlocal written
-            record = {
-                "seed": loop.seed,
-                "batch_size": loop.batch_size,
-                "processes": jax.process_count(),
-                "mesh": dict(program.mesh.shape),
-                "config": config,
-            }
-            if written:
-                checkpoints.wait()  # as the next save would
-                is_whole(written)
-            checkpoints.save(done, state, record | more, None if math.isnan(loss) else loss)
-            written = done
-
-        for step, batch in _prefetched(trainer, program, start, start if stop else loop.steps):
-            if isinstance(batch, UserError):  # what of the data is wrong; the steps before it shall not be lost
-                if jax.process_count() == 1 and step > max(written, start):
-                    save(step)
-                    checkpoints.wait()
+    def train(self) -> None:
+        """All updates that are left; saved at the last one. Where it is asked to stop, it returns after that save."""
+        self._rate.restart(self.start)
+        for step, batch in _prefetched(
+            self.trainer, self.program, self.start, self.start if self.stops.code else self.loop.steps
+        ):
+            if isinstance(batch, UserError):  # the data cannot be read; the steps before it shall not be lost
+                if jax.process_count() == 1 and step > max(self.saved, self.start):
+                    self.save(step)
+                    self.checkpoints.wait()
                 raise batch
-            with jax.transfer_guard("disallow"):  # what should be on the devices is
-                state, metrics = program.step(state, batch, key_of(state.step))
-            done, notice.has_work = step + 1, True
-            unseen.append((done, metrics))
-
-            # Only process 0 has a clock, and every process the same ears.
-            time_to_save = jax.process_index() == 0 and time.monotonic() - saved_at > 60 * loop.checkpoint_minutes
-            saved_at = time.monotonic() if time_to_save else saved_at
-            stop, due = votes(notice.code, int(time_to_save))
-            due, owed = due or owed, 0
-            log = _due(done, loop.log_every, loop.steps)
-            pause = _due(done, loop.eval_every, loop.steps) or _due(done, loop.sample_every, loop.steps)
-            if step == start and not log:  # compiling is no part of the speed
-                jax.block_until_ready(metrics)
-                window_at, window_step = time.monotonic(), done
-
-            # The step before is waited for while this one runs; before its state is used, this one too.
-            while len(unseen) > (0 if log or pause or stop or due else 1):
-                try:
-                    look(*unseen.popleft())
-                except BadLoss as error:
-                    save(done, ended_by=str(error), evaluated=not pause)
-                    checkpoints.wait()
-                    raise
-            if log:
-                numbers = {name: float(value) for name, value in metrics.items() if name != "bad"}
-                tracker.log(done, numbers, (done - window_step) * loop.batch_size / (time.monotonic() - window_at))
-                window_at, window_step = time.monotonic(), done
-                checkpoints.check()
-            loss = math.nan
-            if pause and not stop:
-                loss = evaluate(done)
-                window_at, window_step = time.monotonic(), done
-            if due or stop or done == loop.steps or loss < min(checkpoints.eval_losses.values(), default=math.inf):
-                save(done, loss, evaluated=not (pause and stop))
-            if stop:
+            self.train_step(step, batch)
+            if self.stops.code:
                 break
-        checkpoints.wait()
-        if written:
-            is_whole(written)
-        if stop:
-            reason, done = notice.reason or "a notice to another process", written or start
-            notice.is_told = True
-            tracker.say(f"stopped by {reason}; step {done} is saved: run the same command again to continue")
-            if stop == INTERRUPTED:
-                raise KeyboardInterrupt
-            raise Preempted(reason, done)
-        claim.check()
-        write_final(trainer, state, out / "final")
-        tracker.checkpoint(loop.steps, out / "final", "model")
-        if look.in_a_row:
-            tracker.say(f"WARNING: the last {look.in_a_row} updates were left out; {out / BAD_BATCHES} has them")
-        if no_numbers:
-            tracker.say(f"WARNING: {listed(no_numbers)} of the last evaluation is no number: look before you use it")
-        if warning := not_the_best(checkpoints.eval_losses, max(start, loop.steps), out / "final", checkpoints.folder):
-            tracker.say(warning)
-        tracker.say(f"done: {out / 'final'}")
-    return state
+        self._wait_until_saved()
+
+    def train_step(self, step: int, batch: Any) -> None:
+        """One update, and whatever is due after it: the log, an evaluation, images, a checkpoint."""
+        loop, done = self.loop, step + 1
+        with jax.transfer_guard("disallow"):  # everything that it needs is on the devices
+            self.state, metrics = self.program.step(self.state, batch, self._key_of(self.state.step))
+        self.stops.notice.has_work = True
+        save = self.stops.save_is_due()
+        log = _due(done, loop.log_every, loop.steps)
+        pause = _due(done, loop.eval_every, loop.steps) or _due(done, loop.sample_every, loop.steps)
+        if step == self.start and not log:  # compiling is no part of the speed
+            jax.block_until_ready(metrics)
+            self._rate.restart(done)
+        try:
+            for callback in self.callbacks:
+                callback.updated(done, metrics, bool(log or pause or save or self.stops.code))
+        except BadLoss as error:
+            self.save(done, ended_by=str(error), evaluated=not pause)
+            self.checkpoints.wait()
+            raise
+        if log:
+            numbers = {name: float(value) for name, value in metrics.items() if name != "bad"}
+            speed = self._rate.pictures_per_second(done)
+            for callback in self.callbacks:
+                callback.logged(done, numbers, speed)
+            self._rate.restart(done)
+            self.checkpoints.check()
+        loss = math.nan
+        if pause and not self.stops.code:
+            loss = self.evaluate(done)
+            self._rate.restart(done)
+        is_best = loss < min(self.checkpoints.eval_losses.values(), default=math.inf)
+        if save or self.stops.code or done == loop.steps or is_best:
+            self.save(done, loss, evaluated=not (pause and self.stops.code))
+
+    def evaluate(self, done: int, is_evaluated: bool = False, is_drawn: bool = False) -> float:
+        """Evaluate and draw what is due after `done` updates, and return the loss; NaN where it is not known.
+
+        If the run is asked to stop meanwhile, leave the rest out, so that the grace period is left for the checkpoint.
+
+        Args:
+            is_evaluated, is_drawn: an earlier process has done that at this step.
+        """
+        loop, loss = self.loop, math.nan
+        try:
+            if _due(done, loop.eval_every, loop.steps) and not is_evaluated:
+                numbers = self.trainer.evaluate(self._interruptible(), self.state, loop.batch_size // loop.accumulation)
+                for callback in self.callbacks:
+                    callback.evaluated(done, numbers)
+                loss = from_first_process(numbers.get("loss", math.nan))
+            is_due = _due(done, loop.sample_every or loop.eval_every, loop.steps)
+            if self.sampler is not None and is_due and not is_drawn:
+                self.stops.check()
+                self.tracker.doing("drawing")
+                samples = self.sampler.draw(self.state.weights)
+                for callback in self.callbacks:
+                    callback.drawn(done, samples)
+        except StopRequested:
+            pass
+        self.tracker.report()
+        return loss
+
+    def save(self, done: int, loss: float = math.nan, **more: Any) -> None:
+        """Begin to save the state after `done` updates; the save before it is on disk by then.
+
+        Args:
+            loss: of an evaluation of this state; NaN where there was none.
+            more: for the checkpoint's record.
+        """
+        record = {
+            "seed": self.loop.seed,
+            "batch_size": self.loop.batch_size,
+            "processes": jax.process_count(),
+            "mesh": dict(self.program.mesh.shape),
+            "config": self.config,
+        }
+        self._wait_until_saved()  # as the next save would
+        self.checkpoints.save(done, self.state, record | more, None if math.isnan(loss) else loss)
+        self.saved = done
+
+    def _wait_until_saved(self) -> None:
+        self.checkpoints.wait()
+        if self.saved:
+            for callback in self.callbacks:
+                callback.saved(self.saved, self.checkpoints.folder / str(self.saved))
+
+    def finish(self) -> None:
+        """Write the weights into `out/final`; or raise Preempted or KeyboardInterrupt where the run was stopped."""
+        if self.stops.code:
+            self._leave()
+        self.claim.check()
+        loop, final = self.loop, self.out / "final"
+        write_final(self.trainer, self.state, final)
+        warnings = [callback.finished(loop.steps, final) for callback in self.callbacks]
+        losses, last = self.checkpoints.eval_losses, max(self.start, loop.steps)
+        for warning in (*warnings, not_the_best(losses, last, final, self.checkpoints.folder)):
+            if warning:
+                self.tracker.say(warning)
+        self.tracker.say(f"done: {final}")
+
+    def _leave(self) -> None:
+        notice = self.stops.notice
+        reason, done = notice.reason or "a notice to another process", self.saved or self.start
+        notice.is_told = True
+        self.tracker.say(f"stopped by {reason}; step {done} is saved: run the same command again to continue")
+        if self.stops.code == INTERRUPTED:
+            raise KeyboardInterrupt
+        raise Preempted(reason, done)
+
+    def _tell_where_it_begins(self, begins_again: bool) -> None:
+        start, steps = self.start, self.loop.steps
+        if start:
+            beyond = f", which is beyond loop.steps={steps}: nothing is left to do" if start > steps else ""
+            self.tracker.say(f"continuing from step {start}{beyond}")
+        elif begins_again:
+            self.tracker.say(f"no checkpoint in {self.place}: beginning again at step 0")
+
+    def _interruptible(self) -> StepProgram:
+        """The program for an evaluation, which raises StopRequested between two batches."""
+        batches = itertools.count(1)
+
+        def one_batch(*arguments: Any) -> Any:
+            self.stops.check()
+            self.tracker.doing(f"evaluating, batch {next(batches)}")
+            return self.program.evaluate(*arguments)
+
+        return dataclasses.replace(self.program, evaluate=one_batch, check_stop=self.stops.check)
+
+    def _keep_companions(self) -> None:
+        try:
+            self.trainer.keep(self.out)
+        except OSError as error:
+            raise UserError(f"{self.out}: cannot write there ({error.strerror or error})") from error
+
+
+class _Rate:
+    """Images a second, since it was last restarted."""
+
+    def __init__(self, batch_size: int):
+        self.batch_size = batch_size
+
+    def restart(self, done: int) -> None:
+        self._at, self._done = time.monotonic(), done
+
+    def pictures_per_second(self, done: int) -> float:
+        return (done - self._done) * self.batch_size / (time.monotonic() - self._at)
 
 
 def _evaluated_and_drawn(out: Path, step: int) -> tuple[bool, bool]:
-    """Whether the first process's folder has an evaluation and pictures of that step."""
+    """Whether the first process's folder has an evaluation and images of that step."""
     names = (name for record in read_log(out / LOG) if record["step"] == step for name in record)
     found = any(name.startswith("eval_") for name in names), samples_folder(out, step).is_dir()
     evaluated, drawn = (bool(from_first_process(float(one))) for one in found)
@@ -284,16 +344,9 @@ def _evaluated_and_drawn(out: Path, step: int) -> tuple[bool, bool]:
 
 
 def _logged_loss(out: Path, step: int) -> float:
-    """Of an evaluation, as the first process's log has it; not a number where it has none."""
+    """The evaluation loss of a step in the first process's log; NaN where it has none."""
     found = [record.get("eval_loss") for record in read_log(out / LOG) if record["step"] == step]
     return from_first_process(next((loss for loss in reversed(found) if loss is not None), math.nan))
-
-
-def _kept(trainer: Trainer, out: Path) -> None:
-    try:
-        trainer.keep(out)
-    except OSError as error:
-        raise UserError(f"{out}: cannot write there ({error.strerror or error})") from error
 
 
 def _due(done: int, every: int, steps: int) -> bool:
@@ -301,7 +354,7 @@ def _due(done: int, every: int, steps: int) -> bool:
 
 
 def _prefetched(trainer: Trainer, program: StepProgram, start: int, stop: int) -> Iterator[tuple[int, Any]]:
-    """(step, its batch on the devices, or what is wrong with it), made in a thread while the devices work on others."""
+    """(step, its batch on the devices or the UserError that it raised), made in a thread while the devices work."""
     with ThreadPoolExecutor(max_workers=1) as pool:
         ahead: deque = deque()
         try:
@@ -315,48 +368,3 @@ def _prefetched(trainer: Trainer, program: StepProgram, start: int, stop: int) -
                 yield step, batch
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-
-
-class _Overseer:
-    """Looks at a step's loss when it is there, and ends the run or says what was left out of it."""
-
-    def __init__(self, trainer: Trainer, loop: LoopConfig, out: Path, tracker: Tracker):
-        self.trainer, self.loop, self.out, self.tracker = trainer, loop, out, tracker
-        self.in_a_row = 0
-
-    def __call__(self, done: int, metrics: dict[str, jax.Array]) -> None:
-        if not float(metrics["bad"]):  # waits for the device
-            self.in_a_row = 0
-            return
-        self.in_a_row += 1
-        rows = list(map(str, self.trainer.rows(done - 1)))
-        first_process_does(lambda: self.tracker.write(lambda: self._note(done, metrics, rows)))
-        what = f"{self._complaint(metrics)} at step {done}" + (f", on {listed(rows)}" if rows else "")
-        where = f"{self.out / BAD_BATCHES} has the batch's keys" if rows else f"see {self.out / BAD_BATCHES}"
-        if self.loop.on_bad_loss == "stop":
-            raise BadLoss(
-                f"{self.trainer.name}: {what} ({where}): start anew in another folder, with a lower "
-                "training.optimizer.learning_rate or more training.optimizer.warmup_steps, or continue with "
-                "loop.on_bad_loss=skip, which leaves such updates out"
-            )
-        self.tracker.say(f"{what}: its update is left out ({where})")
-        if self.in_a_row >= MOST_LEFT_OUT:
-            raise BadLoss(f"{self.trainer.name}: {self.in_a_row} updates in a row had to be left out, the last: {what}")
-
-    def _complaint(self, metrics: dict[str, jax.Array]) -> str:
-        loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
-        if not math.isfinite(loss):
-            return f"the loss is {loss}"
-        if not math.isfinite(norm):
-            return f"the gradient's norm is {norm}"
-        if not math.isfinite(float(metrics["param_norm"])):
-            return f"the update makes the parameters' norm {float(metrics['param_norm'])}"
-        return f"the loss of {loss:.4g} is more than {self.loop.spike:g} times the mean of those before"
-
-    def _note(self, done: int, metrics: dict[str, jax.Array], rows: list[str]) -> None:
-        """One line a step, however often a resumed run comes by."""
-        path = self.out / BAD_BATCHES
-        lines = [line for found, line in json_lines(path, BadBatch) if found.step < done] if path.exists() else []
-        loss, norm = (repr(float(metrics[name])) for name in ("loss", "grad_norm"))
-        line = json.dumps({"step": done, "loss": loss, "grad_norm": norm, "rows": rows})
-        files.write_whole(path, b"".join([*lines, line.encode(), b"\n"]))
