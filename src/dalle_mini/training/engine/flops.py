@@ -74,9 +74,9 @@ class Flops:
     """FLOPs of one picture.
 
     Attributes:
-        encoder, decoder, head: of the forward pass.
-        attention: of the products within attention (queries by keys, weights by values), part of the above.
-        closing: of each feed-forward's last product, part of the above.
+        encoder, decoder, head: the forward pass.
+        attention: the products within attention (queries by keys, weights by values), part of the above.
+        closing: each feed-forward's last product, part of the above.
     """
 
     encoder: int
@@ -91,11 +91,11 @@ class Flops:
 
     @property
     def training(self) -> int:
-        """Forward and backward, which is two products for each one of the forward pass. What MFU counts."""
+        """Forward and backward, which is two products for each one of the forward pass. MFU counts these."""
         return 3 * self.forward
 
     def executed(self, remat: str) -> int:
-        """What a step computes, with what it computes again: MFU does not count that, the chip's time does.
+        """All that a step computes, with what it computes again: MFU does not count that, the chip's time does.
 
         `full` computes the layers again but for each one's last product, whose value no gradient needs; `dots` keeps
         every product with weights and computes those within attention again.
@@ -123,12 +123,12 @@ def training_flops(config: DalleBartConfig, positions: int | None = None) -> int
 
 @dataclass(frozen=True)
 class Work:
-    """What a picture costs in training, for tokens/s and MFU.
+    """The cost of an image in training, for tokens/s and MFU.
 
     Attributes:
-        tokens_per_picture: of the caption and of the image.
+        tokens_per_picture: those of the caption and of the image.
         flops_per_picture: forward and backward, by formula, without what remat computes again.
-        peak_flops: of all devices together, in the type of the computation; None is looked up where it is known.
+        peak_flops: all devices together, in the type of the computation; None is looked up where it is known.
     """
 
     tokens_per_picture: int | None = None

@@ -1,4 +1,4 @@
-"""What chips can do and cost: the table behind MFU and `dalle-mini plan`.
+"""The rates and prices of chips: the table behind MFU and `dalle-mini plan`.
 
 Peaks and bandwidths are the makers': cloud.google.com/tpu/docs/v3, /v4, /v5e, /v5p, /v6e and NVIDIA's data sheets, read
 in November 2026; v2's and the link speeds of v2 and v3 are of "A Domain-Specific Supercomputer for Training Deep Neural
@@ -21,10 +21,10 @@ class Chip:
     """One chip. JAX sees `devices` of them (the two cores of a TPU v2 or v3 are devices of their own).
 
     Attributes:
-        kinds: what `jax.Device.device_kind` says.
+        kinds: names in `jax.Device.device_kind`.
         flops: peak FLOP/s of bfloat16 matrix products, dense, accumulating in float32.
-        hbm_bytes: memory that a program can have, all devices together. Of TPUs it is what the compiler (libtpu 0.0.42)
-            says is available, a little less than is built in.
+        hbm_bytes: memory that a program can have, all devices together. For TPUs the compiler (libtpu 0.0.42) says how
+            much is available, a little less than is built in.
         hbm_bandwidth: bytes/s.
         links, link_bandwidth: how many ways out there are to other chips, and bytes/s of each in one direction.
         wraps: sides of a slice from which on a TPU's links close into a ring, where they are a multiple of it.

@@ -20,7 +20,7 @@ from dalle_mini.training.config.sections import OptimizerConfig
 from dalle_mini.training.engine.sharding import stack_path
 from dalle_mini.weights.pretrained import flatten, unflatten
 
-# What `embeddings_only` trains: all that a new codebook changes.
+# The parameters that `embeddings_only` trains: all that a new codebook changes.
 EMBEDDINGS = re.compile(r"lm_head\.|decoder\.(embed_tokens|embed_positions|layernorm_embedding|final_ln)\.")
 
 
@@ -162,8 +162,10 @@ def trained_part(params: Mapping, config: OptimizerConfig, trained: re.Pattern |
     """The parameters that the optimizer moves, as a pure dict without the others.
 
     Args:
-        trained: which they are, by the begin of their paths; None is all.
-    Raises UserError where there are none: only DalleBart has embeddings to train alone.
+        trained: matches the begin of their paths; None is all.
+
+    Raises:
+        UserError: there are none. Only DalleBart has embeddings to train alone.
     """
     if config.embeddings_only:
         trained = EMBEDDINGS

@@ -52,11 +52,12 @@ HALF_WRITTEN = ".orbax-checkpoint-tmp"
 class Checkpoints:
     """The checkpoints of a run in `folder`, local or `gs://`. Saves are asynchronous: the next step goes on meanwhile.
 
-    Kept are the last `keep`, one for every `keep_hours` hours (0: none besides), and the one of the lowest evaluation
-    loss. In several processes all of them make every call, and `folder` must be one that all of them see. The `claim`
-    tells whose the folder is: what belongs to another run is neither restored nor pruned.
+    It keeps the last `keep` checkpoints, one for every `keep_hours` hours (0: none besides), and the one with the
+    lowest evaluation loss. In several processes all of them make every call, and `folder` must be one that all of them
+    see. The `claim` tells which run owns the folder: another run's checkpoints are neither restored nor pruned.
 
-    Raises UserError where the folder cannot be written, or is another one in another process, or another run's.
+    Raises:
+        UserError: the folder cannot be written, another process sees another folder, or it is another run's.
     """
 
     def __init__(
@@ -84,13 +85,14 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """Of the checkpoints there are, whole or not, in order."""
+        """The steps of the checkpoints that are there, whole or not, in order."""
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: Any, record: dict[str, Any], eval_loss: float | None = None) -> None:
-        """Save what `state` is now, in the background; `record` is JSON to keep beside it.
+        """Save `state` as it is now, in the background; `record` is JSON to keep beside it.
 
-        Raises UserError where this save or the one before it fails; what was saved earlier stays as it is.
+        Raises:
+            UserError: this save or the one before it failed. Earlier checkpoints stay as they are.
         """
         if step in self.steps:
             return
@@ -108,15 +110,17 @@ class Checkpoints:
             self._manager.save(step, args=args)
 
     def evaluated(self, step: int, loss: float | None) -> None:
-        """The evaluation loss of a checkpoint, which may come to be known after it was saved."""
+        """Note the evaluation loss of a checkpoint, which may have been saved before it was known."""
         if loss is not None and math.isfinite(loss):
             self.eval_losses[step] = loss
 
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
         """The newest checkpoint that is whole, in the structure and shardings of `like`, and its record; or None.
 
-        Newer ones that are damaged are named and put aside. Raises UserError where all are damaged, or where the newest
-        whole one has other arrays, shapes or types than `like`.
+        Newer ones that are damaged are named and put aside.
+
+        Raises:
+            UserError: all are damaged, or the newest whole one has other arrays, shapes or types than `like`.
         """
         wanted = flatten(like)
         arrays, record, damaged = newest_whole(self.folder, self.steps, wanted, set(wanted))
@@ -135,7 +139,7 @@ class Checkpoints:
             self._manager.check_for_errors()
 
     def wait(self) -> None:
-        """Until the last save is on disk. Raises UserError if it has failed."""
+        """Wait until the last save is on disk. Raises UserError if it has failed."""
         with self._in_one_line():
             self._manager.wait_until_finished()
 
@@ -166,10 +170,10 @@ class Checkpoints:
             raise UserError(f"{self.folder}: cannot write there ({short_reason(error)})") from error
 
     def _remember(self, step: int) -> str | None:
-        """The evaluation loss of a checkpoint that is there; returns the id of the run that saved it, if it has one."""
+        """Note the evaluation loss of a checkpoint that is there. Returns the id of the run that saved it, or None."""
         try:
             record = read_record(self.folder / str(step))
-        except (Damaged, Unreadable):  # which `restore` tells
+        except (Damaged, Unreadable):  # `restore` reports it
             return None
         self.evaluated(step, record["eval_loss"])
         return (record.get("config") or {}).get("run")
@@ -219,13 +223,16 @@ class _Lowest:
 
 
 def restore_parameters(folder: str | epath.PathLike, like: Any) -> Any:
-    """Only the parameters, for fine-tuning: of the newest whole checkpoint of the run in `folder`, shaped as `like`.
+    """The parameters alone, for fine-tuning, from the newest whole checkpoint of a run.
 
-    Where the run keeps a running mean of them, that: it is what was evaluated, and what the run ends with.
+    If the run keeps a running mean of its parameters, the mean: the run evaluates it, and ends with it.
 
-    `folder` is a run's, its `checkpoints`, or one checkpoint. `like` holds arrays or `jax.ShapeDtypeStruct`s; their
-    shardings are those of the result. Raises UserError where there is no whole checkpoint, or its parameters are
-    others.
+    Args:
+        folder: a run's folder, its `checkpoints`, or one checkpoint.
+        like: arrays or `jax.ShapeDtypeStruct`s; the result has their shapes, types and shardings.
+
+    Raises:
+        UserError: there is no whole checkpoint, or its parameters are others.
     """
     folder, steps = _checkpoints_of(folder)
     leaves = (_newest_record(folder, steps) or {}).get("leaves", ())
@@ -244,7 +251,7 @@ def holds_checkpoints(folder: str | epath.PathLike) -> bool:
 
 
 def recorded_config(folder: str | epath.PathLike) -> dict[str, Any] | None:
-    """The `config` of the newest record that can be read, or None; `folder` is as of `restore_parameters`."""
+    """The `config` of the newest record that can be read, or None; `folder` as in `restore_parameters`."""
     return (_newest_record(*_checkpoints_of(folder)) or {}).get("config")
 
 
@@ -260,7 +267,7 @@ def _newest_record(folder: epath.Path, steps: list[int]) -> dict[str, Any] | Non
 
 
 def _checkpoints_of(folder: str | epath.PathLike) -> tuple[epath.Path, list[int]]:
-    """The folder that holds checkpoints and their steps, of a run, of its `checkpoints`, or of one checkpoint."""
+    """The folder that holds the checkpoints, and their steps; `folder` as in `restore_parameters`."""
     folder = _path(folder)
     if (folder / RECORD).exists():
         if not folder.name.isdigit() and not is_address(folder):
@@ -273,7 +280,7 @@ def _checkpoints_of(folder: str | epath.PathLike) -> tuple[epath.Path, list[int]
 
 
 def _path(folder: str | epath.PathLike) -> epath.Path:
-    """As Orbax wants it: absolute."""
+    """An absolute path, as Orbax wants it."""
     return epath.Path(local(os.fspath(folder)))
 
 

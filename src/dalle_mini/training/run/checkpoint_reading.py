@@ -1,7 +1,7 @@
-"""One checkpoint, read: damaged, or not to be read now, or its arrays to the bit.
+"""Reads one checkpoint: the result is its arrays to the bit, or that it is damaged, or that it cannot be read now.
 
-Nothing is used before its checksums, shapes and types are those of the record. What is damaged is named and passed
-over; what may be whole (no permission, no memory, no network) ends the run instead, in all processes alike.
+Nothing is used before its checksums, shapes and types are those of the record. A damaged checkpoint is named and passed
+over. One that may be whole (no permission, no memory, no network) ends the run instead, in all processes alike.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ Arrays = dict[str, jax.Array]  # by name: "params/encoder/layers/fc1/kernel"
 
 
 class Damaged(Exception):
-    """A checkpoint that is not what was written."""
+    """The checkpoint has other content than was written."""
 
 
 class Unreadable(Exception):
-    """A checkpoint that may be whole, and cannot be read now: no permission, no memory, no network."""
+    """The checkpoint may be whole, and cannot be read now: no permission, no memory, no network."""
 
 
-# Of the system's errors and of TensorStore's, which have no types of their own.
+# Words in the system's errors and in TensorStore's, which have no types of their own.
 HINDRANCES = (
     *("PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"),
     *map(os.strerror, (errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)),
@@ -61,8 +61,14 @@ def newest_whole(
 ) -> tuple[Arrays | None, dict[str, Any], list[int]]:
     """(the wanted arrays of the newest checkpoint that is whole in every process, its record, damaged newer ones).
 
-    `among` are the names that it must have and no others; None asks for the wanted ones only, whatever else there is.
-    None for the arrays where there are no checkpoints; UserError where there are, but none is whole.
+    The arrays are None where there are no checkpoints.
+
+    Args:
+        among: the names that the checkpoint must have, and no others; None allows any besides the wanted ones.
+        advice: for the user, where it does not fit.
+
+    Raises:
+        UserError: there are checkpoints but none is whole, one cannot be read now, or it does not fit.
     """
     damaged: dict[int, str] = {}
     for step in sorted(steps, reverse=True):
@@ -112,7 +118,7 @@ def _read_together(path: epath.Path, read: Callable[[], Any]) -> tuple[Any, str]
 
 
 def _hindrance(error: BaseException) -> str | None:
-    """Why what raised it cannot be read now, where the checkpoint may be whole."""
+    """Why the checkpoint cannot be read now, in words, if `error` means that it may be whole; else None."""
     for one in (error, error.__cause__, error.__context__):
         is_one = isinstance(one, (MemoryError, ConnectionError, TimeoutError))
         if is_one or any(text in str(one) for text in HINDRANCES):
@@ -122,7 +128,7 @@ def _hindrance(error: BaseException) -> str | None:
 
 
 def read_record(path: epath.Path) -> dict[str, Any]:
-    """What is kept beside the arrays of the checkpoint at `path`. Raises Damaged, or Unreadable."""
+    """The record beside the arrays of the checkpoint at `path`. Raises Damaged, or Unreadable."""
     try:
         found = check(parse_json(_bytes(path / RECORD / "metadata")), dict[str, Any])
         if found["sha256"] != digest(found["body"]):
@@ -167,7 +173,7 @@ def _read(path: epath.Path, wanted: Arrays) -> Arrays:
         if not absent:
             return {name: arrays[name] for name in wanted}
         reason = f"{listed(absent, 3)}: not in it"
-    except Exception as error:  # what Orbax and TensorStore raise on a damaged file is any of many types
+    except Exception as error:  # on a damaged file Orbax and TensorStore raise any of many types
         reason, hindrance = short_reason(error.__cause__ or error), _hindrance(error)
     else:
         hindrance = None

@@ -1,4 +1,4 @@
-"""The weights that a run ends with: `final`, and whether they are the best that it had."""
+"""Writes the weights that a run ends with, `final`, and tells whether an earlier checkpoint was better."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from dalle_mini.errors import UserError
 from dalle_mini.runtime import files
 from dalle_mini.training.engine.multihost import first_process_does
+from dalle_mini.training.engine.trainer import Trainer, TrainState
 
 
-def write_final(trainer: Any, state: Any, folder: Path) -> None:
-    """Have a `loop.Trainer` write its weights: whole or not at all, even where older ones are replaced.
+def write_final(trainer: Trainer, state: TrainState, folder: Path) -> None:
+    """Have the trainer write its weights: whole or not at all, even where older ones are replaced.
 
-    Raises UserError where they cannot be written.
+    Raises:
+        UserError: they cannot be written.
     """
     place = [folder]
 
@@ -26,7 +27,7 @@ def write_final(trainer: Any, state: Any, folder: Path) -> None:
     try:
         with contextlib.ExitStack() as until_written:
             first_process_does(begin)
-            trainer.export(state, place[-1])  # which the others only take part in
+            trainer.export(state, place[-1])  # the others only take part in gathering
             first_process_does(until_written.close)
     except (OSError, UserError) as error:
         raise UserError(
@@ -40,7 +41,7 @@ def not_the_best(losses: Mapping[int, float], last: int, final: Path, checkpoint
 
     Args:
         losses: the evaluation losses of the checkpoints there are, by step; the last step may have none.
-        last: the step that `final` is of.
+        last: the step of `final`.
         final, checkpoints: the folders.
     """
     best = min(losses, key=losses.__getitem__, default=last)

@@ -1,4 +1,7 @@
-"""A run's folder, and what may be done with it: `config.json` holds everything that the run was started with."""
+"""A run's folder: who holds it, and whether the run there may be continued.
+
+`config.json` holds all settings that the run was started with.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ PATIENCE = 5.0  # seconds that another process in the folder has for its end
 
 logger = logging.getLogger("dalle_mini")
 
-# What changes when things are done, or where, but not what is learned. Whole sections, or single settings.
+# Settings that change when things are done, or where, but not what is learned. Whole sections, or single settings.
 MAY_CHANGE = {
     RUN,
     "mesh",
@@ -73,8 +76,11 @@ def check_here(out: str | Path) -> None:
 def started_with(out: str | Path, checkpoints: str | Path | None = None) -> dict[str, Any] | None:
     """The settings that the run in `out` was started with, or last changed to; None where there is no run.
 
-    Where `config.json` is gone or damaged but there are checkpoints (a new machine, and they are in a bucket; a power
-    cut), their record says. Raises UserError where that cannot be read either.
+    If `config.json` is gone or damaged but there are checkpoints (a new machine, and they are in a bucket; a power
+    cut), their record has them.
+
+    Raises:
+        UserError: that record cannot be read either.
     """
     path = Path(out) / CONFIG
     damage = None
@@ -96,8 +102,10 @@ def alone_in(out: Path, checkpoints: str | Path | None = None) -> Iterator[None]
     """Hold a run's folder, and that of its checkpoints where it is on a disk, while the block runs, in process 0.
 
     Two runs in them would spoil each other's files. The lock is on the folder itself, and goes with the process. A
-    block within a block holds it already; of a new run what was made for it and stays empty is removed. Raises
-    UserError where another process has one.
+    block within a block holds it already. Folders that were made for the block and stay empty are removed.
+
+    Raises:
+        UserError: another process holds one of the folders.
     """
     is_there = out.exists()
     with _alone(out), contextlib.ExitStack() as stack:
@@ -120,7 +128,7 @@ def _alone(out: Path, *, stays: bool = False) -> Iterator[None]:
             out.mkdir(parents=True, exist_ok=True)
             held.append(os.open(out, os.O_RDONLY))
         except OSError:
-            return  # which `open_run` tells about
+            return  # `open_run` reports it
         last = time.monotonic() + PATIENCE  # one that was killed may still be giving back its memory
         while True:
             try:
@@ -155,9 +163,10 @@ _HELD: set[str] = set()  # the folders that this process has, without links
 
 @contextlib.contextmanager
 def alone_in_run(out: Path, checkpoints: str | Path, resume: str) -> Iterator[None]:
-    """`alone_in`, for a run that may be continued or begun there.
+    """`alone_in`, once it is known that the run may be continued or begun there: before data are fetched or made.
 
-    So that this is known before data are fetched and made in the folder. Raises UserError where it may not.
+    Raises:
+        UserError: it may not, or another process holds the folder.
     """
     check_here(out)
     with alone_in(out, checkpoints):
@@ -178,14 +187,16 @@ def open_run(
     A difference that would alter what is learned is refused by name; with `allow_changes` it is written down instead,
     under `changes` of `config.json`. In several processes, the first one looks and writes.
 
-    Returns what writes it down, all processes together: to be called once the checkpoint turned out to fit it. A new
-    run's is written at once.
+    Returns a function that writes it down. All processes call it together, once the checkpoint turned out to fit. A
+    new run's settings are written at once.
 
     Args:
         config: plain JSON, in sections.
         checkpoints: where they are, if not in `out`.
         resume: "auto" continues what is there, "never" refuses a folder that holds a run.
-    Raises UserError where the run must not be continued, or the folder cannot be written.
+
+    Raises:
+        UserError: the run must not be continued, or the folder cannot be written.
     """
     config, path, pending = as_json(config), Path(out) / CONFIG, []
 
@@ -203,7 +214,7 @@ def open_run(
 
 
 def refuse_if_there(out: str | Path, found: dict[str, Any] | None, resume: str) -> None:
-    """Raises UserError where there is a run, as of `started_with`, and `resume` is "never"."""
+    """Raises UserError where `started_with` has found a run, and `resume` is "never"."""
     check_choice("resume", resume, RESUME)
     if found is not None and resume == "never":
         raise UserError(f"{out}: there is a run in it already; continue it with resume=auto, or choose another folder")
@@ -212,7 +223,7 @@ def refuse_if_there(out: str | Path, found: dict[str, Any] | None, resume: str) 
 def note_saved(out: Path, step: int, checkpoints: str | os.PathLike) -> None:
     """Write down that the checkpoint of `step` is whole, in the first process."""
     if jax.process_index() == 0:
-        with contextlib.suppress(UserError):  # a full disk; the checkpoint itself is what matters
+        with contextlib.suppress(UserError):  # a full disk; only the checkpoint itself matters
             files.write_whole(
                 out / SAVED, json.dumps({"step": step, "checkpoints": without_secrets(str(checkpoints))}) + "\n"
             )
@@ -244,20 +255,20 @@ def check_not_lost(out: Path, checkpoints: str | os.PathLike, *, allow_changes: 
 
 
 def as_json(config: dict[str, Any]) -> dict[str, Any]:
-    """As it comes back from a file: tuples are lists, and addresses are without what lets others in."""
+    """`config` as it comes back from a file: tuples are lists, and addresses have no passwords or keys."""
     return hidden(json.loads(json.dumps(config, default=str)))
 
 
 def _continued(
     path: Path, where: str | Path, config: dict[str, Any], found: dict[str, Any], allow_changes: bool
 ) -> dict[str, Any] | None:
-    """What is to be written down of a run that was `found` in `where` and goes on; None: it stands there."""
+    """The settings to write down for a run that was `found` in `where` and goes on; None where they stand there."""
     history, as_it_stands = found.pop("changes", []), found
     found = hidden(found)  # as it was written before
-    if found.get("data") is None:  # a run from before the data was recorded
+    if found.get("data") is None:  # an earlier version did not record the data
         config.pop("data", None)
     changed = dict(differences(found, config))
-    if not changed:  # what may change is written down too, for those who continue the run without naming it
+    if not changed:  # settings that may change are written down too, for those who continue without naming them
         more = {"changes": history} if history else {}
         return None if as_it_stands == config and _is_whole(path) else config | more
     if not allow_changes:
@@ -275,7 +286,7 @@ def _continued(
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
-    """(name, (old value, new value)) of each setting that is another one and may not change on the way."""
+    """(name, (old value, new value)) for each setting that differs and may not change on the way."""
     for name in sorted({*old, *new}):
         a, b, path = old.get(name), new.get(name), f"{prefix}{name}"
         if path in MAY_CHANGE or a == b or _is_same_place(a, b) or (path == "data" and _unnamed(a) == _unnamed(b)):
@@ -296,7 +307,7 @@ def _is_same_place(old: Any, new: Any) -> bool:
 
 
 def _unnamed(data: Any) -> Any:
-    """A record of data without what its sources were called: `sources` tells where they lie, digests what they are."""
+    """A record of data without the names of its sources: `sources` has their places, and digests tell their content."""
     if isinstance(data, dict):
         return {k: _unnamed(v) for k, v in data.items() if not (k == "source" and isinstance(v, str))}
     return [_unnamed(one) for one in data] if isinstance(data, list) else data
@@ -308,7 +319,7 @@ def _short(value: Any) -> str:
 
 
 def read_settings(path: Path) -> dict[str, Any] | None:
-    """What a `config.json` holds; None where there is none. Raises OSError or ValueError where it cannot be read."""
+    """The content of a `config.json`; None where there is none. Raises OSError or ValueError if it cannot be read."""
     try:
         found = check(parse_json(files.read_bytes(path, limits().json_bytes)), RunSettings)
     except (FileNotFoundError, NotADirectoryError):

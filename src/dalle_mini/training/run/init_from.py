@@ -1,8 +1,8 @@
-"""What a run starts from: `training.init_from`, a model, or another run of which the parameters are taken.
+"""Reads the model or the run that a new run starts from: `training.init_from`.
 
 A model is a folder, a repository or a bundle, as everywhere. A run is its folder, its `checkpoints` (local or in a
-bucket), or one checkpoint: what its record says of model, tokenizer and VQGAN holds for the parameters too. A run of
-which only `final` is left is that model.
+bucket), or one checkpoint; its record also tells the model, the tokenizer and the VQGAN. If only `final` is left of a
+run, that is the model.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def start_weights(source: str) -> str | Path:
 def loaded_parameters(network: type, config: Any, source: str | None) -> dict[str, Any] | None:
     """The parameters of the model in `source`, as a pure dict; None where there is no source.
 
-    Raises UserError where that one has other parameters than `config` describes.
+    Raises:
+        UserError: it has other parameters than `config` describes.
     """
     if source is None:
         return None
@@ -58,7 +59,7 @@ def loaded_parameters(network: type, config: Any, source: str | None) -> dict[st
 
 
 def start_tokenizer(source: str) -> str | None:
-    """Where the tokenizer is that goes with the parameters, and its list of words; None where a run does not say."""
+    """Where the tokenizer of the parameters is, with its list of words; None where a run does not say."""
     run = _run(source)
     if run is None:
         return _model(source)
@@ -80,7 +81,7 @@ def beside_checkpoints(source: str) -> Path | None:
 
 
 def start_vqgan(source: str) -> str | None:
-    """The VQGAN that goes with the parameters: of a bundle, or the one that a run was told of."""
+    """Where the VQGAN of the parameters is: in the bundle, or where a run's settings name it; None: not known."""
     run = _run(source)
     if run is None:
         return source if has_part("vqgan", source) else None
@@ -92,8 +93,8 @@ def start_vqgan(source: str) -> str | None:
 def start_tokens(source: str) -> tuple[str, ...] | None:
     """The identities (`models.fingerprint`) of the VQGAN whose tokens the model draws with; None where nothing tells.
 
-    It has two where a bundle holds a copy that was rounded to another type. What tells them: the run's record, the file
-    beside weights that were trained here, or the VQGAN in the same bundle.
+    It has two where a bundle holds a copy that was rounded to another type. They come from the run's record, from the
+    file beside weights that were trained here, or from the VQGAN in the same bundle.
     """
     run = _run(source)
     if run is not None:
@@ -109,7 +110,7 @@ def start_tokens(source: str) -> tuple[str, ...] | None:
 
 
 def _run(source: str) -> dict[str, Any] | None:
-    """What the run was started with, where the source is one with checkpoints."""
+    """The settings of a run with checkpoints; None where the source is none."""
     if not holds_checkpoints(source):
         return None
     found = recorded_config(source)
@@ -119,7 +120,7 @@ def _run(source: str) -> dict[str, Any] | None:
 
 
 def _model(source: str) -> str:
-    """The source itself, or the weights that a run ended with."""
+    """The source itself; or the weights that a run ended with, where it is a run's folder."""
     folder = Path(source)
     ended = (folder / FINAL / CONFIG).is_file() and not (folder / "dalle" / CONFIG).is_file()
     return str(folder / FINAL) if ended else source

@@ -1,4 +1,4 @@
-"""What Orbax, asyncio below it and a bucket's client print by themselves: passed over where it is raised as well."""
+"""Silences messages of Orbax, of asyncio below it and of a bucket's client about errors that are raised as well."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ sys.unraisablehook = _unraisable_but_of_writes
 
 @contextlib.contextmanager
 def quiet_reading() -> Iterator[None]:
-    """Where one array cannot be read, the others' reads end nowhere, and asyncio would print a page about each."""
+    """Silence asyncio: where one array cannot be read, it would print a page about each other read under way."""
     logger, hook = logging.getLogger("asyncio"), sys.unraisablehook
     before, logger.disabled, sys.unraisablehook = logger.disabled, True, lambda _: None
     try:

@@ -1,4 +1,6 @@
-"""Whose a folder of checkpoints is: one run's. Two in it would prune each other's, and end with each other's weights.
+"""A folder of checkpoints belongs to one run.
+
+Two runs in it would prune each other's checkpoints, and end with each other's weights.
 
 A run has an id, in its `config.json` and in the record of each checkpoint. The folder of its checkpoints has it too:
 
@@ -33,13 +35,14 @@ class Claim:
 
     Args:
         out: the run's folder.
-        folder: of the checkpoints, local or in a bucket.
+        folder: the checkpoints' folder, local or in a bucket.
 
     Attributes:
         run: the run's id: the one it has, or a new one; in the first process alone. One that was begun by an earlier
             version, without an id, gets one now.
 
-    Raises UserError where the folder is another run's.
+    Raises:
+        UserError: the folder is another run's.
     """
 
     def __init__(self, out: Path, folder: str | os.PathLike):
@@ -49,7 +52,7 @@ class Claim:
         first_process_does(self._look)
 
     def take(self) -> None:
-        """Write into the folder whose it is. Raises UserError where another run has, since this was made."""
+        """Write into the folder that it is this run's. Raises UserError where another run has done so meanwhile."""
 
         def take() -> None:
             self._check()
@@ -68,7 +71,7 @@ class Claim:
         first_process_does(self._check)
 
     def check_saved(self, runs: Mapping[int, str | None]) -> None:
-        """Raises UserError where a checkpoint is another run's. `runs` are by steps; None is of an earlier version."""
+        """Raises UserError where a checkpoint is another run's. `runs` are ids by steps; earlier versions had none."""
 
         def look() -> None:
             for step, run in runs.items():
@@ -134,7 +137,7 @@ class Claim:
             raise UserError(f"{self._file}: cannot be read ({reason(error)})") from error
 
     def _write(self, data: bytes, *, new: bool) -> None:
-        """Raises FileExistsError where it is `new` and there: of two runs that begin at once, one has the folder."""
+        """Raises FileExistsError where it is `new` and there: if two runs begin at once, one gets the folder."""
         try:
             if not self._is_local:
                 files, path = self._place()
@@ -156,7 +159,7 @@ class Claim:
 
 
 def _owner(claim: bytes | None) -> dict[str, Any]:
-    """What a folder's claim says; nothing where there is none, or a power cut has left it half-written."""
+    """The content of a folder's claim; empty where there is none, or a power cut has left it half-written."""
     try:
         found = json.loads(claim or b"{}")
         return found if isinstance(found[RUN], str) else {}

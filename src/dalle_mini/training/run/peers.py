@@ -1,9 +1,9 @@
-"""Another process of `jax.distributed` that went away: one line that names it, and exit code 75.
+"""Ends this process with one line and exit code 75 when another process of `jax.distributed` went away.
 
-Who is killed tells nobody. The others learn it from the coordination service when it has heard nothing for `heartbeat`
-seconds, or at once where it was process 0, which runs that service. XLA then calls abort() in a thread of its own
-(exit code 134); its callback for Python cannot be used, as it ends in a `std::bad_cast`. So the signal of that abort is
-handled here. An abort while all processes are heard is another fault, and stays one.
+A killed process tells nobody. The others learn it from the coordination service when it has heard nothing for
+`heartbeat` seconds, or at once where it was process 0, which runs that service. XLA then calls abort() in a thread of
+its own (exit code 134); its callback for Python cannot be used, as it ends in a `std::bad_cast`. So the signal of that
+abort is handled here. An abort while all processes are heard is another fault, and stays one.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def watch(heartbeat: float) -> None:
 
 @contextlib.contextmanager
 def ended_with_the_others() -> Iterator[None]:
-    """Where a call failed in the block because a process went away, wait until that is known, and is how it ends.
+    """Where a call failed in the block because a process went away, wait until that is known and ends this process.
 
     A collective fails as soon as a connection breaks, before anybody can tell why.
     """
@@ -63,7 +63,7 @@ class Peers:
     """The processes of a run, as this one hears of them.
 
     Args:
-        client: of the coordination service.
+        client: the coordination service's.
         process, count: this one's number, and how many there are.
         heartbeat: seconds of silence after which the service gives up a process.
     """
@@ -90,7 +90,7 @@ class Peers:
                 self._heard[number] = told, time.monotonic()
 
     def gone(self) -> list[str]:
-        """Those that are not heard any more, in words."""
+        """The processes that are not heard any more, in words."""
         long_ago = time.monotonic() - self.heartbeat / 2
         silent = [number for number, (_, when) in self._heard.items() if when < long_ago]
         if not silent and self._process and not self._service_answers():
