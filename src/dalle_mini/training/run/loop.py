@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -45,6 +45,9 @@ from dalle_mini.training.run.preemption import INTERRUPTED, Preempted, listening
 from dalle_mini.training.run.stop_requests import StopRequested, StopRequests
 from dalle_mini.training.tracking.tracker import Tracker
 
+if TYPE_CHECKING:
+    from dalle_mini.training.tracking.samples import Sampler
+
 AHEAD = 2  # batches made and sent to the devices before their step
 
 logger = logging.getLogger("dalle_mini")
@@ -60,7 +63,7 @@ def run(
     allow_changes: bool = False,
     tracking: TrackingConfig | None = None,
     work: Work | None = None,
-    sampler: Any = None,
+    sampler: Sampler | None = None,
     settings: dict[str, Any] | None = None,
 ) -> TrainState:
     """Train into the folder `out`, or continue the run there. At the end the weights are in `out/final`.
@@ -71,7 +74,7 @@ def run(
         resume: "auto" continues a run that is there, "never" refuses to.
         allow_changes: continue it even with settings that change what is learned; they are written down.
         tracking, work: see `tracking.tracker.Tracker`.
-        sampler: has `draw(parameters)`, which returns `tracking.samples.Sample`s; None draws nothing.
+        sampler: draws images along the way; None draws nothing.
         settings: further sections for `config.json`.
 
     Raises:
@@ -104,11 +107,11 @@ class Run:
         loop: LoopConfig,
         out: Path,
         mesh: MeshConfig,
-        sampler: Any = None,
+        sampler: Sampler | None = None,
         settings: dict[str, Any] | None = None,
     ):
         self.trainer, self.loop, self.out, self.sampler = trainer, loop, out, sampler
-        self.place = loop.checkpoints or out / "checkpoints"
+        self.place = loop.checkpoints_in(out)
         self.program = step_program(trainer, loop, mesh, make_mesh(mesh))
         sections = {"trainer": trainer.name, "loop": dataclasses.asdict(loop), "mesh": dataclasses.asdict(mesh)}
         self.config = as_json({**sections, **(settings or {}), **trainer.settings()})
