@@ -34,8 +34,7 @@ def export_checkpoint(source: str, folder: Path) -> None:
     task = TASKS.get(found.get("trainer"))
     if task is None:
         raise UserError(f"{source}: no checkpoint there has a record that tells what network it is of")
-    settings = config_file.build(task.training, found["training"])
-    config = getattr(settings, "network", settings.model)
+    config = config_file.build(task.training, found["training"]).network
     graphdef, _ = task.network.shapes(config)
     nnx.merge(graphdef, loaded_parameters(task.network, config, source)).save_pretrained(folder)
     beside = beside_checkpoints(source) if task.has_text else None

@@ -120,7 +120,10 @@ class CLIPTraining:
 
     @property
     def network(self) -> CLIPConfig:
-        """`model`, with a bias where the loss needs one: temperature and bias then begin as in SigLIP."""
+        """The config of the weights that a run ends with.
+
+        It is `model`, with a bias where the loss needs one: temperature and bias then begin as in SigLIP.
+        """
         if self.loss == "softmax" or self.model.logit_bias_init_value is not None:
             return self.model
         return dataclasses.replace(self.model, logit_scale_init_value=SIGLIP_SCALE, logit_bias_init_value=SIGLIP_BIAS)

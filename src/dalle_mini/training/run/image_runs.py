@@ -49,7 +49,7 @@ def _model_of_run(start: str, part: str, training: type) -> Any:
         recorded = config_file.build(training, found["training"])
     except (TypeError, AttributeError, KeyError, UserError):
         raise problem from None
-    return getattr(recorded, "network", recorded.model)
+    return recorded.network
 
 
 def open_data(data: ImageData, size: int, out: Path, *, captions: bool, seed: int) -> tuple[ImageSource, ImageSource]:

@@ -82,6 +82,11 @@ class Seq2SeqTraining:
         if self.positions is not None and not 1 <= self.positions <= self.model.image_length:
             raise UserError(f"training.positions {self.positions}: 1 to {self.model.image_length}, a picture's tokens")
 
+    @property
+    def network(self) -> DalleBartConfig:
+        """The config of the weights that a run ends with."""
+        return self.model
+
 
 class Batches(Protocol):
     """Batches of tokenised rows, as `data.tokens.batches.TokenBatches` makes them.

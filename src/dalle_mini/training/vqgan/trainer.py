@@ -114,6 +114,11 @@ class VQGANTraining:
         check_most("training", self, **dict.fromkeys((*weights, "revive_below", "entropy_temperature"), LARGEST))
 
     @property
+    def network(self) -> VQGANConfig:
+        """The config of the weights that a run ends with."""
+        return self.model
+
+    @property
     def side(self) -> int:
         """The side of the images that are trained on, pixels."""
         return self.model.resolution if self.crop is None else self.crop
