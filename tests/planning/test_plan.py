@@ -85,7 +85,7 @@ def test_nothing_fits():
     assert 1 in measure.asked
 
 
-def test_the_largest_batch_keeps_pieces_and_mesh():
+def test_the_largest_batch_keeps_microbatches_and_mesh():
     @dataclasses.dataclass(frozen=True)
     class Loop:
         batch_size: int = 96
@@ -166,7 +166,7 @@ def test_gpus_are_estimated(config):
     assert found.keys() >= KEYS
     assert found["fits"] and found["estimated"] and "an estimate" in done.stdout
     assert found["mesh"] == {"data": 4, "model": 2} and found["pictures_per_device"] == 4
-    # Weights are gathered in each of the 2 pieces, a layer at a time, and never the activations.
+    # Weights are gathered in each of the 2 microbatches, a layer at a time, and never the activations.
     gathers = [one for one in found["collectives"] if one["op"] == "all-gather" and one["group"] == 4]
     assert sum(one["count"] for one in gathers) >= 2 * (2 + 3)
     kept = found["parameters"] * 4 / 2**30
@@ -286,7 +286,7 @@ def test_what_does_not_fit_a_tpu_is_an_answer(config):
 @needs_libtpu
 @pytest.mark.parametrize(("name", "batch"), [("mini-2021", 3584), ("mega", 512)])
 def test_the_recipes_fit_a_v3_8(name, batch):
-    """mini at 56 a core in 8 pieces, and mega; weights travel in bfloat16 and activations not at all."""
+    """mini at 56 a core in 8 microbatches, and mega; weights travel in bfloat16 and activations not at all."""
     config = Path(__file__).parents[2] / "tools" / "train" / "configs" / f"{name}.yaml"
     done = command(config, "--topology", "v3-8", "--json", f"loop.batch_size={batch}")
     assert done.returncode == 0, done.stderr[-2000:]

@@ -75,7 +75,7 @@ def describe(plan: Any, run: Any) -> Iterator[str]:
     """The lines of a plan."""
     data, model = plan.mesh
     training = run.training
-    microbatches = f" in each of {plan.accumulation} pieces" if plan.accumulation > 1 else ""
+    microbatches = f" in each of {plan.accumulation} microbatches" if plan.accumulation > 1 else ""
     split = "parameters split over all" if run.mesh.fsdp else "parameters whole on each row" if data > 1 else "no split"
     optimizer = f"{training.optimizer.name}, {training.dtype}, remat {training.remat}"
     yield f"{plan.parameters / 1e6:,.1f} M parameters, {optimizer}"

@@ -11,7 +11,7 @@ from dalle_mini.runtime.paths import expanded
 
 RESUME = ("auto", "never")
 ADVICE = (
-    "take a batch in more pieces (loop.accumulation), keep less for the gradient (training.remat=full), split layers "
+    "use more microbatches (loop.accumulation), keep less for the gradient (training.remat=full), split layers "
     "over devices (mesh.model), or ask `dalle-mini plan CONFIG --topology ... --max-batch` what fits"
 )
 
