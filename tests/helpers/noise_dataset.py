@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
@@ -90,6 +91,7 @@ class NoiseDataset:
     free: int = PARTS  # parts from this one on are held until the file `gate` is there
     gate: str = "/nowhere"
     seed: int = 0
+    sparse_columns: ClassVar[bool] = False
 
     def origin(self):
         return {"kind": "noise", "seed": self.seed}

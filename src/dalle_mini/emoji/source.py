@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from dalle_mini.data.encode.filters import Filters
 from dalle_mini.data.sources.example import Example
@@ -53,6 +53,7 @@ class EmojiSource:
     images: EmojiImages
     rows: int
     made_from: Mapping[str, Any] = field(default_factory=dict)
+    sparse_columns: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.rows <= len(self.images):

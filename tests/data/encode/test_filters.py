@@ -164,7 +164,7 @@ def test_options_that_make_no_sense(options, message):
 
 
 class Dataset:
-    name, size = "dataset", None
+    name, size, sparse_columns = "dataset", None, False
 
     def __init__(self, *examples):
         self.all = examples

@@ -172,14 +172,13 @@ def check_where(filters: Filters, source: Source) -> None:
     if filters.where is None:
         return
     wanted, known, read = set(where.columns(filters.where)), set(), 0
-    is_sparse = getattr(source, "sparse_columns", False)
     for part in source.parts()[:8]:
         for example in islice(part.examples(), PEEKED):
             known |= example.columns.keys()
             read += 1
-        if known >= wanted or (known and not is_sparse):
+        if known >= wanted or (known and not source.sparse_columns):
             break
-    if not (known and is_sparse):
+    if not (known and source.sparse_columns):
         where.check_columns(filters.where, known)
     for name in sorted(wanted - known):
         logger.warning(

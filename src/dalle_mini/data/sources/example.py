@@ -46,8 +46,11 @@ class Part(Protocol):
 class Source(Protocol):
     """A dataset of captioned images. Parts and their order depend on the dataset alone.
 
-    One whose examples may have columns that others lack, as they have no schema, says so by `sparse_columns = True`.
+    Attributes:
+        sparse_columns: whether an example may have columns that others lack, as there is no schema.
     """
+
+    sparse_columns: bool
 
     def origin(self) -> dict[str, Any]:
         """Flat JSON that tells this dataset from others. It is kept with everything that is made of the dataset."""

@@ -51,6 +51,8 @@ class Address:
 class HuggingFace:
     """One split of a data set. A part is a shard of one that is streamed, or some thousand rows of one that is here."""
 
+    sparse_columns = False
+
     def __init__(
         self,
         spec: str,

@@ -37,6 +37,8 @@ MOST_LOST = 1_000_000  # rows that are counted as damaged in one place, which ma
 class ParquetFiles:
     """Parquet files. A part is some row groups of one, or a file where there are many."""
 
+    sparse_columns = False
+
     def __init__(
         self,
         spec: str,
