@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
@@ -60,9 +60,20 @@ class Block(NamedTuple):
     seen: int  # examples that were read for it
 
 
+class Cropper(Protocol):
+    """Makes crops of an example. It is pickled, for it works in other processes."""
+
+    @property
+    def resolution(self) -> int:
+        """Pixels of a crop's side, S."""
+
+    def __call__(self, position: int, example: Example) -> Rejected | list[tuple[Row, np.ndarray]]:
+        """The crops of the example at this position of its part, each uint8 [S, S, 3], or why there are none."""
+
+
 @dataclass(frozen=True)
 class Preparation:
-    """How an example becomes crops. It is pickled: it works in another process.
+    """The `Cropper` of `encode`.
 
     Attributes:
         resolution: pixels of a crop's side.
@@ -145,7 +156,7 @@ def random_crop(image: Image.Image, size: int, seed: int, key: str, n: int) -> n
 
 def blocks(
     part: Part,
-    preparation: Preparation,
+    preparation: Cropper,
     batch_size: int,
     new_batch: Callable[[], np.ndarray],
     skip: frozenset[int] = frozenset(),

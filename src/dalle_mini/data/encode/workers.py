@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dalle_mini.data.encode.crops import Block, Preparation, blocks
+from dalle_mini.data.encode.crops import Block, Cropper, blocks
 from dalle_mini.data.sources.example import Part
 from dalle_mini.errors import UserError
 from dalle_mini.runtime.memory import shortage, told
@@ -80,7 +80,7 @@ class Readers:
     """
 
     def __init__(
-        self, parts: Sequence[tuple[int, Part]], preparation: Preparation, batch_size: int, processes: int
+        self, parts: Sequence[tuple[int, Part]], preparation: Cropper, batch_size: int, processes: int
     ) -> None:
         self._preparation, self._batch_size = preparation, batch_size
         self._parts, self._todo = dict(parts), deque(number for number, _ in parts)
@@ -174,7 +174,7 @@ class Readers:
 
 
 @contextlib.contextmanager
-def read_here(parts: Sequence[tuple[int, Part]], preparation: Preparation, batch_size: int) -> Iterator[Iterator[Read]]:
+def read_here(parts: Sequence[tuple[int, Part]], preparation: Cropper, batch_size: int) -> Iterator[Iterator[Read]]:
     """As `Readers`, but in this process: nothing to start, and one thing at a time."""
     shape = (batch_size, preparation.resolution, preparation.resolution, 3)
 
@@ -187,7 +187,7 @@ def read_here(parts: Sequence[tuple[int, Part]], preparation: Preparation, batch
     yield read()
 
 
-def _work(connection: Connection, memory, place, preparation: Preparation, batch_size: int) -> None:
+def _work(connection: Connection, memory, place, preparation: Cropper, batch_size: int) -> None:
     """The process: reads the parts that it is told of, until its pipe closes."""
     for number in (signal.SIGINT, signal.SIGHUP):  # which a terminal sends to all: the parent ends us
         signal.signal(number, signal.SIG_IGN)

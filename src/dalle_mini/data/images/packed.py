@@ -26,7 +26,7 @@ import msgspec
 import numpy as np
 
 from dalle_mini.addresses import hidden
-from dalle_mini.data.encode.crops import Block, Preparation, Rejected
+from dalle_mini.data.encode.crops import Block, Preparation, Rejected, Row
 from dalle_mini.data.encode.filters import Filters
 from dalle_mini.data.encode.workers import Readers, Restart, read_here
 from dalle_mini.data.sources.example import Example, Source
@@ -46,7 +46,7 @@ logger = logging.getLogger("dalle_mini")
 
 @dataclass(frozen=True)
 class Packing:
-    """How an example becomes a row. It is pickled: it works in another process.
+    """The `Cropper` of packed images.
 
     Attributes:
         resolution: side of the pictures, pixels: the shortest side is resized to it, and the central square taken.
@@ -59,7 +59,7 @@ class Packing:
     max_aspect: float | None = 2.0
     captions: bool = True
 
-    def __call__(self, position: int, example: Example) -> Rejected | list[tuple[Any, np.ndarray]]:
+    def __call__(self, position: int, example: Example) -> Rejected | list[tuple[Row, np.ndarray]]:
         if not self.captions:
             example = dataclasses.replace(example, captions=(*example.captions, example.key, "picture"))
         least = 1 if self.captions else None
