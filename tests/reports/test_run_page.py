@@ -49,7 +49,7 @@ def out(tmp_path_factory):
         if step % 100 == 0:
             tracker.log(step, {"eval_loss": 9.5 - step / 50})
             pictures = [Image.new("RGB", (24, 24), (step % 256, 0, 0)), Image.new("RGB", (24, 24))]
-            tracker.pictures(
+            tracker.samples(
                 step,
                 [
                     Sample("a red & <b>round</b> apple", pictures, [20.25, 11.0], [1, 0], GenerationSettings(2)),

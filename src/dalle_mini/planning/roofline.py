@@ -49,7 +49,7 @@ class Bound:
     @property
     def limit(self) -> str:
         parts = {"arithmetic": self.compute, "memory traffic": self.hbm, "interconnect": self.interconnect}
-        return max(parts, key=parts.get)
+        return max(parts, key=lambda part: parts[part])
 
 
 def bound(work: Work, topology: Topology, *, images: int, flops_per_image: float) -> Bound:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from flax import nnx
 
@@ -31,10 +32,10 @@ def export_checkpoint(source: str, folder: Path) -> None:
         UserError: there is no whole checkpoint, or its record cannot be read.
     """
     found = recorded_config(source) or {}
-    task = TASKS.get(found.get("trainer"))
+    task = TASKS.get(found.get("trainer", ""))
     if task is None:
         raise UserError(f"{source}: no checkpoint there has a record that tells what network it is of")
-    config = config_file.build(task.training, found["training"]).network
+    config: Any = config_file.build(task.training, found["training"]).network
     graphdef, _ = task.network.shapes(config)
     nnx.merge(graphdef, loaded_parameters(task.network, config, source)).save_pretrained(folder)
     beside = beside_checkpoints(source) if task.has_text else None

@@ -29,6 +29,7 @@ from dalle_mini.training.seq2seq.trainer import Seq2SeqTrainer, Seq2SeqTraining
 from dalle_mini.training.tracking.samples import Sampler
 from dalle_mini.training.vqgan import run as vqgan
 from dalle_mini.training.vqgan.trainer import VQGANTrainer, VQGANTraining
+from dalle_mini.weights.pretrained import Pretrained
 
 DEFAULT = Seq2SeqTrainer.name  # the task of a YAML file that has no `network`
 CHECKPOINTS = "loop.checkpoints"
@@ -58,7 +59,7 @@ class Task:
 
     config: type
     training: type
-    network: type
+    network: type[Pretrained]
     build_run: Callable[[Mapping[str, Any], Sequence[str]], Any]
     prepare: Callable[[Any, Path], Any]
     sampler: Callable[[Any, Any], Sampler]
@@ -134,14 +135,14 @@ def recorded_run(out: Path, assignments: Sequence[str] = ()) -> Run:
             f"{out} holds no run to continue: name a CONFIG to start one, or say where its checkpoints are "
             f"({CHECKPOINTS}=...)"
         )
-    config = TASKS.get(found.get("trainer"), TASKS[DEFAULT]).config
+    config = TASKS.get(found.get("trainer", DEFAULT), TASKS[DEFAULT]).config
     names = {field.name for field in dataclasses.fields(config)}
     values = {name: found[name] for name in names & found.keys()} | {"data": found.get(SOURCES, {})}
     try:
         config_file.build(config, values)
     except UserError as error:
         raise UserError(f"{out}: its record is of another kind of run ({error}); name a CONFIG") from None
-    run = config_file.build(config, values, assignments)
+    run: Run = config_file.build(config, values, assignments)
     if hides(dataclasses.asdict(run.data)):
         raise UserError(f"{out}: its record does not keep what lets one in to its data: name their addresses again")
     return run

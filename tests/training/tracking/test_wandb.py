@@ -94,7 +94,7 @@ def wandb(monkeypatch):
 def test_what_is_sent(wandb, tmp_path):
     tracker = Tracker(tmp_path / "mini-2", {"loop": {"steps": 10}}, 10, label="seq2seq", tracking=ON)
     tracker.log(5, {"loss": 2.0, "grad_norm": float("nan")}, 8.0)
-    tracker.pictures(5, samples())
+    tracker.samples(5, samples())
     tracker.checkpoint(5, tmp_path / "mini-2" / "checkpoints" / "5")
     tracker.checkpoint(10, "gs://bucket/run/final", kind="model")
     tracker.close()
@@ -147,7 +147,7 @@ def test_a_failure_amid_a_run_is_said_once_and_ends_nothing(wandb, tmp_path, cap
     for step in (1, 2, 3):
         tracker.log(step, {"loss": 1.0})
         tracker.checkpoint(step, tmp_path)
-        tracker.pictures(step, samples())
+        tracker.samples(step, samples())
     tracker.close()
     err = capsys.readouterr().err
     assert err.count("wandb failed") == 1
@@ -188,7 +188,7 @@ def test_the_real_client_offline(tmp_path, monkeypatch, capfd):
     for start in (0, 1):
         tracker = Tracker(out, {"loop": {"steps": 2}}, 2, start, "seq2seq", ON)
         tracker.log(start + 1, {"loss": 2.0}, 8.0)
-        tracker.pictures(start + 1, samples())
+        tracker.samples(start + 1, samples())
         tracker.checkpoint(start + 1, weights)
         tracker.close()
     assert "wandb failed" not in capfd.readouterr().err

@@ -58,7 +58,7 @@ class TrackRun(Callback):
         self.tracker.log(done, {f"eval_{name}": value for name, value in numbers.items()})
 
     def drawn(self, done: int, samples: Sequence[Sample]) -> None:
-        self.tracker.pictures(done, samples)
+        self.tracker.samples(done, samples)
 
     def saved(self, step: int, folder: epath.Path) -> None:
         self.tracker.checkpoint(step, folder)

@@ -70,7 +70,7 @@ def write_samples(folder: Path, step: int, samples: Sequence[Sample]) -> None:
             small = sample.images[0].convert("RGB")
             small.thumbnail((THUMB, THUMB))
             small.save(beside / thumb, quality=85)
-            scores = sample.scores or [None] * len(sample.images)
+            scores: Sequence[float | None] = sample.scores or [None] * len(sample.images)
             images = [
                 {"candidate": candidate, "score": score}
                 for candidate, score in zip(sample.candidates, scores, strict=True)

@@ -29,6 +29,7 @@ from dalle_mini.training.records import append_record, drop_what_comes_after, sa
 
 if TYPE_CHECKING:
     from dalle_mini.training.tracking.samples import Sample
+    from dalle_mini.training.tracking.wandb import WandbRun
 
 # Fields that depend on the machine and the hour; all others are the same whenever the run is repeated.
 MEASURED = (
@@ -75,8 +76,10 @@ class Tracker:
         import jax
 
         self.out, self.config, self.steps, self.label = Path(out), dict(config or {}), steps, label
-        self._work, self._wandb, self._line = work or Work(), None, None
-        self._on, self._warned, self._closing = jax.process_index() == 0, set(), False
+        self._work, self._line = work or Work(), LiveLine(steps, label)
+        self._wandb: WandbRun | None = None
+        self._warned: set[str] = set()
+        self._on, self._closing = jax.process_index() == 0, False
         problem = None
         if self._on:
             try:
@@ -93,32 +96,31 @@ class Tracker:
             drop_what_comes_after(self.out, start_step)
         except OSError as error:
             raise UserError(f"{self.out}: cannot write there ({error.strerror or error})") from error
-        self._line = LiveLine(self.steps, self.label)
         if tracking is not None and tracking.wandb is not None:
             from dalle_mini.training.tracking.wandb import WandbRun
 
             self._wandb = WandbRun(self.out, tracking, self.config, self.label, resumed=start_step > 0, say=self.say)
 
-    def log(self, step: int, metrics: Mapping[str, float], pictures_per_second: float | None = None) -> None:
+    def log(self, step: int, metrics: Mapping[str, float], images_per_second: float | None = None) -> None:
         """Write a record after `step` updates. A record with a rate is one of training, and has speed and memory too.
 
         `reports/run_page.py` says which names share a chart on the page.
         """
         if not self._on:
             return
-        values = {name: float(value) for name, value in metrics.items()}
-        if pictures_per_second is not None:
-            values |= self._speed(pictures_per_second) | memory()
-        record = {"step": step, "time": round(time.time(), 1)}
+        values: dict[str, float | None] = {name: float(value) for name, value in metrics.items()}
+        if images_per_second is not None:
+            values |= self._speed(images_per_second) | memory()
+        record: dict[str, float | None] = {"step": step, "time": round(time.time(), 1)}
         record |= {
             name: value if value is not None and math.isfinite(value) else None for name, value in values.items()
         }
         self.write(lambda: append_record(self.out, record))
         if self._wandb is not None:
             self._wandb.log(record)
-        self._line.show(step, metrics, pictures_per_second)
+        self._line.show(step, metrics, images_per_second)
 
-    def pictures(self, step: int, samples: Sequence[Sample]) -> None:
+    def samples(self, step: int, samples: Sequence[Sample]) -> None:
         """Write a step's samples to `samples/<step>/`, and log them."""
         if not (self._on and samples):
             return
@@ -161,16 +163,15 @@ class Tracker:
         self.report()
         if self._wandb is not None:
             self._wandb.close(failed)
-        if self._line is not None:
-            self._line.close()
+        self._line.close()
 
-    def _speed(self, pictures_per_second: float) -> dict[str, float | None]:
-        speed = {"pictures_per_second": round(pictures_per_second, 2)}
+    def _speed(self, images_per_second: float) -> dict[str, float | None]:
+        speed: dict[str, float | None] = {"pictures_per_second": round(images_per_second, 2)}
         if self._work.tokens_per_picture is not None:
-            speed["tokens_per_second"] = round(pictures_per_second * self._work.tokens_per_picture, 1)
+            speed["tokens_per_second"] = round(images_per_second * self._work.tokens_per_picture, 1)
         if self._work.flops_per_picture is not None:
             peak = self._work.peak_flops
-            speed["mfu"] = None if peak is None else pictures_per_second * self._work.flops_per_picture / peak
+            speed["mfu"] = None if peak is None else images_per_second * self._work.flops_per_picture / peak
         return speed
 
     def write(self, action: Callable[[], Any]) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dalle_mini.training.tracking.samples import Sample
 
 IDENTITY = "wandb.json"
-COLUMNS = ["step", "prompt", "rank", "candidate", "picture", "score"]
+COLUMNS: list[str | int] = ["step", "prompt", "rank", "candidate", "picture", "score"]
 
 
 class WandbRun:
@@ -96,7 +96,7 @@ class WandbRun:
                 return
             table = self._wandb.Table(columns=COLUMNS)
             for sample in samples:
-                scores = sample.scores or [None] * len(sample.images)
+                scores: Sequence[float | None] = sample.scores or [None] * len(sample.images)
                 for rank, (image, candidate, score) in enumerate(
                     zip(sample.images, sample.candidates, scores, strict=True), 1
                 ):

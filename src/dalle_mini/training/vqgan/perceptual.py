@@ -79,12 +79,16 @@ def open_distance(config: PerceptualConfig) -> LPIPS | CLIPFeatures:
     """
     if config.kind == "clip":
         return CLIPFeatures.from_pretrained(config.clip)
-    for name, what in (("vgg", "torchvision's VGG16, vgg16-397923af.pth"), ("heads", "LPIPS' own weights, vgg.pth")):
-        if getattr(config, name) is None:
-            raise UserError(
-                f"training.perceptual.{name}: kind lpips needs the file of {what}; without it use kind: clip"
-            )
-    return LPIPS.from_files(config.vgg, config.heads)
+    return LPIPS.from_files(
+        _named("vgg", config.vgg, "torchvision's VGG16, vgg16-397923af.pth"),
+        _named("heads", config.heads, "LPIPS' own weights, vgg.pth"),
+    )
+
+
+def _named(name: str, path: str | None, what: str) -> str:
+    if path is None:
+        raise UserError(f"training.perceptual.{name}: kind lpips needs the file of {what}; without it use kind: clip")
+    return path
 
 
 class LPIPS:
@@ -100,7 +104,8 @@ class LPIPS:
     @classmethod
     def from_files(cls, vgg: str | Path, heads: str | Path) -> LPIPS:
         """Raises UserError where a file cannot be read, or lacks a weight, or has one of another shape."""
-        convs, channels = [], 3
+        convs: list[list[dict[str, np.ndarray]]] = []
+        channels = 3
         found = _read(vgg)
         for block, width in zip(VGG_BLOCKS, VGG_WIDTHS, strict=True):
             convs.append([])
