@@ -8,7 +8,8 @@ import pytest
 from dalle_mini.data.encode.encoders import Weights
 from dalle_mini.data.encode.job import encode
 from dalle_mini.errors import UserError
-from dalle_mini.runtime.folders import Busy, LocalFolder, open_output
+from dalle_mini.runtime.folders import LocalFolder, open_output
+from dalle_mini.runtime.locks import Busy
 from noise_dataset import NoiseDataset, content, make_vqgan, options
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from dalle_mini.commands.terminal import Parser, ending
 from dalle_mini.emoji.art import Emoji, find_font
 from dalle_mini.emoji.tidy import TWINS_APART, TidyScenes
 from dalle_mini.emoji.vocabulary import scene_emoji
+from dalle_mini.runtime.hashing import short_hash
 from dalle_mini.training.config.config_file import override
 from dalle_mini.training.run.loop import run
 from dalle_mini.training.run.preemption import Preemption
@@ -51,10 +51,6 @@ class Pictures:
             "emoji": short_hash(json.dumps(emoji).encode()),
             "font": short_hash(find_font().read_bytes()),
         }
-
-
-def short_hash(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def parser(description: str) -> Parser:

@@ -7,10 +7,11 @@ Run it again to continue after a kill.
 
 from dataclasses import dataclass, field
 
-from entry import SIZE, Pictures, main, short_hash
+from entry import SIZE, Pictures, main
 
 from dalle_mini.generation.ranking import PREPROCESSING
 from dalle_mini.models.config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
+from dalle_mini.runtime.hashing import short_hash
 from dalle_mini.text import CaptionTokenizer
 from dalle_mini.training.clip.trainer import CLIPTrainer, CLIPTraining
 from dalle_mini.training.config.sections import LoopConfig

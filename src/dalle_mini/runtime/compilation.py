@@ -1,7 +1,6 @@
 """Keeps compiled programs on disk, so that a second run of the command need not compile again."""
 
 import glob
-import hashlib
 import logging
 import os
 import platform
@@ -13,6 +12,7 @@ import jax
 import jaxlib
 import platformdirs
 
+from dalle_mini.runtime.hashing import short_hash
 from dalle_mini.runtime.private import Unsafe, make_private
 from dalle_mini.version import __version__
 
@@ -77,4 +77,4 @@ def _fingerprint() -> str:
         parts += sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})
     except OSError:
         pass
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    return short_hash("\n".join(parts))

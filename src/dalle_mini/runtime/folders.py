@@ -19,9 +19,6 @@ from pathlib import Path
 from dalle_mini.addresses import without_secrets
 from dalle_mini.errors import UserError
 from dalle_mini.runtime import files
-from dalle_mini.runtime.locks import Busy
-
-__all__ = ("Busy", "LocalFolder", "RemoteFolder", "open_output")
 
 WORK = ".work"
 

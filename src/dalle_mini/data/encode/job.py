@@ -29,7 +29,8 @@ from dalle_mini.data.encode.stage import Progress, missing_parts
 from dalle_mini.data.sources.example import Source
 from dalle_mini.data.tokens.shards import Manifest
 from dalle_mini.errors import UserError
-from dalle_mini.runtime.folders import Busy, LocalFolder, RemoteFolder, open_output
+from dalle_mini.runtime.folders import LocalFolder, RemoteFolder, open_output
+from dalle_mini.runtime.locks import Busy
 
 ENGINES = ("local", "ray")
 

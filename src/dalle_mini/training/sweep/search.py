@@ -11,7 +11,6 @@ checkpoints. Values may be added to a sweep in the same way.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import sys
 import time
@@ -26,6 +25,7 @@ from dalle_mini.reports.svg import number, scatter
 from dalle_mini.results.write import check_writable
 from dalle_mini.runtime.console import duration
 from dalle_mini.runtime.files import open_to_append, remove_leftovers
+from dalle_mini.runtime.hashing import short_hash
 from dalle_mini.training.records import LOG, read_log
 from dalle_mini.training.sweep import study as studies
 from dalle_mini.training.sweep.processes import STOPPED, Processes, Stopped, last_words
@@ -164,7 +164,7 @@ class Sweep:
     def _shared(self) -> dict[str, Any]:
         """The properties that all runs of a folder share."""
         file = Path(self.config)
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else None
+        digest = short_hash(file.read_bytes()) if file.is_file() else None
         return {
             "config": self.config if digest is None else file.name,
             "sha256": digest,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import math
@@ -16,6 +15,7 @@ from msgspec import UNSET, Meta, Struct
 
 from dalle_mini.errors import UserError, listed
 from dalle_mini.runtime import parsing
+from dalle_mini.runtime.hashing import short_hash
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -164,7 +164,7 @@ class Plan:
         told = ",".join(f"{key}={text}" for key, text in zip(keys, texts.values(), strict=True))
         name = re.sub(r"[^\w.,=+-]+", "_", told, flags=re.ASCII)
         if name != told or len(name) > LONGEST:
-            name = f"{name[:LONGEST]}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+            name = f"{name[:LONGEST]}-{short_hash(told)[:8]}"
         return Point(name, rounded, tuple(f"{key}={text}" for key, text in texts.items()))
 
     def combinations(self) -> list[Point]:

@@ -7,7 +7,6 @@ change, so each set of axes has a study of its own in the journal; a new one beg
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dalle_mini.errors import UserError
 from dalle_mini.runtime import files
+from dalle_mini.runtime.hashing import short_hash
 from dalle_mini.runtime.locks import Busy
 from dalle_mini.training.sweep.space import Axis, Plan, Point
 
@@ -80,7 +80,7 @@ def _mend(path: Path) -> None:
 
 def _study(storage, plan: Plan, shared: Mapping[str, Any], earlier: Sequence[str]) -> optuna.Study:
     optuna = imported()
-    name = hashlib.sha256(repr(sorted(plan.axes, key=lambda axis: axis.key)).encode()).hexdigest()[:16]
+    name = short_hash(repr(sorted(plan.axes, key=lambda axis: axis.key)))
     pruners = optuna.pruners
     pruner = pruners.SuccessiveHalvingPruner(*plan.halving, 0) if plan.halving else pruners.NopPruner()
     direction = "maximize" if plan.maximize else "minimize"
