@@ -59,7 +59,7 @@ def text(pipe, asked):
     )
 
 
-def tokens_of(pipe, asked, candidates: int, greedy: bool, given=None) -> np.ndarray:
+def tokens_of(pipe, asked, candidates: int, greedy: bool, forced=None) -> np.ndarray:
     """int32 [prompts, candidates, image_length], drawn without guidance, as the shipped model does."""
     ids, mask, settings = text(pipe, asked)
     keys = image_keys([(0, one.caption) for one in asked], np.arange(candidates))
@@ -68,7 +68,7 @@ def tokens_of(pipe, asked, candidates: int, greedy: bool, given=None) -> np.ndar
     parts = []
     for start in range(0, len(asked), TOGETHER):
         part = slice(start, start + TOGETHER)
-        fixed = None if given is None else given[part]
+        fixed = None if forced is None else forced[part]
         parts.append(
             generate_tokens(
                 pipe.model, ids[part], mask[part], keys[part],
@@ -79,11 +79,11 @@ def tokens_of(pipe, asked, candidates: int, greedy: bool, given=None) -> np.ndar
 
 
 def agreement(pipe, asked, expected: np.ndarray, greedy: bool) -> float:
-    """Candidate c of C is given its tokens up to place (c + 1/2) / C of the picture; is the one there the same?"""
+    """Candidate c of C gets its tokens up to place (c + 1/2) / C of the image; is the one there the same?"""
     candidates, length = expected.shape[1:]
     places = (np.arange(candidates) + 0.5) * length // candidates
-    given = np.where(np.arange(length) < places[:, None], expected, -1)
-    drawn = tokens_of(pipe, asked, candidates, greedy, given)
+    forced = np.where(np.arange(length) < places[:, None], expected, -1)
+    drawn = tokens_of(pipe, asked, candidates, greedy, forced)
     at = places.astype(int)[None, :, None]
     return float(np.mean(np.take_along_axis(drawn, at, 2) == np.take_along_axis(expected, at, 2)))
 

@@ -6,7 +6,7 @@
     python benchmarks/scale.py --compile none   # only write the tables anew
 
 A row's figures are kept in benchmarks/scale/, one file each, so that it can be stopped and continued, and a file that
-is deleted is made again. The batch is the recipe's on all hardware, in as few pieces as fit a device.
+is deleted is made again. The batch is the recipe's on all hardware, in as few microbatches as fit a device.
 """
 
 import argparse
@@ -65,21 +65,21 @@ def sorted_files(model: str) -> list[Path]:
 
 
 def figures(model: str, name: str) -> dict:
-    """The plan of a row, with twice as many pieces until it fits."""
+    """The plan of a row, with twice as many microbatches until it fits."""
     batch, at_once = MODELS[model]
     devices = find_topology(name).devices
-    pieces = max(1, batch // (devices * at_once))
+    microbatches = max(1, batch // (devices * at_once))
     while True:
         command = [sys.executable, "-m", "dalle_mini.cli", "plan", str(CONFIGS / f"{model}.yaml"), "--json"]
-        command += ["--topology", name, f"loop.batch_size={batch}", f"loop.accumulation={pieces}"]
-        print(f"{model} on {name}, {pieces} pieces", flush=True)
+        command += ["--topology", name, f"loop.batch_size={batch}", f"loop.accumulation={microbatches}"]
+        print(f"{model} on {name}, {microbatches} microbatches", flush=True)
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if done.returncode:
             raise SystemExit(done.returncode)
         found = json.loads(done.stdout.splitlines()[-1])
-        if found["fits"] or batch // (devices * pieces) <= 1:
+        if found["fits"] or batch // (devices * microbatches) <= 1:
             return {**found, "config": f"{model}.yaml"}
-        pieces *= 2
+        microbatches *= 2
 
 
 def write_tables(rows: dict[str, list[dict]]) -> None:
@@ -98,14 +98,14 @@ def table_of(rows: list[dict]) -> list[str]:
     )
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for row in rows:
-        pieces = f"{row['accumulation']} x {row['pictures_per_device']}"
+        microbatches = f"{row['accumulation']} x {row['pictures_per_device']}"
         exchanged = sum(one["wire_bytes"] for one in row["collectives"] or ()) / 2**30
         spot = row["dollars_per_million_pictures_preemptible"]
         dollars = f"{row['dollars_per_million_pictures']:.2f}" + ("" if spot is None else f", {spot:.2f}")
         cells = [
             row["topology"] + (" (estimate)" if row["estimated"] else ""),
             str(row["chips"]),
-            pieces,
+            microbatches,
             f"{row['peak_gib_per_device']:.2f} of {row['hbm_gib_per_device']:.2f}" + ("" if row["fits"] else ": no"),
             f"{exchanged:.1f}" if row["fits"] else "",
             *(f"{row[f'{part}_seconds']:.3f}" for part in ("compute", "hbm", "interconnect")),
