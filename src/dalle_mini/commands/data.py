@@ -40,7 +40,7 @@ def _add_report(verbs) -> None:
         help="the VQGAN's folder or repository (default: the one that OUT names)",
     )
     add("--rows", metavar="N", type=int, default=24, help="random rows to show")
-    add("--seed", metavar="N", type=int, default=0, help="of which rows are looked at and shown")
+    add("--seed", metavar="N", type=int, default=0, help="seed that decides which rows are looked at and shown")
     add_hub_options(add, "VQGAN")
     parser.set_defaults(run=run_report)
 

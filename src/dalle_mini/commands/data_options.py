@@ -17,9 +17,9 @@ SOURCES = (
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
-    """The options that `source_options` reads; the dataset itself is the verb's own argument, see `SOURCES`."""
+    """Add the options that `source_options` reads; the dataset itself is the verb's own argument, see `SOURCES`."""
     add = parser.add_argument_group("the dataset").add_argument
-    add("--image-column", metavar="NAME", help="column of pictures; of tars, their suffix (default: the usual names)")
+    add("--image-column", metavar="NAME", help="column of pictures, or their suffix in tars (default: the usual names)")
     add(
         "--caption-column",
         metavar="NAME",
@@ -44,11 +44,9 @@ def source_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_filter_options(parser: argparse.ArgumentParser) -> None:
-    """The options that `filter_options` reads."""
+    """Add the options that `filter_options` reads."""
     defaults = Filters()
-    group = parser.add_argument_group(
-        "what is kept", f"Each drop is counted with its reason. '{OFF}' turns a limit off."
-    )
+    group = parser.add_argument_group("filters", f"Each drop is counted with its reason. '{OFF}' turns a limit off.")
 
     def add(option: str, kind: Callable[[str], Any], metavar: str, text: str) -> None:
         value = getattr(defaults, _field(option))
@@ -78,7 +76,7 @@ def add_filter_options(parser: argparse.ArgumentParser) -> None:
         "--near-distance",
         type=int,
         metavar="BITS",
-        help="of the 64 of their perceptual hashes, in which pictures that look alike may differ (default: "
+        help="bits, of 64, in which perceptual hashes of pictures that look alike may differ (default: "
         f"{defaults.near_distance})",
     )
     add("--min-clip-score", float, "X", "CLIP's cosine of picture and caption, at least")
@@ -86,8 +84,8 @@ def add_filter_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--where",
         metavar="CONDITION",
-        help='on the source\'s columns, such as "clip_score > 0.28 and watermark < 0.5"; rows without a value are '
-        "dropped (default: keep all)",
+        help='condition on the source\'s columns, such as "clip_score > 0.28 and watermark < 0.5"; rows without a '
+        "value are dropped (default: keep all)",
     )
 
 

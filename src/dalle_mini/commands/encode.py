@@ -25,7 +25,7 @@ def add_encode(verbs) -> None:
     parser = verbs.add_parser(
         "encode",
         help="turn captioned pictures into tokens to train on",
-        description="Read a dataset of captioned pictures, filter it, and write what the VQGAN makes of it as Parquet\n"
+        description="Read a dataset of captioned pictures, filter it, and write its VQGAN tokens as Parquet\n"
         "shards with a manifest.json. A picture that cannot be used is counted and listed in dropped.parquet.\n"
         "After an interruption, run the same command again: it goes on, and ends with the same files.",
         epilog="examples:\n"
@@ -44,10 +44,16 @@ def add_encode(verbs) -> None:
 
     add = parser.add_argument_group("encoding").add_argument
     add("--crops", metavar="HOW", default="center", help="center, or random:N for N random crops of each picture")
-    add("--seed", metavar="N", type=int, default=0, help="of random crops")
+    add("--seed", metavar="N", type=int, default=0, help="seed of the random crops")
     add("--quick-jpeg", action="store_true", help="decode large JPEG files at a fraction; a few tokens in 100 change")
     add("--clip-scores", action="store_true", help="let CLIP judge each picture with its caption")
-    add("--validation", metavar="SHARE", type=float, default=0.01, help="of the pictures, chosen by their keys")
+    add(
+        "--validation",
+        metavar="SHARE",
+        type=float,
+        default=0.01,
+        help="share of pictures for validation, by their keys",
+    )
     add("--shard-rows", metavar="N", type=int, default=2**16, help="rows of a shard")
     add("--batch-size", metavar="N", type=int, default=16, help="pictures of one VQGAN call on one device")
 
