@@ -201,6 +201,8 @@ def _pictures(out: Path) -> str:
 
 def _picture(folder: Path, report: Mapping[str, Any], prompt: str) -> str:
     row = next((row for row in report["prompts"] if row["prompt"] == prompt), None)
+    if row is None:
+        return "<td></td>"
     try:
         data = files.read_bytes(folder / row["thumb"], MAX_THUMB)
         score, grid = row["pictures"][0]["score"], f"{folder.parent.name}/{folder.name}/{row['grid']}"
@@ -208,10 +210,10 @@ def _picture(folder: Path, report: Mapping[str, Any], prompt: str) -> str:
         return "<td></td>"
     if data[:4] != b"RIFF" or data[8:12] != b"WEBP":  # a link to another file, which must not be shown
         return "<td></td>"
-    data = base64.b64encode(data).decode()
+    uri = "data:image/webp;base64," + base64.b64encode(data).decode()
     told = "" if score is None else f"{score:.1f}"
     alt = html.escape(f"{prompt} at step {report['step']}", quote=True)
-    image = f'<img src="data:image/webp;base64,{data}" alt="{alt}" loading="lazy">'
+    image = f'<img src="{uri}" alt="{alt}" loading="lazy">'
     return f'<td><a href="{html.escape(grid, quote=True)}">{image}{told}</a></td>'
 
 

@@ -104,7 +104,7 @@ def scatter(
     """A card with a dot for each (x, value, name, colour); `ticks` are (x, text)."""
     values = [value for _, value, *_ in dots]
     y, parts = _value_axis(min(values), max(values), may_be_log=True)
-    places = [place for place, *_ in (*dots, *ticks)]
+    places = [place for place, *_ in dots] + [place for place, _ in ticks]
     x = Scale(min(places), max(places), LEFT + INSET, WIDTH - RIGHT - INSET, is_log)
     parts += [_tick(x(place), text, "middle") for place, text in ticks]
     parts += [
@@ -117,7 +117,7 @@ def scatter(
 
 def histogram(
     values: np.ndarray,
-    edges: Sequence[float],
+    edges: Sequence[float] | np.ndarray,
     label: str,
     *,
     ticks: Sequence[tuple[float, str]],
@@ -291,15 +291,15 @@ def _curve(series: Series, curve: Sequence[Bucket], x: Scale, y: Scale, percent:
             upper = [f"{x(one.x):.1f},{y(one.high):.1f}" for one in run]
             lower = [f"{x(one.x):.1f},{y(one.low):.1f}" for one in reversed(run)]
             parts.append(f'<polygon class="band" points="{" ".join(upper + lower)}"/>')
-        line = " ".join(f"{x(one.x):.1f},{y(one.mean):.1f}" for one in run)
+        line = " ".join(f"{x(one.x):.1f},{y(one.mean):.1f}" for one in run if one.mean is not None)
         parts.append(f'<polyline class="line"{dashed} points="{line}"/>')
-    known = [one for one in curve if one.mean is not None]
+    known = [(one.x, one.mean) for one in curve if one.mean is not None]
     every = max(1, -(-len(known) // HOVERS))
     kind = "dot" if len(known) <= 12 else "spot"  # a curve of few points shows them: a single one would be no line
-    for index, one in enumerate(known):
+    for index, (step, mean) in enumerate(known):
         if index % every == 0 or index == len(known) - 1:
-            told = f"step {round(one.x):,}: {series.name} {number(one.mean, percent)}"
-            parts.append(_dot(kind, x(one.x), y(one.mean), told))
+            told = f"step {round(step):,}: {series.name} {number(mean, percent)}"
+            parts.append(_dot(kind, x(step), y(mean), told))
     return "".join(parts) + "</g>"
 
 

@@ -206,6 +206,7 @@ class Sweep:
     def _run_all(self, study: optuna.Study, processes: Processes, say: Say) -> list[Outcome]:
         """Run the points that are not over, in order. Returns the outcomes of all."""
         outcomes, planned = self._tried(study), self._planned()
+        points: Iterable[Point]
         if planned:
             outcomes = {point.name: outcomes.get(point.name, Outcome(point)) for point in planned}
             points, total = planned, len(planned)

@@ -31,6 +31,9 @@ RANGES = {  # wandb's distribution -> (logarithmic, whole numbers)
 }
 
 
+Distribution = Literal["constant", "categorical", "uniform", "q_uniform", "int_uniform", "log_uniform_values"]
+
+
 class Parameter(Struct, forbid_unknown_fields=True, frozen=True):
     """A setting in wandb's file: one value, several, or a range."""
 
@@ -38,7 +41,7 @@ class Parameter(Struct, forbid_unknown_fields=True, frozen=True):
     values: list[Any] = []
     min: int | float | None = None
     max: int | float | None = None
-    distribution: Literal["constant", "categorical", *RANGES] | None = None
+    distribution: Distribution | None = None
     q: Annotated[float, Meta(gt=0)] = 1.0
 
 
@@ -126,7 +129,7 @@ class Plan:
     Attributes:
         fixed: settings of all runs, `key=value`.
         method: "grid" (all combinations), "random", or "tpe" (each from the results before it).
-        count: runs of a method that is not "grid".
+        count: runs of a method that is not "grid"; 0: not said.
         metric: a number of the run's log; "eval_loss" is replaced by "loss" where a run has no evaluation.
         halving: (min_iter, eta): at evaluations min_iter, min_iter * eta, ... the best 1 / eta of the runs go on; None:
             all go on.
@@ -135,7 +138,7 @@ class Plan:
     axes: tuple[Axis, ...] = ()
     fixed: tuple[str, ...] = ()
     method: str = "grid"
-    count: int | None = None
+    count: int = 0
     metric: str = "eval_loss"
     maximize: bool = False
     halving: tuple[int, int] | None = None
@@ -146,7 +149,7 @@ class Plan:
             raise UserError(
                 "nothing varies: give a setting several values, training.optimizer.learning_rate=0.001,0.003"
             )
-        if self.method != "grid" and self.count is None:
+        if self.method != "grid" and not self.count:
             raise UserError(f"method {self.method}: say how many runs: --random N, --tpe N, or run_cap in the file")
         for axis in self.axes:
             for value in axis.values:
@@ -260,10 +263,10 @@ def _plan(file: SweepFile) -> Plan:
         tuple(axes),
         tuple(fixed),
         method=METHODS[file.method],
-        count=file.run_cap,
+        count=file.run_cap or 0,
         metric=file.metric.name,
         maximize=file.metric.goal == "maximize",
-        halving=rule and (rule.min_iter, rule.eta),
+        halving=(rule.min_iter, rule.eta) if rule else None,
     )
 
 
