@@ -53,7 +53,8 @@ def keep_compiled() -> Path | None:
 
 def _mend(folder: Path) -> None:
     """Remove programs that JAX cannot read. It warns, compiles, and keeps the new one only where none is in the way."""
-    told, full = warnings.showwarning, []
+    told = warnings.showwarning
+    full: list[re.Match] = []
 
     def show(message, category, *where, **more) -> None:
         found = TROUBLE.match(str(message))

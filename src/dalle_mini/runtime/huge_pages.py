@@ -36,7 +36,7 @@ def start_again_with_huge_pages() -> None:
 
 def _can_ask() -> bool:
     try:
-        library, version = os.confstr("CS_GNU_LIBC_VERSION").split()
+        library, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").split()
         parts = tuple(int(part) for part in version.split("."))
         return library == "glibc" and parts >= FIRST_GLIBC and "[madvise]" in MODES.read_text(encoding="ascii")
     except (OSError, ValueError, AttributeError):  # no glibc, or no Linux
