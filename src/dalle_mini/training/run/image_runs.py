@@ -1,4 +1,4 @@
-"""What runs that learn from pictures as they are share, a VQGAN's and CLIP's: a model to start from, data."""
+"""Runs of a VQGAN and of CLIP learn from images as they are: the config of the model to start from, and the data."""
 
 from __future__ import annotations
 
@@ -21,11 +21,14 @@ Run = TypeVar("Run")
 def build_run(kind: type[Run], part: str, values: Mapping[str, Any], assignments: Sequence[str]) -> Run:
     """A run's settings from a file's values and `key=value` overrides.
 
-    What the file does not say of `training.model` is as in the model to start from, where one is named.
+    Fields of `training.model` that the file leaves out come from the model to start from, where one is named.
 
     Args:
-        part: the network, as a bundle calls it, and as `training.model` is one.
-    Raises UserError where a key or value cannot be, or that model cannot be found.
+        kind: the dataclass of the settings.
+        part: the bundle's name of the network that `training.model` describes.
+
+    Raises:
+        UserError: a key or value cannot be, or that model cannot be found.
     """
     run = config_file.build(kind, values, assignments)
     start = run.training.init_from
@@ -53,9 +56,10 @@ def _model_of_run(start: str, part: str, training: type) -> Any:
 
 
 def open_data(data: ImageData, size: int, out: Path, *, captions: bool, seed: int) -> tuple[ImageSource, ImageSource]:
-    """(pictures to train on, pictures held out) of so many pixels a side, packed into `out/pictures` if they are not.
+    """(images to train on, images held out) of so many pixels a side, packed into `out/pictures` unless they are there.
 
-    Raises UserError where pictures are missing or damaged.
+    Raises:
+        UserError: images are missing or damaged.
     """
     folder = out / "pictures"
     first_process_does(lambda: pack_datasets(data, size, folder, captions=captions))

@@ -91,7 +91,7 @@ def start_vqgan(source: str) -> str | None:
 
 
 def start_tokens(source: str) -> tuple[str, ...] | None:
-    """The identities (`models.fingerprint`) of the VQGAN whose tokens the model draws with; None where nothing tells.
+    """The fingerprints (`models.fingerprint`) of the VQGAN whose tokens the model draws with; None where nothing tells.
 
     It has two where a bundle holds a copy that was rounded to another type. They come from the run's record, from the
     file beside weights that were trained here, or from the VQGAN in the same bundle.

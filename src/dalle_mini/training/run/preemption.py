@@ -55,7 +55,7 @@ class Preemption:
     """Listens while its `with` block runs, in the main thread only; elsewhere only the cloud's notice is heard.
 
     Attributes:
-        code: 0 as long as nobody asked, then PREEMPTED or INTERRUPTED: the exit code that is due.
+        code: the exit code that is due: 0 as long as nobody asked, then PREEMPTED or INTERRUPTED.
         reason: who asked, in words.
         has_work: whether there is something to save; to be set after the first step.
         is_told: whether the user knows how it ended; to be set when all is saved and said.
@@ -89,13 +89,13 @@ class Preemption:
             self._send.close()
 
     def ask(self, code: int, reason: str) -> None:
-        """Note that the run shall stop; from now on `grace` seconds are left."""
+        """Note that the run must stop; from now on `grace` seconds are left."""
         if not self.code:
             self.reason, self.code = reason, code
             self._asked.set()
 
     def take_signals(self) -> None:
-        """Handle them from now on; again after a library has put handlers of its own in the place."""
+        """Handle the signals from now on. Call it again after a library has installed handlers of its own."""
         if threading.current_thread() is not threading.main_thread():
             return
         for number in HEARD:
@@ -192,7 +192,7 @@ def _mask(how: int) -> None:
 
 
 def _forget() -> None:
-    """A forked child is nobody's ear: it would tell its parent of its own signals."""
+    """Stop listening in a forked child: it would report its own signals to its parent."""
     global _listening
     if _listening is not None and _listening._send is not None:
         _listening._give_back()
