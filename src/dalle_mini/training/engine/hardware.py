@@ -179,4 +179,5 @@ def peak_flops_of_all() -> float | None:
     import jax
 
     peaks = [peak_flops(device.device_kind) for device in jax.devices()]
-    return None if None in peaks else sum(peaks)
+    known = [peak for peak in peaks if peak is not None]
+    return sum(known) if len(known) == len(peaks) else None

@@ -79,7 +79,8 @@ def in_groups(
 
     def update(grads, state, params=None):
         own_grads, own_params = split(grads), split(params)
-        moved, new_state = {}, {}
+        moved: dict[str, Any] = {}
+        new_state = {}
         for name, part in parts.items():
             updates, new_state[name] = part.update(own_grads[name], state[name], own_params[name])
             moved |= updates
@@ -147,7 +148,8 @@ def per_layer(
 
 def _split(params: Mapping) -> tuple[dict[str, jax.Array], dict[str, dict[str, jax.Array]]]:
     """(leaves outside any stack, {path of a stack: its leaves}), both by name."""
-    alone, stacks = {}, {}
+    alone: dict[str, jax.Array] = {}
+    stacks: dict[str, dict[str, jax.Array]] = {}
     for name, leaf in flatten(params).items():
         names = name.split(".")
         end = stack_path(names)
@@ -158,7 +160,7 @@ def _split(params: Mapping) -> tuple[dict[str, jax.Array], dict[str, dict[str, j
     return alone, stacks
 
 
-def trained_part(params: Mapping, config: OptimizerConfig, trained: re.Pattern | None = None) -> dict[str, Any]:
+def trained_part(params: Mapping, config: OptimizerConfig, trained: re.Pattern | None = None) -> Mapping[str, Any]:
     """The parameters that the optimizer moves, as a pure dict without the others.
 
     Args:

@@ -251,9 +251,9 @@ def _without_a_dimension(shape: tuple[int, ...], spec: PartitionSpec, found: tup
     """The sharding of a statistic of shape `found` of a parameter of that shape and sharding."""
     if found == shape:
         return spec
-    spec = (*spec, *[None] * (len(shape) - len(spec)))
+    axes = (*spec, *[None] * (len(shape) - len(spec)))
     fits = {
-        (*spec[:i], *spec[i + 1 :]) for i in range(len(shape)) if found == (*shape[:i], *shape[i + 1 :])
+        (*axes[:i], *axes[i + 1 :]) for i in range(len(shape)) if found == (*shape[:i], *shape[i + 1 :])
     }  # of a square matrix rows and columns are alike: then both fit
     return PartitionSpec(*fits.pop()) if len(fits) == 1 else PartitionSpec()
 

@@ -65,7 +65,7 @@ def step_program(trainer: Trainer, loop: LoopConfig, mesh_config: MeshConfig, me
 
     update = Update(trainer, tx, loop, mesh, shardings.params).step
     options = compiler_options(trainer.dtype, mesh.devices.flat[0].platform)
-    step = jax.jit(update, donate_argnums=0, out_shardings=(shardings, whole), compiler_options=options)
+    step: Callable = jax.jit(update, donate_argnums=0, out_shardings=(shardings, whole), compiler_options=options)
     evaluate = jax.jit(evaluate, out_shardings=whole, compiler_options=options)
     if jax.tree.leaves(trainer.frozen):
         frozen = sharding.place(trainer.frozen, jax.tree.map(lambda _: whole, trainer.frozen))

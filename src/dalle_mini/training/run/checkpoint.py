@@ -11,6 +11,7 @@ cast arrays of another type. So nothing is used before its checksums, shapes and
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import warnings
@@ -127,7 +128,7 @@ class Checkpoints:
         if arrays is None:
             return None
         for step in damaged:  # Orbax would save no step before it
-            first_process_does(lambda step=step: self._put_aside(step))
+            first_process_does(functools.partial(self._put_aside, step))
             self.eval_losses.pop(step, None)
         if damaged:
             self._manager.reload()

@@ -7,6 +7,7 @@ over. One that may be whole (no permission, no memory, no network) ends the run 
 from __future__ import annotations
 
 import errno
+import functools
 import gc
 import hashlib
 import json
@@ -73,10 +74,10 @@ def newest_whole(
     damaged: dict[int, str] = {}
     for step in sorted(steps, reverse=True):
         path = folder / str(step)
-        record, reason = _read_together(path, lambda path=path: read_record(path))
+        record, reason = _read_together(path, functools.partial(read_record, path))
         if all_agree(not reason):
             _check_same(path, record, wanted, among, advice)
-            arrays, reason = _read_together(path, lambda path=path: _read(path, wanted))
+            arrays, reason = _read_together(path, functools.partial(_read, path, wanted))
             if all_agree(not reason):  # the sums are made together
                 sums = zip(arrays, checksums(arrays), strict=True)
                 broken = [name for name, total in sums if total != record["leaves"][name][2]]
@@ -120,6 +121,8 @@ def _read_together(path: epath.Path, read: Callable[[], Any]) -> tuple[Any, str]
 def _hindrance(error: BaseException) -> str | None:
     """Why the checkpoint cannot be read now, in words, if `error` means that it may be whole; else None."""
     for one in (error, error.__cause__, error.__context__):
+        if one is None:
+            continue
         is_one = isinstance(one, (MemoryError, ConnectionError, TimeoutError))
         if is_one or any(text in str(one) for text in HINDRANCES):
             no_memory = "there is not enough memory" if isinstance(one, MemoryError) else None

@@ -198,7 +198,8 @@ def open_run(
     Raises:
         UserError: the run must not be continued, or the folder cannot be written.
     """
-    config, path, pending = as_json(config), Path(out) / CONFIG, []
+    config, path = as_json(config), Path(out) / CONFIG
+    pending: list[dict[str, Any] | None] = []
 
     def look() -> None:
         found = started_with(out, checkpoints)
@@ -210,7 +211,13 @@ def open_run(
             pending.append(_continued(path, where, config, found, allow_changes))
 
     first_process_does(look)
-    return lambda: first_process_does(lambda: [write_settings(path, one) for one in pending if one is not None])
+
+    def write_down() -> None:
+        for settings in pending:
+            if settings is not None:
+                write_settings(path, settings)
+
+    return lambda: first_process_does(write_down)
 
 
 def refuse_if_there(out: str | Path, found: dict[str, Any] | None, resume: str) -> None:
@@ -279,7 +286,7 @@ def _continued(
         )
     if "loop.batch_size" in changed:
         logger.warning("loop.batch_size: step n takes other rows than before; some are passed over or come again")
-    entry = {"time": round(time.time(), 1), "from": {}, "to": {}}
+    entry: dict[str, Any] = {"time": round(time.time(), 1), "from": {}, "to": {}}
     for name, (old, new) in changed.items():
         entry["from"][name], entry["to"][name] = old, new
     return {**config, "changes": [*history, entry]}

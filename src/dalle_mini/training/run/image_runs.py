@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from dalle_mini.data.images.dataset import ImageData, ImageSource, open_images, pack_datasets
 from dalle_mini.errors import UserError
@@ -15,10 +15,8 @@ from dalle_mini.training.run.checkpoint import holds_checkpoints, recorded_confi
 from dalle_mini.weights.bundle import find_part
 from dalle_mini.weights.folder import load_config
 
-Run = TypeVar("Run")
 
-
-def build_run(kind: type[Run], part: str, values: Mapping[str, Any], assignments: Sequence[str]) -> Run:
+def build_run(kind: type[Any], part: str, values: Mapping[str, Any], assignments: Sequence[str]) -> Any:
     """A run's settings from a file's values and `key=value` overrides.
 
     Fields of `training.model` that the file leaves out come from the model to start from, where one is named.
@@ -42,7 +40,7 @@ def build_run(kind: type[Run], part: str, values: Mapping[str, Any], assignments
     return config_file.build(kind, values, assignments, base)
 
 
-def _model_of_run(start: str, part: str, training: type) -> Any:
+def _model_of_run(start: str, part: str, training: type[Any]) -> Any:
     """The config of the network whose checkpoints a run's folder holds."""
     found, name = recorded_config(start) or {}, {"clip": "CLIP", "vqgan": "VQGAN"}[part]
     problem = UserError(f"training.init_from={start}: no run of a {name}, whose record tells its model")

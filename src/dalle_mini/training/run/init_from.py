@@ -41,7 +41,7 @@ def start_weights(source: str) -> str | Path:
     return find_part("dalle", _model(source)) if _run(source) is None else source
 
 
-def loaded_parameters(network: type, config: Any, source: str | None) -> dict[str, Any] | None:
+def loaded_parameters(network: type[Any], config: Any, source: str | None) -> dict[str, Any] | None:
     """The parameters of the model in `source`, as a pure dict; None where there is no source.
 
     Raises:

@@ -148,10 +148,11 @@ class Run:
         notice.has_work = jax.process_count() > 1  # the others may have
         self.checkpoints = until_the_end.enter_context(Checkpoints(self.place, loop.keep, loop.keep_hours, self.claim))
         found = self.checkpoints.restore(self.program.state)
+        record: dict[str, Any] = {}
         if found is None:
             check_not_lost(out, self.checkpoints.folder, allow_changes=allow_changes)
             begin = jax.random.fold_in(jax.random.key(loop.seed), 0xD0)
-            self.state, record = self.program.init(begin), {}
+            self.state = self.program.init(begin)
         else:
             self.state, record = found
         self.start = record.get("step", 0)

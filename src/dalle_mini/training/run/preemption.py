@@ -17,6 +17,10 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import socket
 
 PREEMPTED = 75  # the exit code: EX_TEMPFAIL of sysexits.h, "try again"
 INTERRUPTED = 130  # Ctrl-C, as everywhere in the shell
@@ -65,8 +69,8 @@ class Preemption:
         self.code, self.reason, self.has_work, self.is_told = 0, "", False, False
         self.grace, self.grace_without_work, self._poll_every = grace, grace_without_work, poll_every
         self._asked, self._over = threading.Event(), threading.Event()
-        self._before: dict[int, object] = {}
-        self._send = None
+        self._before: dict[int, Any] = {}  # the handlers that were there
+        self._send: socket.socket | None = None
 
     def __enter__(self) -> Preemption:
         global _listening
@@ -135,7 +139,7 @@ class Preemption:
                     end(INTERRUPTED, "" if self.is_told else lost)
                 if self.has_work or self.grace_without_work:
                     _tell(f"interrupted: {'saving' if self.has_work else 'ending'}; Ctrl-C again ends it at once")
-                self.ask(INTERRUPTED, reason)
+                self.ask(INTERRUPTED, HEARD[signal.SIGINT])
 
     def _poll(self, url: str) -> None:
         import urllib.request
