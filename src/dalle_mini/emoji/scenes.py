@@ -2,8 +2,8 @@
 
 "a snail to the left of a red car", "two mice under a rainbow", "a large cake on top of a piano on a sunset gradient".
 
-The emoji and the 16 x 16 grid are those of `emoji.py`; `scene_emoji.py` chooses the emoji, `scene_layout.py` places
-them, `scene_captions.py` finds the words, and `scene_splits.py` decides what training never shows.
+The emoji and the 16 x 16 grid are those of `art.py`; `vocabulary.py` chooses the emoji, `layout.py` places
+them, `scene_captions.py` finds the words, and `splits.py` decides what training never shows.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Every emoji is 8 cells wide, half the picture, alone or not, and starts at a multiple of 4 cells. A VQGAN of 8-pixel
 patches then makes of each emoji one pattern of 8 x 8 tokens in nine places: about 50 tokens to know by heart, where the
-scenes of `emoji_scenes.py` have seven widths, 500 tokens, and places all over the picture. "small" is 4 cells wide and
+scenes of `scenes.py` have seven widths, 500 tokens, and places all over the picture. "small" is 4 cells wide and
 the only size that is said.
 """
 

@@ -127,7 +127,7 @@ def test_only_googles_machines_are_asked(product, url, tmp_path, monkeypatch):
 # A main thread that hears nothing, as in a long compilation: it never gets to run a Python signal handler.
 DEAF = """
 import ctypes, sys
-from dalle_mini.training.preemption import Preemption
+from dalle_mini.training.run.preemption import Preemption
 with Preemption(grace=float(sys.argv[1]), grace_without_work=0.3) as notice:
     notice.has_work = sys.argv[2] == "True"
     print("ready", flush=True)
