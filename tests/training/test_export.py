@@ -10,7 +10,7 @@ from flax import nnx
 from dalle_mini import models
 from dalle_mini.conversion.convert import convert
 from dalle_mini.errors import UserError
-from dalle_mini.training.run.checkpoint import restore_parameters
+from dalle_mini.training.run.checkpoint_folder import restore_parameters
 from dalle_mini.training.run.loop import run
 from tiny_runs import CLIP, NAMES, SEQ2SEQ, VQGAN, Bare, make, short_loop
 

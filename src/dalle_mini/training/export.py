@@ -12,7 +12,7 @@ from flax import nnx
 from dalle_mini.errors import UserError
 from dalle_mini.runtime.files import write_whole
 from dalle_mini.training.config import config_file
-from dalle_mini.training.run.checkpoint import recorded_config
+from dalle_mini.training.run.checkpoint_folder import recorded_config
 from dalle_mini.training.run.init_from import FINAL, beside_checkpoints, loaded_parameters
 from dalle_mini.training.tasks import TASKS
 from dalle_mini.weights.bundle import TOKENS_RECORD

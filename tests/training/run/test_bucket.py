@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from dalle_mini.errors import UserError
-from dalle_mini.training.run.checkpoint import Checkpoints, holds_checkpoints, recorded_config, restore_parameters
+from dalle_mini.training.run.checkpoint import Checkpoints
+from dalle_mini.training.run.checkpoint_folder import holds_checkpoints, recorded_config, restore_parameters
 from dalle_mini.training.run.loop import run
 from dalle_mini.training.run.ownership import Claim
 from lines import LOOP, Line

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from dalle_mini.errors import UserError
-from dalle_mini.training.run.checkpoint import Checkpoints, flatten, recorded_config
+from dalle_mini.training.run.checkpoint import Checkpoints, flatten
+from dalle_mini.training.run.checkpoint_folder import recorded_config
 from dalle_mini.training.run.checksums import checksums
 from small_states import assert_same, restore, state, steps
 
@@ -199,7 +200,7 @@ MESHES = """
 import json, sys
 import jax, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from dalle_mini.training.run.checkpoint import Checkpoints, flatten
+from dalle_mini.training.run.checkpoint import (Checkpoints, flatten)
 from dalle_mini.training.run.checksums import checksums
 
 def mesh(*shape):

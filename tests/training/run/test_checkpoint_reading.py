@@ -11,13 +11,8 @@ from etils import epath
 
 from dalle_mini.errors import UserError
 from dalle_mini.training.run import checkpoint, checkpoint_reading
-from dalle_mini.training.run.checkpoint import (
-    Checkpoints,
-    holds_checkpoints,
-    read_record,
-    recorded_config,
-    restore_parameters,
-)
+from dalle_mini.training.run.checkpoint import Checkpoints, read_record
+from dalle_mini.training.run.checkpoint_folder import holds_checkpoints, recorded_config, restore_parameters
 from small_states import LIKE, assert_same, restore, state, steps
 
 OTHERS = {

@@ -23,7 +23,7 @@ from dalle_mini.training.config.sections import LoopConfig, MeshConfig, Tracking
 from dalle_mini.training.engine.multihost import first_process_does
 from dalle_mini.training.engine.sharding import make_mesh
 from dalle_mini.training.run import image_runs
-from dalle_mini.training.run.checkpoint import holds_checkpoints
+from dalle_mini.training.run.checkpoint_folder import holds_checkpoints
 from dalle_mini.training.run.init_from import TOKENIZER, beside_checkpoints
 from dalle_mini.weights.bundle import find_part
 

@@ -46,7 +46,7 @@ from dalle_mini.training.engine.trainer import (
     TrainState,
     initial_parameters,
 )
-from dalle_mini.training.run.checkpoint import holds_checkpoints
+from dalle_mini.training.run.checkpoint_folder import holds_checkpoints
 from dalle_mini.training.run.init_from import TOKENIZER, loaded_parameters
 from dalle_mini.weights.bundle import PREPROCESSOR, find_part
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,8 +25,8 @@ from orbax.checkpoint import checkpoint_managers as managers
 
 from dalle_mini.errors import UserError
 from dalle_mini.runtime import files
-from dalle_mini.runtime.paths import is_address, local
 from dalle_mini.training.engine.multihost import all_agree, first_process_does
+from dalle_mini.training.run.checkpoint_folder import absolute
 from dalle_mini.training.run.checkpoint_reading import (
     RECORD,
     STATE,
@@ -65,7 +64,7 @@ class Checkpoints:
         self, folder: str | epath.PathLike, keep: int = 2, keep_hours: float = 0.0, claim: Claim | None = None
     ):
         self._claim = claim
-        self.folder = _path(folder)
+        self.folder = absolute(folder)
         first_process_does(self._prepare)
         if not all_agree(self.folder.exists()):
             raise UserError(f"{self.folder}: every process must see this folder; put it on a shared disk or a bucket")
@@ -221,72 +220,3 @@ class _Lowest:
         known = [step for step in steps if step in self.losses]
         best = min(known, key=self.losses.__getitem__) if known else None
         return [step == best for step in steps]
-
-
-def restore_parameters(folder: str | epath.PathLike, like: Any) -> Any:
-    """The parameters alone, for fine-tuning, from the newest whole checkpoint of a run.
-
-    If the run keeps a running mean of its parameters, the mean: the run evaluates it, and ends with it.
-
-    Args:
-        folder: a run's folder, its `checkpoints`, or one checkpoint.
-        like: arrays or `jax.ShapeDtypeStruct`s; the result has their shapes, types and shardings.
-
-    Raises:
-        UserError: there is no whole checkpoint, or its parameters are others.
-    """
-    folder, steps = _checkpoints_of(folder)
-    leaves = (_newest_record(folder, steps) or {}).get("leaves", ())
-    group = "ema/" if any(name.startswith("ema/") for name in leaves) else "params/"
-    wanted = {group + name: leaf for name, leaf in flatten(like).items()}
-    arrays, _, _ = newest_whole(folder, steps, wanted, among=None, advice="start from a run of the same model")
-    if arrays is None:
-        raise UserError(f"{folder}: no checkpoint there, so no parameters to start from")
-    return unflatten(like, {name.removeprefix(group): array for name, array in arrays.items()})
-
-
-def holds_checkpoints(folder: str | epath.PathLike) -> bool:
-    """Whether `restore_parameters` would look for checkpoints in `folder`."""
-    folder = _path(folder)
-    return bool(_steps_in(folder) or _steps_in(folder / "checkpoints") or (folder / RECORD).exists())
-
-
-def recorded_config(folder: str | epath.PathLike) -> dict[str, Any] | None:
-    """The `config` of the newest record that can be read, or None; `folder` as in `restore_parameters`."""
-    return (_newest_record(*_checkpoints_of(folder)) or {}).get("config")
-
-
-def _newest_record(folder: epath.Path, steps: list[int]) -> dict[str, Any] | None:
-    for step in reversed(steps):
-        try:
-            return read_record(folder / str(step))
-        except Damaged:
-            continue
-        except Unreadable as error:
-            raise UserError(f"{folder / str(step)}: cannot be read ({error}); it may be whole") from error
-    return None
-
-
-def _checkpoints_of(folder: str | epath.PathLike) -> tuple[epath.Path, list[int]]:
-    """The folder that holds the checkpoints, and their steps; `folder` as in `restore_parameters`."""
-    folder = _path(folder)
-    if (folder / RECORD).exists():
-        if not folder.name.isdigit() and not is_address(folder):
-            folder = epath.Path(os.path.realpath(folder))  # it may be a link
-        if not folder.name.isdigit():
-            raise UserError(f"{folder}: a checkpoint's folder is called by its step: rename it back")
-        return folder.parent, [int(folder.name)]
-    folder = folder / "checkpoints" if (folder / "checkpoints").exists() else folder
-    return folder, _steps_in(folder)
-
-
-def _path(folder: str | epath.PathLike) -> epath.Path:
-    """An absolute path, as Orbax wants it."""
-    return epath.Path(local(os.fspath(folder)))
-
-
-def _steps_in(folder: epath.Path) -> list[int]:
-    try:
-        return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()) if folder.exists() else []
-    except Exception as error:  # a bucket's client has errors of its own
-        raise UserError(f"{folder}: cannot be read ({short_reason(error)})") from error

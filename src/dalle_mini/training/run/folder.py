@@ -28,7 +28,7 @@ from dalle_mini.runtime.paths import source
 from dalle_mini.training.config.sections import check_choice
 from dalle_mini.training.engine.multihost import first_process_does
 from dalle_mini.training.records import SAMPLES, RunSettings, Saved
-from dalle_mini.training.run.checkpoint import recorded_config
+from dalle_mini.training.run.checkpoint_folder import recorded_config
 
 CONFIG = "config.json"
 RUN = "run"  # in it: the run's id, of `ownership.py`

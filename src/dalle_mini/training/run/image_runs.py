@@ -11,7 +11,7 @@ from dalle_mini.data.images.dataset import ImageData, ImageSource, open_images, 
 from dalle_mini.errors import UserError
 from dalle_mini.training.config import config_file
 from dalle_mini.training.engine.multihost import first_process_does
-from dalle_mini.training.run.checkpoint import holds_checkpoints, recorded_config
+from dalle_mini.training.run.checkpoint_folder import holds_checkpoints, recorded_config
 from dalle_mini.weights.bundle import find_part
 from dalle_mini.weights.folder import load_config
 

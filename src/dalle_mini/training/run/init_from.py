@@ -18,7 +18,7 @@ from dalle_mini.errors import UserError
 from dalle_mini.models.config import DalleBartConfig
 from dalle_mini.models.tokens_record import known_tokens, vqgan_fingerprints
 from dalle_mini.runtime.paths import local
-from dalle_mini.training.run.checkpoint import holds_checkpoints, recorded_config, restore_parameters
+from dalle_mini.training.run.checkpoint_folder import holds_checkpoints, recorded_config, restore_parameters
 from dalle_mini.weights.bundle import SHIPPED_NAME, find_part, has_part
 from dalle_mini.weights.folder import CONFIG, load_config
 

@@ -22,7 +22,7 @@ from typing import Any
 from dalle_mini.errors import UserError
 from dalle_mini.runtime.files import create, read_bytes, reason, write_whole
 from dalle_mini.training.engine.multihost import first_process_does
-from dalle_mini.training.run.checkpoint import recorded_config
+from dalle_mini.training.run.checkpoint_folder import recorded_config
 from dalle_mini.training.run.folder import CONFIG, RUN, read_settings, write_settings
 
 CLAIM = "run.json"

@@ -24,7 +24,7 @@ from dalle_mini.training.config.sections import LoopConfig, MeshConfig, SampleCo
 from dalle_mini.training.engine.flops import Work
 from dalle_mini.training.engine.multihost import each_process_does, first_process_does
 from dalle_mini.training.engine.sharding import data_share, make_mesh
-from dalle_mini.training.run.checkpoint import holds_checkpoints
+from dalle_mini.training.run.checkpoint_folder import holds_checkpoints
 from dalle_mini.training.run.init_from import TOKENIZER, start_model, start_tokenizer, start_tokens, start_vqgan
 from dalle_mini.training.seq2seq.samples import PromptSampler
 from dalle_mini.training.seq2seq.trainer import Seq2SeqTrainer, Seq2SeqTraining

@@ -36,7 +36,7 @@ from dalle_mini.training.engine.trainer import (
     TrainState,
     initial_parameters,
 )
-from dalle_mini.training.run.checkpoint import holds_checkpoints
+from dalle_mini.training.run.checkpoint_folder import holds_checkpoints
 from dalle_mini.training.run.init_from import loaded_parameters
 from dalle_mini.training.vqgan import codebook
 from dalle_mini.training.vqgan.discriminator import (
