@@ -86,7 +86,7 @@ def _part(place: Folder | Repository, part: str, needs: Needs) -> Description:
         folder = place.take(part, needs)
         return _network(folder, part)
     except UserError as error:
-        nothing = {"architecture": "", "parameters": 0, "dtypes": {}, "tokens": None}
+        nothing: dict[str, Any] = {"architecture": "", "parameters": 0, "dtypes": {}, "tokens": None}
         files, network = _file_sizes(folder), NETWORKS[part].__name__
         return Description(folder=folder, network=network, files=files, missing=[str(error)], **nothing)
 
@@ -112,7 +112,8 @@ def _network(folder: Path, expected: str | None = None) -> Description:
         config = NETWORKS[part].config_class.from_dict(fields)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
-    sizes, missing = Counter(), []
+    sizes: Counter[str] = Counter()
+    missing = []
     try:
         check_kind(expected or part, part, folder)
     except UserError as error:

@@ -57,7 +57,8 @@ def bart_encoder_into(
 def with_image_vocab(model: DalleBart, size: int, *, rngs: nnx.Rngs) -> DalleBart:
     """`DalleBart.with_image_vocab`."""
     old = model.config
-    config = dataclasses.replace(old, image_vocab_size=size, **dict.fromkeys(TOKEN_IDS))
+    fresh_ids: dict[str, Any] = dict.fromkeys(TOKEN_IDS)
+    config = dataclasses.replace(old, image_vocab_size=size, **fresh_ids)
     arrays = flatten(nnx.state(model))
     graph, state = model.shapes(config, arrays["lm_head.kernel"].dtype)
     # Rows from the start token's on are no image tokens: mega has some that round its vocabulary up.

@@ -108,7 +108,7 @@ def collectives(text: str, devices: int) -> list[Collective]:
         devices: the number of devices; a collective that names no groups is between all of them.
     """
     program, entry = parse(text)
-    totals: dict[tuple, list[float]] = {}
+    totals: dict[tuple[str, str, int], list[float]] = {}
     seen = set()
     for instruction, computation, times, loop in _walk(program, entry, 1, entry):
         op = next((op for op in OPS if instruction.op in (op, f"{op}-start")), None)

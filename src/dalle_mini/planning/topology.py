@@ -63,7 +63,8 @@ class Topology:
         """Links by which a chip can receive at once: two a side that closes into a ring, one where it has ends."""
         if not self.is_tpu:
             return self.chip.links
-        return sum(2 if side % self.chip.wraps == 0 else 1 for side in self.layout if side > 1)
+        wraps = self.chip.wraps
+        return sum(2 if wraps and side % wraps == 0 else 1 for side in self.layout if side > 1)
 
     @property
     def interconnect(self) -> float:

@@ -192,7 +192,7 @@ class CLIPTrainer(Trainer):
         start, network = self.config.init_from, self.config.network
         if start is None:
             return None
-        source = start if holds_checkpoints(start) else find_part("clip", start)
+        source = start if holds_checkpoints(start) else str(find_part("clip", start))
         params = loaded_parameters(CLIP, self.config.model, source)
         if network == self.config.model:
             return params

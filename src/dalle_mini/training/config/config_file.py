@@ -78,7 +78,7 @@ def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     return {**old, **new, **both}
 
 
-def _build(kind: type[T], values: Mapping[str, Any], base: T | None = None, prefix: str = "") -> T:
+def _build(kind: Any, values: Mapping[str, Any], base: Any = None, prefix: str = "") -> Any:
     """A `kind` with these values; others are those of `base`, or the defaults."""
     fields, hints = {field.name: field for field in dataclasses.fields(kind)}, get_type_hints(kind)
     types = {name: hints[name] for name in fields}
@@ -116,7 +116,7 @@ def _with_path(message: str, section: str) -> str:
     return message.replace("config:", f"{section}:", 1) if section and message.startswith("config:") else message
 
 
-def _nearest(name: str, kind: type) -> str | None:
+def _nearest(name: str, kind: Any) -> str | None:
     """The setting of `kind` that may be meant: one of its own, or one further in, with the path to it."""
     name = name[:100]  # the search for the nearest takes time by the product of the lengths
     own = [field.name for field in dataclasses.fields(kind)]
@@ -128,7 +128,7 @@ def _nearest(name: str, kind: type) -> str | None:
     return near[0] if near else inner[further[0]] if further else None
 
 
-def _inner(kind: type, prefix: str = "") -> Iterator[str]:
+def _inner(kind: Any, prefix: str = "") -> Iterator[str]:
     """The paths of all settings below those of `kind` itself, outer ones first."""
     types = get_type_hints(kind)
     sections = {}

@@ -106,7 +106,7 @@ def prepare(run: Seq2SeqRun, out: Path) -> Seq2SeqTrainer:
         _check_start(training)
     kept = out / TOKENIZER
     tokenizer, normalizer, words = _text(str(kept) if goes_on and kept.is_dir() else _tokenizer(run), training.model)
-    common = {
+    common: dict[str, Any] = {
         "batch_size": run.loop.batch_size,
         "seed": run.loop.seed,
         "text_length": training.model.text_length,
@@ -219,9 +219,9 @@ def _encoded(run: Seq2SeqRun, source: str, folder: Path) -> str:
 
     def encode_here() -> None:
         outcome = encode(images, Weights(vqgan), str(folder), EncodeOptions(validation=HELD_OUT))
-        if outcome.was_finished:
-            return
         kept = outcome.manifest
+        if outcome.was_finished or kept is None:
+            return
         dropped = "".join(f"; {count} dropped: {reason}" for reason, count in kept.dropped.items())
         logger.warning("%s: %d of %d pictures are encoded%s", source, kept.kept, kept.seen, dropped)
 

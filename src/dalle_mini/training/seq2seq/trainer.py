@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -103,7 +103,7 @@ class Batches(Protocol):
 
     def at(self, step: int) -> dict[str, np.ndarray]: ...
     def rows(self, step: int) -> list[str]: ...
-    def evaluation(self, batch_size: int) -> Iterator[dict[str, np.ndarray]]: ...
+    def evaluation(self, batch_size: int) -> Iterable[dict[str, np.ndarray]]: ...
     def origin(self) -> dict[str, Any]: ...
 
 
@@ -157,7 +157,7 @@ class Seq2SeqTrainer(Trainer):
 
     def loaded(self) -> Any | None:
         start = self.config.init_from
-        return None if start is None else loaded_parameters(DalleBart, self.config.model, start_weights(start))
+        return None if start is None else loaded_parameters(DalleBart, self.config.model, str(start_weights(start)))
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         return self.train.at(step)

@@ -189,7 +189,7 @@ class CLIPFeatures:
         for depth in depths:
             one, other = jnp.split(unit(depth[:, 1:]), 2)  # without the class token
             distances.append(jnp.mean(jnp.sum((one - other) ** 2, axis=-1), axis=1))
-        return sum(distances) / len(distances)
+        return sum(distances, start=jnp.zeros(len(images))) / len(distances)
 
 
 def fingerprint(weights: Any) -> str:

@@ -188,7 +188,7 @@ class VQGANTrainer(Trainer):
         start = self.config.init_from
         if start is None:
             return None
-        source = start if holds_checkpoints(start) else find_part("vqgan", start)
+        source = start if holds_checkpoints(start) else str(find_part("vqgan", start))
         return loaded_parameters(VQGAN, self.config.model, source) | self._new_discriminator(jax.random.key(self.seed))
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
