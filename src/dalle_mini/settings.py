@@ -85,13 +85,13 @@ class GenerationSettings:
 
     def __post_init__(self):
         check_whole("candidates", self.candidates, 1, MAX_CANDIDATES)
-        if self.keep is None:
-            object.__setattr__(self, "keep", min(4, self.candidates))
-        check_whole("keep", self.keep, 1, MAX_CANDIDATES)
-        if self.keep > self.candidates:
+        keep = min(4, self.candidates) if self.keep is None else self.keep
+        check_whole("keep", keep, 1, MAX_CANDIDATES)
+        if keep > self.candidates:
             raise UserError(
-                f"keep is {self.keep}, but only {self.candidates} candidates are drawn: lower keep or raise candidates"
+                f"keep is {keep}, but only {self.candidates} candidates are drawn: lower keep or raise candidates"
             )
+        object.__setattr__(self, "keep", keep)
         check_whole("seed", self.seed, 0, MAX_SEED)
         self.sampling.check()
         if not isinstance(self.negative_prompt, str):

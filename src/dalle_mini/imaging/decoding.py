@@ -134,6 +134,7 @@ def _decoded(
     except Image.DecompressionBombError:
         raise BadImage(problems.TOO_MANY_PIXELS) from None
     except Image.UnidentifiedImageError:
+        assert file is not None  # Pillow was asked
         raise BadImage(problems.UNREAD_NUMBERS if file.numbers else problems.NOT_AN_IMAGE, file.numbers) from None
     except Exception as error:  # on damaged data Pillow's decoders raise nearly every type there is
         raise BadImage(problems.IMAGE_DAMAGED, files.reason(error)) from error

@@ -71,12 +71,13 @@ def examine(data: bytes) -> ImageFile | None:
     Takes time in proportion to the bytes. Damage is left for the decoder to find. Raises TooMuch.
     """
     magic = MAGIC.match(data)
-    if magic is None:
+    kind = magic and magic.lastgroup
+    if kind is None:
         return None
     try:
-        return _READERS[magic.lastgroup](data)
+        return _READERS[kind](data)
     except (IndexError, struct.error):  # cut short: the decoder says so
-        return ImageFile(magic.lastgroup, data)
+        return ImageFile(kind, data)
 
 
 def _parts(what: str) -> Iterator[int]:
@@ -87,7 +88,8 @@ def _parts(what: str) -> Iterator[int]:
 
 
 def _jpeg(data: bytes) -> ImageFile:
-    kept, at, exif, xmp, in_one_scan, numbers = [data[:2]], 2, b"", b"", 0, ""
+    kept: list[bytes | memoryview] = [data[:2]]
+    at, exif, xmp, in_one_scan, numbers = 2, b"", b"", 0, ""
     for _ in _parts("JPEG segments"):
         found = _MARKER.search(data, at)
         if found is None:
@@ -128,7 +130,8 @@ def _check_scans(data: bytes, at: int) -> None:
 
 
 def _png(data: bytes) -> ImageFile:
-    kept, pixels, at, exif, xmp = [data[:8]], [], 8, b"", b""
+    kept: list[bytes | memoryview] = [data[:8]]
+    pixels, at, exif, xmp = [], 8, b"", b""
     for _ in _parts("PNG chunks"):
         name = data[at + 4 : at + 8]
         if len(name) < 4 or name == b"IEND" or not name.isalpha():
@@ -201,7 +204,8 @@ def _webp(data: bytes) -> ImageFile:
         if len(name) < 4:
             break
         if name == b"VP8X":
-            sides = tuple(1 + int.from_bytes(data[at + 12 + i : at + 15 + i], "little") for i in (0, 3))
+            width, height = (1 + int.from_bytes(data[at + 12 + i : at + 15 + i], "little") for i in (0, 3))
+            sides = width, height
         elif name == b"EXIF":
             exif = exif or data[at + 8 : at + 8 + size]
         elif name == b"XMP ":
@@ -280,8 +284,8 @@ def _tiff(data: bytes) -> ImageFile:
         kept = struct.pack(order + ("Q" if is_big else "H"), len(kept) // struct.calcsize(entry)) + kept
         stop += 8 if is_big else 4  # where the next directory is
         data = b"".join((memoryview(data)[:start], kept, bytes(stop - start - len(kept)), memoryview(data)[stop:]))
-    bits, kind, colours = (_number(directory, tag) for tag in (258, 339, 262))
-    return ImageFile("TIFF", data, orientation, numbers=f"{bits} bits, sample format {kind}, photometric {colours}")
+    bits, form, colours = (_number(directory, tag) for tag in (258, 339, 262))
+    return ImageFile("TIFF", data, orientation, numbers=f"{bits} bits, sample format {form}, photometric {colours}")
 
 
 def _orientation(exif: bytes, xmp: bytes = b"") -> int:
@@ -297,7 +301,7 @@ def _orientation(exif: bytes, xmp: bytes = b"") -> int:
 def _turn(orientation: int | None, xmp: bytes) -> int:
     if orientation is None and (found := _XMP_ORIENTATION.search(xmp)):
         orientation = int(found[1])
-    return orientation if orientation in range(1, 9) else 1
+    return orientation if orientation is not None and 1 <= orientation <= 8 else 1
 
 
 def _pnm(data: bytes) -> ImageFile:

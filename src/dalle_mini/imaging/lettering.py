@@ -44,7 +44,7 @@ def wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width
             lines.append("")
             words.append(word)
         else:  # a word that is longer than a line
-            fitting = bisect.bisect_right(range(1, len(word)), width, key=lambda end: font.getlength(word[:end]))
+            fitting = bisect.bisect_right(range(1, len(word)), float(width), key=lambda end: font.getlength(word[:end]))
             lines[-1:] = [word[: max(1, fitting)], ""]
             words += [word[max(1, fitting) :]]
     if len(lines) <= most:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import cast
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -112,4 +113,5 @@ def _lab_to_rgb(image: Image.Image) -> Image.Image:
     from PIL import ImageCms
 
     lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-    return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+    made = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+    return cast(Image.Image, made)  # None is for inPlace alone

@@ -160,6 +160,7 @@ class CLIP(nnx.Module, Pretrained):
         dtype: compute dtype; softmax, unit vectors and logits are float32 whatever it is.
     """
 
+    config: CLIPConfig
     config_class = CLIPConfig
     map_keys = staticmethod(key_mapping.clip)
 

@@ -144,11 +144,17 @@ class DalleBartConfig(Config):
         Raises:
             UserError: there is no such row.
         """
-        if not 0 <= self.decoder_start_token_id <= self.image_vocab_size:
+        if not 0 <= self.start_token <= self.image_vocab_size:
             raise UserError(
-                f"config: decoder_start_token_id {self.decoder_start_token_id} is beyond image_vocab_size "
+                f"config: decoder_start_token_id {self.start_token} is beyond image_vocab_size "
                 f"{self.image_vocab_size} (null stands for that, the row behind the image tokens)"
             )
+
+    @property
+    def start_token(self) -> int:
+        """`decoder_start_token_id`, in whose place `__post_init__` puts a number for None."""
+        assert self.decoder_start_token_id is not None
+        return self.decoder_start_token_id
 
     @property
     def sampling(self) -> SamplingParams:
@@ -417,15 +423,17 @@ class CLIPConfig(Config):
     def from_dict(cls, values: dict[str, Any]) -> CLIPConfig:
         """Read a published config. `text_config_dict`, an older name that some files still have, precedes `text_config`
         as it does in transformers; so for `vision`."""
-        towers = {}
-        for name, tower in (("text", CLIPTextConfig), ("vision", CLIPVisionConfig)):
+
+        def fields(name: str) -> dict[str, Any]:
             key = f"{name}_config_dict" if values.get(f"{name}_config_dict") else f"{name}_config"
-            fields = values.get(key) or {}
-            if not isinstance(fields, dict):
-                raise UserError(f"config.json: {key} must be an object, not {fields!r:.60}")
-            towers[name] = tower.from_dict(fields)
-        both = super().from_dict({name: value for name, value in values.items() if name not in towers})
-        return dataclasses.replace(both, **towers)
+            found = values.get(key) or {}
+            if not isinstance(found, dict):
+                raise UserError(f"config.json: {key} must be an object, not {found!r:.60}")
+            return found
+
+        text, vision = CLIPTextConfig.from_dict(fields("text")), CLIPVisionConfig.from_dict(fields("vision"))
+        both = super().from_dict({name: value for name, value in values.items() if name not in ("text", "vision")})
+        return dataclasses.replace(both, text=text, vision=vision)
 
     def to_dict(self) -> dict[str, Any]:
         return {

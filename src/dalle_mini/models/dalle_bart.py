@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, Self
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -184,7 +184,7 @@ def unstack_layers(layers: Layer | nnx.List, count: int, *, consume: bool = Fals
         if consume:
             jax.block_until_ready(slices[-1])
             stack.delete()
-    return [nnx.merge(graphdef, tree.unflatten(layer)) for layer in zip(*slices, strict=True)]
+    return [nnx.merge(graphdef, jax.tree.unflatten(tree, layer)) for layer in zip(*slices, strict=True)]
 
 
 @partial(jax.jit, static_argnums=1)  # one program to compile, or to find compiled, for all stacks of a shape
@@ -283,6 +283,7 @@ class DalleBart(Pretrained, nnx.Module):
     `decoder_input_ids` are the image tokens shifted right behind `config.decoder_start_token_id`.
     """
 
+    config: DalleBartConfig
     config_class = DalleBartConfig
     map_keys = staticmethod(key_mapping.dalle_bart)
 
@@ -332,7 +333,7 @@ class DalleBart(Pretrained, nnx.Module):
 
     @property
     def start_token(self) -> int:
-        return self.config.decoder_start_token_id
+        return self.config.start_token
 
     @property
     def cache_width(self) -> int:
@@ -367,7 +368,7 @@ class DalleBart(Pretrained, nnx.Module):
         return cache  # a step looks at no position behind its own, and writes over what was there
 
     def _layers(self) -> list[DecoderLayer]:
-        return unstack_layers(self.decoder.layers, self.config.decoder_layers)
+        return cast(list[DecoderLayer], unstack_layers(self.decoder.layers, self.config.decoder_layers))
 
     @classmethod
     def from_bart(
@@ -381,7 +382,7 @@ class DalleBart(Pretrained, nnx.Module):
         cache_dir: str | os.PathLike | None = None,
         local_files_only: bool = False,
         **changes,
-    ) -> Self:
+    ) -> DalleBart:
         """A model whose encoder is a trained BART's and whose decoder is fresh: how DALL·E mini was first trained.
 
         Args:
@@ -398,7 +399,7 @@ class DalleBart(Pretrained, nnx.Module):
         hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         return bart_encoder_into(cls, source, rngs=rngs, dtype=dtype, changes=changes, **hub)
 
-    def with_image_vocab(self, size: int, *, rngs: nnx.Rngs) -> Self:
+    def with_image_vocab(self, size: int, *, rngs: nnx.Rngs) -> DalleBart:
         """The same model for a codebook of another size: what fits is kept, new tokens are fresh.
 
         For a VQGAN with a larger or a smaller codebook. Tokens keep their numbers, the start token comes behind them.

@@ -75,9 +75,9 @@ class Maker:
 
     def norm(self, features: int | None = None, *, use_scale: bool = True) -> nnx.LayerNorm | nnx.RMSNorm:
         """A norm that feeds a linear layer has no scale of its own: the layer's weights absorb it."""
-        options = {"epsilon": 1e-5, "use_scale": use_scale or self.config.force_ln_scale}
+        width, scaled = features or self.config.d_model, use_scale or self.config.force_ln_scale
         kind = nnx.RMSNorm if self.config.ln_type == "rmsnorm" else nnx.LayerNorm
-        return kind(features or self.config.d_model, **options, dtype=self.dtype, rngs=self.rngs)
+        return kind(width, epsilon=1e-5, use_scale=scaled, dtype=self.dtype, rngs=self.rngs)
 
     def norm_if(self, wanted: bool, features: int | None = None, *, use_scale: bool = True):
         return self.norm(features, use_scale=use_scale) if wanted else None

@@ -29,7 +29,10 @@ class GroupNorm(nnx.GroupNorm):
     on a CPU a norm of [1, 256, 256, 128] took three times as long.
     """
 
-    def __call__(self, x):
+    scale: nnx.Param[jax.Array]  # every norm here has both
+    bias: nnx.Param[jax.Array]
+
+    def __call__(self, x):  # type: ignore[override]  # there are no masks
         batch, _, _, channels = x.shape
         wide = x.astype(jnp.float32)
         moments = jnp.stack([jnp.mean(wide, (1, 2)), jnp.mean(wide**2, (1, 2))])
@@ -267,6 +270,7 @@ class VQGAN(Pretrained, nnx.Module):
     >>> images = vqgan.decode(tokens)    # float32 [batch, H, W, 3], not clipped
     """
 
+    config: VQGANConfig
     config_class = VQGANConfig
     map_keys = staticmethod(key_mapping.vqgan)
 
@@ -302,7 +306,8 @@ class VQGAN(Pretrained, nnx.Module):
 
     @property
     def pixel_range(self) -> tuple[int, int]:
-        return self.config.pixel_range
+        low, high = self.config.pixel_range
+        return low, high
 
     def encode_latents(self, images):
         """Images [batch, H, W, 3] to the vectors that are quantised, [batch, h, w, embed_dim]."""

@@ -15,7 +15,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ def read_prompts(path: str | os.PathLike) -> list[Entry]:
         raise UserError(f"{path}: there is no prompt in it")
     own = {name.lower() for name in (_own_id(row) for _, row in rows) if name is not None}
     entries = [_entry(row, _free(f"{number:0{DIGITS}d}", own), where) for number, (where, row) in enumerate(rows, 1)]
-    seen = {}
+    seen: dict[str, str] = {}
     for entry, (where, _) in zip(entries, rows, strict=True):
         # Folders of file systems that do not know capitals from small letters would be the same.
         earlier = seen.setdefault(entry.id.lower(), where)
@@ -206,7 +206,7 @@ def _too_many() -> str:
     return f"larger than {in_units(limits().prompts_bytes)}: split the file ({exceeded('prompts_bytes')})"
 
 
-def _check_columns(path: Path, names: list[str]) -> None:
+def _check_columns(path: Path, names: Sequence[str]) -> None:
     if "prompt" not in names:
         others = f", but {listed([repr(name) for name in names])}" if names else ": it is empty"
         raise UserError(f"{path}: has no column named prompt{others}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
+from types import UnionType
 
 import numpy as np
 from PIL import Image
@@ -18,7 +19,8 @@ from dalle_mini.weights.bundle import PARTS
 
 DIFFERS = "NOT the same as"
 NO_REPORT = "no results.json of a drawn prompt"
-WORDS = {list: "list", dict: "object", str: "text", int: "whole number", int | float: "number"}
+Kind = type | UnionType
+WORDS: dict[Kind, str] = {list: "list", dict: "object", str: "text", int: "whole number", int | float: "number"}
 MAX_TOKEN = 2**31 - 1  # tokens are held in 32 bits
 
 
@@ -141,7 +143,7 @@ def _models(report: dict) -> dict[str, dict]:
     return models
 
 
-def _field(mapping, name: str, kind: type):
+def _field(mapping, name: str, kind: Kind):
     """A field of a report, of this type.
 
     Raises:

@@ -129,7 +129,8 @@ class Previews:
     """
 
     def __init__(self, output: Path):
-        self._file, self._seen = output / f".progress-{secrets.token_hex(16)}.png", []
+        self._file = output / f".progress-{secrets.token_hex(16)}.png"
+        self._seen: list[Preview] = []
         self._held: int | None = None
 
     def __enter__(self) -> "Previews":

@@ -313,7 +313,7 @@ def in_units(count: int) -> str:
     return f"{count} bytes"
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """The reason of an error in one line, without the path, which the message names already."""
     return getattr(error, "strerror", None) or next(iter(str(error).splitlines()), "") or type(error).__name__
 

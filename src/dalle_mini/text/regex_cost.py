@@ -8,6 +8,7 @@ every length.
 
 import math
 import re
+from typing import NoReturn
 
 LONGEST = 4096  # characters
 MOST_UNBOUNDED, MOST_BOUNDED, MOST_CHOICES = 2, 4, 2  # in one alternative, whatever is in its groups included
@@ -39,7 +40,8 @@ def check_regex(pattern: str) -> bool:
     """Whether an expression may match nothing. Raises ValueError where it may take for ever, or there is no telling."""
     if len(pattern) > LONGEST:
         raise ValueError(f"a regular expression of it has more than {LONGEST} characters")
-    groups, last, place = [_Group()], None, 0
+    last: str | _Group | None = None
+    groups, place = [_Group()], 0
     counts = {"unbounded": 0, "bounded": 0, "choices": 0}
     while place < len(pattern):
         sign = pattern[place]
@@ -53,7 +55,7 @@ def check_regex(pattern: str) -> bool:
             last, place = sign, _end_of_class(pattern, place)
             groups[-1].add(False)
         elif sign == "(":
-            found = _GROUP.match(pattern, place)
+            found = _GROUP.match(pattern, place) or _refuse(pattern)
             if found[1] is None and pattern[place + 1 : place + 2] in ("?", "*"):
                 _refuse(pattern)
             groups.append(_Group(looks_around="=" in found[0] or "!" in found[0]))
@@ -61,11 +63,12 @@ def check_regex(pattern: str) -> bool:
         elif sign == ")":
             if len(groups) == 1:
                 _refuse(pattern)
-            last, place = groups.pop(), place + 1
-            groups[-1].add(last.may_be_empty or last.is_empty)
-            groups[-1].repeats |= last.repeats
-            groups[-1].chooses |= last.chooses
-            counts["choices"] += last.chooses
+            last = closed = groups.pop()
+            place += 1
+            groups[-1].add(closed.may_be_empty or closed.is_empty)
+            groups[-1].repeats |= closed.repeats
+            groups[-1].chooses |= closed.chooses
+            counts["choices"] += closed.chooses
         elif sign == "|":
             if len(groups) == 1:
                 counts = dict.fromkeys(counts, 0)
@@ -123,5 +126,5 @@ def _end_of_class(pattern: str, place: int) -> int:
     _refuse(pattern)
 
 
-def _refuse(pattern: str):
+def _refuse(pattern: str) -> NoReturn:
     raise ValueError(f"its regular expression {pattern!r:.80} is not supported: it might never end")

@@ -208,15 +208,20 @@ def _clip_backend(vocab: Path, merges: Path):
         raise ValueError("an id of vocab.json is no whole number")
     check_ids(ids)
     lines = parsing.read_bytes(merges, "tokenizer_bytes").decode().splitlines()
-    pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
-    check("tokenizer_tokens", len(pairs), "it has more than {} merges")
-    if any(len(pair) != 2 for pair in pairs):
+    merged = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+    check("tokenizer_tokens", len(merged), "it has more than {} merges")
+    if any(len(tokens) != 2 for tokens in merged):
         raise ValueError("a line of merges.txt is no pair of tokens")
+    pairs = [(first, second) for first, second in merged]
     backend = Tokenizer(models.BPE(ids, pairs, end_of_word_suffix="</w>", unk_token=_CLIP_END))
-    ends = [(token, backend.token_to_id(token)) for token in (_CLIP_END, _CLIP_START)]
-    for token, id in ends:
+
+    def with_id(token: str) -> tuple[str, int]:
+        id = backend.token_to_id(token)
         if id is None:
             raise ValueError(f"it has no {token}, so it is not CLIP's; other tokenizers need a tokenizer.json")
+        return token, id
+
+    end, start = with_id(_CLIP_END), with_id(_CLIP_START)
     # The end token, unlike the start token, is looked for before lower-casing; transformers writes it so.
     backend.add_special_tokens([AddedToken(_CLIP_START, normalized=True), AddedToken(_CLIP_END, normalized=False)])
     backend.normalizer = normalizers.Sequence(
@@ -224,7 +229,7 @@ def _clip_backend(vocab: Path, merges: Path):
     )
     words = pre_tokenizers.Split(Regex(_CLIP_WORDS), behavior="removed", invert=True)
     backend.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    backend.post_processor = processors.RobertaProcessing(*ends, trim_offsets=False, add_prefix_space=False)
+    backend.post_processor = processors.RobertaProcessing(end, start, trim_offsets=False, add_prefix_space=False)
     return backend
 
 

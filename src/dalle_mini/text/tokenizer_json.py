@@ -63,11 +63,11 @@ def checked(data: bytes) -> str:
         content = {name: decode(found[name]) for name in KEPT[:-1] if name in found}
         is_scored = small.get("type") == "Unigram"
         tokens = decode(model.get("vocab", b"null"), type=list[tuple[str, float]] if is_scored else dict[str, int])
-        prefix = small.get("continuing_subword_prefix")
+        prefix = small.get("continuing_subword_prefix") or ""
         merges = decode(model.get("merges", b"[]"), type=list[tuple[str, str] | str]) if prefix else []
     except RecursionError:
         raise ValueError("it is nested too deep") from None
-    growth = count = 1
+    growth, count = 1.0, 1
     for section in PARTS:
         parsing.check_depth(content.get(section))
         for part in _parts(section, content.get(section)):

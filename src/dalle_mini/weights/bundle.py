@@ -73,9 +73,9 @@ def find_parts(
     described = place.take(inside, Needs(weights=False, names=(CONFIG,)))
     with blaming_cache(described):
         is_normalising = load_config(described).get("normalize_text")
-    words = WORD_LISTS if is_normalising else ()
+    lists = WORD_LISTS if is_normalising else ()
     parts = {
-        "dalle": place.take(inside, Needs(tokenizer=True, optional=(TOKENS_RECORD, *words))),
+        "dalle": place.take(inside, Needs(tokenizer=True, optional=(TOKENS_RECORD, *lists))),
         "vqgan": vqgan_place.take("vqgan" if vqgan is None else _inside(vqgan_place, "vqgan")),
         "clip": clip_place.take("clip" if clip is None else _inside(clip_place, "clip"), RANKER),
     }

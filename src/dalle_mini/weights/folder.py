@@ -97,7 +97,7 @@ def save_tensors(folder: str | Path, config: dict, tensors: Mapping[str, Tensor 
     Raises:
         UserError: the folder cannot be written, a tensor cannot be read, or a value does not fit the dtype.
     """
-    tensors = {name: t if isinstance(t, Tensor) else Tensor.of(np.asarray(t)) for name, t in tensors.items()}
+    stored = {name: t if isinstance(t, Tensor) else Tensor.of(np.asarray(t)) for name, t in tensors.items()}
     folder = Path(folder)
     try:
         standing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
@@ -106,12 +106,12 @@ def save_tensors(folder: str | Path, config: dict, tensors: Mapping[str, Tensor 
         if standing != folder:
             files.remove_leftovers(folder.parent)
             with files.written_beside(folder, replace=False) as stage:
-                _write(stage, config, tensors, dtype)
+                _write(stage, config, stored, dtype)
             files.sync(folder.parent)
             return
         files.remove_leftovers(folder)
         with files.work_folder(folder / SAFETENSORS) as stage:
-            _write(stage, config, tensors, dtype)
+            _write(stage, config, stored, dtype)
             for name in (SAFETENSORS, CONFIG):
                 os.replace(stage / name, folder / name)
             files.sync(folder)
@@ -148,7 +148,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     promised: dict[str, list[str]] = {}
     for name, file in weight_map.items():
         promised.setdefault(file, []).append(name)
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for file, names in sorted(promised.items()):
         if Path(file).name != file:
             raise UserError(f"{index} names the file {file!r:.200}: shards lie in the folder of their index")

@@ -34,6 +34,8 @@ _BART_MODULES = {
 }
 _BART_OFFSET = 2  # its tables of positions, and those of 2021's model, begin with two rows that are never looked up
 
+_Unrolled = dict[tuple[str, str], dict[int, tuple[str, Tensor]]]  # (stack, our name): layer: the file's name, tensor
+
 
 def dalle_bart(tensors: Mapping[str, Tensor], config) -> dict[str, Tensor]:
     """DalleBart: rename the numbered modules of each layer, and stack the layers of the unrolled layout.
@@ -60,17 +62,17 @@ def dalle_bart(tensors: Mapping[str, Tensor], config) -> dict[str, Tensor]:
         )
     if is_shared or has_bart_layers:
         return _bart({name: tensors[source] for name, source in names.items()}, config)
-    ours, unrolled = {}, {}
+    ours: dict[str, Tensor] = {}
+    unrolled: _Unrolled = {}
     for name, source in names.items():
         match = _LAYER.fullmatch(name)
-        stack, index, leaf = match.groups() if match else (None, None, None)
-        target = match and _rename(published_modules(config, stack), leaf)
-        if not target:
+        target = match and _rename(published_modules(config, match[1]), match[3])
+        if match is None or target is None:
             ours[name] = tensors[source]
-        elif index is None:
-            ours[f"{stack}.layers.{target}"] = tensors[source]
+        elif match[2] is None:
+            ours[f"{match[1]}.layers.{target}"] = tensors[source]
         else:
-            unrolled.setdefault((stack, target), {})[int(index)] = source, tensors[source]
+            unrolled.setdefault((match[1], target), {})[int(match[2])] = source, tensors[source]
     return ours | _layers(unrolled, config)
 
 
@@ -116,7 +118,8 @@ def _bart(tensors: dict[str, Tensor], config) -> dict[str, Tensor]:
     DalleBart until March 2022 has the names of layers alone; until February its decoder had a position too many.
     """
     offset = _BART_OFFSET if any(name.startswith("shared.") for name in tensors) else 0
-    ours, layers = {}, {}
+    ours: dict[str, Tensor] = {}
+    layers: _Unrolled = {}
     for name, tensor in tensors.items():
         if match := _BART_LAYER.fullmatch(name):
             stack, index, leaf = match.groups()
@@ -163,7 +166,7 @@ def clip(tensors: Mapping[str, Tensor], config) -> dict[str, Tensor]:
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """{name joined by "." and without the `params` and `model` prefixes: the file's own name}."""
-    plain = {}
+    plain: dict[str, str] = {}
     for source in tensors:
         name = source.replace("/", ".").removeprefix("params.").removeprefix("model.")
         if name in plain:
@@ -184,9 +187,9 @@ def _list_items(match: re.Match) -> str:
     return f"{level}.{i}." + (f"{module}.{j}" if module else "")
 
 
-def _layers(unrolled: dict[tuple[str, str], dict[int, tuple[str, Tensor]]], config) -> dict[str, Tensor]:
-    """{(stack, our name): {layer: (the file's name, tensor)}} as the model has its layers: stacked, or in a list."""
-    ours = {}
+def _layers(unrolled: _Unrolled, config) -> dict[str, Tensor]:
+    """The tensors as the model has its layers: stacked, or in a list."""
+    ours: dict[str, Tensor] = {}
     for (stack, target), layers in unrolled.items():
         depth = config.decoder_layers if stack == "decoder" else config.encoder_layers
         if config.layers_are_alike(depth):

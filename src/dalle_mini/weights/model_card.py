@@ -73,7 +73,7 @@ def _introduction(is_bundle: bool, loader: str) -> str:
 def _row(folder: Path, config: dict) -> str:
     kind = config["model_type"]
     tensors = load_tensors(folder)
-    sizes = Counter()
+    sizes: Counter[str] = Counter()
     for tensor in tensors.values():
         sizes[str(tensor.dtype)] += math.prod(tensor.shape)
     stored = sum(path.stat().st_size for path in folder.glob("model*.safetensors"))

@@ -4,9 +4,9 @@ import functools
 import math
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,19 +19,33 @@ from dalle_mini.weights.formats.tensors import Tensor, is_float
 from dalle_mini.weights.hub.repository import blaming_cache, resolve
 
 DTYPES = ("float32", "bfloat16", "float16")
+Tree = TypeVar("Tree", dict, nnx.State)
 ALIGNMENT = 64  # bytes: JAX on a CPU takes memory so aligned as it is, and copies other memory
+
+
+class ModelConfig(Protocol):
+    """The configuration of a model, as `config.json` has it."""
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Raises UserError where no model can have these values."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]: ...
 
 
 class Pretrained:
     """Mixin of a model built as `Model(config, rngs=..., dtype=...)` that keeps its `config`.
 
     Attributes:
-        config_class: the dataclass of the configuration, with `from_dict` and `to_dict`.
+        config: the configuration that it was built with.
+        config_class: the dataclass of the configuration.
         map_keys: the function of `key_mapping` that turns a file's tensors into ours.
     """
 
-    config_class: ClassVar[type]
-    map_keys: ClassVar[Callable[[Mapping[str, Tensor], Any], dict[str, Tensor]]]
+    config: ModelConfig
+    config_class: ClassVar[type[ModelConfig]]
+    map_keys: "ClassVar[staticmethod[[Mapping[str, Tensor], Any], dict[str, Tensor]]]"  # Python 3.11 cannot make it
 
     @classmethod
     def from_pretrained(
@@ -97,7 +111,7 @@ class Pretrained:
     def shapes(cls, config, dtype=jnp.float32) -> tuple[nnx.GraphDef, nnx.State]:
         """The structure and shapes: drawing a large model's random weights takes longer than reading real ones."""
         with _SHAPES_LOCK:  # the thread that compiles ahead asks for the same as the one that loads
-            return _shapes(cls, config, np.dtype(dtype))
+            return _shapes(cls, config, np.dtype(dtype))  # type: ignore[arg-type]  # a class is hashable
 
     def save_pretrained(self, folder: str | Path, dtype=None) -> None:
         """Write `config.json` and `model.safetensors` into a folder, made if need be.
@@ -179,7 +193,7 @@ def from_device(array: jax.Array) -> Tensor:
 
 def flatten(state: Mapping) -> dict[str, Any]:
     """A state of a module (or its pure dict) -> {attribute path joined by ".": array}, items of lists by number."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in state.items():
         if isinstance(value, Mapping | nnx.State):
             flat |= {f"{key}.{name}": leaf for name, leaf in flatten(value).items()}
@@ -188,11 +202,11 @@ def flatten(state: Mapping) -> dict[str, Any]:
     return flat
 
 
-def unflatten(arrays: Mapping[str, Any], like: Mapping) -> Mapping:
+def unflatten(arrays: Mapping[str, Any], like: Tree) -> Tree:
     """The inverse of `flatten`: `like` (a state or a pure dict, abstract or not) with the arrays as its leaves."""
 
     def fill(node: Mapping, prefix: str) -> dict:
-        filled = {}
+        filled: dict[str, Any] = {}
         for key, value in node.items():
             name = f"{prefix}{key}"
             if isinstance(value, Mapping | nnx.State):

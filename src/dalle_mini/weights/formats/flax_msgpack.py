@@ -145,16 +145,19 @@ class _Tree:
     def _chunked(self, name: str) -> Tensor:
         """The rest of {CHUNKED: True, "shape": {"0": n, ...}, "chunks": {"0": flat array, ...}}."""
         self._head()
-        parts = {}
+        sides: dict[str, dict[str, int]] = {}
+        parts: dict[str, dict[str, Tensor]] = {}
         for _ in range(2):
             key = self._text(_UNCHUNKED)
             items = range(self._expect("dict", _UNCHUNKED))
-            if key == "shape" and len(items) > MAX_AXES:
-                raise ValueError(f"an array has {len(items)} axes")
-            read = (lambda: self._expect("int", _UNCHUNKED)) if key == "shape" else (lambda: self._chunk(name))
-            parts[key] = {self._text(_UNCHUNKED): read() for _ in items}
+            if key == "shape":
+                if len(items) > MAX_AXES:
+                    raise ValueError(f"an array has {len(items)} axes")
+                sides[key] = {self._text(_UNCHUNKED): self._expect("int", _UNCHUNKED) for _ in items}
+            else:
+                parts[key] = {self._text(_UNCHUNKED): self._chunk(name) for _ in items}
         try:
-            shape = [parts["shape"][str(i)] for i in range(len(parts["shape"]))]
+            shape = [sides["shape"][str(i)] for i in range(len(sides["shape"]))]
             chunks = [parts["chunks"][str(i)] for i in range(len(parts["chunks"]))]
         except KeyError:
             raise ValueError(_UNCHUNKED) from None

@@ -53,7 +53,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         begin, header = _header(file)
         spans = {name: _span(name, entry) for name, entry in header.items()}
-        in_order = sorted(spans, key=spans.get)
+        in_order = sorted(spans, key=spans.__getitem__)
         cut = [name for name in in_order if spans[name][1] > file.size - begin]
         if cut:
             raise UserError(
@@ -89,7 +89,8 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], dtype=None) -> 
     rank = list(DTYPES)
     # The largest dtypes first, so that all are aligned.
     in_order = sorted(tensors, key=lambda name: (-rank.index(codes[name]), name))
-    header, end = {METADATA: {"format": "flax"}}, 0
+    header: dict[str, dict[str, object]] = {METADATA: {"format": "flax"}}
+    end = 0
     for name in in_order:
         begin, end = end, end + math.prod(tensors[name].shape) * stored[name].itemsize
         header[name] = {"dtype": codes[name], "shape": list(tensors[name].shape), "data_offsets": [begin, end]}
@@ -138,10 +139,10 @@ def _tensor(file: TensorFile, name: str, entry: dict, start: int) -> Tensor:
         raise ValueError(f"tensor {name}: {error}") from None
 
 
-def _stored(name: str, tensor: Tensor, dtype: np.dtype) -> np.ndarray:
+def _stored(name: str, tensor: Tensor, dtype: np.dtype) -> memoryview:
     """The bytes of a tensor, cast to a dtype that has to hold its values."""
     values = tensor.read(dtype)
     infinite = np.count_nonzero(np.isinf(values)) if dtype != tensor.dtype else 0
     if infinite and infinite != np.count_nonzero(np.isinf(tensor.read())):
         raise UserError(f"cannot save as {dtype.name}: {name} has values beyond it; use bfloat16 or float32")
-    return values.reshape(-1).view(np.uint8)
+    return values.reshape(-1).view(np.uint8).data

@@ -203,7 +203,7 @@ class TensorFile:
         return tensor
 
     def _read_into(self, out: np.ndarray, start: int, name: str) -> None:
-        memory, done = memoryview(out.reshape(-1).view(np.uint8)), 0
+        memory, done = out.reshape(-1).view(np.uint8).data, 0
         while done < len(memory):
             try:
                 count = os.preadv(self._descriptor, [memory[done : done + READ_BYTES]], start + done)

@@ -11,7 +11,7 @@ import os
 import struct
 import zipfile
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -73,7 +73,7 @@ class _Stream(io.BufferedReader):
     """A file that gives at most `pickle_bytes` in one reading, whatever a damaged directory asks for."""
 
     def __init__(self, path: Path):
-        super().__init__(files.open_regular(path).detach())
+        super().__init__(cast(io.BufferedReader, files.open_regular(path)).detach())
         self.size = os.fstat(self.fileno()).st_size
 
     def read(self, size: int | None = -1) -> bytes:
@@ -85,7 +85,7 @@ class _Stream(io.BufferedReader):
 
 def _state_dict(path: Path, size: int, content: object, places: dict[str, Place]) -> dict[str, Tensor]:
     state = content.get("state_dict", content) if isinstance(content, dict) else {}
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, value in state.items() if isinstance(state, dict) else ():
         check("tensor_name", len(name), "a tensor's name has more than {} characters")
         check("tensors", len(tensors) + 1, "it has more than {} tensors")
@@ -102,7 +102,7 @@ def _state_dict(path: Path, size: int, content: object, places: dict[str, Place]
     return tensors
 
 
-def _read_zip(path: Path, stream: BinaryIO) -> tuple[object, dict[str, Place]]:
+def _read_zip(path: Path, stream: _Stream) -> tuple[object, dict[str, Place]]:
     with zipfile.ZipFile(stream) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
         pickles = [name for name in entries if name.rpartition("/")[2] == "data.pkl"]
@@ -119,18 +119,18 @@ def _read_zip(path: Path, stream: BinaryIO) -> tuple[object, dict[str, Place]]:
         content = machine.run(io.BytesIO(archive.read(pickles[0])))
     places = {}
     for key in machine.storages:
-        entry = entries.get(f"{prefix}data/{key}")
-        if entry is not None:
+        values = entries.get(f"{prefix}data/{key}")
+        if values is not None:
             # local header: 30 bytes, the last four of which are the lengths of the name and of the padding behind it
-            stream.seek(entry.header_offset)
+            stream.seek(values.header_offset)
             magic, name_length, extra_length = struct.unpack("<4s22xHH", stream.read(30))
             if magic != ZIP_MAGIC:
-                raise ValueError(f"{entry.filename} is not where the directory says")
-            places[key] = Place(entry.header_offset + 30 + name_length + extra_length, entry.file_size)
+                raise ValueError(f"{values.filename} is not where the directory says")
+            places[key] = Place(values.header_offset + 30 + name_length + extra_length, values.file_size)
     return content, places
 
 
-def _read_legacy(path: Path, stream: BinaryIO) -> tuple[object, dict[str, Place]]:
+def _read_legacy(path: Path, stream: _Stream) -> tuple[object, dict[str, Place]]:
     """[magic number] [protocol version] [system] [content] [keys of storages], then each one's size and values."""
     head = io.BytesIO(stream.read(limits().pickle_bytes))
     machine = Machine()

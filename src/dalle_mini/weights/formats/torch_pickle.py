@@ -6,7 +6,7 @@ would be called it leaves a placeholder.
 """
 
 import pickletools
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 import ml_dtypes
 import numpy as np
@@ -226,7 +226,7 @@ def _call(function: object, arguments: object) -> object:
             Global("torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2"),
             (Storage() as storage, offset, tuple(shape), tuple(strides), *_),
         ):
-            return View(storage, offset, shape, strides)
+            return View(storage, cast(int, offset), shape, strides)  # the reader of the file checks the numbers
         case Global("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state"), (tensor, *_):
             return tensor
     return Unmade(function)

@@ -7,9 +7,10 @@ So every session that it opens gets a hook. Whatever is odd in an answer ends th
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -69,18 +70,15 @@ def check_answers() -> None:
     if hasattr(huggingface_hub, "set_client_factory"):
         install, made = huggingface_hub.set_client_factory, _http._GLOBAL_CLIENT_FACTORY
     else:  # before 1.0, on requests
-        install, made = huggingface_hub.configure_http_backend, _http._GLOBAL_BACKEND_FACTORY
-    if not hasattr(made, "checks_answers"):
-
-        def checked():
-            return _checked(made())
-
-        checked.checks_answers = True
-        install(checked)
+        backend = _http._GLOBAL_BACKEND_FACTORY  # type: ignore[attr-defined]  # of the older client
+        install, made = huggingface_hub.configure_http_backend, backend
+    if not (isinstance(made, functools.partial) and made.func is _checked):
+        install(functools.partial(_checked, made))
 
 
-def _checked(session: Any) -> Any:
+def _checked(make: Callable[[], Any]) -> Any:
     """A session of httpx or requests, with the hook. Answers are asked for as they are, not compressed."""
+    session = make()
     session.headers["Accept-Encoding"] = "identity"
     if hasattr(session, "event_hooks"):
         hooks = session.event_hooks

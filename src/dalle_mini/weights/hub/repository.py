@@ -232,20 +232,21 @@ class Repository:
             folder = self._take_cached(prefix, needs)
             if folder:
                 return folder
-        if self.listing is None:
+        if (listing := self.listing) is None:
             raise self._absent()
-        paths = {}
-        for name in needs.files(lambda name: prefix + name in self.listing, paths):
+        paths: dict[str, Path] = {}
+        for name in needs.files(lambda name: prefix + name in listing, paths):
             paths[name] = self.fetch(prefix + name)
         return next(iter(paths.values())).parent
 
     def _take_cached(self, prefix: str, needs: Needs) -> Path | None:
         """The folder, if the cache has all of it."""
-        paths = {}
+        paths: dict[str, Path] = {}
         for name in needs.files(lambda name: self._cached(prefix + name), paths):
-            paths[name] = self._cached(prefix + name)
-            if not paths[name]:
+            path = self._cached(prefix + name)
+            if path is None:
                 return None
+            paths[name] = path
         self._note_copy()
         return next(iter(paths.values())).parent
 
@@ -278,8 +279,10 @@ class Repository:
 
     def fetch(self, name: str) -> Path:
         """A file's place in the cache, fetched if need be; the repository must be within reach (`listing`)."""
+        if self.listing is None:
+            raise self._absent()
         if name not in self.listing:
-            raise self._lacking(name)
+            raise self._lacking(name, self.listing)
         path = self._cached(name)
         if path is None:
             try:
@@ -351,11 +354,11 @@ class Repository:
             "check the connection and run again, or name a folder"
         )
 
-    def _lacking(self, name: str) -> UserError:
-        there = f"it holds {listed(sorted(self.listing), 8) or 'nothing'}"
+    def _lacking(self, name: str, listing: frozenset[str]) -> UserError:
+        there = f"it holds {listed(sorted(listing), 8) or 'nothing'}"
         if name.endswith(WEIGHTS[0]):
             return UserError(f"{self} has no weights: looked for {', '.join(WEIGHTS)}; {there}")
-        parts = [part for part in ("dalle", "vqgan", "clip") if f"{self._inside}{part}/{CONFIG}" in self.listing]
+        parts = [part for part in ("dalle", "vqgan", "clip") if f"{self._inside}{part}/{CONFIG}" in listing]
         if parts:
             names = (f"{self.id}/{self._inside}{part}" for part in parts)
             there = f"it is a bundle, name a part of it: {', '.join(names)}"
@@ -369,9 +372,9 @@ def _shards(index: Path) -> list[str]:
         UserError: the index cannot be read: it is not known then what belongs to it.
     """
     weight_map = read_object(index).get("weight_map")
-    with contextlib.suppress(AttributeError):
-        return sorted({file for file in weight_map.values() if is_file_name(file) and "/" not in file})
-    return []
+    if not isinstance(weight_map, dict):
+        return []
+    return sorted({file for file in weight_map.values() if is_file_name(file) and "/" not in file})
 
 
 def _blob(path: Path) -> Path:
