@@ -41,6 +41,7 @@ from dalle_mini.text import CaptionNormalizer, CaptionTokenizer
 from dalle_mini.weights.bundle import PARTS, check_fit, find_parts, save_companions
 from dalle_mini.weights.bundle import SHIPPED as SHIPPED  # for those who look for it here
 from dalle_mini.weights.hub.repository import origin
+from dalle_mini.weights.pretrained import Pretrained
 
 MAX_CHARACTERS = 2000  # of a prompt are read: far more than 64 tokens hold, little enough to normalise at once
 PREVIEWS = 8  # of an image while it is drawn
@@ -143,7 +144,7 @@ class DalleMini:
         """Load the networks from the folders that `find_parts` gives, and compile `ahead` the while."""
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             # Its errors are not asked for: what is wrong with a config is told by the loading below.
-            if ahead is not None and jax.config.jax_compilation_cache_dir:
+            if ahead is not None and jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]  # made at run time
                 pool.submit(ahead.compile, folders, compute_dtypes(dtype)[0], int8=dtype == "int8")
             return cls._load(folders, dtype)
 
@@ -176,7 +177,8 @@ class DalleMini:
             UserError: the folder cannot be written.
         """
         folder = Path(folder)
-        for part, network in zip(PARTS, (undo_optimization(self.model), self.vqgan, self.ranker.clip), strict=True):
+        networks: tuple[Pretrained, ...] = (undo_optimization(self.model), self.vqgan, self.ranker.clip)
+        for part, network in zip(PARTS, networks, strict=True):
             network.save_pretrained(folder / part, dtype=dtype)
         self.tokenizer.save(folder / "dalle")
         self.ranker.tokenizer.save(folder / "clip")

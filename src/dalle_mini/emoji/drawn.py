@@ -58,6 +58,7 @@ class DrawnEmoji:
         from dalle_mini.emoji.scenes import EmojiScenes
         from dalle_mini.emoji.vocabulary import scene_emoji
 
+        kind: type[EmojiImages | EmojiScenes]
         if name == EMOJI:
             kind, emoji = EmojiImages, everyday_emoji(kinds=options.emoji_kinds)
         else:

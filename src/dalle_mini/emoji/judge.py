@@ -159,15 +159,15 @@ class EmojiJudge:
         rgb = np.array([PALETTE[color] for color in colors], np.float32) / 255  # [pictures, 3]
         difference = images.astype(np.float32) / 255 - rgb[:, None, None]
         empty = np.sum(difference**2, axis=(1, 2, 3), dtype=np.float64)  # from a picture without an emoji
-        best: list[Judgement | None] = [None] * len(images)
+        best: dict[int, Judgement] = {}
         for drawn in self._templates:
             for place, (index, gain) in drawn.nearest(difference, rgb).items():
                 distance = (empty + gain) / difference[0].size
-                for row, one in enumerate(best):
-                    if one is None or distance[row] < one.distance:
+                for row in range(len(images)):
+                    if row not in best or distance[row] < best[row].distance:
                         names = self._names[index[row]]
                         best[row] = Judgement(names, colors[row], float(distance[row]), drawn.scale, place)
-        return best
+        return [best[row] for row in range(len(images))]
 
 
 class _Templates:

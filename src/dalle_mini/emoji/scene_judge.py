@@ -190,8 +190,8 @@ class SceneJudge:
         judged = []
         for row, scene in enumerate(placed):
             fits = [best.get((row, which), (0.0, (), 0.0))[1:] for which in (0, 1)]
-            found = (Found(one, box, *fit) for one, box, fit in zip(asked[row], scene.boxes, fits, strict=True))
-            judged.append(SceneJudgement(*found, scene.first_in_front, scene.background))
+            first, second = (Found(one, box, *fit) for one, box, fit in zip(asked[row], scene.boxes, fits, strict=True))
+            judged.append(SceneJudgement(first, second, scene.first_in_front, scene.background))
         return judged
 
     def _template(self, font: Path, emoji: Emoji, scale: int) -> tuple[np.ndarray, np.ndarray]:
@@ -318,20 +318,20 @@ class SceneJudge:
         of_squares = flat(open_[..., 0] ** 2)
         of_products = flat(-2 * open_**2 * under)
         of_opacity_squares = flat(open_[..., 0] ** 2 * np.sum(under**2, axis=-1))
-        gains = []
+        blocks = []
         all_colors, all_opacity = self._drawn[scale]
         for start in range(0, len(all_colors), BLOCK):
             colors = all_colors[start : start + BLOCK].astype(np.float32) / 255
             opacity = all_opacity[start : start + BLOCK].astype(np.float32) / 255
             count = len(colors)
-            gains.append(
+            blocks.append(
                 colors.reshape(count, -1) @ of_colors
                 + opacity.reshape(count, -1) @ of_opacity
                 + np.sum(colors**2, axis=-1).reshape(count, -1) @ of_squares
                 + (opacity[..., None] * colors).reshape(count, -1) @ of_products
                 + (opacity**2).reshape(count, -1) @ of_opacity_squares
             )
-        gains = np.concatenate(gains)  # [emoji, crops]
+        gains = np.concatenate(blocks)  # [emoji, crops]
         nearest = np.argmin(gains, axis=0)
         return gains[nearest, np.arange(len(crops))], nearest
 

@@ -320,9 +320,10 @@ class EmojiScenes:
     def _two(self, rng: random.Random, sized: bool) -> tuple[tuple[Thing, ...], str]:
         emoji = self._pick(rng, 2)
         name = pick(rng, tuple(RELATIONS))
-        counts, sizes = [1, 1], [None, None]
+        counts = [1, 1]
+        sizes: tuple[str | None, str | None] = (None, None)
         if sized or rng.random() < SIZED_SHARE:
-            sizes = list(pick(rng, SIZES))
+            sizes = pick(rng, SIZES)
         elif RELATIONS[name].fact in (LEFT_OF, ABOVE) and rng.random() < GROUP_SHARE / (1 - SIZED_SHARE):
             many = pick(rng, (0, 0, 1))
             counts[many] = 2 if is_counted(spoken(emoji[many].name)) else 1
@@ -351,7 +352,7 @@ class EmojiScenes:
 
 
 # Size words of subject and object; two large ones do not fit side by side.
-SIZES = (
+SIZES: tuple[tuple[str | None, str | None], ...] = (
     ("small", None),
     (None, "small"),
     ("large", None),
@@ -369,16 +370,17 @@ def arrange(rng: random.Random, name: str, subject: Group, object: Group) -> tup
     relation = RELATIONS[name]
     forward = rng.random() < 0.5 if relation.forward is None else relation.forward
     first, second = (subject, object) if forward else (object, subject)
-    scales = [[SCALE_OF[size] for _, size in group] for group in (first, second)]
+    scales, others = ([SCALE_OF[size] for _, size in group] for group in (first, second))
     if relation.fact == LEFT_OF:
         if len(first) + len(second) > 2:
-            scales = [[SCENE_SMALL] * len(group) for group in scales]
-        boxes = beside(rng, *scales)
+            scales, others = ([SCENE_SMALL] * len(group) for group in (first, second))
+        boxes = beside(rng, scales, others)
     elif relation.fact == ABOVE:
         touching = rng.random() < 0.5 if relation.touching is None else relation.touching
-        boxes = stacked(rng, *scales, touching)
+        boxes = stacked(rng, scales, others, touching)
     else:
-        boxes = tuple([box] for box in overlapping(rng, scales[0][0], scales[1][0]))
+        front, back = overlapping(rng, scales[0], others[0])
+        boxes = [front], [back]
     groups = [
         [Thing(emoji, box, size) for (emoji, size), box in zip(group, placed, strict=True)]
         for group, placed in zip((first, second), boxes, strict=True)

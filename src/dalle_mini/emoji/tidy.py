@@ -60,7 +60,8 @@ class TidyScenes(EmojiScenes):
     """
 
     def _kind(self, rng: random.Random, held_out: str | None) -> str:
-        kinds = {PAIR: (TWO, THREE), RELATION: (TWO, THREE), ATTRIBUTES: (SINGLE,)}.get(held_out, tuple(TIDY_SHARES))
+        needed = {PAIR: (TWO, THREE), RELATION: (TWO, THREE), ATTRIBUTES: (SINGLE,)}
+        kinds = needed.get(held_out or "", tuple(TIDY_SHARES))
         lot = rng.random() * sum(TIDY_SHARES[kind] for kind in kinds)
         for kind in kinds:
             lot -= TIDY_SHARES[kind]

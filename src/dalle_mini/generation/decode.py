@@ -98,7 +98,8 @@ def stream_tokens(
     Raises:
       ValueError: guidance is not 1 and the unconditional rows are missing; the devices cannot share the work evenly.
     """
-    model = optimize_for_decoding(model)
+    if isinstance(model, DalleBart):
+        model = optimize_for_decoding(model)
     call = _call(model, input_ids, attention_mask, keys, **options)
     params = call.params if call.programs.mesh is None else _on_all(call.params, call.programs.mesh)
     context, state = prefill(call.programs, params, call.text, call.keys)
@@ -147,10 +148,10 @@ class Call(NamedTuple):
 
     programs: Programs
     params: nnx.State
-    text: jax.Array  # int [G, 2, P, S], ids and mask
+    text: np.ndarray  # int [G, 2, P, S], ids and mask
     keys: jax.Array  # [P, C]
     sampling: SamplingParams  # of arrays [P]
-    forced: jax.Array | None  # int32 [P, C, image_length]
+    forced: np.ndarray | None  # int32 [P, C, image_length]
 
 
 def _call(
@@ -163,7 +164,7 @@ def _call(
     uncond_input_ids: jax.Array | None = None,
     uncond_attention_mask: jax.Array | None = None,
     codebook_size: int | None = None,
-    forced: jax.Array | None = None,
+    forced: jax.typing.ArrayLike | None = None,
     devices: Sequence[jax.Device] | None = None,
     **rule,
 ) -> Call:
@@ -178,8 +179,9 @@ def _call(
         if uncond_input_ids is None or uncond_attention_mask is None:
             raise ValueError(f"guidance {asked.guidance} needs uncond_input_ids and uncond_attention_mask")
         text.append(np.stack([uncond_input_ids, uncond_attention_mask]))
+    kept = None
     if forced is not None:
-        forced = np.broadcast_to(np.asarray(forced, np.int32), (*keys.shape, model.image_length))
+        kept = np.broadcast_to(np.asarray(forced, np.int32), (*keys.shape, model.image_length))
     graphdef, params = nnx.split(model)
     programs = Programs(
         graphdef=graphdef,
@@ -189,7 +191,7 @@ def _call(
         codebook_size=codebook_size,
         mesh=None if devices is None else mesh_of(devices, *keys.shape),
     )
-    return Call(programs, params, np.stack(text).astype(np.int32), keys, sampling, forced)
+    return Call(programs, params, np.stack(text).astype(np.int32), keys, sampling, kept)
 
 
 def replicated(model: DalleBart, devices: Sequence[jax.Device]) -> DalleBart:
@@ -257,7 +259,7 @@ PROMPTS = PartitionSpec("prompts")
 IMAGES = PartitionSpec("prompts", "candidates")
 TEXT = PartitionSpec(None, None, "prompts")
 CONTEXT = PartitionSpec(None, "prompts")
-STATE = DecodeState(ALL, IMAGES, IMAGES, cache=PartitionSpec(("prompts", "candidates")))
+STATE = DecodeState(ALL, IMAGES, IMAGES, cache=PartitionSpec(("prompts", "candidates")))  # type: ignore[arg-type]  # a spec in each array's place
 
 
 @partial(Jit, static_argnums=0)

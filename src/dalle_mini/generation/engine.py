@@ -12,6 +12,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import overload
 
 import jax
 import numpy as np
@@ -113,8 +114,33 @@ class Engine:
 
         None frees the memory of the last one.
         """
-        several = model is not None and len(self.devices) > 1
-        self.model = replicated(model, self.devices) if several else model
+        if model is not None and len(self.devices) > 1:
+            model = replicated(model, self.devices)
+        self.model: DalleBart = model  # type: ignore[assignment]  # None until the next call: nothing can be drawn
+
+    @overload
+    def run(
+        self,
+        requests: Sequence[Request],
+        progress: Progress | None = None,
+        *,
+        batch_size: int | None = None,
+        overlap: bool | None = None,
+        alone: bool = False,
+    ) -> Iterator[Result]: ...
+
+    @overload
+    def run(
+        self,
+        requests: Sequence[Request],
+        progress: Progress | None = None,
+        *,
+        batch_size: int | None = None,
+        every: int | None,
+        previews: int = 1,
+        overlap: bool | None = None,
+        alone: bool = False,
+    ) -> Iterator[Result | Preview]: ...
 
     def run(
         self,
@@ -157,7 +183,8 @@ class Engine:
                 pool.submit(self._compile_the_rest, groups[0].share)
             unfinished: Callable[[], list[Result]] = list  # of the last group; `list` stands for nothing
             for group in groups:
-                clock, drawn = time.perf_counter(), []
+                clock = time.perf_counter()
+                drawn: list[Drawn] = []
                 for preview in self._draw(group, drawn, report, later, every, shown):
                     yield from unfinished()  # who watches sees a prompt's end before the next one's beginning
                     unfinished = list
@@ -176,14 +203,14 @@ class Engine:
         """Draw a group's tokens call by call into `drawn`; yield previews on the way."""
         for number, (first, size) in enumerate(group.calls):
             for count, tokens in self._tokens(group, first, size, report, every):
-                if previews and number == 0 and count < tokens.shape[-1] and count % every == 0:
+                if every and previews and number == 0 and count < tokens.shape[-1] and count % every == 0:
                     yield from self._previews(group, count, np.asarray(tokens), previews)
-            tokens = np.asarray(tokens)[:, :size]
-            if (tokens == UNDRAWABLE).any():
+            done = np.asarray(tokens)[:, :size]
+            if (done == UNDRAWABLE).any():
                 raise UserError(
                     "the decoder's logits are not numbers: its weights are damaged, or too large for this dtype"
                 )
-            drawn.append(Drawn(tokens, later(self._pixels, tokens, report)))
+            drawn.append(Drawn(done, later(self._pixels, done, report)))
 
     def _tokens(
         self, group: Group, first: int, size: int, report: Totals, every: int | None
@@ -230,12 +257,12 @@ class Engine:
                 raise UserError("CLIP's scores are not numbers: its weights are damaged, or too large for this dtype")
             report.add("scores", len(candidates))
         timings["scores"] = (time.perf_counter() - clock) / size
-        rows = tokens, images, np.stack(scores)
+        rows: tuple[np.ndarray, ...] = tokens, images, np.stack(scores)
         if processes > 1:
             rows = gathered(rows, group.requests[0].settings.candidates)
         return [
-            _result(request, *row, {"text": request.text_seconds, **timings})
-            for request, *row in zip(group.requests, *rows, strict=True)
+            _result(request, ids, candidates, row, {"text": request.text_seconds, **timings})
+            for request, ids, candidates, row in zip(group.requests, *rows, strict=True)
         ]
 
     def _compile_the_rest(self, candidates: int) -> None:
@@ -250,6 +277,7 @@ def _in_thread(pool: concurrent.futures.Executor) -> Callable:
 
 
 def _result(request: Request, tokens: np.ndarray, images: np.ndarray, scores: np.ndarray, timings: dict) -> Result:
+    assert request.settings.keep is not None  # `GenerationSettings` resolves it
     order = ClipRanker.rank(scores, request.settings.keep)
     return Result(
         prompt=request.prompt,
@@ -281,7 +309,7 @@ class Totals:
     def __init__(self, progress: Progress | None, images: int, image_length: int):
         self._progress = progress
         self._totals = {"tokens": images * image_length, "pictures": images, "scores": images}
-        self._done = {}
+        self._done: dict[str, int] = {}
         for stage in self._totals:
             self.reach(stage, 0)
 

@@ -54,7 +54,7 @@ def free_bytes(device: jax.Device) -> int:
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"] - stats["bytes_in_use"]
-    return min(psutil.virtual_memory().available, _free_in_container(CGROUP))
+    return int(min(psutil.virtual_memory().available, _free_in_container(CGROUP)))
 
 
 def _free_in_container(folder: Path) -> float:

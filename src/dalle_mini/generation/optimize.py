@@ -18,6 +18,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from types import UnionType
+from typing import TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +29,7 @@ from flax import nnx
 from dalle_mini.errors import UserError
 from dalle_mini.generation.cpu.tiles import TiledLinear
 from dalle_mini.models.config import DalleBartConfig
-from dalle_mini.models.dalle_bart import DalleBart, unstack_layers
+from dalle_mini.models.dalle_bart import DalleBart, Layer, unstack_layers
 from dalle_mini.models.linear import Linear, product
 from dalle_mini.models.token_model import TokenModel
 from dalle_mini.weights.pretrained import compute_dtype
@@ -84,7 +86,7 @@ class Int8Linear(nnx.Module):
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 
-LINEAR = nnx.Linear | RowLinear | TiledLinear | Int8Linear
+M = TypeVar("M", bound=nnx.Module)
 
 
 def optimize_for_decoding(
@@ -103,6 +105,7 @@ def optimize_for_decoding(
     ready, dtype = nnx.merge(*nnx.split(model)), model.lm_head.dtype
     on_cpu = (platform or jax.default_backend()) == "cpu"
     between = step_dtype(dtype, platform)
+    make: Callable[[nnx.Linear], nnx.Module]
     if int8:
         make = partial(Int8Linear, integers=on_cpu)
     else:
@@ -116,9 +119,9 @@ def optimize_for_decoding(
         _multiply_with(ready.encoder, flat_dot_general)
     layers = unstack_layers(ready.decoder.layers, model.config.decoder_layers, consume=consume)
     for layer in layers:
-        swap(layer, LINEAR, make)
+        swap(layer, nnx.Linear, make)
     ready.decoder.layers = nnx.List(layers)
-    ready.lm_head = make(ready.lm_head)
+    ready.lm_head = cast(nnx.Linear, make(ready.lm_head))  # it does all that the network asks of one
     return ready
 
 
@@ -164,9 +167,7 @@ def undo_optimization(model: DalleBart) -> DalleBart:
     if isinstance(model.lm_head, Int8Linear):
         raise UserError("int8 weights are for drawing alone: load the model in another dtype to save it")
     ready = nnx.merge(*nnx.split(model))
-    for layer in ready.decoder.layers:
-        swap(layer, LINEAR, _plain)
-    ready.lm_head = _plain(ready.lm_head)
+    swap(ready, RowLinear | TiledLinear, _plain)
     _compute_in(ready.decoder, model.lm_head.dtype)
     _multiply_with(ready.encoder, product)
     for stack in (ready.encoder, ready.decoder):
@@ -175,24 +176,24 @@ def undo_optimization(model: DalleBart) -> DalleBart:
     return ready
 
 
-def _stacked(layers: nnx.List) -> nnx.Module:
+def _stacked(layers: nnx.List) -> Layer:
     states = [nnx.state(layer) for layer in layers]
     return nnx.merge(nnx.graphdef(layers[0]), jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
 
 
 def _plain(linear: RowLinear | TiledLinear) -> nnx.Linear:
     inputs, outputs = linear.kernel.shape
-    bias = linear.bias is not None
+    bias, dtype = linear.bias, linear.dtype
     made = nnx.eval_shape(
-        lambda: Linear(inputs, outputs, use_bias=bias, dtype=linear.dtype, param_dtype=linear.dtype, rngs=nnx.Rngs(0))
+        lambda: Linear(inputs, outputs, use_bias=bias is not None, dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0))
     )
     made.kernel = nnx.Param(linear.kernel)
-    if bias:
-        made.bias = nnx.Param(linear.bias[...])
+    if bias is not None:
+        made.bias = nnx.Param(bias[...])
     return made
 
 
-def swap(module: nnx.Module, kinds, make: Callable[[nnx.Module], nnx.Module]) -> None:
+def swap(module: nnx.Module, kinds: type[M] | UnionType, make: Callable[[M], nnx.Module]) -> None:
     """Replace every layer of these kinds within a module by what `make` makes of it."""
     for _, owner in list(nnx.iter_modules(module)):
         for name, child in list(vars(owner).items()):

@@ -28,8 +28,8 @@ class PixelDecoder:
     def __init__(self, tokenizer: ImageTokenizer, devices: Sequence[jax.Device]):
         self.tokenizer, self.devices = tokenizer, list(devices)
         on_cpu = self.devices[0].platform == "cpu"
-        rewritten = on_cpu and isinstance(tokenizer, VQGAN)
-        graphdef, state = nnx.split(with_fewer_products(tokenizer) if rewritten else tokenizer)
+        quick = with_fewer_products(tokenizer) if on_cpu and isinstance(tokenizer, VQGAN) else tokenizer
+        graphdef, state = nnx.split(quick)
         alone = len(self.devices) == 1
         self._states = [state] if alone else [jax.device_put(state, device) for device in self.devices]
 
@@ -67,10 +67,12 @@ class PixelDecoder:
         """
         side, grid = self.tokenizer.resolution, self.tokenizer.grid
         images = np.full((len(tokens), side, side, 3), GRAY, np.uint8)
+        if not rows:
+            return images
         decoded = grid // 2 if rows <= grid // 2 else grid
-        mirrored = np.pad(np.arange(rows), (0, decoded - rows), "symmetric") if rows else []
+        mirrored = np.pad(np.arange(rows), (0, decoded - rows), "symmetric")
         height = rows * (side // grid)
-        for image, row in zip(images, tokens, strict=True) if rows else ():
+        for image, row in zip(images, tokens, strict=True):
             seen = jax.device_put(row.reshape(grid, grid)[mirrored].reshape(1, -1), self.devices[0])
             pixels = self._decode(self._states[0], seen, None if decoded == grid else grid)
             image[:height] = to_uint8(pixels)[0, :height]

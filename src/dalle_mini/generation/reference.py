@@ -50,6 +50,8 @@ def draw_image(
         shifted = np.concatenate([[model.start_token], tokens[:-1]])
         logits = _logits(model, *text, shifted, t)
         if is_guided(sampling):
+            if uncond is None:
+                raise ValueError(f"guidance {sampling.guidance} needs uncond")
             logits = guide(logits, _logits(model, *uncond, shifted, t), guidance_at(sampling, t, length))
         logits = mask_beyond(logits, codebook_size)
         step_key, top_k = jax.random.fold_in(key, t), int(sampling.top_k[0])

@@ -147,13 +147,12 @@ def sample(keys: jax.Array, logits: jax.Array, sampling: SamplingParams, *, most
     neither.
     """
     sampling = jax.tree.map(lambda value: value[:, None], sampling)
+    if not unlimited:
+        return sample_of_few(keys, logits, sampling, most)
     # Rows without a limit draw from the whole vocabulary, in the same way whether there are others or not.
-    free = limited = None
-    if unlimited:
-        p = None if sampling.top_p is None else sampling.top_p[..., None]
-        free = categorical(keys, process_logits(logits, temperature=sampling.temperature[..., None], top_p=p))
-    if most:
-        limited = sample_of_few(keys, logits, sampling, most)
-    if free is None or limited is None:
-        return limited if free is None else free
+    p = None if sampling.top_p is None else sampling.top_p[..., None]
+    free = categorical(keys, process_logits(logits, temperature=sampling.temperature[..., None], top_p=p))
+    if not most:
+        return free
+    limited = sample_of_few(keys, logits, sampling, most)
     return jnp.where(sampling.top_k == 0, free, limited)

@@ -93,8 +93,8 @@ def schedule(
 
 def grouped(requests: Sequence[Request], batch_size: int) -> Iterator[list[Request]]:
     """Consecutive requests of one kind, as many as fit one call; one that does not fit is a group of its own."""
-    for _, alike in itertools.groupby(requests, key=lambda request: request.kind):
-        alike = list(alike)
+    for _, found in itertools.groupby(requests, key=lambda request: request.kind):
+        alike = list(found)
         together = max(1, batch_size // alike[0].settings.candidates)
         for start in range(0, len(alike), together):
             yield alike[start : start + together]

@@ -7,6 +7,8 @@ ones, so that they are as exact by YNNPACK (`runtime.xla`) as by XLA itself, whi
 
 from __future__ import annotations
 
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -40,7 +42,7 @@ class TiledLinear(nnx.Module):
             rows = rows.reshape(len(rows), sums, -1).swapaxes(0, 1)
             rows = jnp.broadcast_to(rows, (tiles, *rows.shape))
             parts = jax.lax.dot_general(rows, weight, (((3,), (2,)), ((0, 1), (0, 1))))
-            return sum(parts[:, number] for number in range(sums))  # [tiles, rows, TILE]
+            return cast(jax.Array, sum(parts[:, number] for number in range(sums)))  # [tiles, rows, TILE]
 
         rows = x.astype(self.dtype).reshape(-1, x.shape[-1])
         count = len(rows)

@@ -13,6 +13,8 @@ deviation, which no pixel shows.
 
 from __future__ import annotations
 
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,7 +76,9 @@ class PhaseUpsample(nnx.Module):
     """
 
     def __init__(self, upsample: Upsample):
-        kernel, self.bias = np.asarray(upsample.conv.kernel[...], np.float64), upsample.conv.bias
+        conv = upsample.conv
+        assert conv is not None and conv.bias is not None  # `by_phases` passes the others over
+        kernel, self.bias = np.asarray(conv.kernel[...], np.float64), conv.bias
         kernel = np.einsum("yti,xsj,ijck->tscyxk", PHASES, PHASES, kernel, optimize=True)
         self.kernel = nnx.Param(jnp.asarray(kernel.reshape(*kernel.shape[:3], -1), jnp.float32))
 
@@ -94,7 +98,8 @@ def _convolved(x: jax.Array, kernel: jax.Array, more: tuple[int, int]) -> jax.Ar
 
 def _combined(matrix: np.ndarray, parts: list[jax.Array]) -> list[jax.Array]:
     """The matrix times the parts, without the products by 0."""
-    return [sum(part * float(factor) for factor, part in zip(row, parts, strict=True) if factor) for row in matrix]
+    rows = [sum(part * float(factor) for factor, part in zip(row, parts, strict=True) if factor) for row in matrix]
+    return cast("list[jax.Array]", rows)  # no row is all zeros
 
 
 def by_winograd(conv: nnx.Conv) -> bool:
