@@ -11,6 +11,7 @@ from typing import Any
 
 from dalle_mini.conversion.convert import NETWORKS, check_kind, config_of, part_of
 from dalle_mini.errors import UserError
+from dalle_mini.models.config import DalleBartConfig
 from dalle_mini.runtime.console import one_line
 from dalle_mini.text import CaptionTokenizer
 from dalle_mini.weights.bundle import PREPROCESSOR, SHIPPED, WORD_LISTS, check_fit
@@ -129,7 +130,7 @@ def _network(folder: Path, expected: str | None = None) -> Description:
         pass  # said above
     beside = folder if folder.is_dir() else folder.parent
     tokens, lacking = _tokenizer(part, beside, config)
-    if part == "dalle" and config.normalize_text and not Folder(beside).first(*WORD_LISTS):
+    if isinstance(config, DalleBartConfig) and config.normalize_text and not Folder(beside).first(*WORD_LISTS):
         lacking.append(f"{WORD_LISTS[0]}: hashtags in captions are not split into words")
     described = config.to_dict()
     return Description(
