@@ -41,14 +41,12 @@ def start_weights(source: str) -> str | Path:
     return find_part("dalle", _model(source)) if _run(source) is None else source
 
 
-def loaded_parameters(network: type[Any], config: Any, source: str | None) -> dict[str, Any] | None:
-    """The parameters of the model in `source`, as a pure dict; None where there is no source.
+def loaded_parameters(network: type[Any], config: Any, source: str) -> dict[str, Any]:
+    """The parameters of the model in `source`, as a pure dict.
 
     Raises:
         UserError: it has other parameters than `config` describes.
     """
-    if source is None:
-        return None
     wanted = nnx.to_pure_dict(network.shapes(config)[1])
     if holds_checkpoints(source):
         return restore_parameters(source, wanted)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +79,8 @@ class PromptSampler:
                 self._vqgan = VQGAN.from_pretrained(folder)
                 if trained_on is not None and fingerprint(self._vqgan) != trained_on:
                     raise UserError(f"{folder}: not the VQGAN whose tokens this run is trained on ({trained_on})")
-                self._ranker = Unranked() if clip is None else ClipRanker.from_pretrained(clip)
+                # Nothing but scores is asked of it here.
+                self._ranker = cast(ClipRanker, Unranked()) if clip is None else ClipRanker.from_pretrained(clip)
             except UserError as error:
                 problem = error
         end_together(problem)

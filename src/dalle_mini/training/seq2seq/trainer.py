@@ -178,7 +178,7 @@ class Seq2SeqTrainer(Trainer):
         labels = batch["labels"].astype(jnp.int32)
         noise_key, dropout_key, positions_key = (None,) * 3 if key is None else jax.random.split(key, 3)
         seen = self._with_noise(labels, noise_key)
-        start = jnp.full((len(labels), 1), self.config.model.decoder_start_token_id, jnp.int32)
+        start = jnp.full((len(labels), 1), self.config.model.start_token, jnp.int32)
         shifted = jnp.concatenate([start, seen[:, :-1]], axis=1)
         weights = jnp.ones(labels.shape, jnp.float32)
         if "label_mask" in batch:

@@ -26,10 +26,14 @@ MOST_AT_ONCE = 1.0  # at most so many uses a step are credited to a revived entr
 class CodebookConfig(Protocol):
     """The part of `VQGANTraining` that is used here."""
 
-    codebook: str
-    codebook_decay: float
-    revive_every: int
-    revive_below: float
+    @property
+    def codebook(self) -> str: ...
+    @property
+    def codebook_decay(self) -> float: ...
+    @property
+    def revive_every(self) -> int: ...
+    @property
+    def revive_below(self) -> float: ...
 
 
 class Uses(NamedTuple):

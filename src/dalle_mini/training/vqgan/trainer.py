@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -165,10 +166,11 @@ class VQGANTrainer(Trainer):
         self.optimizer, self.batch_size, self.seed = config.optimizer, batch_size, seed
         self.graphdef, _ = VQGAN.shapes(config.model)
         self._training_graphdef, _ = VQGAN.shapes(config.model, jnp.dtype(config.dtype))
-        self._discriminator_graphdef, self.groups = None, {}
+        self._discriminator_graphdef: nnx.GraphDef[PatchGAN] | None = None
+        self.groups = {}
         if config.discriminator is not None:
             self.groups = {GROUP: config.discriminator.optimizer}
-            network = nnx.eval_shape(lambda: self._discriminator(jax.random.key(0)))
+            network = nnx.eval_shape(partial(self._discriminator, config.discriminator, jax.random.key(0)))
             self._discriminator_graphdef, _ = nnx.split(network)
         self._distance, self.frozen = None, {}
         if config.perceptual is not None:
@@ -218,7 +220,7 @@ class VQGANTrainer(Trainer):
         if c.discriminator is None:
             image_loss, metrics = self._reconstruction_loss(vqgan.decode_latents(quantized), images, auxiliary)
         else:
-            image_loss, metrics = self._adversarial_losses(params, quantized, images, auxiliary)
+            image_loss, metrics = self._adversarial_losses(c.discriminator, params, quantized, images, auxiliary)
         count = jnp.float32(len(images))  # every image counts alike, so that microbatches add up
         metrics = {name: value * count for name, value in (metrics | codebook_metrics).items()}
         return Loss((image_loss + codebook_loss) * count, count, metrics, {"latents": latents, "tokens": tokens})
@@ -263,13 +265,13 @@ class VQGANTrainer(Trainer):
         c, error = self.config, made - images
         metrics = {"mse": jnp.mean(error**2)}
         loss = c.l1_weight * jnp.mean(jnp.abs(error)) + c.l2_weight * metrics["mse"]
-        if self._distance is not None:
+        if self._distance is not None and c.perceptual is not None:
             distance = self._distance.distance(auxiliary.frozen["perceptual"], made, images)
             metrics["perceptual"] = jnp.mean(distance)
             loss += c.perceptual.weight * metrics["perceptual"]
         return loss, metrics
 
-    def _adversarial_losses(self, params, quantized, images, auxiliary: AuxiliaryInputs):
+    def _adversarial_losses(self, d: DiscriminatorConfig, params, quantized, images, auxiliary: AuxiliaryInputs):
         """(a scalar that has the gradients of both losses and the value of L_rec, metrics).
 
         Equations 5 to 7 of Esser et al. 2021, with the losses of `discriminator.py`; y is what the VQGAN made of x:
@@ -280,12 +282,13 @@ class VQGANTrainer(Trainer):
         L_G depends on the VQGAN through y alone. So its gradient is taken at y, part by part, since lambda is made of
         the parts; their sum goes back through the decoder once.
         """
-        d, constant = self.config.discriminator, jax.lax.stop_gradient
+        constant, graphdef = jax.lax.stop_gradient, self._discriminator_graphdef
+        assert graphdef is not None  # as there is a discriminator
         made, to_last_layer = self._decode(params, quantized)
         y = constant(made)
 
         def discriminate(weights, images):
-            return nnx.merge(self._discriminator_graphdef, weights)(images)
+            return nnx.merge(graphdef, weights)(images)
 
         def reconstruction_loss(y):
             return self._reconstruction_loss(y, images, auxiliary)
@@ -323,14 +326,15 @@ class VQGANTrainer(Trainer):
         pull = jax.tree.map(jax.lax.stop_gradient, pull)
         return made, lambda gradient: pull(gradient)[0]
 
-    def _discriminator(self, key: jax.Array) -> PatchGAN:
-        return PatchGAN(self.config.discriminator, 3, rngs=nnx.Rngs(key), dtype=jnp.dtype(self.config.dtype))
+    def _discriminator(self, config: DiscriminatorConfig, key: jax.Array) -> PatchGAN:
+        return PatchGAN(config, 3, rngs=nnx.Rngs(key), dtype=jnp.dtype(self.config.dtype))
 
     def _new_discriminator(self, key: jax.Array) -> dict[str, Any]:
         """The discriminator's random parameters under their key, to join the VQGAN's; nothing where there is none."""
-        if self._discriminator_graphdef is None:
+        config = self.config.discriminator
+        if config is None:
             return {}
-        return {GROUP: nnx.to_pure_dict(nnx.state(self._discriminator(jax.random.fold_in(key, 1))))}
+        return {GROUP: nnx.to_pure_dict(nnx.state(self._discriminator(config, jax.random.fold_in(key, 1))))}
 
     def network(self, params: Any) -> VQGAN:
         """The VQGAN of a state's parameters, whole in this process's memory. All processes call it."""
