@@ -193,7 +193,7 @@ def _groups(folder: Path, manifest: Manifest) -> list[tuple[str, Shard, int, int
             try:
                 with open_regular(folder / shard.file) as file:
                     footer = pq.read_metadata(file)
-            except _damage() as error:
+            except unreadable(OSError) as error:
                 what = "missing" if isinstance(error, FileNotFoundError) else "damaged"
                 raise UserError(f"{folder / shard.file}: {what}: encode again into another folder") from None
             if footer.num_rows != shard.rows:
@@ -211,16 +211,12 @@ def _read_group(path: Path, group: int, columns: pa.Schema) -> pa.Table:
             check_columns(path, file.schema_arrow, columns)
             table = file.read_row_group(group, columns=columns.names)
         table.validate(full=True)  # text that is no UTF-8 too
-    except _damage() as error:
+    except unreadable(OSError) as error:
         raise UserError(f"{path}: damaged ({str(error).splitlines()[0]}): encode again into another folder") from None
     nulls = [name for name in columns.names if name not in _MAY_BE_NULL and table[name].null_count]
     if nulls or table["tokens"].combine_chunks().flatten().null_count:
         raise UserError(f"{path}: damaged: rows without {listed(nulls or ['tokens'])}: encode again elsewhere")
     return table
-
-
-def _damage() -> tuple[type[Exception], ...]:
-    return OSError, *unreadable()
 
 
 def _dropped(folder: Path, shard: Shard | None) -> dict[str, list[tuple[str, str]]]:

@@ -21,11 +21,14 @@ MOST_OF_A_LIST, LIST_BYTES = 1000, 16 << 20  # values of one list, such as the c
 EXPANSION = 200  # times as large as they are packed: honest text and pictures become less
 
 
-def unreadable() -> tuple[type[Exception], ...]:
-    """The exceptions of pyarrow on a damaged file: its own, and UnicodeDecodeError for a name that is not UTF-8."""
+def unreadable(*others: type[Exception]) -> tuple[type[Exception], ...]:
+    """The exceptions of pyarrow on a damaged file, and `others`.
+
+    They are its own, and UnicodeDecodeError for a name that is not UTF-8.
+    """
     import pyarrow as pa
 
-    return pa.ArrowException, UnicodeDecodeError
+    return pa.ArrowException, UnicodeDecodeError, *others
 
 
 def text_or_path(data: bytes) -> str:

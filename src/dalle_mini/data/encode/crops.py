@@ -94,12 +94,13 @@ class Preparation:
         captions, reason = keep_captions(example, self.filters)
         if reason:
             return Rejected(position, example.key, reason, example.detail[:LONGEST_DETAIL])
-        sides = []
+        sides: list[int] = []
 
         def problem(width: int, height: int) -> str | None:
             sides[:] = width, height
             return image_problem(width, height, self.filters)
 
+        assert example.image is not None  # else `example.problem` says why, and `keep_captions` that
         try:
             image, (width, height) = decode_scaled(example.image, self._needed(), self.filters.max_pixels, problem)
         except BadImage as bad:
@@ -170,18 +171,21 @@ def blocks(
         place: is told the position of the example that comes next.
     """
     nothing = np.empty((0, preparation.resolution, preparation.resolution, 3), np.uint8)
-    images, rows, rejected, seen = nothing, [], [], 0
+    rows: list[Row] = []
+    rejected: list[Rejected] = []
+    images, seen = nothing, 0
     place(0)
     for position, example in enumerate(part.examples()):
         seen += 1
+        crops: Rejected | list[tuple[Row, np.ndarray]]
         if position in skip:
-            outcome = Rejected(position, example.key, reasons.IMAGE_DAMAGED, "decoding it ended the process")
+            crops = Rejected(position, example.key, reasons.IMAGE_DAMAGED, "decoding it ended the process")
         else:
-            outcome = preparation(position, example)
-        if isinstance(outcome, Rejected):
-            rejected.append(outcome)
-            outcome = []
-        for row, crop in outcome:
+            crops = preparation(position, example)
+        if isinstance(crops, Rejected):
+            rejected.append(crops)
+            crops = []
+        for row, crop in crops:
             if not rows:
                 images = new_batch()
             images[len(rows)] = crop

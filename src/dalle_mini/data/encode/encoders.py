@@ -87,21 +87,21 @@ class Networks:
         if count < self.batch_size:
             images = np.pad(images, ((0, self.batch_size - count), (0, 0), (0, 0), (0, 0)))
         tokens = _encode(self._vqgan, self._states[turn], jax.device_put(images, device))
-        scores = None if self._ranker is None else self._score(turn, images, captions)
+        scores = None if self._ranker is None else self._score(self._ranker, turn, images, captions)
 
         def finish() -> tuple[np.ndarray, np.ndarray | None]:
             return np.asarray(tokens)[:count], None if scores is None else np.asarray(scores)[:count]
 
         return finish
 
-    def _score(self, turn: int, images: np.ndarray, captions: Sequence[str]) -> jax.Array:
+    def _score(self, ranker: ClipRanker, turn: int, images: np.ndarray, captions: Sequence[str]) -> jax.Array:
         """CLIP's cosine of each picture, as the VQGAN sees it, and its own caption."""
         texts = [*captions, *[""] * (self.batch_size - len(captions))]
-        length = self._ranker.clip.config.text.max_position_embeddings
-        config = self._ranker.preprocessor_config
+        length = ranker.clip.config.text.max_position_embeddings
+        config = ranker.preprocessor_config
         chunks = [images[start : start + CHUNK] for start in range(0, len(images), CHUNK)]
         pixels = np.concatenate(list(self._threads.map(lambda chunk: clip_pixels(chunk, config), chunks)))
-        inputs = jax.device_put((pixels, *self._ranker.tokenizer(texts, max_length=length)), self.devices[turn])
+        inputs = jax.device_put((pixels, *ranker.tokenizer(texts, max_length=length)), self.devices[turn])
         return _cosines(self._clip, self._clip_states[turn], *inputs)
 
     def _on_each(self, state: nnx.State) -> list[nnx.State]:

@@ -105,7 +105,8 @@ def keep_captions(example: Example, filters: Filters) -> tuple[tuple[str, ...], 
     reason = example.problem or columns_problem(example.columns, filters)
     if reason:
         return (), reason
-    kept, first = {}, reasons.NO_CAPTION
+    kept: dict[str, None] = {}
+    first = reasons.NO_CAPTION
     for number, caption in enumerate(example.captions[:MOST_CAPTIONS]):
         if len(caption) > max(LONGEST_RAW, filters.max_caption or 0):
             reason = reasons.CAPTION_TOO_LONG
@@ -171,7 +172,8 @@ def check_where(filters: Filters, source: Source) -> None:
     """
     if filters.where is None:
         return
-    wanted, known, read = set(where.columns(filters.where)), set(), 0
+    wanted, read = set(where.columns(filters.where)), 0
+    known: set[str] = set()
     for part in source.parts()[:8]:
         for example in islice(part.examples(), PEEKED):
             known |= example.columns.keys()

@@ -97,7 +97,8 @@ def finish(
         UserError: a staged part is missing or damaged, or something cannot be written.
     """
     repeats = find_repeats(folder, plan, lambda done: progress(done, 2 * plan.parts))
-    counts, codes = Counter(), np.zeros(plan.vqgan.codebook_size, np.int64)
+    counts: Counter[str] = Counter()
+    codes = np.zeros(plan.vqgan.codebook_size, np.int64)
     columns = schema(plan.vqgan.image_length, plan.vqgan.codebook_size)
     writers = {split: ShardWriter(folder, split, columns, plan.shard_rows) for split in SPLITS}
     dropped = DroppedWriter()

@@ -26,7 +26,7 @@ from dalle_mini.data.encode.finish import NothingKept, finish
 from dalle_mini.data.encode.launchers import Share
 from dalle_mini.data.encode.run import EncodeOptions, Run
 from dalle_mini.data.encode.stage import Progress, missing_parts
-from dalle_mini.data.sources.example import Source
+from dalle_mini.data.sources.example import Source, total_size
 from dalle_mini.data.tokens.shards import Manifest
 from dalle_mini.errors import UserError
 from dalle_mini.runtime.folders import LocalFolder, RemoteFolder, open_output
@@ -53,7 +53,9 @@ class Outcome:
 class Executor(Protocol):
     """Stages parts of a run, on this machine or on others."""
 
-    def __call__(self, run: Run, numbers: list[int], out: str, workers: int | None, report: _Counter) -> None:
+    def __call__(
+        self, run: Run, numbers: list[int], out: str, workers: int | None, report: Callable[[int, int, int], None], /
+    ) -> None:
         """Stage the parts of these numbers in the folder `out`. Parts that cannot be reached stay unstaged.
 
         Args:
@@ -103,8 +105,7 @@ def encode(
         run.claim(folder)
         mine = range(share.index, len(run.parts), share.count)
         todo = [number for number in missing_parts(folder, len(run.parts)) if number in mine]
-        sizes = [run.parts[number].size for number in todo]
-        total = None if None in sizes else sum(sizes)
+        total = total_size(run.parts[number] for number in todo)
         execute(run, todo, out, workers, _Counter(Progress(0, 0, len(mine) - len(todo), len(mine), total), progress))
         left = missing_parts(folder, len(run.parts))
         if left:
@@ -124,7 +125,9 @@ def _executor(engine: str, share: Share) -> Executor:
     return encode_with_ray
 
 
-def _encode_here(run: Run, numbers: list[int], out: str, workers: int | None, report: _Counter) -> None:
+def _encode_here(
+    run: Run, numbers: list[int], out: str, workers: int | None, report: Callable[[int, int, int], None]
+) -> None:
     if numbers:
         run.encode(numbers, open_output(out), workers, report)
 

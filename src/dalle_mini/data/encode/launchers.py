@@ -47,8 +47,8 @@ def find_share(index: int | None, count: int | None, environ: Mapping[str, str])
 def _slurm(environ: Mapping[str, str]) -> Share | None:
     share, said_by = Share(), []
     if "SLURM_ARRAY_TASK_ID" in environ and "SLURM_ARRAY_TASK_COUNT" in environ:
-        step = _whole(environ, "SLURM_ARRAY_TASK_STEP", 1) or 1
-        place = _whole(environ, "SLURM_ARRAY_TASK_ID") - _whole(environ, "SLURM_ARRAY_TASK_MIN", 0)
+        step = _whole(environ, "SLURM_ARRAY_TASK_STEP", "1") or 1
+        place = _whole(environ, "SLURM_ARRAY_TASK_ID") - _whole(environ, "SLURM_ARRAY_TASK_MIN", "0")
         count = _whole(environ, "SLURM_ARRAY_TASK_COUNT")
         if place % step or not 0 <= place // step < count:
             raise UserError(
@@ -79,11 +79,12 @@ def _jax(environ: Mapping[str, str]) -> Share | None:
     names = ("JAX_PROCESS_ID", "JAX_NUM_PROCESSES")
     if not all(name in environ for name in names):
         return None
-    return Share(*(_whole(environ, name) for name in names), " and ".join(names))
+    index, count = (_whole(environ, name) for name in names)
+    return Share(index, count, " and ".join(names))
 
 
-def _whole(environ: Mapping[str, str], name: str, default: int | None = None) -> int:
+def _whole(environ: Mapping[str, str], name: str, default: str = "") -> int:
     value = environ.get(name, default)
-    if not str(value).isdecimal():
+    if not value.isdecimal():
         raise UserError(f"{name} is {value!r} in the environment: it must be a whole number")
     return int(value)

@@ -96,7 +96,7 @@ class Run:
         if not self.parts:
             raise UserError(f"{self.origin.get('source', 'the source')}: there are no pictures in it")
         vqgan, ranker = self._models = weights.load(with_clip=options.clip_scores)
-        self._networks = None
+        self._networks: Networks | None = None
         self.vqgan = TokensOf(fingerprint(vqgan), vqgan.codebook_size, vqgan.grid**2, vqgan.resolution, weights.vqgan)
         self.clip = None
         if ranker is not None:
@@ -176,8 +176,8 @@ class Run:
             "source": _without_name(manifest.source),
             "options": manifest.options,
             "vqgan": manifest.vqgan.identity,
+            "clip": manifest.clip and manifest.clip["identity"],
         }
-        found["clip"] = manifest.clip and manifest.clip["identity"]
         self._compare(
             folder, found, f"{folder} was made of other content than the source has now", "name another folder"
         )
@@ -198,6 +198,8 @@ class Run:
             claim = json.dumps(self._claim | {"parts": self._names}, indent=2, ensure_ascii=False) + "\n"
             folder.write(RUN, as_utf8(claim))
             text = folder.read(RUN)  # two of an array may have begun at once, with different options
+            if text is None:  # another run has ended meanwhile, and tidied up
+                raise UserError(f"{folder}/{RUN} is gone: run the same command again")
         try:
             found = convert(parse_json(text), dict[str, Any])
             names = found.pop("parts", None)

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from dalle_mini.data.encode.crops import Block, Preparation, Rejected, Row
 from dalle_mini.data.encode.encoders import Networks
 from dalle_mini.data.encode.filters import Filters, score_problem
-from dalle_mini.data.encode.workers import Readers, Restart, read_here
+from dalle_mini.data.encode.workers import Restart, start_readers
 from dalle_mini.data.sources.example import Part
 from dalle_mini.data.sources.reasons import CLIP_SCORE
 from dalle_mini.data.tokens.shards import schema
@@ -101,11 +101,7 @@ def encode_parts(
     """
     if not parts:
         return
-    workers = usable_cores() if workers is None else workers
-    if workers:
-        reading = Readers(parts, preparation, networks.batch_size, workers)
-    else:
-        reading = read_here(parts, preparation, networks.batch_size)
+    processes = usable_cores() if workers is None else workers
     staged: dict[int, StagedPart] = {}
     waiting: deque = deque()  # in the order in which they were given to the devices
 
@@ -119,7 +115,7 @@ def encode_parts(
         read.free()
         progress(read.block.seen, sum(row.crop == 0 for row in read.block.rows), 0)
 
-    with reading as readers:
+    with start_readers(parts, preparation, networks.batch_size, processes) as readers:
         for read in readers:
             if read is None:  # the memory of what waits may be all there is
                 if waiting:
@@ -146,7 +142,7 @@ def encode_parts(
 
 def usable_cores() -> int:
     """That this process may use, which may be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -171,17 +167,19 @@ class StagedPart:
         self._seen = 0
 
     def add(self, block: Block, tokens: np.ndarray | None, scores: np.ndarray | None) -> None:
+        """Take a block and what the networks made of it; `tokens` is None where it has no rows."""
         self._seen += block.seen
         self._rejected += block.rejected
-        if not block.rows:
+        if tokens is None:
             return
-        scores = [None] * len(block.rows) if scores is None else scores.tolist()
+        told: list[float | None] = [None] * len(block.rows) if scores is None else scores.tolist()
         keep = []
-        for i, (row, score) in enumerate(zip(block.rows, scores, strict=True)):
+        for i, (row, score) in enumerate(zip(block.rows, told, strict=True)):
             if score_problem(score, self._filters) is None:
                 keep.append(i)
                 self._rows.append((row, score))
                 continue
+            assert score is not None  # options without CLIP's scores have no bounds for them
             self._scored_out.setdefault(row.position, []).append((row.key, score))
         self._tokens.append(tokens[keep])
 

@@ -159,6 +159,7 @@ def _value(node: ast.expr, row: Mapping[str, Any]) -> Any:
             return [_value(value, row) for value in values]
         case ast.Name(id=name):
             return row[name]
+    assert isinstance(node, ast.Constant)  # `_check` lets nothing else through
     return node.value
 
 

@@ -15,10 +15,11 @@ import signal
 import threading
 import traceback
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from typing import NamedTuple
+from multiprocessing.process import BaseProcess
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -41,7 +42,7 @@ class ReadingFailed(Exception):
 class Reader:
     """One process, as its parent knows it."""
 
-    process: multiprocessing.Process
+    process: BaseProcess
     connection: Connection
     memory: np.ndarray  # uint8 [BATCHES, batch_size, S, S, 3]
     place: ctypes.c_int64  # position of the example it is at
@@ -63,7 +64,7 @@ class Read(NamedTuple):
 
     def free(self) -> None:
         """Give the memory back: it is filled anew at once."""
-        if self.batch >= 0:
+        if self.reader is not None and self.batch >= 0:
             self.reader.tell("free", self.batch)
 
 
@@ -86,11 +87,11 @@ class Readers:
         self._parts, self._todo = dict(parts), deque(number for number, _ in parts)
         self._deaths: Counter[tuple[int, int]] = Counter()
         self._skip: dict[int, set[int]] = {}
-        self._readers: list[Reader | None] = [None] * min(processes, len(parts))
+        self._processes = min(processes, len(parts))
+        self._readers: list[Reader] = []
 
     def __enter__(self) -> Readers:
-        for i in range(len(self._readers)):
-            self._readers[i] = self._start()
+        self._readers = [self._start() for _ in range(self._processes)]
         for _ in range(AHEAD):  # in turn, so that few parts are spread over all
             for reader in self._readers:
                 self._give(reader)
@@ -98,12 +99,10 @@ class Readers:
 
     def __exit__(self, *_) -> None:
         for reader in self._readers:
-            if reader is not None:
-                reader.process.kill()
+            reader.process.kill()
         for reader in self._readers:
-            if reader is not None:
-                reader.process.join()
-                reader.connection.close()
+            reader.process.join()
+            reader.connection.close()
 
     def __iter__(self) -> Iterator[Read | Restart | None]:
         while any(reader.parts for reader in self._readers):
@@ -113,7 +112,7 @@ class Readers:
             for connection in ready:
                 index = next(i for i, reader in enumerate(self._readers) if reader.connection is connection)
                 try:
-                    message = connection.recv()
+                    message = self._readers[index].connection.recv()
                 except (EOFError, OSError):
                     yield from self._replace(index)
                     break  # the list of connections is not the same any more
@@ -143,7 +142,7 @@ class Readers:
         )
         process.start()
         theirs.close()  # so that its death is the pipe's end
-        return Reader(process, ours, np.frombuffer(memory, np.uint8).reshape(shape), place)
+        return Reader(process, ours, np.frombuffer(memoryview(memory), np.uint8).reshape(shape), place)
 
     def _give(self, reader: Reader) -> None:
         if self._todo:
@@ -173,6 +172,15 @@ class Readers:
             self._give(new)
 
 
+def start_readers(
+    parts: Sequence[tuple[int, Part]], preparation: Cropper, batch_size: int, processes: int
+) -> contextlib.AbstractContextManager[Iterable[Read | Restart | None]]:
+    """`Readers`; with no processes, this one reads."""
+    if processes:
+        return Readers(parts, preparation, batch_size, processes)
+    return read_here(parts, preparation, batch_size)
+
+
 @contextlib.contextmanager
 def read_here(parts: Sequence[tuple[int, Part]], preparation: Cropper, batch_size: int) -> Iterator[Iterator[Read]]:
     """As `Readers`, but in this process: nothing to start, and one thing at a time."""
@@ -189,12 +197,13 @@ def read_here(parts: Sequence[tuple[int, Part]], preparation: Cropper, batch_siz
 
 def _work(connection: Connection, memory, place, preparation: Cropper, batch_size: int) -> None:
     """The process: reads the parts that it is told of, until its pipe closes."""
-    for number in (signal.SIGINT, signal.SIGHUP):  # which a terminal sends to all: the parent ends us
-        signal.signal(number, signal.SIG_IGN)
+    for ending in (signal.SIGINT, signal.SIGHUP):  # which a terminal sends to all: the parent ends us
+        signal.signal(ending, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     size = preparation.resolution
     batches = np.frombuffer(memory, np.uint8).reshape(-1, batch_size, size, size, 3)
-    free, todo = deque(range(len(batches))), deque()
+    free = deque(range(len(batches)))
+    todo: deque[list[Any]] = deque()  # number and content of each part, and the positions to skip
     filling = -1
 
     def listen() -> None:
@@ -234,5 +243,7 @@ def _work(connection: Connection, memory, place, preparation: Cropper, batch_siz
 
 def _end_with_parent() -> None:
     """The pipe's end tells it too, but not a process that waits for a slow disk or network."""
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this process is a child
+    parent.join()
     os._exit(0)

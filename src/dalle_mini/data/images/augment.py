@@ -31,9 +31,10 @@ def random_resized_crops(images: np.ndarray, least: float, rng: np.random.Genera
 
 
 def _box(side: int, least: float, rng: np.random.Generator) -> tuple[float, float]:
+    low, high = map(math.log, ASPECTS)
     for _ in range(TRIES):
         area = rng.uniform(least, 1)
-        aspect = math.exp(rng.uniform(*map(math.log, ASPECTS)))
+        aspect = math.exp(rng.uniform(low, high))
         width, height = side * math.sqrt(area * aspect), side * math.sqrt(area / aspect)
         if width <= side and height <= side:
             return width, height

@@ -179,6 +179,7 @@ class MixedImages:
             images[places] = found
             for place, text in zip(places, texts, strict=True):
                 captions[place] = text
+        assert images is not None  # there is an index
         return images, captions
 
     def captions(self, index: int) -> list[str]:

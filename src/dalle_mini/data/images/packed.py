@@ -17,7 +17,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
@@ -28,8 +28,8 @@ import numpy as np
 from dalle_mini.addresses import hidden
 from dalle_mini.data.encode.crops import Block, Preparation, Rejected, Row
 from dalle_mini.data.encode.filters import Filters
-from dalle_mini.data.encode.workers import Readers, Restart, read_here
-from dalle_mini.data.sources.example import Example, Source
+from dalle_mini.data.encode.workers import Restart, start_readers
+from dalle_mini.data.sources.example import Example, Part, Source, total_size
 from dalle_mini.errors import UserError
 from dalle_mini.runtime import files
 from dalle_mini.runtime.hashing import is_chosen
@@ -84,13 +84,14 @@ def pack(source: Source, folder: Path, packing: Packing, processes: int | None =
         files.remove_leftovers(folder)
         missing = [(number, part) for number, part in enumerate(parts) if not _rows_file(folder, number).exists()]
         if missing:
-            sizes = [part.size for _, part in missing]
-            few = None not in sizes and sum(sizes) <= FEW
+            total = total_size(part for _, part in missing)
+            few = total is not None and total <= FEW
             count = (0 if few else os.cpu_count() or 1) if processes is None else processes
             _pack(folder, missing, packing, count)
     except OSError as error:
         raise UserError(f"{folder}: cannot write there ({error.strerror or error})") from error
-    dropped, kept = Counter(), 0
+    dropped: Counter[str] = Counter()
+    kept = 0
     for number in range(len(parts)):
         try:
             head, lines = _lines(folder, number)
@@ -130,12 +131,11 @@ def _unnamed(made: Any) -> Any:
         return made
 
 
-def _pack(folder: Path, parts: list, packing: Packing, processes: int) -> None:
-    reading = Readers(parts, packing, BATCH, processes) if processes else read_here(parts, packing, BATCH)
+def _pack(folder: Path, parts: Sequence[tuple[int, Part]], packing: Packing, processes: int) -> None:
     open_parts: dict[int, _Part] = {}
     done, said_at = 0, time.monotonic()
     with contextlib.ExitStack() as stack:
-        for read in stack.enter_context(reading):
+        for read in stack.enter_context(start_readers(parts, packing, BATCH, processes)):
             if read is None:
                 continue
             if isinstance(read, Restart):
@@ -168,7 +168,7 @@ class _Part:
         self._writing = contextlib.ExitStack()
         self.file = self._writing.enter_context(files.writing_whole(self.pixels, sync=False))
         self.lines: list[str] = []
-        self.seen, self.dropped = 0, Counter()
+        self.seen, self.dropped = 0, Counter[str]()
 
     def add(self, block: Block, captions: bool) -> None:
         self.file.write(block.images[: len(block.rows)].tobytes())
@@ -226,15 +226,17 @@ class PackedImages:
         try:
             record = check(read_object(folder / PACKING), _Record)
             self._made_from, size = record["made_from"], record["made_from"]["resolution"]
-            self._pixels, rows = [], []
+            self._pixels: list[np.ndarray] = []
+            rows: list[tuple[int, int, str, str, *tuple[str, ...]]] = []
             for number in range(record["parts"]):
                 _, lines = _lines(folder, number)
                 shape = (len(lines), size, size, 3)
                 path = _pixels_file(folder, number)
                 if path.stat().st_size != np.prod(shape):
                     raise ValueError(f"{path.name} has not the size of {len(lines)} pictures")
-                self._pixels.append(np.memmap(path, np.uint8, "r", shape=shape) if lines else None)
-                rows += [(number, row, *decode(line)) for row, line in enumerate(lines)]
+                self._pixels.append(np.memmap(path, np.uint8, "r", shape=shape) if lines else np.empty(shape, np.uint8))
+                told = enumerate(map(decode, lines))
+                rows += [(number, row, key, caption, *others) for row, (key, caption, *others) in told]
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{folder}: its packed pictures are damaged ({error}); delete it, to pack anew") from None
         self.size = size

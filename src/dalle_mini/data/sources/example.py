@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -37,8 +37,13 @@ class Part(Protocol):
     It can be pickled, for it is read in another process; `examples` streams and may be called again.
     """
 
-    name: str
-    size: int | None  # examples in it, where that is known without reading it
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def size(self) -> int | None:
+        """Examples in it, where that is known without reading it."""
+        ...
 
     def examples(self) -> Iterator[Example]: ...
 
@@ -57,3 +62,10 @@ class Source(Protocol):
         ...
 
     def parts(self) -> Sequence[Part]: ...
+
+
+def total_size(parts: Iterable[Part]) -> int | None:
+    """Examples in these parts, where each of them knows its number."""
+    sizes = [part.size for part in parts]
+    known = [size for size in sizes if size is not None]
+    return sum(known) if len(known) == len(sizes) else None

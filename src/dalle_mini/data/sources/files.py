@@ -13,7 +13,7 @@ import re
 import unicodedata
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 from dalle_mini.data.sources import reasons
@@ -39,7 +39,8 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 MOST_VISITS = 16  # of a folder, by as many links
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 CHECKSUMS = ("md5Hash", "ETag", "content_md5", "blob_id")  # as the listings of stores call them
@@ -115,7 +116,8 @@ def walk(fs: AbstractFileSystem, root: str, *, sized: bool = False) -> Iterator[
     Raises:
         UserError: a folder cannot be listed: what is in it would be missing without a word.
     """
-    pending, visits = [("", frozenset())], Counter()
+    pending: list[tuple[str, frozenset[str]]] = [("", frozenset())]
+    visits: Counter[str] = Counter()
     while pending:
         folder, ancestors = pending.pop()
         path = posixpath.join(root, folder) if folder else root
@@ -224,9 +226,10 @@ def existing(root: str, path: str) -> str:
     found = root
     for name in relative(root, path).split("/"):
         forms = (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))
-        found = next((step for form in forms if os.path.lexists(step := posixpath.join(found, form))), None)
-        if found is None:
+        there = next((step for form in forms if os.path.lexists(step := posixpath.join(found, form))), None)
+        if there is None:
             return path
+        found = there
     return found
 
 
@@ -292,7 +295,7 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], fs: Abst
         yield from map(function, items)
         return
     with ThreadPoolExecutor(THREADS) as pool:
-        ahead: deque[Any] = deque()
+        ahead: deque[Future[Result]] = deque()
         for item in items:
             ahead.append(pool.submit(function, item))
             if len(ahead) >= THREADS:

@@ -38,13 +38,13 @@ class Fingerprint:
 
     def add(self, name: str, file: files.File | None) -> None:
         """`name` is within the dataset; None is a file that is not there, or of which nothing can be found out."""
-        name = name.encode("utf-8", "backslashreplace")
+        named = name.encode("utf-8", "backslashreplace")
         size, stamp = (file.size, file.stamp) if file else (None, None)
         self._files += 1
         self._bytes += size or 0
         self._stamped += stamp is not None
-        self._listing.update(b"%s\0%s\0" % (name, str(size).encode()))
-        self._stamps.update(b"%s\0%s\0" % (name, str(stamp).encode()))
+        self._listing.update(b"%s\0%s\0" % (named, str(size).encode()))
+        self._stamps.update(b"%s\0%s\0" % (named, str(stamp).encode()))
 
     def told(self) -> dict[str, Any]:
         """The fingerprint as keys of `Source.origin`."""
@@ -95,7 +95,8 @@ class ListedImages:
 
     def __init__(self, fs: AbstractFileSystem, root: str, fingerprint: Fingerprint) -> None:
         self._root, self._fingerprint, self._find = root, fingerprint, Finder(fs)
-        self._last, self._names = None, array("q")  # 8 bytes a picture: there may be many millions
+        self._last: str | None = None
+        self._names = array("q")  # 8 bytes a picture: there may be many millions
 
     def add(self, path: str) -> None:
         if path == self._last:  # rows of one picture mostly follow each other

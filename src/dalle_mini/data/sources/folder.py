@@ -49,7 +49,9 @@ class ImageFolder:
 
     @cached_property
     def _listed(self) -> tuple[list[Images], Fingerprint]:
-        parts, waiting, fingerprint = [], [], Fingerprint()
+        parts: list[Images] = []
+        waiting: list[Entry] = []
+        fingerprint = Fingerprint()
         for entry in self._entries(fingerprint):
             waiting.append(entry)
             if len(waiting) == PART:
@@ -78,8 +80,9 @@ class ImageFolder:
                     for file in (*images, *texts):
                         fingerprint.add(posixpath.join(folder, file.name), file)
                     names = [posixpath.join(folder, text.name) for text in texts]
-                    for image in images or [None]:
-                        yield stem, image and posixpath.splitext(image.name)[1], names
+                    endings: list[str | None] = [posixpath.splitext(image.name)[1] for image in images] or [None]
+                    for ending in endings:
+                        yield stem, ending, names
 
 
 def _join_forms(beside: dict[str, tuple[list[files.File], list[files.File]]]) -> None:
@@ -115,7 +118,9 @@ class Images:
         stem, image, texts_beside = entry
         place = image and self._place(stem + image)
         read = partial(self._text, place)
-        problem, texts, told, data = None, (), {}, None
+        texts: tuple[str, ...] = ()
+        told: dict[str, Any] = {}
+        problem = data = None
         try:
             kinds = {files.suffix(name): name for name in texts_beside}
             if "json" in kinds:

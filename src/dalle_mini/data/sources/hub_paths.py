@@ -36,7 +36,7 @@ def split_url(url: str, name: str) -> tuple[str | None, str, str] | None:
     """
     chain = _CHAIN.fullmatch(url)
     own = _OWN.fullmatch(chain["url"]) if chain else None
-    if own is None or own["name"].lower() != name.lower() or not _stays(own["path"]):
+    if chain is None or own is None or own["name"].lower() != name.lower() or not _stays(own["path"]):
         return None
     return chain["archive"], chain["member"] or "", chain["url"]
 

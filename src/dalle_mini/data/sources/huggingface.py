@@ -6,7 +6,7 @@ Pictures are taken as they are stored, and decoded later with limits. No code of
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
@@ -136,7 +136,9 @@ class Shard:
         if self.count is not None and dataset.features is None:  # a stream without a schema
             yield from dataset.shard(self.count, self.index)
             return
+        batches: Iterable[Any]
         if self.count is None:
+            assert self.size is not None  # of a shard one of the two is known
             tables, stop = dataset.with_format("arrow"), self.index + self.size
             batches = (tables[start : min(start + BATCH, stop)] for start in range(self.index, stop, BATCH))
         else:
@@ -206,9 +208,10 @@ def _resolved(address: Address) -> tuple[Address, Dataset | IterableDataset]:
     except UserError:
         raise
     except Exception as error:  # the library and the network raise nearly every type there is
+        said = str(error)
         if isinstance(error.__cause__, files.Unreadable):
-            error = f"a Parquet file of it {error.__cause__}: stream it; {exceeded('parquet_bytes')}"
-        lines = str(error).splitlines() or [type(error).__name__]
+            said = f"a Parquet file of it {error.__cause__}: stream it; {exceeded('parquet_bytes')}"
+        lines = said.splitlines() or [type(error).__name__]
         where = address.name if os.path.isdir(address.name) else f"{address.name}: there is no such folder, and it"
         raise UserError(f"{where} cannot be opened as a Hugging Face data set ({lines[0][:300]})") from None
 

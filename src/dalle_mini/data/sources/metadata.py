@@ -15,11 +15,11 @@ import json
 import posixpath
 import re
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from dalle_mini.data.sources import captions, files, reasons
 from dalle_mini.data.sources.example import Example
@@ -109,7 +109,7 @@ class MetadataFolder:
                 start, count, size, last = _start_of_rows(file, path), 0, 0, None
                 stop = start
                 for record in _records(_Digesting(file, digest), path, names, start):
-                    name = base.file_of(record) if record.row else None
+                    name = base.file_of(record.row) if record.row else None
                     if count >= PART and name != last:  # rows of one picture stay together
                         parts.append(replace(base, start=start, rows=count, size=size))
                         start, count, size = stop, 0, 0
@@ -161,7 +161,7 @@ class Rows:
         """Records, with those of one picture that follow each other together."""
         group: list[Record] = []
         for record in self._records():
-            if group and not (record.row and group[0].row and self.file_of(record) == self.file_of(group[0])):
+            if group and not (record.row and group[0].row and self.file_of(record.row) == self.file_of(group[0].row)):
                 yield group
                 group = []
             group.append(record)
@@ -179,9 +179,9 @@ class Rows:
         except Exception:  # the table is gone, or the connection failed
             yield Record(None, reasons.CANNOT_READ, self.start.line + 1, self.start)
 
-    def file_of(self, record: Record) -> str:
+    def file_of(self, row: Mapping[str, Any]) -> str:
         """The path by which a row names its image."""
-        return str(record.row.get(self.layout.image) or "")
+        return str(self.layout.image_of(row) or "")
 
     def _line(self, record: Record) -> str:
         return f"{self.table_name}:{record.line}"
@@ -199,9 +199,10 @@ class Rows:
         if first.row is None:
             return Example(files.text_key(self._line(first)), None, (), {}, first.problem, first.detail)
         texts = {*self.layout.captions, *(self.layout.joined or ()), self.layout.image}
-        rows = [{name: _typed(value, name in texts) for name, value in record.row.items()} for record in group]
+        named = [record.row for record in group if record.row is not None]
+        rows = [{name: _typed(value, name in texts) for name, value in row.items()} for row in named]
         try:
-            key = files.without_suffix(files.relative(self._root, self.place(self.file_of(first))))
+            key = files.without_suffix(files.relative(self._root, self.place(self.file_of(first.row))))
         except files.Unreadable:
             key = self._line(first)
 
@@ -212,6 +213,12 @@ class Rows:
         if len(rows) > 1:
             example = replace(example, captions=tuple(c for row in rows for c in self.layout.captions_of(row)))
         return example
+
+
+class _Lines(Protocol):
+    """A file that is read line by line."""
+
+    def readline(self, limit: int, /) -> bytes: ...
 
 
 class _Digesting:
@@ -228,7 +235,8 @@ class _Digesting:
 
 def _open(fs: AbstractFileSystem, path: str) -> IO[bytes]:
     try:
-        return io.BufferedReader(files.opened(fs, path), 1 << 20)  # a store's file cannot read a line up to a limit
+        file = cast("io.RawIOBase", files.opened(fs, path))
+        return io.BufferedReader(file, 1 << 20)  # a store's file cannot read a line up to a limit
     except Exception as error:  # every store has exceptions of its own
         raise UserError(f"{path}: cannot be read ({str(error) or type(error).__name__})") from None
 
@@ -269,7 +277,7 @@ def _json_names(file: IO[bytes], path: str) -> tuple[str, ...]:
     return names
 
 
-def _records(file: IO[bytes], path: str, names: Sequence[str], place: Place) -> Iterator[Record]:
+def _records(file: _Lines, path: str, names: Sequence[str], place: Place) -> Iterator[Record]:
     """The rows from `place` on."""
     if path.endswith(".jsonl"):
         for line, stop in _lines(file, place):
@@ -279,15 +287,15 @@ def _records(file: IO[bytes], path: str, names: Sequence[str], place: Place) -> 
                 yield _json_record(line, stop)
         return
     for values, stop in _table_rows(_lines(file, place), path):
-        line, place = place.line + 1, stop
+        first, place = place.line + 1, stop
         if values is None:
-            yield Record(None, reasons.FILE_TOO_LARGE, line, stop)
+            yield Record(None, reasons.FILE_TOO_LARGE, first, stop)
         elif len(values := _no_more_than(len(names), values)) > len(names):
             sign = "tab" if path.endswith(".tsv") else "comma"
             detail = f"{len(values)} values for {len(names)} columns: a {sign} in a caption wants quotes around it"
-            yield Record(None, reasons.ROW_DAMAGED, line, stop, detail)
+            yield Record(None, reasons.ROW_DAMAGED, first, stop, detail)
         elif values:
-            yield Record(dict(zip(names, values, strict=False)), None, line, stop)
+            yield Record(dict(zip(names, values, strict=False)), None, first, stop)
 
 
 def _no_more_than(count: int, values: list[str]) -> list[str]:
@@ -311,7 +319,7 @@ def _json_record(line: bytes, stop: Place) -> Record:
     return Record(None, reasons.ROW_DAMAGED, stop.line, stop, detail)
 
 
-def _lines(file: IO[bytes], place: Place) -> Iterator[tuple[bytes | None, Place]]:
+def _lines(file: _Lines, place: Place) -> Iterator[tuple[bytes | None, Place]]:
     """(line, the place after it); None instead of a line that is too long to be read."""
     byte, number = place
     while line := file.readline(limits().text_bytes + 1):
@@ -330,7 +338,8 @@ def _table_rows(lines: Iterable[tuple[bytes | None, Place]], path: str) -> Itera
 
     A quote that is never closed would take all that follows into its row: then the line is read alone.
     """
-    lines, again = iter(lines), deque()
+    lines = iter(lines)
+    again: deque[tuple[bytes | None, Place]] = deque()
     csv.field_size_limit(max(csv.field_size_limit(), limits().text_bytes))  # a novel's caption is one field
     dialect = "excel-tab" if path.endswith(".tsv") else "excel"
     while True:
@@ -349,7 +358,9 @@ def _table_rows(lines: Iterable[tuple[bytes | None, Place]], path: str) -> Itera
             again.extendleft(reversed(taken[1:]))
             del taken[1:]
             try:
-                values = next(csv.reader([captions.read_text(taken[0][0])], dialect), [])
+                first, _ = taken[0]
+                assert first is not None  # of a line that is too long `csv` is told nothing
+                values = next(csv.reader([captions.read_text(first)], dialect), [])
             except csv.Error:  # a field of more than csv.field_size_limit()
                 values = None
         if not taken:

@@ -236,7 +236,7 @@ def _divided(part: RowGroups) -> Divided:
 def _refuse_other_columns(part: RowGroups, names: Sequence[str]) -> None:
     layout = part.layout
     captions = [name for name in (*layout.captions, *(layout.joined or ())) if name]
-    missing = [layout.image] if layout.image not in names else []
+    missing = [name for name in (layout.image,) if name is not None and name not in names]
     missing += captions if not any(name in names for name in captions) else []
     if missing:
         raise UserError(
@@ -263,17 +263,18 @@ def _first_schema(fs: AbstractFileSystem, paths: Sequence[str]) -> pa.Schema:
 
 def _refuse_urls(part: RowGroups, paths: Sequence[str]) -> None:
     """Raises UserError where the pictures are still on the web."""
+    image = part.layout.image
     try:
         with files.opened(part.fs, paths[0]) as file:
             table = Table(file, part.layout)
-            if table.expands(0, [part.layout.image]):
+            if image is None or table.expands(0, [image]):
                 return
-            first = path_of(next(table.rows(0, [part.layout.image]))[part.layout.image])
+            first = path_of(next(table.rows(0, [image]))[image])
     except Exception:  # an empty file, or one that reading will find damaged
         return
     if first and first.startswith(("http://", "https://")):
         raise UserError(
-            f"{paths[0]}: the column {part.layout.image!r} holds addresses on the web: download the pictures with "
+            f"{paths[0]}: the column {image!r} holds addresses on the web: download the pictures with "
             "img2dataset, and give its folder (docs/data.md shows the command)"
         )
 

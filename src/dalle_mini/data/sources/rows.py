@@ -61,6 +61,10 @@ class Layout:
     joined: tuple[str, str | None] | None = None
     key: str | None = None
 
+    def image_of(self, row: Mapping[str, Any]) -> Any:
+        """A row's picture as it is, or None."""
+        return None if self.image is None else row.get(self.image)
+
     def captions_of(self, row: Mapping[str, Any]) -> tuple[str, ...]:
         """A row's captions, as they are."""
         if self.joined:
@@ -166,7 +170,7 @@ def example_of(key: str, row: Mapping[str, Any], layout: Layout, read_path: Call
     """A row's example. `read_path` reads a picture that is told by its path, and raises Unreadable."""
     texts, rest = layout.captions_of(row), layout.rest_of(row)
     try:
-        image = _image(row.get(layout.image), read_path)
+        image = _image(layout.image_of(row), read_path)
     except Unreadable as error:
         detail = "" if layout.image in row else f"no column {layout.image!r}"
         return Example(text_key(key), None, texts, rest, error.reason, detail)

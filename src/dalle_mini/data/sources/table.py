@@ -42,6 +42,7 @@ class Table:
         import pyarrow.parquet as pq
 
         self._layout, self._footer = layout, arrow.Footer(file)
+        self._image = layout.image if layout else None
         self._about = self._footer.about
         self.size = file.seek(0, os.SEEK_END)
         self.most_rows = limits().parquet_rows + self.size
@@ -109,7 +110,7 @@ class Table:
 
     def texts(self, column: str) -> Callable[[bytes], str]:
         """How text of a column is read that is not UTF-8."""
-        return arrow.text_or_path if column == self._layout.image else captions.read_text
+        return arrow.text_or_path if column == self._image else captions.read_text
 
     @cached_property
     def tells_paths(self) -> bool:
@@ -118,27 +119,29 @@ class Table:
 
     def paths(self) -> Iterator[str]:
         """The paths in its column of pictures. Raises as `rows`."""
-        image, row = self._layout.image, 0
+        image, leaf, row = self._image, self._path_leaf, 0
+        if image is None or leaf is None:
+            return
         for group in self.groups:
             row += self.about(group).num_rows
             if row > self.most_rows:
                 return
-            if not self._has_paths(group) or self._footer.expands(group, self._path_leaf):
+            if not self._has_paths(group) or self._footer.expands(group, leaf):
                 continue
-            columns = [self._path(self._path_leaf)]
+            columns = [self._path(leaf)]
             for batch in self._file.iter_batches(MOST_ROWS, row_groups=[group], columns=columns, use_threads=False):
                 yield from filter(None, (path_of(values[image]) for values in arrow.rows_of(batch, self.texts)))
 
     def _by_column(self) -> dict[str, list[int]]:
         """The numbers of the leaves of each column; of pictures in a struct those of its bytes and its path."""
-        names, image = set(self.schema.names), self._layout and self._layout.image
+        names = set(self.schema.names)
         leaves: dict[str, list[int]] = {name: [] for name in names}
         for number in range(self._about.num_columns):
             parts = self._path(number).split(".")
             beginnings = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
             name = next(name for name in beginnings if name in names)
             inner = ".".join(parts)[len(name) + 1 :]
-            if not (name == image and inner) or inner in ("bytes", "path"):
+            if not (name == self._image and inner) or inner in ("bytes", "path"):
                 leaves[name].append(number)
         return leaves
 
@@ -146,10 +149,14 @@ class Table:
         return self._footer.leaf(leaf).path
 
     @cached_property
+    def _image_leaves(self) -> list[int]:
+        """The leaves of the column of pictures."""
+        return [] if self._image is None else self._leaves.get(self._image, [])
+
+    @cached_property
     def _path_leaf(self) -> int | None:
         """The leaf of the column of pictures that may hold paths."""
-        leaves = self._leaves.get(self._layout.image, [])
-        return next((leaf for leaf in leaves if not self._path(leaf).endswith(".bytes")), None)
+        return next((leaf for leaf in self._image_leaves if not self._path(leaf).endswith(".bytes")), None)
 
     def _has_paths(self, group: int) -> bool:
         if self._path_leaf is None:
@@ -157,7 +164,7 @@ class Table:
         column = self._footer.leaf(self._path_leaf)
         if column.physical_type != "BYTE_ARRAY" or column.max_repetition_level:
             return False
-        beside = [leaf for leaf in self._leaves[self._layout.image] if leaf != self._path_leaf]
+        beside = [leaf for leaf in self._image_leaves if leaf != self._path_leaf]
         if beside:  # a struct: its bytes are the picture where there are any
             nulls = self._footer.chunk(group, beside[0]).nulls
             return nulls is None or nulls > 0

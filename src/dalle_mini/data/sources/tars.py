@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 import tarfile
+from tarfile import InvalidHeaderError, SubsequentHeaderError  # type: ignore[attr-defined]  # missing in typeshed
 from typing import IO
 
 from dalle_mini.runtime.limits import limits
@@ -31,24 +33,24 @@ class Header(tarfile.TarInfo):
 
     def _block(self, count: int) -> int:
         if not 0 <= count < 1 << 60:  # no file can be looked through from there on
-            raise tarfile.InvalidHeaderError("a size below zero, or without end")
-        return super()._block(count)
+            raise InvalidHeaderError("a size below zero, or without end")
+        return super()._block(count)  # type: ignore[misc]  # undocumented
 
     def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
         if self.type in _HEADERS and self.size > limits().tar_headers:
-            raise tarfile.InvalidHeaderError("a header of this size")
-        return super()._proc_member(tar)
+            raise InvalidHeaderError("a header of this size")
+        return super()._proc_member(tar)  # type: ignore[misc]  # undocumented
 
     def _proc_pax(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
         place = tar.fileobj.tell()
         body = tar.fileobj.read(self._block(self.size))
         tar.fileobj.seek(place)
         if not _are_records(body[: self.size]) or len(tar.pax_headers) > MOST_RECORDS:
-            raise tarfile.InvalidHeaderError("no extended header")
-        return super()._proc_pax(tar)
+            raise InvalidHeaderError("no extended header")
+        return super()._proc_pax(tar)  # type: ignore[misc]  # undocumented
 
     def _proc_gnusparse_10(self, *_) -> None:
-        raise tarfile.SubsequentHeaderError("a map of holes")  # reading one takes the square of its length
+        raise SubsequentHeaderError("a map of holes")  # reading one takes the square of its length
 
 
 def _are_records(body: bytes) -> bool:
@@ -76,7 +78,8 @@ class Guarded:
     """
 
     def __init__(self, file: IO[bytes] | Forward):
-        self._file, self.seek, self.tell, self.odd = file, file.seek, file.tell, None
+        self._file, self.seek, self.tell = file, file.seek, file.tell
+        self.odd: int | None = None
         self._most = limits().picture_bytes
 
     def read(self, size: int) -> bytes:
@@ -94,7 +97,7 @@ class Guarded:
 class Forward:
     """A compressed file that is unpacked once: going back further than `KEPT` bytes raises OSError."""
 
-    def __init__(self, file: IO[bytes]):
+    def __init__(self, file: gzip.GzipFile):
         self._file, self._kept, self._at, self._end = file, bytearray(), 0, 0  # `_kept` ends at `_end`
 
     def tell(self) -> int:

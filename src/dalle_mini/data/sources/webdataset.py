@@ -13,10 +13,10 @@ import posixpath
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from dalle_mini.data.sources import captions, files, reasons
 from dalle_mini.data.sources.example import Example
@@ -36,6 +36,9 @@ MOST_MEMBERS = 1000  # of one example; further ones are not looked at
 _CUT = ("unexpected end of data", "empty file", "truncated header")  # what tarfile says of an early end
 
 
+Item = tuple[str, str, bytes | files.Unreadable] | str  # (key, ending, content) of a file; the reason of a break
+
+
 class WebDataset:
     """Tars of captioned pictures. A part is a tar."""
 
@@ -51,7 +54,8 @@ class WebDataset:
     ):
         self.spec, self.fs, self.root = spec, fs, root
         self.columns = {"image_column": options.image_column, "caption_column": options.caption_column}
-        self._parts = [Tar(fs, path, files.relative(root, path), **self.columns) for path in paths]
+        columns = options.image_column, options.caption_column
+        self._parts = [Tar(fs, path, files.relative(root, path), *columns) for path in paths]
 
     def origin(self) -> dict[str, Any]:
         return {"kind": "webdataset", "source": self.spec, **self.columns} | self._fingerprint
@@ -154,10 +158,10 @@ class Tar:
             problem = reasons.EMPTY_FILE
         yield Example(key, None if problem else members[images[0]], texts, layout.rest_of(told), problem)
 
-    def _members(self) -> Iterator[tuple[str, str, bytes | files.Unreadable] | str]:
-        """(key, ending, content) of each file that matters, and a reason at each break, behind which it goes on."""
+    def _members(self) -> Iterator[Item]:
+        """The files that matter, and a reason at each break, behind which it goes on."""
         try:
-            file: IO[bytes] = files.opened(self.fs, self.path)
+            file = files.opened(self.fs, self.path)
             file.seek(1)  # a web server that gives no parts of files cannot
         except files.Unreadable as error:
             yield error.reason
@@ -167,25 +171,26 @@ class Tar:
             return
         with file:
             file.seek(0)
-            if not self.name.endswith(".tar"):
-                file = Forward(gzip.GzipFile(fileobj=file))
-            place: int | None = 0
+            unpacked = file if self.name.endswith(".tar") else Forward(gzip.GzipFile(fileobj=file))
+            place = 0
             for _ in range(MOST_STRETCHES):
-                place = yield from self._stretch(Guarded(file), place)
-                if place is None:
+                stop = yield from self._stretch(Guarded(unpacked), place)
+                if stop is None:
                     return
+                place = stop
 
-    def _stretch(self, file: Guarded, place: int) -> Iterator[tuple[str, str, bytes | files.Unreadable] | str]:
+    def _stretch(self, file: Guarded, place: int) -> Generator[Item, None, int | None]:
         """The files from `place` on. Returns where to go on, or None."""
         offset = place
         try:
             file.seek(place)
             # With ignore_zeros tarfile looks for the next header where one makes no sense; what it passed over shows
             # as a gap.
-            tar = tarfile.TarFile(fileobj=file, ignore_zeros=True, tarinfo=Header)
+            readable = cast("IO[bytes]", file)  # of which tarfile asks no more than `Guarded` has
+            tar = tarfile.TarFile(fileobj=readable, ignore_zeros=True, tarinfo=Header)
             while True:
                 member = tar.next()
-                tar.members = []  # else it keeps every header it has met
+                tar.members = []  # type: ignore[attr-defined]  # undocumented; else it keeps every header it has met
                 stop = tar.offset if member is None else member.offset
                 if file.odd is not None and offset <= file.odd < stop:
                     yield reasons.DAMAGED

@@ -192,7 +192,7 @@ def _damaged(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise UserError(f"{path} is missing: fetch it again, or encode again into another folder") from None
-    except (OSError, *unreadable()) as error:
+    except unreadable(OSError) as error:
         raise UserError(f"{path}: damaged, or not such a shard ({_first_line(error)})") from None
 
 

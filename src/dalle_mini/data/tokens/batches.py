@@ -65,10 +65,11 @@ class TokenBatches:
     ):
         self.datasets = (datasets,) if isinstance(datasets, TokenDataset) else tuple(datasets)
         check_compatible(self.datasets)
-        if process_count is None:
+        if process_index is None or process_count is None:
             import jax
 
-            process_index, process_count = jax.process_index(), jax.process_count()
+            process_index = jax.process_index() if process_index is None else process_index
+            process_count = jax.process_count() if process_count is None else process_count
         if batch_size < 1 or batch_size % process_count:
             raise UserError(f"batch_size {batch_size}: it must be a multiple of the {process_count} processes")
         if not 0 <= caption_dropout <= 1:

@@ -72,6 +72,7 @@ class TokenDataset:
         hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         self.folder, self.split = _folder(source, split, hub), split
         self._renamed: dict[str, str] = {}
+        self.manifest: Manifest | None = None
         if (self.folder / MANIFEST).exists() or not (shards := _notebook_shards(self.folder, split)):
             pieces, columns = self._ours(vqgan)
         else:
@@ -108,7 +109,7 @@ class TokenDataset:
             raise IndexError(f"{self.folder}: rows {indices.min()} to {indices.max()} of {len(self)}")
         chunks = np.searchsorted(self._starts, indices, side="right") - 1
         places = list(zip(chunks.tolist(), (indices - self._starts[chunks]).tolist(), strict=True))
-        found = {}
+        found: dict[str, Any] = {}
         for name in columns:
             column = self._columns.get(name)
             if column is None:
@@ -144,21 +145,20 @@ class TokenDataset:
 
     def _ours(self, vqgan: str | Path | VQGAN | None) -> tuple[list[Piece], pa.Schema]:
         """What `encode` wrote: it says itself what it is."""
-        self.manifest = Manifest.read(self.folder)
-        of = self.manifest.vqgan
+        self.manifest = manifest = Manifest.read(self.folder)
+        of = manifest.vqgan
         self.vqgan, self.codebook_size, self.image_length = of.identity, of.codebook_size, of.image_length
         if vqgan is not None and (named := known_vqgan(vqgan)[0]) != self.vqgan:
             raise UserError(
                 f"{self.folder}: tokens of another VQGAN ({self.vqgan}, {of.source}) than the one named ({named}): "
                 "name theirs, or encode again"
             )
-        split = self.manifest.splits.get(self.split)
+        split = manifest.splits.get(self.split)
         pieces = [Piece(self.folder / one.file, one.rows, one.sha256) for one in split.shards] if split else []
         return pieces, schema(self.image_length, self.codebook_size)
 
     def _notebooks(self, vqgan: str | Path | VQGAN | None, shards: list[Path]) -> tuple[list[Piece], pa.Schema]:
         """The shards of the original's notebook: columns `caption` and `encoding`, and not a word of the VQGAN."""
-        self.manifest = None
         footers = [footer(path) for path in shards]
         first = next((piece for piece in footers if piece.rows), None)
         if first is None:

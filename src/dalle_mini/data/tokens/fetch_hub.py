@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,9 +32,9 @@ def fetch_dataset(
     if place.listing is None:
         return place.cached_folder()
     if MANIFEST in place.listing:
-        names = _like(place, f"{split}-*.parquet")
+        names = _like(place.listing, f"{split}-*.parquet")
     else:
-        names = _like(place, f"{split}/*.parquet", *(["[!/]*.parquet"] if split == "train" else []))
+        names = _like(place.listing, f"{split}/*.parquet", *(["[!/]*.parquet"] if split == "train" else []))
     if not names and MANIFEST not in place.listing:
         raise UserError(f"data set {repo_id}: neither a {MANIFEST} nor Parquet files of {split} pictures")
     first, *others = [MANIFEST, *names] if MANIFEST in place.listing else names
@@ -43,5 +44,5 @@ def fetch_dataset(
     return Path(str(path).removesuffix(first))
 
 
-def _like(place: Repository, *patterns: str) -> list[str]:
-    return sorted(name for name in place.listing if any(fnmatch.fnmatchcase(name, one) for one in patterns))
+def _like(listing: Iterable[str], *patterns: str) -> list[str]:
+    return sorted(name for name in listing if any(fnmatch.fnmatchcase(name, one) for one in patterns))

@@ -31,6 +31,8 @@ class Mixture:
 
     def __init__(self, sizes: Sequence[int], seed: int, weights: Sequence[float] | None = None):
         self._seed = seed
+        self._shares: tuple[int, ...]
+        self._sizes: tuple[int, ...]
         if weights is None:
             self._shares, self._sizes = (_SHARES,), (sum(sizes),)
         else:

@@ -225,5 +225,5 @@ def read_table(path: str | Path, columns: list[str] | None = None) -> pa.Table:
             return pq.read_table(file, columns=columns, partitioning=None)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: encode again into another folder") from None
-    except (OSError, *unreadable()) as error:
+    except unreadable(OSError) as error:
         raise UserError(f"{path}: damaged ({str(error).splitlines()[0]}): encode again into another folder") from None
