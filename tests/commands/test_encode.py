@@ -201,6 +201,13 @@ def test_progress_tells_speed_and_time_left(stage, now, seconds, text):
     assert describe(stage, now, seconds) == text
 
 
+def test_without_a_terminal_progress_is_told_in_lines(encode, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("dalle_mini.commands.encode.EVERY", 0)
+    code, _, errors = encode(folder, tmp_path / "out", "--workers", 0)
+    assert code == 0, errors
+    assert "encode: 6 pictures, " in errors and "finish: shards " in errors, errors
+
+
 def test_the_manifest_is_json_that_anyone_reads(encode, folder, tmp_path):
     encode(folder, tmp_path / "out", "--min-side", "off", "--workers", 0)
     found = json.loads((tmp_path / "out" / "manifest.json").read_text())

@@ -95,8 +95,9 @@ def filter_options(args: argparse.Namespace) -> Filters:
     Raises:
         UserError: a value makes no sense.
     """
-    given = {field.name: getattr(args, field.name) for field in dataclasses.fields(Filters)}
-    return Filters(**{name: None if value == OFF else value for name, value in given.items() if value is not None})
+    given = ((field.name, getattr(args, field.name)) for field in dataclasses.fields(Filters))
+    chosen: dict[str, Any] = {name: None if value == OFF else value for name, value in given if value is not None}
+    return Filters(**chosen)
 
 
 def _field(option: str) -> str:

@@ -146,10 +146,11 @@ def _shown() -> Iterator[Callable]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
-    console = Console(stderr=True, soft_wrap=True)
+    screen = Console(stderr=True, soft_wrap=True)
     bar = Progress(TextColumn("{task.description:<8}"), BarColumn(), TextColumn("{task.fields[text]}"),
-                   console=console, disable=not console.is_terminal, transient=True)  # fmt: skip
-    begun, told = {}, time.monotonic()
+                   console=screen, disable=not screen.is_terminal, transient=True)  # fmt: skip
+    begun: dict[str, float] = {}
+    told = time.monotonic()
     with bar:
         task = bar.add_task("reading", total=None, text="")
 
@@ -162,7 +163,7 @@ def _shown() -> Iterator[Callable]:
             else:
                 done, total = now.parts_done, now.parts
             bar.update(task, description=stage, completed=done, total=total, text=text)
-            if not console.is_terminal and time.monotonic() - told > EVERY:
+            if not screen.is_terminal and time.monotonic() - told > EVERY:
                 told = time.monotonic()
                 console.say(f"{stage}: {text}")
 

@@ -121,8 +121,8 @@ def _run_prompts(args: argparse.Namespace) -> int:
     writes = join(args.distributed)
     with progress_bars(writes) as progress, Previews(output) as previews:
         pipe = _load(args, parts, prompts, settings)
-        canvas = picture and pipe.canvas(**picture)
-        written = set()
+        canvas = pipe.canvas(**picture) if picture else None
+        written: set[Path] = set()
         for result in _drawn(pipe, args, prompts, settings, canvas, progress, previews if writes else None):
             if writes:
                 folder = write_result(result, output, pipe.provenance(), args.overwrite, written, previews.take())
@@ -162,7 +162,7 @@ def _run_file(args: argparse.Namespace) -> int:
     writes = join(args.distributed)
     with progress_bars(writes) as progress:
         pipe = _load(args, parts)
-        canvas = picture and pipe.canvas(**picture)
+        canvas = pipe.canvas(**picture) if picture else None
         done = batch.run(pipe, canvas, batch_size=args.batch_size, progress=progress)
     if writes:
         for number, message in enumerate(batch.failures.values()):

@@ -10,6 +10,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from dalle_mini.errors import UserError
 from dalle_mini.runtime import console, files, memory, stopping
@@ -80,7 +81,7 @@ def _told(end: Ending) -> Iterator[None]:
 def _warnings_in_one_line() -> Iterator[None]:
     """Show Python's warnings, some of which quote a file, as notices; each text once, as Python does by default."""
 
-    def show(message, category, *_) -> None:
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         console.say(f"note: {category.__name__}: {message}")
 
     before, warnings.showwarning = warnings.showwarning, show

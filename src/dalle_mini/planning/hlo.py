@@ -132,7 +132,10 @@ def collectives(text: str, devices: int) -> list[Collective]:
         whole, received = _moved(op, sent, group)
         for i, amount in enumerate((1, whole, received)):
             total[i] += times * amount
-    found = [Collective(*key, int(count), whole, received) for key, (count, whole, received) in totals.items()]
+    found = [
+        Collective(op, dtype, group, int(count), whole, received)
+        for (op, dtype, group), (count, whole, received) in totals.items()
+    ]
     return sorted(found, key=lambda one: -one.wire_bytes)
 
 

@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from dalle_mini.errors import UserError
 from dalle_mini.planning import hlo as plan_hlo
@@ -153,12 +153,15 @@ def make_plan(run: Any, topology: Topology) -> Plan:
     from dalle_mini.training.tasks import task_of
 
     mesh = make_mesh(run.mesh, _devices(topology))
-    program = step_program(task_of(run).without_data(run), run.loop, run.mesh, mesh)
+    without_data = task_of(run).without_data
+    assert without_data is not None  # `run` is a `Seq2SeqRun`
+    program = step_program(without_data(run), run.loop, run.mesh, mesh)
     state, data, model = program.state, *mesh.devices.shape
     kept = [_bytes_on_a_device(tree) for tree in (state.params, state.opt_state, state.ema)]
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     try:
-        compiled = program.step.lower(state, program.batch, program.key).compile()
+        step = cast("jax.stages.Wrapped", program.step)  # as its trainer has nothing frozen
+        compiled = step.lower(state, program.batch, program.key).compile()
     except jax.errors.JaxRuntimeError as error:
         needed = plan_hlo.out_of_memory(str(error))
         if needed is None:
@@ -166,7 +169,9 @@ def make_plan(run: Any, topology: Topology) -> Plan:
         collectives, working, peak = None, max(needed - sum(kept), 0), needed
     else:
         memory = plan_hlo.memory_of(compiled)
-        collectives = plan_hlo.collectives(compiled.as_text(), topology.devices)
+        text = compiled.as_text()
+        assert text is not None  # XLA tells its programs
+        collectives = plan_hlo.collectives(text, topology.devices)
         working, peak = memory.temporaries, memory.peak
 
     products = run.training.model, run.training.positions

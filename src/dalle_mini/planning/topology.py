@@ -61,7 +61,7 @@ class Topology:
     @property
     def links(self) -> int:
         """Links by which a chip can receive at once: two a side that closes into a ring, one where it has ends."""
-        if not self.is_tpu:
+        if self.chip.wraps is None:  # every GPU reaches every other
             return self.chip.links
         wraps = self.chip.wraps
         return sum(2 if wraps and side % wraps == 0 else 1 for side in self.layout if side > 1)

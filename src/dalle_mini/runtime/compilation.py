@@ -32,7 +32,8 @@ def keep_compiled() -> Path | None:
     for another processor or version lie in another folder: XLA compiles for the very machine that it runs on, and
     several may share a home directory. A damaged program is compiled and written anew.
     """
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ or jax.config.jax_compilation_cache_dir:
+    chosen = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]  # jax makes its settings at run time
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or chosen:
         return None
     folder = Path(platformdirs.user_cache_dir("dalle-mini")) / "compiled" / _fingerprint()
     try:

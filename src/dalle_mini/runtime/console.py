@@ -124,7 +124,8 @@ def guarded() -> Iterator[tuple[Guarded, Guarded]]:
     _open_standard_descriptors()
     before = sys.stdout, sys.stderr
     with open(os.devnull, "w") as null:
-        sys.stdout, sys.stderr = guards = tuple(Guarded(stream or null) for stream in before)
+        guards = Guarded(before[0] or null), Guarded(before[1] or null)
+        sys.stdout, sys.stderr = guards
         try:
             yield guards
         finally:
@@ -139,7 +140,7 @@ def _open_standard_descriptors() -> None:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
 
 
-def drop_unwritten(stream: TextIO | None) -> None:
+def drop_unwritten(stream: Guarded) -> None:
     """Keep Python's last flush, at the end of the process, from complaining about a stream that cannot be written."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         null = os.open(os.devnull, os.O_WRONLY)

@@ -16,7 +16,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from dalle_mini.errors import UserError
 from dalle_mini.runtime.locks import Busy, lock
@@ -285,7 +285,7 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
     return _regular(descriptor, path, "rb")
 
 
-def _regular(descriptor: int, path: str | os.PathLike, mode: str) -> BinaryIO:
+def _regular(descriptor: int, path: str | os.PathLike, mode: Literal["rb", "ab", "r+b"]) -> BinaryIO:
     kind = os.fstat(descriptor).st_mode
     if stat.S_ISREG(kind):
         return os.fdopen(descriptor, mode)

@@ -90,7 +90,8 @@ def _column_chunk(thrift: _Compact) -> Chunk:
 
 
 def _column_metadata(thrift: _Compact) -> Chunk:
-    numbers, encodings, nulls = {5: 0, 6: 0, 7: 0}, frozenset(), None
+    encodings: frozenset[int] = frozenset()
+    numbers, nulls = {5: 0, 6: 0, 7: 0}, None
     for field, kind in thrift.fields():
         if field in numbers and kind in _INTEGERS:
             numbers[field] = thrift.integer()
@@ -100,7 +101,7 @@ def _column_metadata(thrift: _Compact) -> Chunk:
             nulls = _null_count(thrift)
         else:
             thrift.skip(kind)
-    return Chunk(encodings, *numbers.values(), nulls)
+    return Chunk(encodings, numbers[5], numbers[6], numbers[7], nulls)
 
 
 def _null_count(thrift: _Compact) -> int | None:

@@ -175,12 +175,12 @@ def _check_integers(value: Any) -> None:
 
 def _check_size(root: Any) -> None:
     """Raises ParseError where a YAML node has too much in it, each alias written out, or contains itself."""
-    sizes: dict[int, int | None] = {}  # None while a node's children are counted
+    sizes: dict[int, int] = {}  # 0 while a node's children are counted
     waiting = [(root, False)]
     while waiting:
         node, counted = waiting.pop()
         if not counted and id(node) in sizes:
-            if sizes[id(node)] is None:
+            if sizes[id(node)] == 0:
                 raise ParseError("an alias stands for something that contains it")
             continue
         if isinstance(node.value, str) and len(node.value) > LONGEST_NUMBER and node.tag.endswith((":int", ":float")):
@@ -193,7 +193,7 @@ def _check_size(root: Any) -> None:
             if total > limits().yaml_nodes:
                 raise ParseError(f"it holds more than {limits().yaml_nodes} values once its aliases are written out")
         else:
-            sizes[id(node)] = None
+            sizes[id(node)] = 0
             waiting += [(node, True), *((child, False) for child in children)]
 
 

@@ -74,7 +74,7 @@ class Jit:
 
     def _cache_size(self) -> int:
         """The number of programs that were made, as `jax.jit`'s own method tells it."""
-        return sum(program._cache_size() for program in self._programs.values())
+        return sum(program._cache_size() for program in self._programs.values())  # type: ignore[attr-defined]  # jax's own
 
     def _program(self, arguments: tuple) -> Any:
         import jax

@@ -13,6 +13,7 @@ from dalle_mini.data.tokens.shards import Manifest
 from dalle_mini.errors import UserError
 from dalle_mini.models import VQGAN
 from dalle_mini.models.fingerprint import fingerprint
+from dalle_mini.runtime.folders import LocalFolder
 from noise_dataset import FILTERS, PARTS, SEEN, NoiseDataset, content, options
 from noise_dataset import run_encode as run
 
@@ -64,6 +65,12 @@ def test_a_folder_with_strange_shards_is_refused(vqgan, tmp_path):
     assert content(tmp_path) == content(tmp_path) and [path.name for path in tmp_path.iterdir()] == [
         "train-00000.parquet"
     ]
+
+
+def test_a_record_that_another_shard_took_away_while_it_was_made(vqgan, tmp_path, monkeypatch):
+    monkeypatch.setattr(LocalFolder, "write", lambda *_: None)
+    with pytest.raises(UserError, match=r"\.work/run\.json is gone: run the same command again"):
+        run(vqgan, tmp_path)
 
 
 def test_a_folder_that_cannot_be_made(vqgan, tmp_path):
