@@ -95,11 +95,11 @@ def _part(place: Folder | Repository, part: str, needs: Needs) -> Description:
 def _misfit(folders: dict[str, Path]) -> list[str]:
     """The reasons why a bundle's VQGAN cannot draw its DalleBart's tokens; none where either is broken by itself."""
     try:
-        configs = [config_of(part, folders[part]) for part in ("dalle", "vqgan")]
+        dalle, vqgan = (config_of(part, folders[part]) for part in ("dalle", "vqgan"))
     except UserError:
         return []
     try:
-        check_fit(*configs, folders)
+        check_fit(dalle, vqgan, folders)
     except UserError as error:
         return [str(error)]
     return []

@@ -62,12 +62,12 @@ def with_image_vocab(model: DalleBart, size: int, *, rngs: nnx.Rngs) -> DalleBar
     arrays = flatten(nnx.state(model))
     graph, state = model.shapes(config, arrays["lm_head.kernel"].dtype)
     # Rows from the start token's on are no image tokens: mega has some that round its vocabulary up.
-    kept = min(size, old.image_vocab_size, old.decoder_start_token_id)
+    kept = min(size, old.image_vocab_size, old.start_token)
     for name, axis in (("decoder.embed_tokens.embedding", 0), ("lm_head.kernel", 1), ("lm_head.bias", 0)):
         if name not in arrays:
             continue
         array = jnp.moveaxis(arrays[name], axis, 0)
         fresh = old.init_std * rngs.params.normal((size - kept, *array.shape[1:]), array.dtype)
-        start = array[old.decoder_start_token_id][None]
+        start = array[old.start_token][None]
         arrays[name] = jnp.moveaxis(jnp.concatenate([array[:kept], fresh, start]), 0, axis)
     return nnx.merge(graph, unflatten(arrays, state))
