@@ -23,7 +23,7 @@ GOLDEN_TESTS := tests/models tests/runtime/test_xla.py tests/test_pipeline.py te
 
 help:
 	@echo "make demo       a dozen prompts drawn with the model in the package, into ./$(DEMO_OUTPUT)/showcase.png"
-	@echo "make test       lint, format check and the quick tests"
+	@echo "make test       lint, format, layers and types, and the quick tests"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make test-golden  the comparisons with the original program, on the oldest and the newest jax"
 	@echo "make clean      remove $(VENV)* and ./$(DEMO_OUTPUT)"
@@ -52,6 +52,7 @@ test: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/mypy
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.test
