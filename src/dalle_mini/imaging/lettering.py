@@ -32,7 +32,7 @@ def drawable(text: str) -> str:
 
 
 def wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, most: int) -> list[str]:
-    """What `drawable` makes of a text, on at most `most` lines of `width` pixels; "..." ends the last if it is cut."""
+    """A text as `drawable` makes it, on at most `most` lines of `width` pixels; "..." ends the last if it is cut."""
     lines = [""]
     words = drawable(text).split()[::-1]
     while words and len(lines) <= most:

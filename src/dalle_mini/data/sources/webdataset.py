@@ -128,7 +128,7 @@ class Tar:
 
     @cached_property
     def _named(self) -> list[tuple[str, str]]:
-        """What `caption_column` names, and the endings of members that are called so."""
+        """The captions that `caption_column` names, and the endings of members that are called so."""
         names = re.split("[,+]", self.caption_column or "")
         return [(name, name.lower()) for name in names if name and name.lower() != "json" and not self._is_image(name)]
 

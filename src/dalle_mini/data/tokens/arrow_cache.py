@@ -153,7 +153,7 @@ def _check(piece: Piece) -> None:
 
 @contextlib.contextmanager
 def _explained(folder: Path, pieces: list[Piece], columns: pa.Schema) -> Iterator[None]:
-    """What `datasets` raises, as one line about the file that it raised it for."""
+    """The exceptions of `datasets`, as one line about the file that caused them."""
     from datasets.exceptions import DatasetGenerationError
 
     try:

@@ -144,7 +144,7 @@ class TokenDataset:
         return tokens
 
     def _ours(self, vqgan: str | Path | VQGAN | None) -> tuple[list[Piece], pa.Schema]:
-        """What `encode` wrote: it says itself what it is."""
+        """A folder that `encode` wrote: its manifest says what it is."""
         self.manifest = manifest = Manifest.read(self.folder)
         of = manifest.vqgan
         self.vqgan, self.codebook_size, self.image_length = of.identity, of.codebook_size, of.image_length

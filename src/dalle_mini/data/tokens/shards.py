@@ -127,7 +127,7 @@ class FilterCount:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `manifest.json` says. Pictures seen = pictures kept + the sum of `dropped`, always.
+    """The content of `manifest.json`. Pictures seen = pictures kept + the sum of `dropped`, always.
 
     Attributes:
         rows: of all shards. A row is a crop: with one crop a picture, as many as `kept`.

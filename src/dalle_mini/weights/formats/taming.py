@@ -59,7 +59,7 @@ def find_yaml(checkpoint: str | Path) -> Path:
 
 
 def vqgan_yaml_config(path: str | Path) -> dict:
-    """What `VQGANConfig.from_dict` takes, from a YAML file of taming-transformers.
+    """The fields of `VQGANConfig.from_dict`, from a YAML file of taming-transformers.
 
     Raises:
         UserError: the file cannot be read, or describes something else than a VQGAN.
