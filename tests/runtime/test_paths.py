@@ -198,3 +198,8 @@ def test_a_config_that_names_a_file_with_too_long_a_name():
     with pytest.raises(UserError, match="more than 255 bytes"):
         local("folder/" + "ä" * 128 + "/file")
     assert len(local("a" * 255)) > 255
+
+
+def test_a_pattern_may_name_many_files():
+    pattern = "tars/{" + ",".join(f"{number:05d}" for number in range(60)) + "}.tar"
+    assert expanded(pattern) == pattern and local(pattern).endswith(pattern)

@@ -40,7 +40,8 @@ def expanded(name: str) -> str:
 
 def _not_too_long(path: str) -> str:
     """The path. Raises UserError for one that no file system can hold; pathlib would raise an OSError of its own."""
-    if any(len(os.fsencode(name)) > LONGEST_NAME for name in path.split(os.sep)):
+    names = path.partition("{")[0].split(os.sep)  # a pattern's braces stand for names that are shorter
+    if any(len(os.fsencode(name)) > LONGEST_NAME for name in names):
         raise UserError(
             f"{path!r:.60}...: a name in it has more than {LONGEST_NAME} bytes, and no file has such a name"
         )
