@@ -217,8 +217,7 @@ class DalleMini:
         The arguments are those of `GenerationSettings`; all but the first two may be lists, one value a prompt.
         `canvas`, made by `DalleMini.canvas`, is where the images start from: one for all or a list. `batch_size` is
         how many images are drawn together; None is what fits in memory, 32 a device at most.
-        `progress(stage, done, total)` is called as the stages "tokens", "pictures" and "scores" advance, in image
-        tokens and in images over all prompts.
+        `progress(stage, done, total)` follows "tokens", "pictures" and "scores", in tokens or images over all prompts.
         In several processes of `jax.distributed`, each makes the same call, draws its share and gets all results.
 
         Raises:
@@ -269,8 +268,7 @@ class DalleMini:
         progress: Progress | None = None,
         **options: Any,
     ) -> Iterator[Preview | Result]:
-        """Watch the images grow: a `Preview` every so many tokens (None: an eighth of all), and in the end of each
-        prompt its `Result`.
+        """Watch the images grow: a `Preview` every so many tokens (None: an eighth), and last each prompt's `Result`.
 
         The tokens are those of `generate`, whose arguments `options` may be, in place of `settings`. A preview costs
         decoding half of the rows, or all of them, of the first `previews` candidates.
