@@ -283,6 +283,14 @@ def test_settings_may_be_each_prompts_own(model, golden):
         np.testing.assert_array_equal(alone, together[rows])
 
 
+def test_an_option_stands_above_the_sampling_params(model, golden):
+    keys = keys_of(3, 2)
+    found = generate(model, golden, keys, sampling=SamplingParams(guidance=2.0, top_k=5), guidance=8.0)
+    np.testing.assert_array_equal(found, generate(model, golden, keys, guidance=8.0, top_k=5))
+    with pytest.raises(TypeError, match="top_q"):
+        generate(model, golden, keys, sampling=SamplingParams(), top_q=1)
+
+
 def test_guidance_may_change_along_the_way(model, golden):
     keys = keys_of(3, 2)
     constant, linear = (generate(model, golden, keys, guidance=8.0, last_guidance=last) for last in (8.0, 1.0))

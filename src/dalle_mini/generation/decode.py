@@ -80,7 +80,7 @@ def stream_tokens(
     Options:
       guidance, last_guidance, temperature, top_k, top_p: the fields of `SamplingParams`, with its defaults. Each is one
         number for all captions, or an array [P].
-      sampling: the same as one `SamplingParams`, in place of the five.
+      sampling: the same as one `SamplingParams`; those of the five that are given take precedence.
       uncond_input_ids, uncond_attention_mask: int [P, text_length], the empty caption's, or of what not to draw. A
         guidance of 1 needs none.
       codebook_size: ids from here on are never sampled; None is the model's `image_vocab_size`, which leaves out the
@@ -168,7 +168,7 @@ def _call(
     devices: Sequence[jax.Device] | None = None,
     **rule,
 ) -> Call:
-    asked = SamplingParams(**rule) if sampling is None else sampling
+    asked = dataclasses.replace(sampling or SamplingParams(), **rule)
     keys = keys[:, None] if keys.ndim == 1 else keys
     vocabulary = model.vocabulary_size
     codebook_size = vocabulary - 1 if codebook_size is None else min(vocabulary, codebook_size)
