@@ -22,7 +22,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 GOLDEN = Path(__file__).parent / "golden"
 sys.path.insert(0, str(Path(__file__).parent / "helpers"))  # child processes import them by name, too
 # Where workers share the files out, the longest come first: the last file is one worker's alone.
-LONGEST = ("training", "generation", "test_commands.py", "test_batch.py", "weights", "data")
+LONGEST = ("training", "generation", "test_generate.py", "test_batch.py", "weights", "data")
 
 
 def pytest_collection_modifyitems(items):

@@ -84,7 +84,7 @@ def test_a_failed_call_waits_for_the_verdict_and_a_mistake_does_not(three, monke
 
 ABORTED = """if True:
     import os, sys
-    from dalle_mini.training import peers
+    from dalle_mini.training.run import peers
     class Client:
         def key_value_set(self, *_, **__): pass
         def key_value_dir_get(self, _): return []
