@@ -15,7 +15,7 @@ from dalle_mini.training.run import peers
 from dalle_mini.training.run.peers import Peers, ended_with_the_others
 from dalle_mini.training.run.preemption import PREEMPTED
 
-SOURCE = str(Path(peers.__file__).parents[2])
+SOURCE = str(Path(peers.__file__).parents[3])
 
 
 class Store:

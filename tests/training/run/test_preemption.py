@@ -137,7 +137,7 @@ with Preemption(grace=float(sys.argv[1]), grace_without_work=0.3) as notice:
 
 
 def deaf(grace, has_work=True):
-    environment = {**os.environ, "PYTHONPATH": str(Path(preemption.__file__).parents[2]), NOTICE_VARIABLE: ""}
+    environment = {**os.environ, "PYTHONPATH": str(Path(preemption.__file__).parents[3]), NOTICE_VARIABLE: ""}
     process = subprocess.Popen(
         [sys.executable, "-c", DEAF, str(grace), str(has_work)], env=environment, stdout=-1, stderr=-1, text=True
     )
@@ -220,7 +220,7 @@ MARKED = """if True:
 
 def signalled(delay: float, config: Path, out: Path, number: int) -> tuple[int, str]:
     """(exit code, stderr) of a run that is begun or continued, and gets a signal so long after the first line."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(preemption.__file__).parents[2]), NOTICE_VARIABLE: ""}
+    environment = {**os.environ, "PYTHONPATH": str(Path(preemption.__file__).parents[3]), NOTICE_VARIABLE: ""}
     command = [sys.executable, "-c", MARKED, "train", str(config), "--output", str(out)]
     process = subprocess.Popen(command, env=environment, stdout=-1, stderr=-1)
     assert process.stdout.read(1) == b"."
