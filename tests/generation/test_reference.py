@@ -40,7 +40,7 @@ def golden():
     ids=["greedy", "guided-greedy", "sampled", "guided", "schedule", "top-k-and-p", "top-p", "unlimited"],
 )
 def test_the_fast_decoder_draws_the_same_tokens(model, golden, sampling, uncond):
-    """Of three prompts with two candidates each, drawn together."""
+    """Tokens for three prompts with two candidates each, drawn together."""
     keys = jax.random.split(jax.random.key(3), (3, 2))
     texts = golden["input_ids"], golden["attention_mask"]
     other = golden["input_ids_uncond"], golden["attention_mask_uncond"]

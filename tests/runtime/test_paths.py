@@ -159,7 +159,7 @@ def test_the_options_that_name_something(command, here):
 
 @pytest.mark.parametrize("command", OPTIONS, ids=" ".join)
 def test_no_option_that_names_something_is_blank(command):
-    """As of `"$UNSET"`: the working directory would be encoded, or the shipped model taken."""
+    """`"$UNSET"` gives one: the working directory would be encoded, or the shipped model taken."""
     for blank in command:
         place = next((place for place in PLACES if blank.endswith(place)), None)
         if place is not None:

@@ -1,4 +1,4 @@
-"""What is kept of a dataset: captions, sides, scores, columns, languages, and the options' limits."""
+"""The examples of a dataset that are kept: captions, sides, scores, columns, languages, and the options' limits."""
 
 from pathlib import Path
 
