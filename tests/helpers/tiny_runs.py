@@ -1,7 +1,7 @@
 """The three trainers at their smallest, on eight pictures of 8x8 pixels.
 
-As a script, `tiny_runs.py OUT TRAINER... [--die-at STEP]`, it runs them into OUT/TRAINER, without evaluation; with
---die-at the process kills itself (SIGKILL) when the batch of that step is asked for.
+As a script, `tiny_runs.py OUT TRAINER... [--die-at STEP]`, it runs them into OUT/TRAINER, without evaluation and
+`WITHOUT_TIES`; with --die-at the process kills itself (SIGKILL) when the batch of that step is asked for.
 """
 
 import argparse
@@ -60,6 +60,8 @@ VQGAN = VQGANTraining(
     optimizer=dataclasses.replace(vqgan.OPTIMIZER, learning_rate=3e-3, warmup_steps=2),
     revive_every=3,
 )
+# Two entries that were revived at one vector are equally near to it: rounding decides which of them it moves.
+WITHOUT_TIES = {"vqgan": dataclasses.replace(VQGAN, revive_every=0)}
 CLIP = CLIPTraining(
     model=CLIPConfig(
         text=CLIPTextConfig(
@@ -205,4 +207,5 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     for chosen in arguments.trainers:
         folder = arguments.out / chosen
-        run(Bare(make(chosen, folder, short_loop()), arguments.die_at, kill_self), short_loop(), folder)
+        trainer = make(chosen, folder, short_loop(), WITHOUT_TIES.get(chosen))
+        run(Bare(trainer, arguments.die_at, kill_self), short_loop(), folder)

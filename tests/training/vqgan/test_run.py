@@ -195,7 +195,7 @@ def test_sharded_equals_single(devices, golden_bundle, tmp_path):
     single, sharded = json.loads(done.stdout.splitlines()[-1])
     assert len(single["loss"]) == sharded_vqgan.STEPS
     assert all(single["discriminator"][2:]) and all(single["adversarial_weight"][2:])
-    for name in ("loss", "mse", "perceptual", "commitment", "entropy_loss", "discriminator"):
+    for name in ("loss", "mse", "perceptual", "commitment", "entropy_loss", "discriminator", "revived"):
         np.testing.assert_allclose(sharded[name], single[name], rtol=1e-5, atol=1e-8, err_msg=name)
 
 
