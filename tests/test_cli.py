@@ -93,7 +93,8 @@ def test_a_long_prompt_is_noticed(tmp_path, capsys, golden_bundle):
     [
         ([], "VERB"),
         (["paint", "a boat"], "paint"),
-        (["generate"], "give either captions"),
+        (["generate"], 'say what to draw: dalle-mini generate "a red apple'),
+        (["generate", "a boat", "--prompts", "x.csv"], "give either captions"),
         (["generate", ""], "blank"),
         (["generate", "a boat", "  "], "prompt 2 is blank"),
         (["generate", "a boat", "--candidates", "0"], "candidates"),
@@ -118,6 +119,62 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path, monkeypatch, capsys, 
     monkeypatch.chdir(tmp_path)
     assert named in mistake(capsys, *arguments)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (
+            ["genrate", "a boat"],
+            "argument VERB: there is no 'genrate': did you mean generate? known are generate, encode,",
+        ),
+        (
+            ["data", "reprot", "x"],
+            "argument VERB: there is no 'reprot': did you mean report? known are report (see dalle-mini data --help)",
+        ),
+        (
+            ["generate", "a boat", "--candidats", "3"],
+            "there is no --candidats: did you mean --candidates? (see dalle-mini generate --help)",
+        ),
+        (
+            ["generate", "a boat", "--keeep=3"],
+            "there is no --keeep: did you mean --keep? (see dalle-mini generate --help)",
+        ),
+        (["generate", "a boat", "--wobble"], "there is no --wobble (see dalle-mini generate --help)"),
+        (["generate", "a boat", "-x"], "there is no -x (see dalle-mini generate --help)"),
+        (
+            ["train", "a.yaml", "--ouput", "x"],
+            "there is no --ouput: did you mean --output? (see dalle-mini train --help)",
+        ),
+        (
+            ["plan", "a.yaml", "--topolgy", "v3-8", "loop.steps=3"],
+            "there is no --topolgy: did you mean --topology? (see dalle-mini plan --help)",
+        ),
+        (
+            ["data", "report", "x", "--row", "1", "--sed", "3"],
+            "there is no --sed: did you mean --seed? (see dalle-mini data report",
+        ),
+        (["info", "x", "y"], "unexpected: y (see dalle-mini info --help)"),
+        (["xyz"], "there is no 'xyz': known are generate, encode,"),
+        (["--versoin"], "there is no --versoin: did you mean --version? (see dalle-mini --help)"),
+        (["generate", "a boat", "--dtype", "bfloat61"], "there is no 'bfloat61': did you mean bfloat16?"),
+        (["generate", "a boat", "--dtype", "int4x2"], "known are float32, bfloat16"),
+    ],
+)
+def test_an_unknown_name_is_told_with_the_nearest_and_the_right_help(capsys, arguments, told):
+    assert told in mistake(capsys, *arguments)
+
+
+def test_a_caption_without_quotes_is_noticed(tmp_path, capsys, golden_bundle):
+    drawn = ["--candidates", "1", "--model", str(golden_bundle), "--output", str(tmp_path)]
+    assert main(["generate", "a", "cat", *drawn]) == 0
+    assert capsys.readouterr().err == (
+        "note: 2 prompts of one word each are drawn; if they are one caption, put it in quotes: "
+        'dalle-mini generate "a cat"\n'
+    )
+    assert sorted(os.listdir(tmp_path)) == ["a", "cat"]
+    assert main(["generate", "cat", "a boat", *drawn]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_damaged_models_are_one_line(tmp_path, capsys, golden_bundle):

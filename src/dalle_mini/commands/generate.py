@@ -94,7 +94,13 @@ def add_generate(verbs) -> None:
 
 
 def run_generate(args: argparse.Namespace) -> int:
-    if [bool(args.prompt), args.prompts is not None, args.replay is not None].count(True) != 1:
+    asked = [bool(args.prompt), args.prompts is not None, args.replay is not None].count(True)
+    if not asked:
+        raise UserError(
+            'say what to draw: dalle-mini generate "a red apple on a blue background", or --prompts FILE, or '
+            "--replay FILE (see dalle-mini generate --help)"
+        )
+    if asked > 1:
         raise UserError("give either captions, or --prompts FILE, or --replay FILE (see dalle-mini generate --help)")
     if args.batch_size is not None and args.batch_size < 1:
         raise UserError(f"--batch-size is {args.batch_size}: it must be at least 1")
@@ -112,6 +118,11 @@ def run_generate(args: argparse.Namespace) -> int:
 
 def _run_prompts(args: argparse.Namespace) -> int:
     prompts, settings = check_prompts(args.prompt), _settings(args)
+    if len(prompts) > 1 and not any(len(prompt.split()) > 1 for prompt in prompts):
+        console.say(
+            f"note: {len(prompts)} prompts of one word each are drawn; if they are one caption, put it in quotes: "
+            f'dalle-mini generate "{" ".join(prompts)}"'
+        )
     with starting():
         from dalle_mini.results.write import Previews, check_writable, write_result
 

@@ -3,13 +3,14 @@
 import argparse
 import contextlib
 import dataclasses
+import difflib
 import logging
 import os
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from dalle_mini.errors import UserError
@@ -187,26 +188,62 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that reports a mistake in one line and refuses blank paths and numbers.
+    """A parser that reports a mistake in one line, with the nearest known name, and refuses blank paths and numbers.
 
     With `intermixed`, words may stand between options and behind them: `CONFIG --json key=value`.
     """
 
     intermixed = False
+    _words: Sequence[str] = ()  # the command line, from this parser's part on
+    _is_inside = False
 
     def parse_known_args(self, args=None, namespace=None):
-        if not self.intermixed:
+        if self._is_inside:  # `parse_known_intermixed_args` calls this method, and puts words aside meanwhile
             return super().parse_known_args(args, namespace)
-        self.intermixed = False  # it calls this method itself
+        self._words, self._is_inside = list(sys.argv[1:] if args is None else args), True
         try:
-            return self.parse_known_intermixed_args(args, namespace)
+            parse = self.parse_known_intermixed_args if self.intermixed else super().parse_known_args
+            namespace, unknown = parse(args, namespace)
         finally:
-            self.intermixed = True
+            self._is_inside = False
+        if unknown:  # the parser of a verb says it itself: the one above would name another help
+            self.error(
+                f"there is no {_flag(unknown[0])}" if unknown[0].startswith("-") else f"unexpected: {unknown[0]}"
+            )
+        return namespace, unknown
 
     def _get_value(self, action, arg_string):
         if action.type is not None and not arg_string.strip():  # "$UNSET": the working directory is not meant
             raise argparse.ArgumentError(action, "it is blank: say what is meant, or leave it out")
         return super()._get_value(action, arg_string)
 
+    def _check_value(self, action, value):
+        if action.choices is not None and value not in action.choices:
+            choices = list(map(str, action.choices))
+            hint = _nearest(str(value), choices)
+            known = f"known are {', '.join(choices)}"
+            raise argparse.ArgumentError(action, f"there is no {value!r:.60}: {f'{hint} ' if hint else ''}{known}")
+
     def error(self, message: str):
-        raise UserError(f"{message} (see {self.prog} --help)")
+        raise UserError(f"{self._misspelled() or message} (see {self.prog} --help)")
+
+    def _misspelled(self) -> str | None:
+        """The first option that is nearly one of this parser's: argparse may complain of what it lacks instead."""
+        known = [*self._option_string_actions]
+        for word in self._words:
+            if word == "--" or (self._subparsers is not None and not word.startswith("-")):
+                break  # captions, or another parser's words, follow
+            flag = _flag(word)
+            is_known = any(name.startswith(flag) for name in known)
+            if flag.startswith("--") and not is_known and (hint := _nearest(flag, known)):
+                return f"there is no {flag}: {hint}"
+        return None
+
+
+def _flag(word: str) -> str:
+    return word.partition("=")[0]
+
+
+def _nearest(name: str, known: Sequence[str]) -> str | None:
+    near = difflib.get_close_matches(name[:100], known, n=1)  # the search takes time by the product of the lengths
+    return f"did you mean {near[0]}?" if near else None
