@@ -93,15 +93,16 @@ def write_tables(rows: dict[str, list[dict]]) -> None:
 
 def table_of(rows: list[dict]) -> list[str]:
     heads = (
-        *("hardware", "chips", "pictures on a device", "peak GiB", "exchanged GiB", "arithmetic s", "memory s"),
-        *("interconnect s", "limit", "even at", "MFU at most", "M pictures a day", "dollars a million, preemptible"),
+        *("hardware", "chips", "images on a device", "peak GiB", "exchanged GiB", "arithmetic s", "memory s"),
+        *("interconnect s", "limit", "break-even images", "MFU at most", "M images a day"),
+        "dollars a million images (preemptible)",
     )
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for row in rows:
         microbatches = f"{row['accumulation']} x {row['pictures_per_device']}"
         exchanged = sum(one["wire_bytes"] for one in row["collectives"] or ()) / 2**30
         spot = row["dollars_per_million_pictures_preemptible"]
-        dollars = f"{row['dollars_per_million_pictures']:.2f}" + ("" if spot is None else f", {spot:.2f}")
+        dollars = f"{row['dollars_per_million_pictures']:.2f}" + ("" if spot is None else f" ({spot:.2f})")
         cells = [
             row["topology"] + (" (estimate)" if row["estimated"] else ""),
             str(row["chips"]),
