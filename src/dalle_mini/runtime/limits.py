@@ -24,45 +24,53 @@ class Limits:
     """Whole numbers above 0. Each says in its metadata what it guards."""
 
     json_bytes: int = _limit(64 << 20, "bytes of a JSON file: configs, manifests, records, indexes of shards")
-    json_depth: int = _limit(64, "lists and objects inside one another in JSON and YAML")
-    download_bytes: int = _limit(1 << 40, "bytes of a file that is fetched from the Hub or a mirror of it")
+    json_depth: int = _limit(64, "nested lists and objects in JSON and YAML")
+    download_bytes: int = _limit(1 << 40, "bytes of a file that is downloaded from the Hub or a mirror")
     yaml_bytes: int = _limit(256 << 10, "bytes of a YAML file")
     yaml_nodes: int = _limit(
         100_000,
-        "values of a YAML file (100 characters of text count as one), every alias counted as often as it stands",
+        "values of a YAML file; 100 characters of text count as one value, and an alias counts each time it is used",
     )
-    config_bytes: int = _limit(4 << 20, "bytes of a config.json and of the settings beside a tokenizer")
-    model_layers: int = _limit(256, "layers or blocks that a config asks for")
-    model_width: int = _limit(1 << 17, "features, channels or heads that a config asks for")
-    model_length: int = _limit(1 << 16, "positions that a config asks for, and pixels of a side")
-    model_rows: int = _limit((1 << 31) - 1, "rows of a table that a config asks for, and its other whole numbers")
-    preprocessing_side: int = _limit(4096, "pixels of a side that a preprocessor_config.json asks for")
-    tokenizer_bytes: int = _limit(64 << 20, "bytes of a tokenizer.json, and of a vocab.json and a merges.txt")
+    config_bytes: int = _limit(4 << 20, "bytes of a config.json, and of a file with a tokenizer's settings")
+    model_layers: int = _limit(256, "layers or blocks in a model's config")
+    model_width: int = _limit(1 << 17, "features, channels or heads in a model's config")
+    model_length: int = _limit(1 << 16, "positions in a model's config, and pixels of a side")
+    model_rows: int = _limit((1 << 31) - 1, "rows of a table in a model's config, and its other whole numbers")
+    preprocessing_side: int = _limit(4096, "pixels of a side in a preprocessor_config.json")
+    tokenizer_bytes: int = _limit(64 << 20, "bytes of a tokenizer.json, a vocab.json or a merges.txt")
     tokenizer_tokens: int = _limit(4_000_000, "tokens, merges or added tokens of a tokenizer")
-    tokenizer_parts: int = _limit(64, "normalizers, pre-tokenizers and the like of a tokenizer")
-    tokenizer_growth: int = _limit(512, "how many times longer a tokenizer's parts can make a text, in bytes")
-    words_bytes: int = _limit(256 << 20, "bytes of a list of words, and of a list of classes")
+    tokenizer_parts: int = _limit(64, "normalizers, pre-tokenizers and similar parts of a tokenizer")
+    tokenizer_growth: int = _limit(512, "the factor by which a tokenizer's parts can lengthen a text, in bytes")
+    words_bytes: int = _limit(256 << 20, "bytes of a word list or a list of classes")
     safetensors_header_bytes: int = _limit(16 << 20, "bytes of a safetensors file's header")
-    pickle_bytes: int = _limit(32 << 20, "bytes of a torch file's pickle, and of the directory of its zip archive")
-    pickle_steps: int = _limit(2_000_000, "instructions of a torch file's pickle; a tensor takes some 25")
-    tensors: int = _limit(100_000, "tensors of a weights file, with the modules that hold them")
-    tensor_name: int = _limit(1024, "characters of a tensor's name, the modules' names in it included")
-    picture_bytes: int = _limit(64 << 20, "bytes of a picture's file, in a data set")
+    pickle_bytes: int = _limit(32 << 20, "bytes of a PyTorch file's pickle, and of the directory of its zip archive")
+    pickle_steps: int = _limit(2_000_000, "instructions of a PyTorch file's pickle; a tensor takes about 25")
+    tensors: int = _limit(100_000, "tensors of a weights file, and the modules that hold them, counted together")
+    tensor_name: int = _limit(1024, "characters of a tensor's name, including its modules' names")
+    picture_bytes: int = _limit(64 << 20, "bytes of a picture file in a data set")
     text_bytes: int = _limit(1 << 20, "bytes of a caption file, of one row of a list, or of one prompt of a table")
-    key_characters: int = _limit(4096, "characters of a key that a table gives a picture; of a longer one its place is")
-    pattern_names: int = _limit(1_000_000, "names that the braces of a pattern stand for")
-    tar_headers: int = _limit(1 << 18, "bytes of names and other headers of one member of a tar")
-    parquet_rows: int = _limit(1_000_000, "rows of a Parquet file, beyond one for each of its bytes")
-    parquet_values: int = _limit(1 << 25, "values of the lists of a row group of Parquet")
-    parquet_chunk: int = _limit(64 << 20, "bytes of a column of a row group that become 200 times as many, or more")
-    parquet_bytes: int = _limit(1 << 30, "bytes of pictures and captions of a Parquet file, beyond 1000 times its own")
-    prompts_bytes: int = _limit(256 << 20, "bytes of a file of prompts, and of its prompts once they are unpacked")
-    pixels: int = _limit(1 << 26, "pixels of a picture, width times height, where --max-pixels does not say")
+    key_characters: int = _limit(
+        4096, "characters of a picture's key in a table; instead of a longer key, the row's place is used"
+    )
+    pattern_names: int = _limit(1_000_000, "names that the braces of a pattern expand to")
+    tar_headers: int = _limit(1 << 18, "bytes of names and other headers of one tar member")
+    parquet_rows: int = _limit(1_000_000, "rows of a Parquet file, in addition to one row for each byte of the file")
+    parquet_values: int = _limit(1 << 25, "values of the lists in a Parquet row group")
+    parquet_chunk: int = _limit(
+        64 << 20, "bytes of a column of a Parquet row group that grows more than 200 times when it is unpacked"
+    )
+    parquet_bytes: int = _limit(
+        1 << 30, "bytes of pictures and captions of a Parquet file, in addition to 1000 times the file's size"
+    )
+    prompts_bytes: int = _limit(256 << 20, "bytes of a file of prompts, and of its prompts after they are unpacked")
+    pixels: int = _limit(1 << 26, "pixels of a picture, width times height, unless --max-pixels is given")
     image_side: int = _limit(1 << 20, "pixels of a picture's longer side")
-    image_bytes: int = _limit(512 << 20, "bytes of a picture's file that is named by itself, as by --picture")
-    image_parts: int = _limit(100_000, "segments, chunks, blocks, strips or tiles of a picture's file")
-    jpeg_scans: int = _limit(100, "scans of a JPEG file: a progressive one has about ten")
-    rle_pixels: int = _limit(1 << 23, "pixels, and bytes, of a run-length encoded BMP file, which take Python a second")
+    image_bytes: int = _limit(512 << 20, "bytes of a picture file that you name yourself, as with --picture")
+    image_parts: int = _limit(100_000, "segments, chunks, blocks, strips or tiles of a picture file")
+    jpeg_scans: int = _limit(100, "scans of a JPEG file; a progressive JPEG has about ten")
+    rle_pixels: int = _limit(
+        1 << 23, "pixels, and bytes, of a run-length encoded BMP file; Python needs a second for these"
+    )
 
 
 @functools.cache
