@@ -47,7 +47,7 @@ class Limits:
     pickle_steps: int = _limit(2_000_000, "instructions of a PyTorch file's pickle; a tensor takes about 25")
     tensors: int = _limit(100_000, "tensors of a weights file, and the modules that hold them, counted together")
     tensor_name: int = _limit(1024, "characters of a tensor's name, including its modules' names")
-    picture_bytes: int = _limit(64 << 20, "bytes of a picture file in a data set")
+    picture_bytes: int = _limit(64 << 20, "bytes of a picture file in a dataset")
     text_bytes: int = _limit(1 << 20, "bytes of a caption file, of one row of a list, or of one prompt of a table")
     key_characters: int = _limit(
         4096, "characters of a picture's key in a table; instead of a longer key, the row's place is used"
