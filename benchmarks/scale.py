@@ -21,7 +21,6 @@ from dalle_mini.planning.topology import TOPOLOGIES, find_topology
 HERE = Path(__file__).parent
 ROWS = HERE / "scale"
 DOC = HERE.parent / "docs" / "scale.md"
-CONFIGS = HERE.parent / "tools" / "train" / "configs"
 HARDWARE = (
     *("v3-8", "v3-32", "v4-16", "v4-512", "v5e-8", "v5e-32", "v5e-64", "v5e-256"),
     *("v5p-16", "v5p-512", "v6e-8", "v6e-256", "h100x8"),
@@ -70,7 +69,7 @@ def figures(model: str, name: str) -> dict:
     devices = find_topology(name).devices
     microbatches = max(1, batch // (devices * at_once))
     while True:
-        command = [sys.executable, "-m", "dalle_mini.cli", "plan", str(CONFIGS / f"{model}.yaml"), "--json"]
+        command = [sys.executable, "-m", "dalle_mini.cli", "plan", model, "--json"]
         command += ["--topology", name, f"loop.batch_size={batch}", f"loop.accumulation={microbatches}"]
         print(f"{model} on {name}, {microbatches} microbatches", flush=True)
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)

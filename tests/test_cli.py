@@ -12,7 +12,7 @@ import pytest
 import dalle_mini
 from dalle_mini.cli import main
 
-COMMAND = [sys.executable, "-m", "dalle_mini.cli"]
+COMMAND = [sys.executable, "-m", "dalle_mini"]
 
 
 def mistake(capsys, *arguments) -> str:

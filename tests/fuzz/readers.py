@@ -191,7 +191,9 @@ def training_yaml() -> Reader:
 
         load_run(folder / "c.yaml", ["loop.steps=10"])
 
-    config = GOLDEN.parent.parent / "tools/train/configs/finetune-emoji.yaml"
+    from dalle_mini.training.config import recipes
+
+    config = recipes.find("finetune-emoji")
     return Reader({"c.yaml": (config.read_bytes(), mutate.yaml_text)}, read)
 
 
@@ -200,7 +202,7 @@ def override() -> Reader:
         from dalle_mini.training.tasks import load_run
 
         text = (folder / "override").read_text("utf-8", "replace")
-        load_run(GOLDEN.parent.parent / "tools/train/configs/finetune-emoji.yaml", [text])
+        load_run("finetune-emoji", [text])
 
     return Reader({"override": (b'data.train=["a", "b"]', mutate.text)}, read)
 

@@ -287,8 +287,7 @@ def test_what_does_not_fit_a_tpu_is_an_answer(config):
 @pytest.mark.parametrize(("name", "batch"), [("mini-2021", 3584), ("mega", 512)])
 def test_the_recipes_fit_a_v3_8(name, batch):
     """mini at 56 a core in 8 microbatches, and mega; weights travel in bfloat16 and activations not at all."""
-    config = Path(__file__).parents[2] / "tools" / "train" / "configs" / f"{name}.yaml"
-    done = command(config, "--topology", "v3-8", "--json", f"loop.batch_size={batch}")
+    done = command(name, "--topology", "v3-8", "--json", f"loop.batch_size={batch}")
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["fits"] and found["peak_gib_per_device"] < 15.48

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dalle_mini.training.config import recipes
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tools" / "train" / "tpu_vm.sh"
 TASK = SCRIPT.with_name("tpu.sky.yaml")
@@ -286,7 +288,7 @@ def test_a_bucket_that_does_not_answer_is_not_an_empty_one(cloud):
         (["create", *RUN, "--interval", "soon"], "error: --interval 'soon' --retries '3': they must be numbers"),
         (["create", *RUN, "--env-file", "NOWHERE"], "error: --env-file NOWHERE: no such file"),
         (["run", "--name", "mini", "--zone", "z"], "error: --bucket '': gs://BUCKET/RUN"),
-        (["run", *RUN, "--config", "NOWHERE"], "error: --config 'NOWHERE': no such file"),
+        (["run", *RUN, "--config", "NOWHERE"], "error: --config 'NOWHERE': no such recipe or file"),
         (["create", *RUN, "--type", "v3-7"], "INVALID_ARGUMENT"),
     ],
 )
@@ -304,7 +306,7 @@ def test_the_task_for_skypilot():
     assert re.fullmatch(r"tpu-v\d\w*-\d+", resources["accelerators"])
     assert 75 in resources["job_recovery"]["recover_on_exit_codes"]
     assert task["setup"] == "bash tools/train/tpu_run.sh install"
-    assert (ROOT / task["envs"]["CONFIG"]).is_file()
+    assert task["envs"]["CONFIG"] in recipes.names()
     variables = set(re.findall(r"\$([A-Z_]+)", task["run"]))
     assert variables == set(task["envs"])
 

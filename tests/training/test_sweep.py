@@ -395,7 +395,7 @@ def test_the_sweep_for_wandb(tmp_path):
     )
     verb, config, option, out, *rest = done.stdout.splitlines()
     assert (verb, option, out, rest[:2]) == ("train", "--output", "runs/sweep/r1", ["--resume", "auto"])
-    assert config == "tools/train/configs/mini.yaml"
+    assert config == "mini"
     assert [f"{name}={value}" for name, value in values.items()] == rest[3:]
     parts = {"training.optimizer": OptimizerConfig(), "loop": LoopConfig(), "tracking": TrackingConfig()}
     for assignment in rest[2:]:

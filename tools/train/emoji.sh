@@ -28,8 +28,8 @@ run() { # SCRIPT [ARGUMENT ...]
 seq2seq() { # NAME key=value ...
   local out=$runs/$1
   shift
-  echo "== dalle-mini train tools/train/configs/emoji.yaml --output $out $*" >&2
-  "$python" -m dalle_mini.cli train tools/train/configs/emoji.yaml --output "$out" "data.train=$runs/tokens" \
+  echo "== dalle-mini train emoji --output $out $*" >&2
+  "$python" -m dalle_mini.cli train emoji --output "$out" "data.train=$runs/tokens" \
     "data.validation=$runs/tokens-heldout" "data.tokenizer=$runs/tokenizers/dalle" "samples.vqgan=$runs/codebook" "$@"
 }
 

@@ -1,7 +1,7 @@
 """Does fine-tuning work? Two hundred pictures of eight emoji that the shipped model does not know, before and after.
 
     python tools/train/finetune_demo.py pictures my-pictures
-    dalle-mini train tools/train/configs/finetune-emoji.yaml --output runs/mine data.train=my-pictures
+    dalle-mini train finetune-emoji --output runs/mine data.train=my-pictures
     python tools/train/finetune_demo.py compare runs/mine/final docs/images/finetune.png
 
 The first line writes what anybody's folder looks like: `000.png` with its caption in `000.txt`. The last draws each

@@ -16,15 +16,14 @@ from flax import nnx
 from dalle_mini.models import VQGAN, DalleBart
 from dalle_mini.models.config import DalleBartConfig
 from dalle_mini.runtime import console, files
-from dalle_mini.training.config import config_file
+from dalle_mini.training.config import config_file, recipes
 
-CONFIG = Path(__file__).with_name("configs") / "emoji.yaml"
 ALIKE = 0.8  # of the variance of a token's numbers; the rest is its own
 
 
 def make(codebook: Path, out: Path, config: DalleBartConfig | None = None) -> None:
     if config is None:
-        config = config_file.build(DalleBartConfig, config_file.read(CONFIG)["training"]["model"])
+        config = config_file.build(DalleBartConfig, config_file.read(recipes.find("emoji"))["training"]["model"])
     codes = np.asarray(VQGAN.from_pretrained(codebook).codebook.embedding[...])
     model = DalleBart(config, rngs=nnx.Rngs(0))
     rows, columns = model.decoder.embed_tokens.embedding, model.lm_head.kernel

@@ -1,10 +1,10 @@
 r"""Train with several settings, one run after the other, and compare them on a page. Run it again to continue.
 
-    python tools/train/sweep.py tools/train/configs/micro.yaml --output runs/sweep \
+    python tools/train/sweep.py micro --output runs/sweep \
         training.optimizer.learning_rate=0.001,0.003,0.01 loop.steps=2000
     python tools/train/sweep.py runs/my.yaml --output runs/random --random 12 --seed 0 \
         training.optimizer.learning_rate=0.0003..0.03 training.optimizer.warmup_steps=100,500,2000
-    python tools/train/sweep.py tools/train/configs/mini.yaml --output runs/mini --space tools/train/sweep.yaml --tpe 20
+    python tools/train/sweep.py mini --output runs/mini --space tools/train/sweep.yaml --tpe 20
 
 OUTPUT/report.html has the table and the curves. Exit codes: 0 all runs are done, 1 some failed (the others are done
 nevertheless), 2 the user's input is wrong, 75 or 130 stopped.

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train on a spot TPU VM with gcloud alone: create it, install, start, and all of that again whenever it is taken away.
 #     tools/train/tpu_vm.sh run --name mini --zone europe-west4-a --bucket gs://MY-BUCKET/mini \
-#         --config tools/train/configs/mini.yaml -- data.train=gs://MY-BUCKET/tokens
+#         --config mini -- data.train=gs://MY-BUCKET/tokens
 # run     look after the run until it is done, fetch the logs, delete the VM. Started again, it goes on looking
 # create  create the VM, and install this repository on it as it is committed
 # logs    fetch train.log, log.jsonl, report.html and config.json into ./NAME
@@ -10,7 +10,7 @@
 # --zone ZONE          such as europe-west4-a
 # --project PROJECT    default: that of gcloud's configuration
 # --bucket gs://B/RUN  where the run outlives the VM; its service account must be allowed to write there
-# --config FILE        for dalle-mini train; a path in this repository
+# --config CONFIG      for dalle-mini train: a recipe, or a path in this repository
 # --type TYPE          default: v3-8; of a pod, such as v4-32, every machine takes part
 # --version VERSION    the VM's software; default: what goes with the type
 # --on-demand          stays, and costs three times as much
@@ -136,7 +136,7 @@ root=$(cd "$(dirname "$0")/../.." && pwd) bucket=${bucket%/}
 [[ "$interval$retries" =~ ^[0-9.]+$ ]] || fail "--interval '$interval' --retries '$retries': they must be numbers"
 [ -z "$env_file" ] || [ -f "$env_file" ] || fail "--env-file $env_file: no such file"
 [[ ! "$what" =~ ^(run|logs)$ || "$bucket" =~ ^gs://[^/]+ ]] || fail "--bucket '$bucket': gs://BUCKET/RUN"
-[ "$what" != run ] || [ -f "$root/$config" ] || fail "--config '$config': no such file in $root"
+[[ "$what" != run || -f $root/$config || -f $root/src/dalle_mini/recipes/$config.yaml ]] || fail "--config '$config': no such recipe or file"
 case "$type" in
   v5litepod-*) : "${version:=v2-alpha-tpuv5-lite}" ;;
   v5p-*) : "${version:=v2-alpha-tpuv5}" ;;

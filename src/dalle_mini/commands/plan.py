@@ -25,13 +25,13 @@ def add_plan(verbs) -> None:
         "keeps in memory, what devices exchange, and the least time and cost. For TPUs their own compiler does it\n"
         "(pip install 'dalle-mini[plan]') and takes minutes; GPUs are estimated with the CPU's.\n"
         "That a run does not fit is an answer like another: the exit code is 0.",
-        epilog="example:\n  dalle-mini plan tools/train/configs/mini.yaml --topology v3-8 loop.batch_size=512\n"
+        epilog="example:\n  dalle-mini plan mini --topology v3-8 loop.batch_size=512\n"
         "Names count as clouds do: cores of v2, v3, v4, v5p (v3-8 and v4-8 are 4 chips), chips of v5e, v6e and GPUs.",
         formatter_class=Help,
     )
     parser.intermixed = True
     add = parser.add_argument
-    add("config", metavar="CONFIG", type=expanded, help="a run's settings, as for `train`")
+    add("config", metavar="CONFIG", type=expanded, help="a recipe, such as mini, or a file, as for `train`")
     add("overrides", metavar="key=value", nargs="*", help="settings in place of the file's, such as mesh.model=2")
     add(
         "--topology",

@@ -8,6 +8,7 @@ from dalle_mini.commands.distributed import add_distributed_option, join
 from dalle_mini.commands.terminal import Help, notices, out_of_memory
 from dalle_mini.runtime import console
 from dalle_mini.runtime.paths import expanded
+from dalle_mini.training.config import recipes
 
 RESUME = ("auto", "never")
 ADVICE = (
@@ -25,26 +26,37 @@ def add_train(verbs) -> None:
         "from its last good checkpoint, to the bit; without CONFIG, with the one it was started with. On SIGTERM or\n"
         "a cloud's notice the step is finished and saved, and the exit code is 75.",
         epilog="example:\n"
-        "  dalle-mini train tools/train/configs/mini.yaml --output runs/mini data.train=data/tokens\n"
+        "  dalle-mini train mini --output runs/mini data.train=data/tokens\n"
         "again, after a kill:\n"
         "  dalle-mini train --output runs/mini\n"
         "the shipped model, on pictures of one's own (FOLDER: pictures, each with a .txt beside it):\n"
-        "  dalle-mini train tools/train/configs/finetune-emoji.yaml --output runs/mine data.train=FOLDER\n"
+        "  dalle-mini train finetune-emoji --output runs/mine data.train=FOLDER\n"
         "the published VQGAN, on pictures of one's own:\n"
-        "  dalle-mini train tools/train/configs/vqgan-f16-256.yaml --output runs/vqgan data.train=FOLDER\n"
+        "  dalle-mini train vqgan-f16-256 --output runs/vqgan data.train=FOLDER\n"
         "a published CLIP, on pictures and captions of one's own:\n"
-        "  dalle-mini train tools/train/configs/clip-finetune.yaml --output runs/clip data.train=FOLDER",
+        "  dalle-mini train clip-finetune --output runs/clip data.train=FOLDER",
         formatter_class=Help,
     )
     parser.intermixed = True
     add = parser.add_argument
-    add("config", nargs="?", metavar="CONFIG", type=expanded, help="a YAML file, as those in tools/train/configs")
+    add("config", nargs="?", metavar="CONFIG", type=expanded, help="a recipe, such as mini, or the path of a YAML file")
+    add("--list", action=ListRecipes, nargs=0, help="list the recipes, and end")
     add("settings", nargs="*", metavar="key=value", help="settings in place of the file's, e.g. loop.steps=100")
     add("--output", metavar="FOLDER", type=expanded, required=True, help="the run's folder")
     add("--resume", choices=RESUME, default="auto", help="auto continues a run that is there, never refuses to")
     add("--allow-changes", action="store_true", help="continue even with settings that change what is learned")
     add_distributed_option(add)
     parser.set_defaults(run=run_train, computes=True, meanwhile=_listening)
+
+
+class ListRecipes(argparse.Action):
+    """Lists the recipes and ends, as --version does: nothing else has to be given."""
+
+    def __call__(self, parser, *_) -> None:
+        for name in recipes.names():
+            console.answer(f"{name:<15} {recipes.summary(name)}")
+        console.answer(f"each is a file of {recipes.FOLDER}: copy one to change more than key=value does")
+        parser.exit()
 
 
 def _listening() -> contextlib.AbstractContextManager:

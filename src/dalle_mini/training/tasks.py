@@ -17,7 +17,7 @@ from dalle_mini.errors import UserError
 from dalle_mini.models import CLIP, VQGAN, DalleBart
 from dalle_mini.training.clip import run as clip
 from dalle_mini.training.clip.trainer import CLIPTrainer, CLIPTraining
-from dalle_mini.training.config import config_file
+from dalle_mini.training.config import config_file, recipes
 from dalle_mini.training.config.sections import check_choice
 from dalle_mini.training.engine.flops import Work
 from dalle_mini.training.run import loop
@@ -107,12 +107,12 @@ def task_of(run: Run) -> Task:
 
 
 def load_run(path: str | Path, assignments: Sequence[str] = ()) -> Run:
-    """A run's settings from a YAML file, whose `network` names the task, and `key=value` overrides.
+    """A run's settings from a YAML file or a recipe, whose `network` names the task, and `key=value` overrides.
 
     Raises:
         UserError: the file cannot be read, is of another network, or holds a key or value that cannot be.
     """
-    values = config_file.read(path)
+    values = config_file.read(recipes.find(path))
     network = values.pop("network", DEFAULT)
     try:
         check_choice("network", network, tuple(TASKS))

@@ -26,6 +26,7 @@ from dalle_mini.results.write import check_writable
 from dalle_mini.runtime.console import duration
 from dalle_mini.runtime.files import open_to_append, remove_leftovers
 from dalle_mini.runtime.hashing import short_hash
+from dalle_mini.training.config import recipes
 from dalle_mini.training.records import LOG, read_log
 from dalle_mini.training.sweep import study as studies
 from dalle_mini.training.sweep.processes import STOPPED, Processes, Stopped, last_words
@@ -163,7 +164,7 @@ class Sweep:
 
     def _shared(self) -> dict[str, Any]:
         """The properties that all runs of a folder share."""
-        file = Path(self.config)
+        file = recipes.find(self.config) if self.command == TRAIN else Path(self.config)
         digest = short_hash(file.read_bytes()) if file.is_file() else None
         return {
             "config": self.config if digest is None else file.name,

@@ -1,4 +1,4 @@
-"""The published recipes in tools/train/configs: each is read, and is of the size and the numbers that it says."""
+"""The recipes in the package: each is read, and is of the size and the numbers that it says."""
 
 import math
 import re
@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from dalle_mini.cli import build_parser
+from dalle_mini.cli import build_parser, main
+from dalle_mini.errors import UserError
 from dalle_mini.models import DalleBart
-from dalle_mini.training.config import config_file
+from dalle_mini.training.config import config_file, recipes
 from dalle_mini.training.run.folder import check_here
 from dalle_mini.training.seq2seq.run import Seq2SeqRun
 from dalle_mini.training.tasks import TASKS, load_run
 from dalle_mini.weights.pretrained import flatten
 
-CONFIGS = Path(__file__).parents[2] / "tools" / "train" / "configs"
-NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+CONFIGS = recipes.FOLDER
+NAMES = recipes.names()
 V3_8_CORES = 8
 
 
@@ -34,6 +35,39 @@ def test_which_there_are():
     assert {"vqgan-f16-256", "vqgan-emoji", "clip-emoji", "clip-finetune"} <= {*NAMES}
 
 
+def test_they_are_listed(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--list"])
+    assert stop.value.code == 0
+    *lines, place = capsys.readouterr().out.splitlines()
+    assert str(CONFIGS) in place
+    assert [line.split()[0] for line in lines] == NAMES
+    assert "mini-2021       The first DALL·E mini (July 2021), by the numbers of its report: BART-large's" in lines[8]
+    assert all(40 < len(line) < 160 for line in lines)
+
+
+def test_a_name_is_the_recipe_and_a_path_is_the_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for mine in ("mini", "mine.yaml", "mini-2021.yaml"):
+        Path(mine).write_text("loop: {steps: 7}")
+    assert load_run("mini").loop.steps == 25000
+    for path in ("./mini", "mine.yaml", "mini-2021.yaml", tmp_path / "mini"):
+        assert load_run(path).loop.steps == 7
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("min", "^min: no such recipe or file; recipes are clip-emoji, .*vqgan-f16-256$"),
+        ("somewhere/mine.yaml", "^somewhere/mine.yaml cannot be read"),
+        ("tools/train/configs/mini.yaml", "no such file; the recipe is called mini, without a folder or an ending$"),
+    ],
+)
+def test_one_that_is_not_there(config, message):
+    with pytest.raises(UserError, match=message):
+        load_run(config)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_each_is_read_and_tells_how_to_run_it(name):
     path = CONFIGS / f"{name}.yaml"
@@ -41,7 +75,7 @@ def test_each_is_read_and_tells_how_to_run_it(name):
     assert values.pop("network") == network(name)
     config_file.build(kind(name), values)
     head = path.read_text().partition("network:")[0]
-    assert f"#   dalle-mini train tools/train/configs/{name}.yaml --output " in head
+    assert f"#   dalle-mini train {name} --output " in head
     for word in ("hardware:", "time", "loss"):
         assert word in head, f"{path} does not tell its {word}"
 
@@ -53,7 +87,7 @@ def test_the_command_in_its_head_is_one_that_can_be_given(name):
     command = re.search(r"^#   dalle-mini (train (?:.*\\\n# +)*.*)$", head, re.MULTILINE)[1]
     arguments = shlex.split(command.replace("\\\n#", " "))
     args = build_parser().parse_args(arguments)
-    assert args.config == f"tools/train/configs/{name}.yaml"
+    assert args.config == name
     check_here(args.output)
     values = config_file.read(CONFIGS / f"{name}.yaml")
     values.pop("network")

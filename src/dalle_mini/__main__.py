@@ -1,0 +1,7 @@
+"""`python -m dalle_mini` is the command `dalle-mini`."""
+
+import sys
+
+from dalle_mini.cli import main
+
+sys.exit(main())
