@@ -146,7 +146,7 @@ def table_of(rows: dict[str, dict]) -> list[str]:
 def write_table(rows: dict[str, dict]) -> None:
     text = DOC.read_text("utf-8")
     steps = sorted({row["steps"] for row in rows.values()})
-    said = f"After {' or '.join(f'{count:,}' for count in steps)} updates of 32 pictures:" if rows else "Not made yet."
+    said = f"After {' or '.join(f'{count:,}' for count in steps)} updates of 32 images:" if rows else "Not made yet."
     table = "\n".join(["", said, "", *(table_of(rows) if rows else []), ""])
     text = re.sub(r"(<!-- ablation -->)\n.*?(<!-- end -->)", rf"\1\n{table}\n\2", text, flags=re.DOTALL)
     DOC.write_text(text, "utf-8")
