@@ -11,7 +11,7 @@ import pytest
 from dalle_mini.emoji.art import DEBIAN_FONT, all_emoji
 from dalle_mini.emoji.judge import EmojiJudge
 from dalle_mini.emoji.scene_judge import SceneJudge
-from dalle_mini.emoji.tidy import TIDY_SCALES, WIDTH
+from dalle_mini.emoji.tidy import TINY, WIDTH
 from dalle_mini.pipeline import SHIPPED, DalleMini
 
 REPOSITORY = Path(__file__).parent.parent
@@ -74,7 +74,7 @@ def test_draws_what_is_asked_for(pipe, known):
 @needs_font
 def test_draws_two_where_they_are_asked_for(pipe, known):
     """The same two emoji, the other way round: who reads the caption as a bag of words draws one of them wrong."""
-    judge = SceneJudge(128, list(known.values()), scales=TIDY_SCALES)
+    judge = SceneJudge(128, list(known.values()), scales=(TINY, WIDTH))
     snail, rocket = known["snail"], known["rocket"]
     for first, second in ((snail, rocket), (rocket, snail)):
         for relation in ("left of", "above"):

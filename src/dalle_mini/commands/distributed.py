@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from dalle_mini.commands.terminal import starting
 from dalle_mini.errors import UserError
-from dalle_mini.runtime import console, stopping
+from dalle_mini.runtime import console, files, stopping
 
 PATIENCE = 300.0  # seconds that the first process has to come up, as JAX's own
 HEARTBEAT_VARIABLE = "DALLE_MINI_HEARTBEAT_SECONDS"
@@ -57,8 +57,9 @@ def join(distributed: bool) -> bool:
         with stopping.kept():
             jax.distributed.initialize(address, count, number, heartbeat_timeout_seconds=heartbeat)
     except (ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--distributed: the other processes were not found ({reason}): see --help") from None
+        raise UserError(
+            f"--distributed: the other processes were not found ({files.reason(error)}): see --help"
+        ) from None
     from dalle_mini.training.run import peers
 
     peers.watch(heartbeat)

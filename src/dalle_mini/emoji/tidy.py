@@ -37,7 +37,6 @@ from dalle_mini.emoji.splits import ATTRIBUTES, PAIR, RELATION
 
 WIDTH, TINY = 8, 4  # cells
 START, MIDDLE, END = 0, (GRID - WIDTH) // 2, GRID - WIDTH
-TIDY_SCALES = (TINY, WIDTH)
 
 TIDY_SHARES = {SINGLE: 0.45, COUNTED: 0.05, TWO: 0.42, THREE: 0.08}
 SMALL_SHARE, PLACED_SHARE = 0.08, 0.32  # of the single emoji

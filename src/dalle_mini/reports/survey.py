@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from dalle_mini.data.tokens.shards import DROPPED_SCHEMA, Manifest, Shard, check_columns, read_table, schema
 from dalle_mini.errors import UserError, listed
 from dalle_mini.runtime.arrow import unreadable
-from dalle_mini.runtime.files import open_regular
+from dalle_mini.runtime.files import open_regular, reason
 
 SAMPLE = 250_000  # rows: a report should take minutes, not a night
 EXAMPLES = 5  # of what was dropped, for each reason
@@ -212,7 +212,7 @@ def _read_group(path: Path, group: int, columns: pa.Schema) -> pa.Table:
             table = file.read_row_group(group, columns=columns.names)
         table.validate(full=True)  # text that is no UTF-8 too
     except unreadable(OSError) as error:
-        raise UserError(f"{path}: damaged ({str(error).splitlines()[0]}): encode again into another folder") from None
+        raise UserError(f"{path}: damaged ({reason(error)}): encode again into another folder") from None
     nulls = [name for name in columns.names if name not in _MAY_BE_NULL and table[name].null_count]
     if nulls or table["tokens"].combine_chunks().flatten().null_count:
         raise UserError(f"{path}: damaged: rows without {listed(nulls or ['tokens'])}: encode again elsewhere")
@@ -228,12 +228,12 @@ def _dropped(folder: Path, shard: Shard | None) -> dict[str, list[tuple[str, str
     examples: dict[str, list[tuple[str, str]]] = {}
     try:
         table.validate(full=True)
-        for key, reason, detail in _rows_of(table):
-            some = examples.setdefault(reason or "", [])
+        for key, why, detail in _rows_of(table):
+            some = examples.setdefault(why or "", [])
             if len(some) < EXAMPLES:
                 some.append((key or "", detail or ""))
     except unreadable() as error:
-        raise UserError(f"{folder / shard.file}: damaged ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{folder / shard.file}: damaged ({reason(error)})") from None
     return examples
 
 

@@ -198,13 +198,13 @@ def card(title: str, drawn: str, keys: str = "", note: str = "") -> str:
     return f'<section class="card">{head}{drawn}{below}</section>'
 
 
-def down_sampled(points: Sequence[Point], end: float, buckets: int = BUCKETS) -> list[Bucket]:
-    """At most `buckets` of them (and gaps), each of the points in an equal share of the steps up to `end`."""
-    if len(points) <= buckets:
+def down_sampled(points: Sequence[Point], end: float) -> list[Bucket]:
+    """At most `BUCKETS` of them (and gaps), each of the points in an equal share of the steps up to `end`."""
+    if len(points) <= BUCKETS:
         return [Bucket(x, y, y or 0.0, y or 0.0) for x, y in points]
     shares: dict[int, list[Point]] = {}
     for point in points:
-        shares.setdefault(min(int(point[0] / max(end, 1) * buckets), buckets - 1), []).append(point)
+        shares.setdefault(min(int(point[0] / max(end, 1) * BUCKETS), BUCKETS - 1), []).append(point)
     made = []
     for _, share in sorted(shares.items()):
         values = [y for _, y in share if y is not None]

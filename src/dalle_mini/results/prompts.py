@@ -145,7 +145,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                         raise UserError(f"{path}: its prompts are {_too_many()}")
                     yield f"row {number}", row
         except unreadable() as error:
-            raise UserError(f"{path}: no Parquet file that can be read ({str(error).splitlines()[0]})") from None
+            raise UserError(f"{path}: no Parquet file that can be read ({reason(error)})") from None
 
 
 def _refuse_text(path: Path, column: str) -> Callable[[bytes], str]:

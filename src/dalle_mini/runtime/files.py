@@ -315,13 +315,13 @@ def in_units(count: int) -> str:
 
 def reason(error: BaseException) -> str:
     """The reason of an error in one line, without the path, which the message names already."""
-    return getattr(error, "strerror", None) or next(iter(str(error).splitlines()), "") or type(error).__name__
+    return getattr(error, "strerror", None) or next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
 @contextlib.contextmanager
-def blamed(path: object, what: str = "written") -> Iterator[None]:
+def blamed(path: object) -> Iterator[None]:
     """An OSError of the block as a `UserError` that names the file: "PATH cannot be written (No space left ...)"."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path} cannot be {what} ({reason(error)})") from None
+        raise UserError(f"{path} cannot be written ({reason(error)})") from None

@@ -119,7 +119,7 @@ class RemoteFolder:
         try:
             self._files, self._root = url_to_fs(self.address)
         except (ImportError, ValueError) as error:  # gcsfs or s3fs is not installed, or there is no such protocol
-            raise UserError(f"{address}: {str(error).splitlines()[0]}") from None
+            raise UserError(f"{address}: {files.reason(error)}") from None
 
     def __str__(self) -> str:
         return without_secrets(self.address)

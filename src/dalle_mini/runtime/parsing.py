@@ -101,9 +101,9 @@ def json_lines(path: str | os.PathLike, schema: type[T]) -> Iterator[tuple[T, by
                 continue
 
 
-def read_record(path: str | os.PathLike, schema: type[T], limit: str = "json_bytes") -> T:
+def read_record(path: str | os.PathLike, schema: type[T]) -> T:
     """A JSON file as the schema's type. Raises UserError, naming the file and the field."""
-    return _blaming(path, convert, read_json(path, limit), schema)
+    return _blaming(path, convert, read_json(path), schema)
 
 
 def read_yaml(path: str | os.PathLike) -> Any:

@@ -74,9 +74,9 @@ def source(name: str) -> str:
     return local(name) if is_path else name
 
 
-def path_setting(default: Any = None) -> Any:
+def path_setting() -> Any:
     """A field of a config that names a file or a folder. A blank value raises UserError."""
-    return dataclasses.field(default=default, metadata={_KIND: lambda name: local(_named(name, "a file or a folder"))})
+    return dataclasses.field(default=None, metadata={_KIND: lambda name: local(_named(name, "a file or a folder"))})
 
 
 def source_setting(default: Any = None, *, names: Sequence[str] = ()) -> Any:

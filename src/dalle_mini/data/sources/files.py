@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 from dalle_mini.data.sources import reasons
 from dalle_mini.errors import UserError
-from dalle_mini.runtime.files import open_regular
+from dalle_mini.runtime.files import open_regular, reason
 from dalle_mini.runtime.limits import exceeded, limits
 from dalle_mini.runtime.paths import local
 
@@ -80,9 +80,9 @@ def locate(spec: str) -> tuple[AbstractFileSystem, str]:
     try:
         fs, path = url_to_fs(local(spec or "."))
     except ImportError as error:  # fsspec names the package
-        raise UserError(f"{spec}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{spec}: {reason(error)}") from None
     except Exception as error:
-        raise UserError(f"{spec}: cannot be reached ({_first_line(error)})") from None
+        raise UserError(f"{spec}: cannot be reached ({reason(error)})") from None
     return fs, path.rstrip("/") or "/"
 
 
@@ -103,7 +103,7 @@ def kind(fs: AbstractFileSystem, path: str) -> str | None:
             return "file"  # a web server would be asked for its content, to see whether it is a folder's
         return "directory" if fs.isdir(path) else "file" if fs.exists(path) else None
     except Exception as error:  # every store has exceptions of its own: no permission, no such bucket, no network
-        raise UserError(f"{path}: cannot be reached ({_first_line(error)})") from None
+        raise UserError(f"{path}: cannot be reached ({reason(error)})") from None
 
 
 def walk(fs: AbstractFileSystem, root: str, *, sized: bool = False) -> Iterator[tuple[str, list[File]]]:
@@ -137,7 +137,7 @@ def walk(fs: AbstractFileSystem, root: str, *, sized: bool = False) -> Iterator[
             if getattr(error, "errno", None) == errno.ENAMETOOLONG:  # no path can name what lies so deep
                 logger.warning("%s: folders lie too deep there to be listed; they are passed over", root)
                 continue
-            raise UserError(f"{path}: cannot be listed ({_first_line(error)})") from None
+            raise UserError(f"{path}: cannot be listed ({reason(error)})") from None
         yield folder, [file for file, is_folder in entries if not is_folder]
         folders = [file.name for file, is_folder in entries if is_folder]
         pending += [(posixpath.join(folder, name), ancestors) for name in reversed(folders)]
@@ -302,7 +302,3 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], fs: Abst
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
-
-
-def _first_line(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0][:300]

@@ -20,6 +20,7 @@ from dalle_mini.data.sources.parquet import kinds_of
 from dalle_mini.data.sources.rows import Kinds, Layout, Options, example_of, find_layout
 from dalle_mini.errors import UserError, listed
 from dalle_mini.runtime import arrow
+from dalle_mini.runtime.files import reason
 from dalle_mini.runtime.limits import exceeded
 from dalle_mini.weights.hub.errors import client
 
@@ -53,15 +54,11 @@ class HuggingFace:
 
     sparse_columns = False
 
-    def __init__(
-        self,
-        spec: str,
-        address: Address,
-        options: Options,
-    ):
+    def __init__(self, spec: str, address: Address, options: Options):
         self.spec, self.image_root = spec, options.image_root
         self.address, dataset = _resolved(address)
-        self.layout = find_layout(spec, *_columns(dataset, self.address, options))
+        names, kinds = _columns(dataset, self.address, options)
+        self.layout = find_layout(spec, names, options, kinds)
         _refuse_to_decode(spec, dataset, self.layout)
 
     def origin(self) -> dict[str, Any]:
@@ -208,12 +205,11 @@ def _resolved(address: Address) -> tuple[Address, Dataset | IterableDataset]:
     except UserError:
         raise
     except Exception as error:  # the library and the network raise nearly every type there is
-        said = str(error)
+        said = reason(error)
         if isinstance(error.__cause__, files.Unreadable):
             said = f"a Parquet file of it {error.__cause__}: stream it; {exceeded('parquet_bytes')}"
-        lines = said.splitlines() or [type(error).__name__]
         where = address.name if os.path.isdir(address.name) else f"{address.name}: there is no such folder, and it"
-        raise UserError(f"{where} cannot be opened as a Hugging Face data set ({lines[0][:300]})") from None
+        raise UserError(f"{where} cannot be opened as a Hugging Face data set ({said:.300})") from None
 
 
 def _split(address: Address, splits: Sequence[str]) -> str | None:
@@ -256,10 +252,8 @@ def _dataset(address: Address) -> Dataset | IterableDataset:
     return builder.as_dataset(split=address.split)
 
 
-def _columns(
-    dataset: Dataset | IterableDataset, address: Address, options: Options
-) -> tuple[list[str], Options, Kinds]:
-    """(names of all columns, the options, what the columns hold), for `find_layout`."""
+def _columns(dataset: Dataset | IterableDataset, address: Address, options: Options) -> tuple[list[str], Kinds]:
+    """(names of all columns, what they hold)."""
     from datasets import ClassLabel, Image, Value
 
     if dataset.features is not None:
@@ -270,11 +264,11 @@ def _columns(
         if options.caption_column is not None:  # who asks for labels gets their names
             no_captions = {name: kind for name, kind in kinds.no_captions.items() if name not in labels}
             kinds = replace(kinds, no_captions=no_captions)
-        return list(dataset.features), options, kinds
+        return list(dataset.features), kinds
     row = next(iter(dataset), None)  # a stream may not know its columns ahead
     if row is None:
         raise UserError(f"{address.name}: there is no row in it")
-    return list(row), options, Kinds(tuple(name for name, value in row.items() if isinstance(value, (bytes, dict))))
+    return list(row), Kinds(tuple(name for name, value in row.items() if isinstance(value, (bytes, dict))))
 
 
 def _with_names(row: dict[str, Any], labels: dict[str, list[str]]) -> dict[str, Any]:

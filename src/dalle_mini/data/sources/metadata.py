@@ -27,6 +27,7 @@ from dalle_mini.data.sources.fingerprint import Fingerprint, ListedImages
 from dalle_mini.data.sources.folder import PART
 from dalle_mini.data.sources.rows import Layout, Options, example_of, find_layout, json_row
 from dalle_mini.errors import UserError
+from dalle_mini.runtime.files import reason
 from dalle_mini.runtime.limits import limits
 
 if TYPE_CHECKING:
@@ -238,7 +239,7 @@ def _open(fs: AbstractFileSystem, path: str) -> IO[bytes]:
         file = cast("io.RawIOBase", files.opened(fs, path))
         return io.BufferedReader(file, 1 << 20)  # a store's file cannot read a line up to a limit
     except Exception as error:  # every store has exceptions of its own
-        raise UserError(f"{path}: cannot be read ({str(error) or type(error).__name__})") from None
+        raise UserError(f"{path}: cannot be read ({reason(error)})") from None
 
 
 def _start_of_rows(file: IO[bytes], path: str) -> Place:

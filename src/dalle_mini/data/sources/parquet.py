@@ -23,6 +23,7 @@ from dalle_mini.data.sources.rows import Kinds, Layout, Options, example_of, fin
 from dalle_mini.data.sources.table import Table
 from dalle_mini.errors import UserError, listed
 from dalle_mini.runtime.arrow import is_bytes, is_text, plain_type
+from dalle_mini.runtime.files import reason
 from dalle_mini.runtime.hashing import short_hash
 
 if TYPE_CHECKING:
@@ -251,14 +252,14 @@ def _first_schema(fs: AbstractFileSystem, paths: Sequence[str]) -> pa.Schema:
         import pyarrow.parquet as pq
     except ImportError:
         raise UserError("reading Parquet needs pyarrow: pip install 'dalle-mini[data]'") from None
-    reason = "there is no file"
+    fault = "there is no file"
     for path in paths[:FEW_FILES]:
         try:
             with files.opened(fs, path) as file:
                 return pq.read_schema(file)
         except Exception as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-    raise UserError(f"{paths[0]}: is no Parquet file that can be read ({reason})")
+            fault = reason(error)
+    raise UserError(f"{paths[0]}: is no Parquet file that can be read ({fault})")
 
 
 def _refuse_urls(part: RowGroups, paths: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from dalle_mini.data.sources.huggingface import Address, HuggingFace
 from dalle_mini.data.sources.parquet import ParquetFiles, tells_images
 from dalle_mini.data.sources.rows import Options
 from dalle_mini.errors import UserError
+from dalle_mini.runtime.files import reason
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -143,7 +144,7 @@ def _matching(fs: AbstractFileSystem, pattern: str, spec: str) -> list[str]:
         try:
             paths += sorted(fs.glob(path)) if re.search(r"[*?\[]", path) else [path]
         except Exception as error:  # every store has exceptions of its own
-            raise UserError(f"{spec}: cannot be listed ({str(error) or type(error).__name__})") from None
+            raise UserError(f"{spec}: cannot be listed ({reason(error)})") from None
     return list(dict.fromkeys(paths))
 
 

@@ -44,14 +44,7 @@ class WebDataset:
 
     sparse_columns = True
 
-    def __init__(
-        self,
-        spec: str,
-        fs: AbstractFileSystem,
-        root: str,
-        paths: Sequence[str],
-        options: Options,
-    ):
+    def __init__(self, spec: str, fs: AbstractFileSystem, root: str, paths: Sequence[str], options: Options):
         self.spec, self.fs, self.root = spec, fs, root
         self.columns = {"image_column": options.image_column, "caption_column": options.caption_column}
         columns = options.image_column, options.caption_column

@@ -131,12 +131,12 @@ def map_shards(folder: Path, pieces: list[Piece], columns: pa.Schema) -> tuple[l
         files = [Path(file["filename"]) for file in builder.as_dataset("rows").cache_files]
         batches = [batch for file in files for batch in pages.map(file)]
     except (pa.ArrowException, ValueError, OSError) as error:
-        batches, reason = [], _first_line(error)
+        batches, fault = [], reason(error)
     else:
-        reason = "rows are missing"
+        fault = "rows are missing"
     if sum(batch.num_rows for batch in batches) != sum(piece.rows for piece in pieces):
         raise UserError(
-            f"{builder.cache_dir}: the cached copy of {folder} is damaged ({reason}): delete it and run again"
+            f"{builder.cache_dir}: the cached copy of {folder} is damaged ({fault}): delete it and run again"
         )
     return batches, pages
 
@@ -193,11 +193,7 @@ def _damaged(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise UserError(f"{path} is missing: fetch it again, or encode again into another folder") from None
     except unreadable(OSError) as error:
-        raise UserError(f"{path}: damaged, or not such a shard ({_first_line(error)})") from None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: damaged, or not such a shard ({reason(error)})") from None
 
 
 @contextlib.contextmanager

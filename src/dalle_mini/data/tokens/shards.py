@@ -226,4 +226,4 @@ def read_table(path: str | Path, columns: list[str] | None = None) -> pa.Table:
     except FileNotFoundError:
         raise UserError(f"{path} is missing: encode again into another folder") from None
     except unreadable(OSError) as error:
-        raise UserError(f"{path}: damaged ({str(error).splitlines()[0]}): encode again into another folder") from None
+        raise UserError(f"{path}: damaged ({files.reason(error)}): encode again into another folder") from None

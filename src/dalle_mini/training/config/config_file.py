@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from dalle_mini.errors import UserError, shown
-from dalle_mini.runtime import files, parsing
+from dalle_mini.runtime import parsing
 from dalle_mini.runtime.paths import resolve_setting
 
 T = TypeVar("T")
@@ -36,14 +34,6 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UserError(f"{path}: it must hold names and values, such as `loop: {{steps: 1000}}`")
     return values
-
-
-def write(config: Any, path: Path, **more: Any) -> None:
-    """Write a dataclass as a YAML file that `read` reads, with the keys `more` in front."""
-    import yaml
-
-    values = json.loads(json.dumps({**more, **dataclasses.asdict(config)}))  # tuples are lists there
-    files.write_whole(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def override(config: T, assignments: Sequence[str]) -> T:

@@ -14,7 +14,7 @@ import contextlib
 import functools
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -184,21 +184,14 @@ class Checkpoints:
             aside.rmtree()
         (self.folder / str(step)).rename(aside)
 
-    def _in_one_line(self) -> _SaveErrors:
-        return _SaveErrors(self.folder)
-
-
-class _SaveErrors:
-    """Turns what a failing save raises into a UserError."""
-
-    def __init__(self, folder: epath.Path):
-        self.folder = folder
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        if isinstance(error, Exception) and not isinstance(error, UserError):
+    @contextlib.contextmanager
+    def _in_one_line(self) -> Iterator[None]:
+        """Turn what a failing save raises into a UserError."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
             # Orbax leaves what it had not begun to write, of which Python would complain line by line.
             warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
             whole = sorted(int(entry.name) for entry in self.folder.iterdir() if entry.name.isdigit())

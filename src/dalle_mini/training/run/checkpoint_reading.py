@@ -225,4 +225,4 @@ def short_reason(error: BaseException) -> str:
     for known in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO):
         if os.strerror(known) in str(error):
             return os.strerror(known)
-    return ((str(error).splitlines() or [""])[0] or type(error).__name__)[:160]
+    return files.reason(error)[:160]

@@ -19,6 +19,7 @@ from dalle_mini.models import VQGAN, DalleBart
 from dalle_mini.models.config import DalleBartConfig
 from dalle_mini.models.fingerprint import fingerprint
 from dalle_mini.models.image_tokenizer import token_grid
+from dalle_mini.runtime.files import reason
 from dalle_mini.settings import GenerationSettings, check_prompts
 from dalle_mini.text import CaptionNormalizer, CaptionTokenizer
 from dalle_mini.training.config.sections import SampleConfig
@@ -102,7 +103,7 @@ class PromptSampler:
         try:
             return self._draw(nnx.merge(graphdef, jax.tree.map(jnp.asarray, whole)))
         except Exception as error:  # for example out of memory: samples are not worth a run
-            logger.warning("no pictures this time: %s", (str(error).splitlines() or [type(error).__name__])[0])
+            logger.warning("no pictures this time: %s", reason(error))
             return []
         finally:
             if self._pipe is not None:

@@ -31,16 +31,6 @@ if TYPE_CHECKING:
     from dalle_mini.training.tracking.samples import Sample
     from dalle_mini.training.tracking.wandb import WandbRun
 
-# Fields that depend on the machine and the hour; all others are the same whenever the run is repeated.
-MEASURED = (
-    "time",
-    "pictures_per_second",
-    "tokens_per_second",
-    "mfu",
-    "device_memory_gib",
-    "device_memory_peak_gib",
-    "host_memory_gib",
-)
 CLEARED = "\r\x1b[K"  # the terminal's line
 WINDOW = 20  # the time left is told from the rate of so many records
 

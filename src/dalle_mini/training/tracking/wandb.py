@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dalle_mini.errors import UserError
-from dalle_mini.runtime.files import write_whole
+from dalle_mini.runtime.files import reason, write_whole
 from dalle_mini.runtime.parsing import read_record
 from dalle_mini.training.config.sections import TrackingConfig
 from dalle_mini.training.records import WandbIdentity
@@ -72,10 +72,9 @@ class WandbRun:
             self._run.define_metric("step")
             self._run.define_metric("*", step_metric="step")
         except Exception as error:
-            reason = _one_line(error)
             if not resumed:
                 raise UserError(
-                    f"tracking.wandb: cannot start a run ({reason}): log in with `wandb login`, "
+                    f"tracking.wandb: cannot start a run ({reason(error)}): log in with `wandb login`, "
                     "set WANDB_MODE=offline, or leave the setting out"
                 ) from error
             self._give_up(error)
@@ -133,7 +132,7 @@ class WandbRun:
 
     def _give_up(self, error: Exception) -> None:
         self._run = None
-        self._say(f"wandb failed, and this run goes on without it: {_one_line(error)}")
+        self._say(f"wandb failed, and this run goes on without it: {reason(error)}")
 
 
 def _read_identity(path: Path) -> str | None:
@@ -141,7 +140,3 @@ def _read_identity(path: Path) -> str | None:
         return read_record(path, WandbIdentity).id
     except UserError:
         return None
-
-
-def _one_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -12,6 +12,7 @@ from PIL import Image
 
 from dalle_mini.errors import UserError
 from dalle_mini.evaluation.reconstruction import psnr, reconstruct
+from dalle_mini.runtime.files import reason
 from dalle_mini.training.config.sections import MOST_IMAGES, check_most
 from dalle_mini.training.tracking.samples import Sample
 from dalle_mini.training.vqgan.trainer import VQGANTrainer
@@ -56,7 +57,7 @@ class Reconstructions:
             images, captions = self.trainer.held_out.batch(range(self.count))
             made, _ = reconstruct(vqgan, images)
         except Exception as error:  # for example out of memory: samples are not worth a run
-            logger.warning("no pictures this time: %s", (str(error).splitlines() or [type(error).__name__])[0])
+            logger.warning("no pictures this time: %s", reason(error))
             return []
         drawn = np.rint(255 * made).astype(np.uint8)
         return [

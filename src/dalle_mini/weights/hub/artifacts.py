@@ -46,8 +46,7 @@ def fetch(name: str, cache_dir: str | os.PathLike | None = None, local_files_onl
                 _download(artifact, folder)
     except Exception as error:  # wandb raises its own, its HTTP library's and plain ones, by release
         known = "check the name" if os.environ.get("WANDB_API_KEY") else "check the name, and set WANDB_API_KEY"
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"wandb does not give the artifact {name} ({lines[0]}): {known}") from error
+        raise UserError(f"wandb does not give the artifact {name} ({files.reason(error)}): {known}") from error
     return folder
 
 

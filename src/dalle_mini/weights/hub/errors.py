@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from types import ModuleType
 
 from dalle_mini.errors import UserError
+from dalle_mini.runtime.files import reason
 from dalle_mini.weights.hub.answers import check_answers
 
 _BUSY = (408, 425, 429)  # HTTP: come again, as any 5xx
@@ -32,7 +33,7 @@ def client() -> ModuleType:
         check_answers()
     except Exception as error:  # a number that is none, a proxy that is none, by whatever it raises
         raise UserError(
-            f"the Hub's client cannot start ({_first_line(error)}): look at the variables HF_* and *_PROXY"
+            f"the Hub's client cannot start ({reason(error)}): look at the variables HF_* and *_PROXY"
         ) from None
     return huggingface_hub
 
@@ -48,13 +49,13 @@ def explained(subject: str) -> Iterator[None]:
     except UserError as error:  # about an answer, or a limit
         raise UserError(f"{subject}: {error}") from None
     except errors.HFValidationError as error:
-        raise UserError(f"{subject}: this is no name of a repository ({_first_line(error)})") from None
+        raise UserError(f"{subject}: this is no name of a repository ({reason(error)})") from None
     except errors.LocalEntryNotFoundError as error:
         raise _unreachable(subject, error.__cause__ or error) from None
     except errors.HfHubHTTPError as error:
         raise _refusal(subject, error) from None
     except UnicodeError as error:
-        raise UserError(f"{subject}: HF_TOKEN or token= holds what no token does ({_first_line(error)})") from None
+        raise UserError(f"{subject}: HF_TOKEN or token= holds what no token does ({reason(error)})") from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
@@ -74,7 +75,7 @@ def explained(subject: str) -> Iterator[None]:
 def _unreachable(subject: str, error: BaseException) -> Unreachable:
     from huggingface_hub import constants
 
-    return Unreachable(f"{subject}: the exchange with {constants.ENDPOINT} failed ({_first_line(error)})")
+    return Unreachable(f"{subject}: the exchange with {constants.ENDPOINT} failed ({reason(error)})")
 
 
 def _refusal(subject: str, error) -> UserError:
@@ -101,9 +102,4 @@ def _refusal(subject: str, error) -> UserError:
             f"{subject}: the Hub has nothing of this name: check it (no folder here has it either), and set "
             "HF_TOKEN or pass token= if it is private"
         )
-    return UserError(f"{subject}: the Hub refuses (HTTP {status}: {_first_line(error)})")
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
+    return UserError(f"{subject}: the Hub refuses (HTTP {status}: {reason(error)})")
