@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,21 @@ from dalle_mini.addresses import hides
 from dalle_mini.errors import UserError
 from dalle_mini.models import CLIP, VQGAN, DalleBart
 from dalle_mini.training.clip import run as clip
+from dalle_mini.training.clip.retrievals import Retrievals
 from dalle_mini.training.clip.trainer import CLIPTrainer, CLIPTraining
 from dalle_mini.training.config import config_file, recipes
 from dalle_mini.training.config.sections import check_choice
 from dalle_mini.training.engine.flops import Work
 from dalle_mini.training.run import loop
 from dalle_mini.training.run.folder import alone_in_run, started_with
+from dalle_mini.training.run.image_runs import build_run
 from dalle_mini.training.run.init_from import FINAL
 from dalle_mini.training.run.ownership import Claim
 from dalle_mini.training.seq2seq import run as seq2seq
 from dalle_mini.training.seq2seq.trainer import Seq2SeqTrainer, Seq2SeqTraining
 from dalle_mini.training.tracking.samples import Sampler
 from dalle_mini.training.vqgan import run as vqgan
+from dalle_mini.training.vqgan.reconstructions import Reconstructions
 from dalle_mini.training.vqgan.trainer import VQGANTrainer, VQGANTraining
 from dalle_mini.weights.pretrained import Pretrained
 
@@ -84,18 +88,18 @@ TASKS = {
         config=vqgan.VQGANRun,
         training=VQGANTraining,
         network=VQGAN,
-        build_run=vqgan.build_run,
+        build_run=partial(build_run, vqgan.VQGANRun, "vqgan"),
         prepare=vqgan.prepare,
-        sampler=vqgan.sampler,
+        sampler=lambda run, trainer: Reconstructions(run.samples, trainer),
         has_text=False,
     ),
     CLIPTrainer.name: Task(
         config=clip.CLIPRun,
         training=CLIPTraining,
         network=CLIP,
-        build_run=clip.build_run,
+        build_run=partial(build_run, clip.CLIPRun, "clip"),
         prepare=clip.prepare,
-        sampler=clip.sampler,
+        sampler=lambda run, trainer: Retrievals(run.samples, trainer),
         has_text=True,
     ),
 }

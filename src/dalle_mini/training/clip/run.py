@@ -1,8 +1,7 @@
-"""A run of CLIP: its settings from a YAML file, its pairs packed, its tokenizer, its trainer and its sampler."""
+"""A run of CLIP: its settings from a YAML file, its pairs packed, its tokenizer and its trainer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from dalle_mini.imaging.clip_pixels import clip_normalisation, clip_sizes
 from dalle_mini.runtime.paths import source_setting
 from dalle_mini.text import CaptionTokenizer
 from dalle_mini.text.train_tokenizer import train_clip_tokenizer
-from dalle_mini.training.clip.retrievals import RetrievalConfig, Retrievals
+from dalle_mini.training.clip.retrievals import RetrievalConfig
 from dalle_mini.training.clip.trainer import CLIPTrainer, CLIPTraining
 from dalle_mini.training.clip.zero_shot import EvaluationConfig
 from dalle_mini.training.config.sections import LoopConfig, MeshConfig, TrackingConfig
@@ -55,11 +54,6 @@ class CLIPRun:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
-def build_run(values: Mapping[str, Any], assignments: Sequence[str] = ()) -> CLIPRun:
-    """A run's settings, as `image_runs.build_run` makes them."""
-    return image_runs.build_run(CLIPRun, "clip", values, assignments)
-
-
 def prepare(run: CLIPRun, out: Path) -> CLIPTrainer:
     """Pack a run's pairs into `out/pictures` unless they are there, and make its trainer.
 
@@ -92,11 +86,6 @@ def prepare(run: CLIPRun, out: Path) -> CLIPTrainer:
         evaluation=run.evaluation,
         labelled=labelled,
     )
-
-
-def sampler(run: CLIPRun, trainer: CLIPTrainer) -> Retrievals:
-    """Draws the images that held-out captions find."""
-    return Retrievals(run.samples, trainer)
 
 
 def _companions(start: str) -> Path:

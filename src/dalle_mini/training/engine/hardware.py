@@ -47,114 +47,24 @@ class Chip:
 # Google's prices: us-central1 (v4: us-central2) in mid-2026, from cloud.google.com/tpu/pricing as the skypilot catalog
 # (github.com/skypilot-org/skypilot-catalog, catalogs/v7/gcp) keeps it. Spot prices differ by region up to twofold.
 # v2, v3: the list of 2021 to 2025, 4.50 and 8.00 dollars for four chips, preemptible 1.35 and 2.40.
-CHIPS = (
-    Chip(
-        name="TPU v2",
-        kinds=("TPU v2",),
-        flops=46 * TERA,
-        hbm_bytes=2 * 7.48 * GIB,
-        hbm_bandwidth=700 * GB,
-        links=4,
-        link_bandwidth=62 * GB,  # 496 Gbit/s
-        devices=2,
-        wraps=16,
-        dollars=1.125,
-        dollars_spot=0.3375,
-    ),
-    Chip(
-        name="TPU v3",
-        kinds=("TPU v3",),
-        flops=123 * TERA,
-        hbm_bytes=2 * 15.48 * GIB,
-        hbm_bandwidth=900 * GB,
-        links=4,
-        link_bandwidth=82 * GB,  # 656 Gbit/s
-        devices=2,
-        wraps=32,
-        dollars=2.00,
-        dollars_spot=0.60,
-    ),
-    Chip(
-        name="TPU v4",
-        kinds=("TPU v4",),
-        flops=275 * TERA,
-        hbm_bytes=30.75 * GIB,
-        hbm_bandwidth=1200 * GB,
-        links=6,
-        link_bandwidth=50 * GB,
-        wraps=4,
-        dollars=3.22,
-        dollars_spot=0.92,
-    ),
-    Chip(
-        name="TPU v5e",
-        kinds=("TPU v5 lite", "TPU v5e"),
-        flops=197 * TERA,
-        hbm_bytes=15.75 * GIB,
-        hbm_bandwidth=819 * GB,
-        links=4,
-        link_bandwidth=50 * GB,  # 400 GB/s a chip, both directions of four links
-        wraps=16,
-        dollars=1.20,
-        dollars_spot=0.35,
-    ),
-    Chip(
-        name="TPU v5p",
-        kinds=("TPU v5", "TPU v5p"),
-        flops=459 * TERA,
-        hbm_bytes=95.74 * GIB,
-        hbm_bandwidth=2765 * GB,
-        links=6,
-        link_bandwidth=100 * GB,  # 1200 GB/s a chip, both directions of six links
-        wraps=4,
-        dollars=4.20,
-        dollars_spot=1.64,
-    ),
-    Chip(
-        name="TPU v6e",
-        kinds=("TPU v6 lite", "TPU v6e"),
-        flops=918 * TERA,
-        hbm_bytes=31.25 * GIB,
-        hbm_bandwidth=1638 * GB,
-        links=4,
-        link_bandwidth=100 * GB,  # 800 GB/s a chip, both directions of four links
-        wraps=16,
-        dollars=2.70,
-        dollars_spot=0.78,
-    ),
-    # GPUs: SXM boards, whose NVLink goes through switches: one way out at the sum of the links. Without sparsity.
-    Chip(
-        name="A100",
-        kinds=("NVIDIA A100-SXM4-80GB", "NVIDIA A100 80GB PCIe", "NVIDIA A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB"),
-        flops=312 * TERA,
-        hbm_bytes=80 * GIB,  # of the larger board
-        hbm_bandwidth=2039 * GB,
-        links=1,
-        link_bandwidth=300 * GB,
-        dollars=5.03,  # a2-ultragpu, us-central1, mid-2026; smaller clouds ask 1.5 to 2.5
-        dollars_spot=2.01,
-    ),
-    Chip(
-        name="H100",
-        kinds=("NVIDIA H100 80GB HBM3", "NVIDIA H100 SXM5 80GB"),
-        flops=989 * TERA,
-        hbm_bytes=79.6 * GIB,
-        hbm_bandwidth=3350 * GB,
-        links=1,
-        link_bandwidth=450 * GB,
-        dollars=10.98,  # a3-highgpu, us-east4, mid-2026; smaller clouds ask 2.5 to 4
-        dollars_spot=2.52,  # us-central1
-    ),
-    Chip(
-        name="H200",
-        kinds=("NVIDIA H200",),
-        flops=989 * TERA,
-        hbm_bytes=140.4 * GIB,
-        hbm_bandwidth=4800 * GB,
-        links=1,
-        link_bandwidth=450 * GB,
-        dollars=5.41,  # an AWS capacity block of p5e, us-east-2, December 2024: approximate
-    ),
+# A link is told as 496 and 656 Gbit/s for v2 and v3, and for v5e, v5p and v6e all links of a chip, in both directions.
+#
+# GPUs: SXM boards, whose NVLink goes through switches: one way out at the sum of the links. FLOP/s without sparsity.
+# A100: a2-ultragpu in us-central1, mid-2026; smaller clouds ask 1.5 to 2.5 dollars. H100: a3-highgpu in us-east4 (spot:
+# us-central1), mid-2026; smaller clouds ask 2.5 to 4. H200: an AWS capacity block of p5e in us-east-2, December 2024:
+# approximate.
+_A100 = ("NVIDIA A100-SXM4-80GB", "NVIDIA A100 80GB PCIe", "NVIDIA A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB")
+_H100 = ("NVIDIA H100 80GB HBM3", "NVIDIA H100 SXM5 80GB")
+CHIPS = (  # name, kinds, flops, hbm_bytes, hbm_bandwidth, links, link_bandwidth, devices, wraps, dollars, dollars_spot
+    Chip("TPU v2", ("TPU v2",), 46 * TERA, 2 * 7.48 * GIB, 700 * GB, 4, 62 * GB, 2, 16, 1.125, 0.3375),
+    Chip("TPU v3", ("TPU v3",), 123 * TERA, 2 * 15.48 * GIB, 900 * GB, 4, 82 * GB, 2, 32, 2.00, 0.60),
+    Chip("TPU v4", ("TPU v4",), 275 * TERA, 30.75 * GIB, 1200 * GB, 6, 50 * GB, 1, 4, 3.22, 0.92),
+    Chip("TPU v5e", ("TPU v5 lite", "TPU v5e"), 197 * TERA, 15.75 * GIB, 819 * GB, 4, 50 * GB, 1, 16, 1.20, 0.35),
+    Chip("TPU v5p", ("TPU v5", "TPU v5p"), 459 * TERA, 95.74 * GIB, 2765 * GB, 6, 100 * GB, 1, 4, 4.20, 1.64),
+    Chip("TPU v6e", ("TPU v6 lite", "TPU v6e"), 918 * TERA, 31.25 * GIB, 1638 * GB, 4, 100 * GB, 1, 16, 2.70, 0.78),
+    Chip("A100", _A100, 312 * TERA, 80 * GIB, 2039 * GB, 1, 300 * GB, 1, None, 5.03, 2.01),  # the larger board's memory
+    Chip("H100", _H100, 989 * TERA, 79.6 * GIB, 3350 * GB, 1, 450 * GB, 1, None, 10.98, 2.52),
+    Chip("H200", ("NVIDIA H200",), 989 * TERA, 140.4 * GIB, 4800 * GB, 1, 450 * GB, 1, None, 5.41),
 )
 BY_NAME = {chip.name: chip for chip in CHIPS}
 _BY_KIND = {kind: chip for chip in CHIPS for kind in chip.kinds}

@@ -1,18 +1,16 @@
-"""A run of a VQGAN: its settings from a YAML file, its images packed, its trainer and its sampler."""
+"""A run of a VQGAN: its settings from a YAML file, its images packed, its trainer."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from dalle_mini.data.images.dataset import ImageData
 from dalle_mini.training.config.sections import LoopConfig, MeshConfig, TrackingConfig
 from dalle_mini.training.engine.sharding import make_mesh
 from dalle_mini.training.run import image_runs
-from dalle_mini.training.vqgan.reconstructions import ReconstructionConfig, Reconstructions
+from dalle_mini.training.vqgan.reconstructions import ReconstructionConfig
 from dalle_mini.training.vqgan.trainer import VQGANTrainer, VQGANTraining
 
 logger = logging.getLogger("dalle_mini")
@@ -28,11 +26,6 @@ class VQGANRun:
     loop: LoopConfig = field(default_factory=LoopConfig)
     samples: ReconstructionConfig = field(default_factory=ReconstructionConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-
-
-def build_run(values: Mapping[str, Any], assignments: Sequence[str] = ()) -> VQGANRun:
-    """A run's settings, as `image_runs.build_run` makes them."""
-    return image_runs.build_run(VQGANRun, "vqgan", values, assignments)
 
 
 def prepare(run: VQGANRun, out: Path) -> VQGANTrainer:
@@ -59,8 +52,3 @@ def prepare(run: VQGANRun, out: Path) -> VQGANTrainer:
         seed=run.loop.seed,
         data={"train": train.origin(), "held_out": held_out.origin()},
     )
-
-
-def sampler(run: VQGANRun, trainer: VQGANTrainer) -> Reconstructions:
-    """Draws held-out images and their reconstructions."""
-    return Reconstructions(run.samples, trainer)
