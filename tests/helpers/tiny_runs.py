@@ -5,6 +5,7 @@ As a script, `tiny_runs.py OUT TRAINER... [--die-at STEP]`, it runs them into OU
 """
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import signal
@@ -12,7 +13,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import yaml
+from etils import epath
 
+from dalle_mini import cli
 from dalle_mini.models.config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, DalleBartConfig, VQGANConfig
 from dalle_mini.text.train_tokenizer import train_caption_tokenizer, train_clip_tokenizer
 from dalle_mini.training.clip import trainer as clip
@@ -20,6 +24,7 @@ from dalle_mini.training.clip.trainer import CLIPTrainer, CLIPTraining
 from dalle_mini.training.config.sections import LoopConfig, MeshConfig, OptimizerConfig
 from dalle_mini.training.engine.sharding import make_mesh
 from dalle_mini.training.engine.step import step_program
+from dalle_mini.training.run.checkpoint import read_record
 from dalle_mini.training.run.loop import run
 from dalle_mini.training.seq2seq.trainer import Seq2SeqTrainer, Seq2SeqTraining
 from dalle_mini.training.vqgan import trainer as vqgan
@@ -193,6 +198,41 @@ class Bare:
 
     def evaluate(self, program, state, batch_size):
         return {}
+
+
+class Stopped(Exception):
+    pass
+
+
+def whole_and_stopped(trainer, loop: LoopConfig, folder: Path, die_at: int = 3) -> list[dict]:
+    """A checksum of each array at the end of a run, and of one that stopped at batch `die_at` and went on."""
+
+    def stop():
+        raise Stopped
+
+    run(Bare(trainer), loop, folder / "whole")
+    with contextlib.suppress(Stopped):
+        run(Bare(trainer, die_at, stop), loop, folder / "stopped")
+        raise AssertionError("it did not stop")
+    run(Bare(trainer), loop, folder / "stopped")
+    ends = (epath.Path(folder) / name / "checkpoints" / str(loop.steps) for name in ("whole", "stopped"))
+    return [read_record(end)["leaves"] for end in ends]
+
+
+def write_config(path: Path, values: dict, sections: dict) -> Path:
+    """A run's YAML file, of `values` with fields of their sections changed."""
+    changed = {name: {**values.get(name, {}), **section} for name, section in sections.items()}
+    path.write_text(yaml.safe_dump(values | changed))
+    return path
+
+
+def refusal(config: Path, out: Path, capsys) -> str:
+    """The one line, besides notes, in which `dalle-mini train` refuses a config."""
+    assert cli.main(["train", str(config), "--output", str(out)]) == 2
+    told = capsys.readouterr().err.splitlines()
+    (said,) = (line for line in told if not line.startswith("note: ") and "pictures are packed" not in line)
+    assert said.startswith("error: ")
+    return said
 
 
 def kill_self():

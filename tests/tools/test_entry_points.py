@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from flax import nnx
 
+import children
 import tiny_runs
 from dalle_mini.emoji.art import DEBIAN_FONT
 from dalle_mini.errors import UserError
@@ -260,7 +261,7 @@ ASKED = """if True:
 def test_asked_to_stop_before_its_first_step_a_script_ends_in_one_line():
     done = subprocess.run(
         [sys.executable, "-c", ASKED, TOOLS, "out"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env=children.environment(),
         capture_output=True,
         text=True,
         check=False,

@@ -6,9 +6,6 @@ are taken in another order on every mesh, and 20 updates carry the last bits of 
 """
 
 import dataclasses
-import os
-import subprocess
-import sys
 from functools import cache
 from types import SimpleNamespace
 
@@ -16,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+import children
 import golden_curves
 from dalle_mini.models import DalleBart
 from dalle_mini.training.config.sections import MeshConfig
@@ -54,16 +52,7 @@ def assert_same(found, wanted):
 
 def on_eight_devices(folder, cases):
     """{case: what it found}, of a process that has eight CPU devices."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": "8",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    }
-    command = [sys.executable, golden_curves.__file__, str(folder), *cases]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    children.output(golden_curves.__file__, folder, *cases, devices=8)
     return {case: dict(np.load(folder / f"{case}.npz")) for case in cases}
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import children
 from dalle_mini.errors import UserError
 from dalle_mini.training.config.config_file import override
 from dalle_mini.training.config.sections import LoopConfig, OptimizerConfig, TrackingConfig
@@ -240,12 +241,10 @@ def test_a_damaged_journal(tmp_path):
 
 
 def script(output, *arguments, **options):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     command = [sys.executable, str(SCRIPT), "mini.yaml", "--output", str(output), *arguments]
     command += ["--command", " ".join(STUB)]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env=children.environment(), text=True, **pipes, **options)
 
 
 def wait_for(path):

@@ -1,21 +1,14 @@
 """Folders of pictures with texts beside them: several captions, columns, keys, parts, links, any file system."""
 
 import os
-import pickle
 import unicodedata
 
 import pytest
 
-import bad_dataset
 from dalle_mini.data.sources import files, folder, open_source, reasons
 from dalle_mini.errors import UserError
 from dalle_mini.runtime.limits import limits
-
-PICTURE = bad_dataset.packed(bad_dataset.photo(0))
-
-
-def examples(source):
-    return [example for part in source.parts() for example in pickle.loads(pickle.dumps(part)).examples()]
+from small_datasets import PICTURE, examples
 
 
 def fill(root, names):

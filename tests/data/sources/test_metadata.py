@@ -7,16 +7,10 @@ import unicodedata
 
 import pytest
 
-import bad_dataset
 from dalle_mini.data.sources import metadata, open_source, reasons
 from dalle_mini.errors import UserError
 from dalle_mini.runtime.limits import limits
-
-PICTURE = bad_dataset.packed(bad_dataset.photo(0))
-
-
-def examples(source):
-    return [example for part in source.parts() for example in part.examples()]
+from small_datasets import PICTURE, examples
 
 
 @pytest.fixture

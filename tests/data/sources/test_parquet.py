@@ -1,21 +1,14 @@
 """Parquet of pictures: bytes, structs, paths; row groups as parts; keys, columns, damage."""
 
 import datetime
-import pickle
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import bad_dataset
 from dalle_mini.data.sources import open_source, parquet, reasons
 from dalle_mini.errors import UserError
-
-PICTURE = bad_dataset.packed(bad_dataset.photo(0))
-
-
-def examples(source):
-    return [example for part in source.parts() for example in pickle.loads(pickle.dumps(part)).examples()]
+from small_datasets import PICTURE, examples
 
 
 def test_bytes_columns_and_keys(tmp_path):

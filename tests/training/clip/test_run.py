@@ -2,18 +2,14 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-import yaml
-from etils import epath
 from PIL import Image
 
+import children
 import sharded_clip
 import tiny_runs
 from dalle_mini import cli
@@ -23,8 +19,6 @@ from dalle_mini.models import CLIP
 from dalle_mini.training.clip import run as clip_run
 from dalle_mini.training.clip.retrievals import RIGHT, WRONG, framed
 from dalle_mini.training.clip.trainer import SIGLIP_BIAS
-from dalle_mini.training.run.checkpoint import read_record
-from dalle_mini.training.run.loop import run
 from dalle_mini.training.tasks import load_run, recorded_run, train
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "clip"
@@ -72,11 +66,7 @@ def config(pile, tmp_path):
             "loop": {"steps": 4, "batch_size": 8, "eval_every": 2, "log_every": 2},
             "samples": {"captions": 2},
         }
-        for name, section in sections.items():
-            values[name] = {**values.get(name, {}), **section}
-        path = tmp_path / "run.yaml"
-        path.write_text(yaml.safe_dump(values))
-        return path
+        return tiny_runs.write_config(tmp_path / "run.yaml", values, sections)
 
     return write
 
@@ -160,10 +150,6 @@ def test_from_nothing(config, tmp_path):
     assert (out / "tokenizer" / "tokenizer.json").read_bytes() == made
 
 
-class Stopped(Exception):
-    pass
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
 def test_a_run_that_is_stopped_goes_on_to_the_bit(tmp_path, loss):
@@ -175,34 +161,15 @@ def test_a_run_that_is_stopped_goes_on_to_the_bit(tmp_path, loss):
     )
     trainer = tiny_runs.make("clip", tmp_path, loop, config)
 
-    def stop():
-        raise Stopped
-
-    run(tiny_runs.Bare(trainer), loop, tmp_path / "whole")
-    with pytest.raises(Stopped):
-        run(tiny_runs.Bare(trainer, 3, stop), loop, tmp_path / "stopped")
-    run(tiny_runs.Bare(trainer), loop, tmp_path / "stopped")
-    whole, stopped = (
-        read_record(epath.Path(tmp_path) / folder / "checkpoints" / "4")["leaves"] for folder in ("whole", "stopped")
-    )
-    assert whole == stopped  # a checksum of each array
+    whole, stopped = tiny_runs.whole_and_stopped(trainer, loop, tmp_path)
+    assert whole == stopped
     for part in ("params/logit_scale", "opt_state", "ema/text_model"):
         assert any(name.startswith(part) for name in whole), part
 
 
 def on_meshes(folder, loss):
     """Metrics on each mesh, on four devices of this machine's processor."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": "4",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    }
-    command = [sys.executable, sharded_clip.__file__, str(folder), loss]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(children.output(sharded_clip.__file__, folder, loss, devices=4).splitlines()[-1])
 
 
 def test_the_losses_and_their_gradients_are_the_same_on_any_mesh(tmp_path):
@@ -255,12 +222,7 @@ BAD = {
 @pytest.mark.parametrize("what", BAD)
 def test_mistakes_are_one_line(what, config, tmp_path, capsys):
     sections, message = BAD[what]
-    assert cli.main(["train", str(config(**sections)), "--output", str(tmp_path / "run")]) == 2
-    said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("note: ")]
-    said = [line for line in said if "pictures are packed" not in line]
-    assert len(said) == 1
-    assert said[0].startswith("error: ")
-    assert message in said[0]
+    assert message in tiny_runs.refusal(config(**sections), tmp_path / "run", capsys)
 
 
 def test_pictures_without_captions_are_no_pairs(config, classes, tmp_path, capsys):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import children
 from dalle_mini.errors import UserError
 from dalle_mini.training.run.checkpoint import Checkpoints, flatten
 from dalle_mini.training.run.checkpoint_folder import recorded_config
@@ -111,8 +112,7 @@ except UserError as error:
 def test_the_writes_that_end_after_the_failure_say_nothing(tmp_path):
     """Each of them would print a traceback, about a loop of asyncio that is closed."""
     command = [sys.executable, "-c", MANY, str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, env=children.environment(), capture_output=True, text=True, check=True)
     assert done.stdout == (
         f"{tmp_path}: a checkpoint could not be saved (File too large); that of step 1 is whole: "
         "make room or mend the folder, and run the same command again\n"
@@ -144,9 +144,9 @@ print(int(found["w"][0]) == record["step"], record["step"])
 @pytest.mark.slow
 def test_a_disk_that_is_really_full(tmp_path):
     command = f"mount -t tmpfs -o size=500k none {tmp_path} && exec {sys.executable} -c '{FULL}' {tmp_path}"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "JAX_PLATFORMS": "cpu"}
     try:
-        done = subprocess.run(["unshare", "-rm", "sh", "-c", command], env=environment, capture_output=True, text=True)
+        command = ["unshare", "-rm", "sh", "-c", command]
+        done = subprocess.run(command, env=children.environment(), capture_output=True, text=True)
     except FileNotFoundError:
         pytest.skip("no unshare")
     if "unshare" in done.stderr or "mount" in done.stderr:
@@ -227,14 +227,8 @@ print(json.dumps(answers))
 
 
 def test_another_mesh_and_another_number_of_devices(tmp_path):
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": "8",
-    }
     command = [sys.executable, "-c", MESHES, str(tmp_path / "checkpoints")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=children.environment(devices=8), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout)
     rng = np.random.default_rng(0)  # and on this process's one device

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+import children
 import stopped_runs
 import tiny_runs
 from dalle_mini.errors import UserError
@@ -34,14 +35,8 @@ MEASURED = {  # fields of the log that depend on the machine and the hour
 
 def start(*arguments, devices: int = 1, script=stopped_runs.__file__) -> subprocess.Popen:
     """The script in a process of its own, on so many CPU devices."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": str(devices),
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    }
     command = [sys.executable, script, *map(str, arguments)]
+    environment = children.environment(devices, **children.QUICK)
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import children
 from dalle_mini.errors import UserError
 from dalle_mini.training.config.sections import LoopConfig
 from dalle_mini.training.run import folder as resume
@@ -167,9 +167,8 @@ with alone_in(Path(sys.argv[1])):
 
 def test_two_processes_do_not_write_one_run(tmp_path, monkeypatch):
     monkeypatch.setattr(resume, "PATIENCE", 0.0)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
-    other = subprocess.Popen(command, env=environment, stdin=-1, stdout=-1, text=True)
+    other = subprocess.Popen(command, env=children.environment(), stdin=-1, stdout=-1, text=True)
     assert other.stdout.readline() == "holds\n"
     with pytest.raises(UserError, match=r"run: another process trains in this folder"):
         run(Line(), LOOP, tmp_path / "run")

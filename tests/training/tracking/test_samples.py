@@ -1,7 +1,6 @@
 """Pictures while training: the pipeline's own, from parameters wherever they are."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+import children
 import draw_samples
 from dalle_mini.errors import UserError
 from dalle_mini.models import VQGAN
@@ -127,19 +127,14 @@ def test_two_processes_that_hold_a_model_together(golden_bundle, tmp_path, expec
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": "2",
-    }
+    environment = children.environment(devices=2)
     command = [sys.executable, str(Path(draw_samples.__file__)), str(golden_bundle), str(tmp_path / "00000001")]
-    children = [
+    processes = [
         subprocess.Popen([*command, str(process), address], env=environment, stderr=subprocess.PIPE, text=True)
         for process in range(2)
     ]
-    errors = [child.communicate(timeout=300)[1] for child in children]
-    assert [child.returncode for child in children] == [0, 0], errors
+    errors = [child.communicate(timeout=300)[1] for child in processes]
+    assert [child.returncode for child in processes] == [0, 0], errors
     report = read_samples(tmp_path / "00000001")
     assert [row["prompt"] for row in report["prompts"]] == list(PROMPTS)
     for row, result in zip(report["prompts"], expected, strict=True):

@@ -2,18 +2,14 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-import yaml
-from etils import epath
 from PIL import Image
 
+import children
 import sharded_vqgan
 import tiny_runs
 from dalle_mini import cli
@@ -24,8 +20,6 @@ from dalle_mini.models import VQGAN
 from dalle_mini.training.config.sections import MeshConfig
 from dalle_mini.training.engine.sharding import make_mesh
 from dalle_mini.training.engine.step import step_program
-from dalle_mini.training.run.checkpoint import read_record
-from dalle_mini.training.run.loop import run
 from dalle_mini.training.tasks import load_run, recorded_run, train
 from dalle_mini.training.vqgan import run as vqgan_run
 from dalle_mini.training.vqgan import trainer as vqgan
@@ -66,11 +60,7 @@ def config(pile, tmp_path):
             "loop": {"steps": 16, "batch_size": 8, "eval_every": 8, "log_every": 4},
             "samples": {"pictures": 3},
         }
-        for name, section in sections.items():
-            values[name] = {**values.get(name, {}), **section}
-        path = tmp_path / "run.yaml"
-        path.write_text(yaml.safe_dump(values))
-        return path
+        return tiny_runs.write_config(tmp_path / "run.yaml", values, sections)
 
     return write
 
@@ -152,27 +142,14 @@ JUDGED = dataclasses.replace(
 )
 
 
-class Stopped(Exception):
-    pass
-
-
 @pytest.mark.slow
 def test_a_run_that_is_stopped_goes_on_to_the_bit(tmp_path):
     """Discriminator, its optimizer, the codebook's counts and the running mean included."""
     loop = tiny_runs.short_loop(steps=4, keep=1)
     trainer = tiny_runs.make("vqgan", tmp_path, loop, JUDGED)
 
-    def stop():
-        raise Stopped
-
-    run(tiny_runs.Bare(trainer), loop, tmp_path / "whole")
-    with pytest.raises(Stopped):
-        run(tiny_runs.Bare(trainer, 3, stop), loop, tmp_path / "stopped")
-    run(tiny_runs.Bare(trainer), loop, tmp_path / "stopped")
-    whole, stopped = (
-        read_record(epath.Path(tmp_path) / folder / "checkpoints" / "4")["leaves"] for folder in ("whole", "stopped")
-    )
-    assert whole == stopped  # a checksum of each array
+    whole, stopped = tiny_runs.whole_and_stopped(trainer, loop, tmp_path)
+    assert whole == stopped
     for part in ("params/discriminator", "opt_state/discriminator", "extra/uses", "extra/sums", "ema/codebook"):
         assert any(name.startswith(part) for name in whole), part
     exported = VQGAN.from_pretrained(tmp_path / "stopped" / "final")
@@ -182,17 +159,8 @@ def test_a_run_that_is_stopped_goes_on_to_the_bit(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [2, 4])
 def test_sharded_equals_single(devices, golden_bundle, tmp_path):
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": str(devices),
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    }
-    command = [sys.executable, sharded_vqgan.__file__, str(tmp_path), str(golden_bundle), str(devices)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    single, sharded = json.loads(done.stdout.splitlines()[-1])
+    told = children.output(sharded_vqgan.__file__, tmp_path, golden_bundle, devices, devices=devices)
+    single, sharded = json.loads(told.splitlines()[-1])
     assert len(single["loss"]) == sharded_vqgan.STEPS
     assert all(single["discriminator"][2:]) and all(single["adversarial_weight"][2:])
     for name in ("loss", "mse", "perceptual", "commitment", "entropy_loss", "discriminator", "revived"):
@@ -238,11 +206,7 @@ BAD = {
 @pytest.mark.parametrize("what", BAD)
 def test_mistakes_are_one_line(what, config, tmp_path, capsys):
     sections, message = BAD[what]
-    assert cli.main(["train", str(config(**sections)), "--output", str(tmp_path / "run")]) == 2
-    said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("note: ")]
-    assert len(said) == 1
-    assert said[0].startswith("error: ")
-    assert message in said[0]
+    assert message in tiny_runs.refusal(config(**sections), tmp_path / "run", capsys)
 
 
 def test_plans_are_for_seq2seq(config, capsys, monkeypatch):
