@@ -10,11 +10,13 @@ DEMO_PROMPTS ?= \
   "three red apples on a yellow background" "a dragon in the bottom right corner on an orange background"
 PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
+SITE := build/docs
+
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-golden clean
+.PHONY: help demo test test-slow test-golden docs clean
 
 # The lowest jax that setup.cfg allows, and an interpreter for which pip finds the newest. Python 3.11 stays at jax 0.10.
 OLDEST_JAX := 0.10.0
@@ -26,6 +28,7 @@ help:
 	@echo "make test       lint, format, layers and types, and the quick tests"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make test-golden  the comparisons with the original program, on the oldest and the newest jax"
+	@echo "make docs       the site, into ./$(SITE)/html/index.html"
 	@echo "make clean      remove $(VENV)* and ./$(DEMO_OUTPUT)"
 	@echo "Each sets up $(VENV) first where it must. PYTHON=python3.12 picks the interpreter (now: $(PYTHON))."
 
@@ -44,6 +47,11 @@ $(VENV)/.test: $(VENV)/.core
 	@$(PIP_INSTALL) --editable '.[test]'
 	@touch $@
 
+$(VENV)/.docs: $(VENV)/.core
+	@echo "installing what builds the site into $(VENV)"
+	@$(PIP_INSTALL) --editable '.[docs]'
+	@touch $@
+
 demo: $(VENV)/.core
 	@$(BIN)/dalle-mini generate $(DEMO_PROMPTS) --candidates 16 --keep 16 --output $(DEMO_OUTPUT) --overwrite
 	@$(BIN)/python tools/inference/showcase.py $(DEMO_OUTPUT) $(DEMO_OUTPUT)/showcase.png --prompts $(DEMO_PROMPTS)
@@ -57,6 +65,11 @@ test: $(VENV)/.test
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow -rs -x tests/training tests
+
+# A warning, such as a link that leads nowhere, is an error. The notebook is run again only where it has changed.
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx --quiet --nitpicky --fail-on-warning --keep-going -d $(SITE)/doctrees docs $(SITE)/html
+	@echo "the site is in $(SITE)/html/index.html"
 
 # `make test` has jax as pip chooses it for $(PYTHON); these have environments of their own beside it.
 test-golden: $(VENV)-oldest/.test
@@ -77,4 +90,4 @@ $(VENV)-newest/.test: setup.cfg
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(DEMO_OUTPUT)
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(DEMO_OUTPUT) $(SITE)

@@ -233,8 +233,7 @@ def test_command(folder, tmp_path, capsys):
     assert main(["data", "report", str(tmp_path / "nothing")]) == 2
     assert "no such folder" in capsys.readouterr().err
     assert main(["data", "report", str(tmp_path)]) == 2
-    told = capsys.readouterr().err
-    assert "no manifest.json" in told and f"dalle-mini encode {tmp_path} OUT) and name that one" in told
+    assert "no manifest.json" in capsys.readouterr().err
     assert not (tmp_path / "none.html").exists()
 
 
