@@ -12,7 +12,9 @@ from dalle_mini.emoji.art import DEBIAN_FONT, all_emoji
 from dalle_mini.emoji.judge import EmojiJudge
 from dalle_mini.emoji.scene_judge import SceneJudge
 from dalle_mini.emoji.tidy import TINY, WIDTH
+from dalle_mini.models.fingerprint import stored_fingerprint
 from dalle_mini.pipeline import SHIPPED, DalleMini
+from dalle_mini.weights.bundle import SHIPPED_TOKENS
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -28,6 +30,10 @@ def test_is_small_complete_and_described():
     headings = [line.removeprefix("## ") for line in lines if line.startswith("## ")]
     expected = ["Networks", "Data", "Licence", "Recipe and training time", "Scores", "Limits", "This edition"]
     assert headings == expected
+
+
+def test_its_tokens_are_known_by_their_fingerprint():
+    assert stored_fingerprint(SHIPPED / "vqgan") == SHIPPED_TOKENS
 
 
 @pytest.fixture(scope="module")

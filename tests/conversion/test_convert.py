@@ -294,3 +294,13 @@ def test_the_verbs(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)[0]["network"] == "VQGAN"
     assert main(["info", str(tmp_path / "nowhere")]) == 2
     assert capsys.readouterr().err.startswith("error: no such folder")
+
+
+def test_the_verbs_know_the_shipped_model_by_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["info"]) == 0
+    shown = capsys.readouterr().out
+    assert main(["info", "shipped"]) == 0
+    assert capsys.readouterr().out == shown
+    assert main(["convert", "shipped", "copy"]) == 0
+    assert sorted(path.name for path in Path("copy").iterdir() if path.is_dir()) == ["clip", "dalle", "vqgan"]

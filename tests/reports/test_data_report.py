@@ -233,7 +233,8 @@ def test_command(folder, tmp_path, capsys):
     assert main(["data", "report", str(tmp_path / "nothing")]) == 2
     assert "no such folder" in capsys.readouterr().err
     assert main(["data", "report", str(tmp_path)]) == 2
-    assert "no manifest.json" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "no manifest.json" in told and f"dalle-mini encode {tmp_path} OUT) and name that one" in told
     assert not (tmp_path / "none.html").exists()
 
 

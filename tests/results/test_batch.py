@@ -1,8 +1,10 @@
 """Prompts of a file into a folder, through interruptions."""
 
+import csv
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -57,6 +59,25 @@ def test_each_prompt_has_a_folder_and_the_table_all(drawn, pipe):
     assert (rows[1]["guidance"], rows[1]["negative_prompt"], rows[1]["seed"]) == (3.0, "a boat", 5)
     alone = pipe.generate(["a snail"], 2, 1, 5, 3.0, negative_prompt="a boat")[0]
     assert rows[1]["score"] == pytest.approx(alone.scores[0]) and rows[1]["candidate"] == alone.indices[0]
+
+
+def test_without_pyarrow_the_table_is_csv(drawn, pipe, tmp_path, monkeypatch):
+    folder = tmp_path / "out"
+    shutil.copytree(drawn[0], folder)
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "pyarrow", None)
+        done = Batch(ENTRIES, folder, SETTINGS).run(pipe)
+    assert done.table == folder / "results.csv" and (done.drawn, done.found) == (0, 3)
+    assert sorted(os.listdir(folder)) == ["batch.json", "pictures", "results.csv"]
+    with done.table.open(newline="") as lines:
+        found = list(csv.DictReader(lines))
+    wanted = [{name: "" if value is None else value for name, value in row.items()} for row in table(drawn[0])]
+    assert [row["id"] for row in found] == [row["id"] for row in wanted]
+    for name in ("prompt", "file", "negative_prompt", "error"):
+        assert [row[name] for row in found] == [row[name] for row in wanted]
+    assert float(found[1]["score"]) == pytest.approx(wanted[1]["score"])
+    assert Batch(ENTRIES, folder, SETTINGS).run(pipe).table == folder / "results.parquet"
+    assert not done.table.exists()
 
 
 def test_a_second_run_draws_nothing_again(drawn, pipe):

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from dalle_mini import DalleMini, UserError
-from dalle_mini.weights.bundle import copy_companion, find_parts
+from dalle_mini.weights.bundle import COMPANIONS, SHIPPED_TOKENS, copy_companion, find_parts
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 WORDS = GOLDEN / "text_normalizer" / "enwiki-words-frequency.txt"
+PUBLISHED_CLIP = COMPANIONS["clip"]
 NETWORK = ["config.json", "flax_model.msgpack"]
 SETTINGS = ["special_tokens_map.json", "tokenizer_config.json"]
 
@@ -152,3 +153,30 @@ def test_a_word_list_without_end_is_not_copied(tmp_path):
     with pytest.raises(UserError, match="a pipe or a device"):
         copy_companion(tmp_path / "pipe", tmp_path / "copy.txt")
     assert not (tmp_path / "copy.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "settings", "advised"),
+    [
+        (SHIPPED_TOKENS, None, "--vqgan shipped --clip shipped"),
+        ("another", {"samples": {"vqgan": "/my/vqgan", "clip": "/my/clip"}}, "--vqgan /my/vqgan --clip /my/clip"),
+        (
+            "another",
+            {"samples": {"vqgan": None}, "sources": {"vqgan": "a/b"}},
+            f"--vqgan a/b --clip {COMPANIONS['clip']}",
+        ),
+        ("another", {"samples": 3}, "--vqgan dalle-mini/vqgan_imagenet_f16_16384"),
+        (None, None, "--vqgan dalle-mini/vqgan_imagenet_f16_16384"),
+    ],
+)
+def test_the_networks_to_name_are_those_of_the_run(tmp_path, tokens, settings, advised):
+    final = tmp_path / "run" / "final"
+    final.mkdir(parents=True)
+    (final / "config.json").write_text("{}")
+    if tokens is not None:
+        (final / "tokens.json").write_text(json.dumps({"vqgan": tokens}))
+    if settings is not None:
+        (final.parent / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="is DalleBart alone") as error:
+        find_parts(final)
+    assert f"such as {advised}" in str(error.value)

@@ -86,7 +86,8 @@ def add_generate(verbs) -> None:
         metavar="FILE",
         type=expanded,
         help="draw all prompts of a file: .txt (one a line), .jsonl, .csv, .tsv or .parquet (column prompt, and "
-        f"id, {', '.join(PER_PROMPT)} if you like); resumes where it was interrupted, and ends with results.parquet",
+        f"id, {', '.join(PER_PROMPT)} if you like); resumes where it was interrupted, and ends with "
+        "results.parquet (results.csv without pyarrow)",
     )
     add("--replay", metavar="FILE", type=expanded, help="draw a picture of this results.json again")
     add("--index", metavar="N", type=int, help="which one, with --replay: 3 is 03.png (default: 1)")

@@ -14,7 +14,7 @@ from dalle_mini.errors import UserError
 from dalle_mini.models.config import DalleBartConfig
 from dalle_mini.runtime.console import one_line
 from dalle_mini.text import CaptionTokenizer
-from dalle_mini.weights.bundle import PREPROCESSOR, SHIPPED, WORD_LISTS, check_fit
+from dalle_mini.weights.bundle import PREPROCESSOR, SHIPPED_NAME, WORD_LISTS, check_fit
 from dalle_mini.weights.folder import CONFIG, load_config, load_tensors
 from dalle_mini.weights.hub.repository import TOKENIZERS, Folder, Needs, Repository, open_source
 from dalle_mini.weights.model_card import ARCHITECTURES, LOADERS
@@ -69,7 +69,7 @@ def describe(source: str | os.PathLike | None, **hub) -> list[Description]:
     Raises:
         UserError: there is no network at all, or a network that is not in a bundle has no readable config.
     """
-    place = Folder(SHIPPED) if source is None else open_source(source, **hub)
+    place = open_source(SHIPPED_NAME if source is None else source, **hub)
     beside = Needs(optional=(*WORD_LISTS, PREPROCESSOR, *TOKENIZERS[0], *TOKENIZERS[1]))
     # `generate` looks for the first two; the others tell of a bundle without DalleBart.
     first = place.first(f"dalle/{CONFIG}", CONFIG, f"vqgan/{CONFIG}", f"clip/{CONFIG}")

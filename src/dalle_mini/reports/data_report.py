@@ -14,6 +14,7 @@ from dalle_mini.errors import UserError
 from dalle_mini.reports.data_page import page
 from dalle_mini.reports.survey import Row, Survey, survey
 from dalle_mini.runtime.files import write_whole
+from dalle_mini.runtime.paths import no_folder
 
 QUALITY = 90  # of JPEG, its colours at full size, so that visible artefacts are the VQGAN's
 
@@ -50,7 +51,7 @@ def write_report(
 
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"no such folder: {folder}")
+        raise UserError(no_folder(folder))
     if rows < 1:
         raise UserError(f"rows {rows}: at least 1")
     output = folder / "report.html" if output is None else Path(output)

@@ -2,7 +2,7 @@
 
     OUTPUT/batch.json            what the run draws with; another run may not use the folder
            pictures/<id>/        01.png ... of each prompt, and its results.json
-           results.parquet       one row a picture, or a failure, written when all is done
+           results.parquet       one row a picture, or a failure, written when all is done; results.csv without pyarrow
 
 A prompt's folder appears whole or not at all, so it alone tells that the prompt is done; a folder that lost a picture
 since is drawn again.
@@ -11,7 +11,10 @@ since is drawn again.
 from __future__ import annotations
 
 import contextlib
+import csv
 import dataclasses
+import importlib.util
+import io
 import json
 import os
 import re
@@ -23,7 +26,7 @@ import jax
 from msgspec import Meta
 
 from dalle_mini.errors import UserError
-from dalle_mini.results.prompts import Entry, import_parquet
+from dalle_mini.results.prompts import Entry
 from dalle_mini.results.write import REPORT, write_folder
 from dalle_mini.runtime.files import remove_leftovers, write_whole
 from dalle_mini.runtime.locks import Busy, lock
@@ -34,7 +37,8 @@ if TYPE_CHECKING:
     from dalle_mini.generation.canvas import Canvas
     from dalle_mini.pipeline import DalleMini
 
-RUN, PICTURES, TABLE = "batch.json", "pictures", "results.parquet"
+RUN, PICTURES = "batch.json", "pictures"
+TABLES = ("results.parquet", "results.csv")  # the second where pyarrow, which an extra brings, is not installed
 COLUMNS = {
     "id": "string",
     "prompt": "string",
@@ -104,7 +108,8 @@ class Batch:
     def __init__(
         self, entries: Sequence[Entry], output: Path, settings: GenerationSettings, *, overwrite: bool = False
     ):
-        import_parquet()  # a missing library shows before the work
+        has_arrow = importlib.util.find_spec("pyarrow") is not None
+        self.table = output / TABLES[0 if has_arrow else 1]
         self.entries, self.output, self.settings, self.overwrite = entries, output, settings, overwrite
         self.failures: dict[str, str] = {}
 
@@ -161,7 +166,7 @@ class Batch:
         _wait_for_all("all prompts are drawn")
         if jax.process_index() == 0:
             self._write_table()
-        return Done(len(todo) - len(self.failures), found, len(self.failures), self.output / TABLE)
+        return Done(len(todo) - len(self.failures), found, len(self.failures), self.table)
 
     def _claim(self, pipe: DalleMini, canvas: Canvas | None) -> None:
         """Make the folder this run's, or see that it is."""
@@ -290,9 +295,7 @@ class Batch:
                     ) from None
 
     def _write_table(self) -> None:
-        import pyarrow
-
-        rows = []
+        rows: list[dict[str, Any]] = []
         for entry in self.entries:
             # Half a character of JSON's escapes is no text: it failed, and its row must not fail the table.
             common = {"id": entry.id, "prompt": entry.prompt.encode("utf-8", "replace").decode()}
@@ -310,10 +313,27 @@ class Batch:
                     | {"rank": rank, "candidate": picture["candidate"], "score": picture["score"]}
                     | {"file": f"{PICTURES}/{entry.id}/{picture['file']}"}
                 )
-        schema = pyarrow.schema([(name, pyarrow.type_for_alias(kind)) for name, kind in COLUMNS.items()])
-        sink = pyarrow.BufferOutputStream()
-        import_parquet().write_table(pyarrow.Table.from_pylist(rows, schema), sink)
-        write_whole(self.output / TABLE, sink.getvalue().to_pybytes())
+        write_whole(self.table, _as_parquet(rows) if self.table.suffix == ".parquet" else _as_csv(rows))
+        for name in {*TABLES} - {self.table.name}:  # of an earlier run, with or without pyarrow
+            (self.output / name).unlink(missing_ok=True)
+
+
+def _as_parquet(rows: list[dict[str, Any]]) -> bytes:
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    schema = pyarrow.schema([(name, pyarrow.type_for_alias(kind)) for name, kind in COLUMNS.items()])
+    sink = pyarrow.BufferOutputStream()
+    write_table(pyarrow.Table.from_pylist(rows, schema), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def _as_csv(rows: list[dict[str, Any]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
 
 
 def _is_whole(folder: Path, report: dict) -> bool:

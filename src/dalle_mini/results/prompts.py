@@ -118,8 +118,10 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    parquet = import_parquet()
-
+    try:
+        from pyarrow import parquet
+    except ImportError:
+        raise UserError(f"{path}: Parquet files want pyarrow: pip install 'dalle-mini[batch]'") from None
     with open_regular(path) as stream:
         try:
             footer = Footer(stream)
@@ -169,19 +171,6 @@ def _check_type(path: Path, name: str, kind) -> None:
     if not (is_text(kind) or pyarrow.types.is_null(kind) or (is_number and name not in TEXTS)):
         wanted = "text is wanted" if name in TEXTS else "a number is wanted" if name != "id" else "text or a number is"
         raise UserError(f"{path}: column {name} holds {kind!s:.60}: {wanted}")
-
-
-def import_parquet():
-    """`pyarrow.parquet`.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError("Parquet files want pyarrow: pip install 'dalle-mini[batch]'") from None
-    return pyarrow.parquet
 
 
 def _decoded(path: Path) -> str:

@@ -8,7 +8,10 @@ is a path only if something of that name is here.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import difflib
+import itertools
 import os
 import re
 from collections.abc import Sequence
@@ -20,6 +23,7 @@ from dalle_mini.errors import UserError
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")  # of any file system of fsspec, and hf://
 _PATTERN = re.compile(r"[*?\[{]")
 _KIND = "path"
+MOST_LOOKED_AT = 1000  # names in a folder, for the nearest to a wrong one
 LONGEST_NAME = 255  # bytes, of every usual file system
 
 
@@ -64,6 +68,24 @@ def local(name: str | os.PathLike) -> str:
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise UserError(f"{name!r:.200}: no path that can be looked for ({why})") from None
+
+
+def no_folder(name: str | os.PathLike) -> str:
+    """`no such folder: NAME`, for a message, with the path that may be meant."""
+    return f"no such folder: {os.fspath(name)}{nearest(name)}"
+
+
+def nearest(name: str | os.PathLike) -> str:
+    """` (did you mean PATH?)` behind a path that is not here, where something is nearly so called; "" elsewhere."""
+    missing = Path(os.path.expanduser(name))
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        here = next(folder for folder in missing.parents if folder.is_dir())
+        wrong, *rest = missing.relative_to(here).parts
+        names = [entry.name for entry in itertools.islice(os.scandir(here), MOST_LOOKED_AT)]
+        for near in difflib.get_close_matches(wrong, names, n=1):
+            meant = here.joinpath(near, *rest)
+            return f" (did you mean {meant if meant.exists() else here / near}?)"
+    return ""
 
 
 def source(name: str) -> str:

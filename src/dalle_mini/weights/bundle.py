@@ -11,25 +11,33 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from dalle_mini.errors import UserError
 from dalle_mini.runtime import files, parsing
 from dalle_mini.weights.folder import CONFIG, load_config
-from dalle_mini.weights.hub.repository import Folder, Needs, Repository, blaming_cache, open_source
+from dalle_mini.weights.hub.repository import SHIPPED as SHIPPED  # a bundle
+from dalle_mini.weights.hub.repository import (
+    SHIPPED_NAME,
+    Folder,
+    Needs,
+    Repository,
+    blaming_cache,
+    open_source,
+)
 
-SHIPPED = Path(__file__).parents[1] / "assets" / "emoji"
 OF_EMOJI = ("emoji.json", "scenes.json")  # what an emoji model knows, for benchmarks/emoji_quality.py
-SHIPPED_NAME = "shipped"  # what it is called where a source is named
+SHIPPED_TOKENS = "1f4aad4b84cf21c5"  # the fingerprint of its VQGAN, as `models.fingerprint` has it
 PARTS = ("dalle", "vqgan", "clip")
 WORD_LISTS = ("words.txt", "enwiki-words-frequency.txt")  # ours, and the published name
 PREPROCESSOR = "preprocessor_config.json"
 TOKENS_RECORD = "tokens.json"  # beside a DalleBart: the identity of the VQGAN whose tokens it was trained on
 WORDS_REPOSITORY = "dalle-mini/dalle-mini"  # has the published list
 CARD = "README.md"
-COMPANIONS = (
-    "dalle-mini/vqgan_imagenet_f16_16384@e93a26e7707683d349bf5d5c41c5b0ef69b677a9",
-    "openai/clip-vit-base-patch32",
-)
+COMPANIONS = {  # of the published DalleBarts
+    "vqgan": "dalle-mini/vqgan_imagenet_f16_16384@e93a26e7707683d349bf5d5c41c5b0ef69b677a9",
+    "clip": "openai/clip-vit-base-patch32",
+}
 
 RANKER = Needs(tokenizer=True, optional=(PREPROCESSOR,))
 
@@ -57,19 +65,20 @@ def find_parts(
     Raises:
         UserError: a part is missing, or cannot be fetched.
     """
-    options = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-    place = _open(SHIPPED_NAME if source is None else source, revision=revision, **options)
+    options: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    place = open_source(SHIPPED_NAME if source is None else source, revision=revision, **options)
     config = place.first(f"dalle/{CONFIG}", CONFIG)
     if config is None:
         raise UserError(f"{place} holds no model: neither a bundle (dalle/, vqgan/, clip/) nor DalleBart's {CONFIG}")
     inside = "" if config == CONFIG else "dalle"
     if not inside and (vqgan is None or clip is None):
+        advised = " ".join(f"--{part} {name}" for part, name in companions(place).items())
         raise UserError(
-            f"{place} is DalleBart alone: name the other networks with --vqgan and --clip (vqgan= and clip= in Python)"
-            f"; the published ones are {' and '.join(COMPANIONS)}"
+            f"{place} is DalleBart alone: name the other networks with --vqgan and --clip (vqgan= and clip= in "
+            f"Python), such as {advised}"
         )
-    vqgan_place = place if vqgan is None else _open(vqgan, **options)
-    clip_place = place if clip is None else _open(clip, **options)
+    vqgan_place = place if vqgan is None else open_source(vqgan, **options)
+    clip_place = place if clip is None else open_source(clip, **options)
     described = place.take(inside, Needs(weights=False, names=(CONFIG,)))
     with blaming_cache(described):
         is_normalising = load_config(described).get("normalize_text")
@@ -83,6 +92,30 @@ def find_parts(
     return parts | ({"words": words} if words else {})
 
 
+def companions(place: Folder | Repository) -> dict[str, str]:
+    """The sources of the VQGAN and the CLIP that go with a DalleBart that is alone, to be advised.
+
+    A model that was trained here has a record of its VQGAN's tokens, and its run's settings in the folder above. Of
+    other models the published networks are the best guess.
+    """
+    if not isinstance(place, Folder):
+        return COMPANIONS
+    if _record(place.path / TOKENS_RECORD).get("vqgan") == SHIPPED_TOKENS:
+        return {"vqgan": SHIPPED_NAME, "clip": SHIPPED_NAME}
+    run = _record(place.path.resolve().parent / CONFIG)
+    sections = [section for name in ("samples", "sources") if isinstance(section := run.get(name), dict)]
+    named = {part: [section[part] for section in sections if section.get(part)] for part in COMPANIONS}
+    return {part: named[part][0] if named[part] else COMPANIONS[part] for part in COMPANIONS}
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; an empty one where none can be read: no advice depends on it."""
+    try:
+        return parsing.read_object(path)
+    except (OSError, ValueError):
+        return {}
+
+
 def find_part(part: str, source: str | os.PathLike, *, weights: bool = True, **options) -> Path:
     """The folder of one of `PARTS`, of a bundle or alone, with its tokenizer; `options` are those of `find_parts`.
 
@@ -91,7 +124,7 @@ def find_part(part: str, source: str | os.PathLike, *, weights: bool = True, **o
     Raises:
         UserError: it is missing, or cannot be fetched.
     """
-    place = _open(source, **options)
+    place = open_source(source, **options)
     beside = () if weights else (CONFIG,)
     text = Needs(weights, tokenizer=True, optional=(*beside, TOKENS_RECORD, *WORD_LISTS))
     needs = {"dalle": text, "vqgan": Needs(weights, optional=beside), "clip": RANKER}[part]
@@ -100,15 +133,7 @@ def find_part(part: str, source: str | os.PathLike, *, weights: bool = True, **o
 
 def has_part(part: str, source: str | os.PathLike, **options) -> bool:
     """Whether `source` is a bundle with that one of `PARTS`. Raises UserError where it cannot be looked at."""
-    return bool(_inside(_open(source, **options), part))
-
-
-def _open(source: str | os.PathLike, **options) -> Folder | Repository:
-    if source != SHIPPED_NAME or os.path.exists(source):
-        return open_source(source, **options)
-    if not SHIPPED.is_dir():
-        raise UserError(f"{SHIPPED}: the model that ships with the package is missing: name one with --model")
-    return Folder(SHIPPED)
+    return bool(_inside(open_source(source, **options), part))
 
 
 def _inside(place: Folder | Repository, part: str) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 
 from dalle_mini.errors import UserError, listed
 from dalle_mini.runtime import files, parsing
+from dalle_mini.runtime.paths import no_folder
 from dalle_mini.weights.formats import taming
 from dalle_mini.weights.formats.flax_msgpack import read_msgpack
 from dalle_mini.weights.formats.safetensors import read_safetensors, write_safetensors
@@ -132,7 +133,7 @@ def _existing(folder: str | Path) -> Path:
         if not (stat.S_ISDIR(folder.stat().st_mode) or folder.suffix == ".ckpt"):
             raise UserError(f"{folder} is a file: {_A_MODEL}")
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"no such folder: {folder} ({_A_MODEL})") from None
+        raise UserError(f"{no_folder(folder)} ({_A_MODEL})") from None
     except OSError as error:
         raise UserError(f"cannot read {folder}: {files.reason(error)}") from None
     if not os.access(folder if folder.is_dir() else folder.parent, os.X_OK):

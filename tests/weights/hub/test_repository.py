@@ -11,7 +11,7 @@ import pytest
 
 from dalle_mini import UserError
 from dalle_mini.weights.folder import load_config, load_tensors
-from dalle_mini.weights.hub.repository import Needs, blaming_cache, open_source, origin, resolve
+from dalle_mini.weights.hub.repository import SHIPPED, Needs, blaming_cache, open_source, origin, resolve
 from hub_repositories import GOLDEN, MINI, publish, refused
 
 SHARDED = GOLDEN / "dallebart" / "f_sharded_of_e"
@@ -254,6 +254,31 @@ def test_what_cannot_be_a_repository_is_refused_without_a_request(hub, monkeypat
     monkeypatch.chdir(tmp_path)
     assert named in refused(source, revision="b" if "@" in str(source) else None)
     assert hub.requests == []
+
+
+def test_a_path_with_a_slip_is_told_as_a_path_first(hub, monkeypatch, tmp_path):
+    (tmp_path / "runs" / "mine" / "final").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert refused("runs/mine/finall") == "no such folder: runs/mine/finall (did you mean runs/mine/final?)"
+    assert hub.requests == []
+    for offline in (False, True):
+        message = refused("runs/mime", local_files_only=offline)
+        assert message.startswith(
+            "no such folder: runs/mime (did you mean runs/mine?); nor, as a repository of the Hub"
+        )
+    assert refused("rums/mine/final").startswith("no such folder: rums/mine/final (did you mean runs/mine/final?); nor")
+    publish(hub)
+    (tmp_path / "acme").mkdir()  # the folder of a clone may be called as the owner of a repository
+    assert resolve("acme/mini").is_dir()
+    hub.close()
+    assert refused("acme/other").startswith("no such folder: acme/other; nor, as a repository of the Hub: ")
+
+
+def test_the_shipped_model_has_a_name(hub, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert resolve("shipped") == SHIPPED and hub.requests == []
+    (tmp_path / "shipped").mkdir()
+    assert resolve("shipped") == Path("shipped")
 
 
 def test_a_folder_that_exists_wins(hub, monkeypatch, tmp_path):

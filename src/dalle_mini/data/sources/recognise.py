@@ -17,6 +17,7 @@ from dalle_mini.data.sources.parquet import ParquetFiles, tells_images
 from dalle_mini.data.sources.rows import Options
 from dalle_mini.errors import UserError
 from dalle_mini.runtime.files import reason
+from dalle_mini.runtime.paths import nearest
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -77,7 +78,7 @@ def open_source(
         return _of_files(spec, fs, posixpath.dirname(root), [root], options)
     if not files.is_url(spec) and files.HUB_NAME.fullmatch(spec):
         return _hugging_face(spec, spec, options)
-    raise UserError(f"{spec}: there is no such file or folder")
+    raise UserError(f"{spec}: there is no such file or folder{nearest(spec)}")
 
 
 def _of_folder(spec: str, fs: AbstractFileSystem, root: str, options: Options) -> Source:

@@ -22,6 +22,7 @@ from dalle_mini.errors import UserError
 from dalle_mini.runtime.arrow import value_of
 from dalle_mini.runtime.files import as_utf8
 from dalle_mini.runtime.hashing import short_hash
+from dalle_mini.runtime.paths import no_folder
 
 if TYPE_CHECKING:
     from dalle_mini.models import VQGAN
@@ -206,13 +207,13 @@ def _folder(source: str | Path, split: str, hub: dict[str, Any]) -> Path:
     if path.exists():
         return path
     if isinstance(source, Path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith("."):
-        raise UserError(f"no such folder: {source} (a data set of the Hub is written owner/name)")
+        raise UserError(f"{no_folder(source)} (a data set of the Hub is written owner/name)")
     from dalle_mini.data.tokens.fetch_hub import fetch_dataset
 
     try:
         return fetch_dataset(source, split, **hub)
     except UserError as error:
-        raise UserError(f"no such folder: {source}; nor, as a data set of the Hub: {error}") from None
+        raise UserError(f"{no_folder(source)}; nor, as a data set of the Hub: {error}") from None
 
 
 def _notebook_shards(folder: Path, split: str) -> list[Path]:

@@ -39,8 +39,11 @@ def client() -> ModuleType:
 
 
 @contextlib.contextmanager
-def explained(subject: str) -> Iterator[None]:
-    """Within it, the client's exceptions become UserErrors about the subject, such as "config.json of owner/name"."""
+def explained(subject: str, no_folder: str = "") -> Iterator[None]:
+    """Within it, the client's exceptions become UserErrors about the subject, such as "config.json of owner/name".
+
+    A message that there is no such repository begins with `no_folder`, which says that there is no such folder either.
+    """
     errors = client().errors
     try:
         yield
@@ -53,7 +56,7 @@ def explained(subject: str) -> Iterator[None]:
     except errors.LocalEntryNotFoundError as error:
         raise _unreachable(subject, error.__cause__ or error) from None
     except errors.HfHubHTTPError as error:
-        raise _refusal(subject, error) from None
+        raise _refusal(subject, error, no_folder) from None
     except UnicodeError as error:
         raise UserError(f"{subject}: HF_TOKEN or token= holds what no token does ({reason(error)})") from None
     except OSError as error:
@@ -78,7 +81,7 @@ def _unreachable(subject: str, error: BaseException) -> Unreachable:
     return Unreachable(f"{subject}: the exchange with {constants.ENDPOINT} failed ({reason(error)})")
 
 
-def _refusal(subject: str, error) -> UserError:
+def _refusal(subject: str, error, no_folder: str) -> UserError:
     """The Hub has answered, and the answer is no."""
     from huggingface_hub import errors
 
@@ -92,14 +95,14 @@ def _refusal(subject: str, error) -> UserError:
         )
     if status in (401, 403):
         return UserError(
-            f"{subject}: the Hub denies access (HTTP {status}): there is no such repository, or it is private or "
-            "gated: check the name (no folder here has it either), and set HF_TOKEN or pass token="
+            f"{no_folder}{subject}: the Hub denies access (HTTP {status}): there is no such repository, or it is "
+            "private or gated: check the name, and set HF_TOKEN or pass token="
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return UserError(f"{subject}: the repository has no such revision: name a branch, a tag or a commit of it")
     if status == 404:
         return UserError(
-            f"{subject}: the Hub has nothing of this name: check it (no folder here has it either), and set "
-            "HF_TOKEN or pass token= if it is private"
+            f"{no_folder}{subject}: the Hub has nothing of this name: check it, and set HF_TOKEN or pass token= if it "
+            "is private"
         )
     return UserError(f"{subject}: the Hub refuses (HTTP {status}: {reason(error)})")

@@ -1,7 +1,8 @@
-"""A source of weights -> a folder on this machine.
+"""A source of weights -> a folder on this machine. Every verb and every setting that names weights ends up here.
 
 A source is a folder, a repository of the Hugging Face Hub (`owner/name`, or a folder in it, `owner/name/dalle`, either
-with `@revision`) or a wandb artifact (`entity/project/name:version`, see `artifacts`).
+with `@revision`), a wandb artifact (`entity/project/name:version`, see `artifacts`), or "shipped": the bundle in the
+package.
 
 From a repository come only the files that the loaders read, one format of weights, small files first: where a cache
 holds the weights it holds what goes with them. The cache is the Hub client's own, shared with every other program. A
@@ -21,11 +22,14 @@ from pathlib import Path
 
 from dalle_mini.errors import UserError, listed
 from dalle_mini.runtime.parsing import read_object
+from dalle_mini.runtime.paths import no_folder
 from dalle_mini.version import __version__
 from dalle_mini.weights.folder import CONFIG, INDEX, WEIGHTS
 from dalle_mini.weights.hub.answers import OddAnswer, is_commit, is_file_name, one_file
 from dalle_mini.weights.hub.errors import Unreachable, client, explained
 
+SHIPPED = Path(__file__).parents[2] / "assets" / "emoji"
+SHIPPED_NAME = "shipped"  # what it is called where a source is named
 TOKENIZER_SETTINGS = ("special_tokens_map.json", "tokenizer_config.json")
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # either will do; the first is preferred
 
@@ -109,8 +113,12 @@ def open_source(
     if os.path.exists(path):
         return Folder(path)
     text = os.fspath(source)
+    if text == SHIPPED_NAME:
+        if not SHIPPED.is_dir():
+            raise UserError(f"{SHIPPED}: the model that ships with the package is missing: name another one")
+        return Folder(SHIPPED)
     if isinstance(source, os.PathLike) or path.is_absolute() or text.startswith("."):
-        raise UserError(f"no such folder: {source}")
+        raise UserError(no_folder(source))
     if _ARTIFACT.fullmatch(text):
         from dalle_mini.weights.hub.artifacts import fetch
 
@@ -118,11 +126,13 @@ def open_source(
     match = _REPOSITORY.fullmatch(text)
     if not match:
         forms = "a repository of the Hub is written owner/name, a wandb artifact entity/project/name:version"
-        raise UserError(f"no such folder: {text} ({forms})")
+        raise UserError(f"{no_folder(text)} ({forms})")
     repo_id, inside, named = match.groups()
+    if inside and os.path.isdir(repo_id):  # the beginning of a path, not an owner
+        raise UserError(no_folder(text))
     if named and revision and named != revision:
         raise UserError(f"{text} names one revision and revision={revision!r} another: give one of them")
-    return Repository(repo_id, inside.strip("/"), named or revision, token, cache_dir, local_files_only)
+    return Repository(repo_id, inside.strip("/"), named or revision, token, cache_dir, local_files_only, is_named=True)
 
 
 def origin(folder: Path) -> dict[str, str] | None:
@@ -180,6 +190,7 @@ class Repository:
     Args:
         inside: the folder of the repository that names are relative to; "" is the repository itself.
         kind: "model" or "dataset".
+        is_named: whether the user gave the name, who may have meant a folder.
     """
 
     def __init__(
@@ -191,6 +202,7 @@ class Repository:
         cache_dir: str | os.PathLike | None = None,
         local_files_only: bool = False,
         kind: str = "model",
+        is_named: bool = False,
     ):
         constants = client().constants
         from huggingface_hub.utils import validate_repo_id
@@ -199,6 +211,9 @@ class Repository:
         with explained(repo_id):
             validate_repo_id(repo_id)
         self._inside = f"{inside}/" if inside else ""
+        # Where the Hub has nothing either, a message begins with this.
+        folder = no_folder(f"{repo_id}/{self._inside}".rstrip("/")) if is_named else ""
+        self._no_folder = f"{folder}; nor, as a repository of the Hub: " if is_named else ""
         self._cache_dir = Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
         self._offline = local_files_only or constants.HF_HUB_OFFLINE
         # May the cache answer without the Hub? A branch's copy may be out of date, a commit's never is.
@@ -319,7 +334,7 @@ class Repository:
         if self._offline:
             return None
         try:
-            with explained(str(self)):
+            with explained(str(self), self._no_folder):
                 timeout = client().constants.HF_HUB_ETAG_TIMEOUT
                 asked = {"repo_type": self._kind, "revision": self.revision, "timeout": timeout}
                 info = self._client.repo_info(self.id, **asked)
@@ -346,11 +361,11 @@ class Repository:
     def _absent(self) -> UserError:
         if self._offline:
             return UserError(
-                f"{self} is no folder here, the cache {self._cache_dir} holds no whole copy of it, and no request is "
+                f"{self._no_folder}the cache {self._cache_dir} holds no whole copy of {self}, and no request is "
                 "allowed (HF_HUB_OFFLINE, --offline or local_files_only): load it online once"
             )
         return UserError(
-            f"{self._unreachable}; the cache {self._cache_dir} holds no whole copy of {self}: "
+            f"{self._no_folder}{self._unreachable}; the cache {self._cache_dir} holds no whole copy of {self}: "
             "check the connection and run again, or name a folder"
         )
 
