@@ -18,6 +18,7 @@ from dalle_mini.commands.terminal import Help, Parser, exit_code
 from dalle_mini.commands.train import add_train
 from dalle_mini.commands.weights import add_convert, add_info
 from dalle_mini.runtime.huge_pages import start_again_with_huge_pages
+from dalle_mini.runtime.libtpu import quiet_libtpu
 from dalle_mini.training.run.preemption import held_back
 from dalle_mini.version import __version__
 
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.ExitStack() as meanwhile:
             with until_heard:
                 args = build_parser().parse_args(argv)
+                quiet_libtpu()
                 if argv is None and args.computes:
                     start_again_with_huge_pages()
                 meanwhile.enter_context(args.meanwhile())
