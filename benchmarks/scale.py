@@ -115,6 +115,7 @@ def table_of(rows: list[dict]) -> list[str]:
             f"{row['pictures_a_day'] / 1e6:.1f}",
             dollars,
         ]
+        cells = [cell.replace(" ", "\N{NO-BREAK SPACE}") for cell in cells]  # a narrow column would take three lines
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
