@@ -1,4 +1,4 @@
-"""What lets others in is neither shown nor kept."""
+"""Passwords and keys in addresses are neither shown nor kept."""
 
 import time
 

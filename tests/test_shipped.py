@@ -59,7 +59,7 @@ def test_the_background_is_what_is_asked_for(pipe):
 
 
 def test_the_encoder_writes_the_tokens_that_the_model_learned(pipe):
-    """Of codes that look alike the encoder must take the one that the model draws with, or it sees confetti."""
+    """The encoder must take, among codes that look alike, the one that the model draws with, or it sees confetti."""
     (drawn,) = pipe.generate(["a red apple"], candidates=4, keep=1, seed=0)
     white = np.asarray(pipe.vqgan.encode(np.ones((1, 128, 128, 3), np.float32)))
     assert np.bincount(drawn.tokens[0]).argmax() == white[0, 0]

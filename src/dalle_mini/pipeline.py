@@ -31,7 +31,7 @@ from dalle_mini.generation.engine import Engine, Preview, Progress, Result
 from dalle_mini.generation.optimize import compute_dtypes, optimize_for_decoding, undo_optimization
 from dalle_mini.generation.ranking import ClipRanker
 from dalle_mini.generation.scheduling import Request, resolved
-from dalle_mini.imaging.decoding import load_picture
+from dalle_mini.imaging.decoding import load_image
 from dalle_mini.imaging.pixels import resize_and_crop
 from dalle_mini.models import VQGAN, DalleBart
 from dalle_mini.models.tokens_record import check_tokens, known_tokens, record_rounded
@@ -326,10 +326,10 @@ class DalleMini:
             UserError: a picture cannot be read, an array or the mask has another shape, or nothing would be drawn.
         """
         canvases.check_kept(top, mask is not None, vary)
-        image = canvases.as_image(load_picture(picture) if isinstance(picture, str | os.PathLike) else picture)
+        image = canvases.as_image(load_image(picture) if isinstance(picture, str | os.PathLike) else picture)
         resolution, grid = self.vqgan.resolution, self.vqgan.grid
         if mask is not None:
-            mask = load_picture(mask, background="black") if isinstance(mask, str | os.PathLike) else mask
+            mask = load_image(mask, background="black") if isinstance(mask, str | os.PathLike) else mask
             mask = canvases.cells_to_draw(mask, image.size, resolution, grid)
         pixels = resize_and_crop(image, resolution)
         tokens = np.asarray(self._encode(pixels[None].astype(np.float32) / 255))[0]

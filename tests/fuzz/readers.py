@@ -212,12 +212,12 @@ def override() -> Reader:
 
 def _pictures(name: str, data: bytes, mutation: MUTATION) -> Reader:
     def read(folder: Path) -> None:
-        from dalle_mini.imaging.decoding import decode_scaled, load_picture
+        from dalle_mini.imaging.decoding import decode_scaled, load_image
         from dalle_mini.imaging.problems import BadImage
 
         with contextlib.suppress(BadImage):
             assert decode_scaled((folder / name).read_bytes(), 64)[0].mode == "RGB"
-        load_picture(folder / name)
+        load_image(folder / name)
 
     return Reader({name: (data, mutation)}, read)
 

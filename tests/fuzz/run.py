@@ -39,7 +39,7 @@ import readers  # noqa: E402
 
 @dataclasses.dataclass
 class Outcome:
-    """What became of a reader's cases: how many were read, how many refused, and why each other one failed."""
+    """The outcome of a reader's cases: how many were read, how many refused, and why each other one failed."""
 
     read: int = 0
     refused: int = 0

@@ -24,7 +24,7 @@ SEED = 3
 
 
 def sampler(bundle: Path, config: SampleConfig, **options) -> tuple[PromptSampler, dict]:
-    """Of a bundle's model, and the model's parameters."""
+    """A sampler of a bundle's model, and the model's parameters."""
     model = DalleBart.from_pretrained(bundle / "dalle")
     tokenizer = CaptionTokenizer.from_pretrained(bundle / "dalle")
     normalizer = CaptionNormalizer(bundle / "dalle" / "words.txt") if model.config.normalize_text else None

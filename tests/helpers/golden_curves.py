@@ -41,7 +41,7 @@ def golden(name: str) -> dict[str, Any]:
 
 
 def recipe(name: str) -> OptimizerConfig:
-    """Of a published curve: it warms up for four steps and stays."""
+    """The optimizer of a published curve: it warms up for four steps and stays."""
     warm = {"warmup_steps": 4, "decay": "constant"}
     if name == "adamw_tiny_scan":  # it clips no global norm
         return OptimizerConfig("adamw", 0.002, weight_decay=0.1, b2=0.999, clip=0.0, **warm)
@@ -85,7 +85,7 @@ class AnyTokenizer:
 
 
 def trainer(name: str, rows: int = ROWS, optimizer: OptimizerConfig | None = None, **changes) -> Seq2SeqTrainer:
-    """Of a curve's weights and batches, in float32; `changes` are fields of the model's config."""
+    """A trainer with a curve's weights and batches, in float32; `changes` are fields of the model's config."""
     config, _ = DalleBart.open_pretrained(WEIGHTS[name])
     training = Seq2SeqTraining(
         model=dataclasses.replace(config, **changes),

@@ -134,7 +134,7 @@ def content(folder: Path) -> dict[str, str]:
 
 
 def options(**changes):
-    """Of a run over the dataset: shards of 8 rows, batches of 3."""
+    """The options of a run over the dataset: shards of 8 rows, batches of 3."""
     from dalle_mini.data.encode import EncodeOptions
 
     return EncodeOptions(**{"filters": FILTERS, "validation": 0.2, "shard_rows": 8, "batch_size": 3, **changes})

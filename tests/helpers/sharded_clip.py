@@ -36,7 +36,7 @@ def metrics(trainer, loop, devices: int, model: int) -> dict[str, list[float]]:
 
 
 def contrast(devices: int, model: int) -> dict[str, list[float]]:
-    """Of both losses of eight pairs: the value, and the sums of the gradients' squares and of them times something."""
+    """Both losses of eight pairs: the value, and sums of the gradients' squares and of the gradients times vectors."""
     config = MeshConfig(model=model)
     mesh = make_mesh(config, jax.devices()[:devices])
     rng = np.random.default_rng(0)

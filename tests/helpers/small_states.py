@@ -8,7 +8,7 @@ from dalle_mini.training.run.checkpoint import Checkpoints
 
 
 def state(value: float = 0.0, width: int = 300):
-    """What a train state has: floats of two types, whole numbers, a scalar and an empty part."""
+    """A train state in small: floats of two types, whole numbers, a scalar and an empty part."""
     rng = np.random.default_rng(int(value))
     return {
         "params": {"w": jnp.asarray(rng.random((width, 30), np.float32)), "b": jnp.full(7, value, jnp.float32)},

@@ -122,7 +122,7 @@ class Pictures:
 
 
 class Tokens:
-    """What `TokenBatches` is to the seq2seq trainer: rows of captions of which each has its own tokens."""
+    """In the place of `TokenBatches`: rows of captions of which each has its own tokens."""
 
     vqgan, codebook_size, image_length = "tiny", 16, 16
 

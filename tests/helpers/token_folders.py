@@ -93,7 +93,7 @@ def write_tokens(
 
 
 def write_notebook(folder: Path, rows: int, *, files: int = 2, image_length: int = 4, codebook_size: int = 64) -> Path:
-    """What the original's notebook writes: 001.parquet ... of `caption` and `encoding`, a list of 64-bit numbers."""
+    """Shards of the original's notebook: 001.parquet ... of `caption` and `encoding`, a list of 64-bit numbers."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, these in enumerate(np.array_split(np.arange(rows), files), 1):
         codes = these[:, None] // codebook_size ** np.arange(image_length) % codebook_size

@@ -27,7 +27,7 @@ def call(function: Code, *arguments) -> Code:
 
 
 def tensor(key: str, storage: str, size: int, offset: int, shape: tuple, strides: tuple) -> Code:
-    """What torch writes for a tensor, whether it makes sense or not. `size`, `offset` and `strides` count values."""
+    """A tensor as torch writes it, whether it makes sense or not. `size`, `offset` and `strides` count values."""
     described = Code(instructions(("storage", name("torch", storage), key, "cpu", size)) + b"Q")
     hooks = call(name("collections", "OrderedDict"))
     return call(name("torch._utils", "_rebuild_tensor_v2"), described, offset, shape, strides, False, hooks)

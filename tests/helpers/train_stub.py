@@ -1,6 +1,6 @@
 """In the place of `dalle-mini train`: `train_stub.py CONFIG --output OUT --resume auto key=value...`.
 
-Logs a few records whose loss depends on `rate`. What else it does, `what=` says.
+Logs a few records whose loss depends on `rate`. `what=` says what else it does.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What strangers' image files may hold."""
+"""Image files of strangers, whatever they hold."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from PIL import Image
 import bad_dataset
 from dalle_mini.errors import UserError
 from dalle_mini.imaging import problems
-from dalle_mini.imaging.decoding import decode_image, decode_scaled, load_picture
+from dalle_mini.imaging.decoding import decode_image, decode_scaled, load_image
 from dalle_mini.imaging.pixels import resize_and_crop
 from dalle_mini.imaging.problems import BadImage
 
@@ -22,39 +22,39 @@ def gradient(height, width):
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp"])
 def test_load_picture(tmp_path, suffix):
     Image.fromarray(gradient(20, 30)).save(path := tmp_path / f"picture.{suffix}")
-    picture = load_picture(path)
+    picture = load_image(path)
     assert (picture.mode, picture.size) == ("RGB", (30, 20))
     assert np.abs(np.asarray(picture).astype(int) - gradient(20, 30)).mean() < 40
 
 
 def test_load_picture_lays_transparency_on_white(tmp_path):
     Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(path := tmp_path / "clear.png")
-    assert (np.asarray(load_picture(path)) == 255).all()
+    assert (np.asarray(load_image(path)) == 255).all()
 
 
 def test_load_picture_says_nothing_of_many_pixels(tmp_path, monkeypatch, recwarn):
     Image.new("L", (40, 30)).save(path := tmp_path / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    assert load_picture(path).size == (40, 30)
+    assert load_image(path).size == (40, 30)
     assert not list(recwarn)
 
 
 def test_load_picture_scales_16_bits(tmp_path):
     Image.fromarray(np.full((4, 4), 0x8000, np.uint16)).save(path := tmp_path / "deep.png")
-    assert (np.asarray(load_picture(path)) == 0x80).all()
+    assert (np.asarray(load_image(path)) == 0x80).all()
 
 
 def test_load_picture_applies_the_cameras_rotation(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: show rotated by 90 degrees
     Image.fromarray(gradient(20, 30)).save(path := tmp_path / "turned.jpg", exif=exif)
-    assert load_picture(path).size == (20, 30)
+    assert load_image(path).size == (20, 30)
 
 
 def test_load_picture_refuses_before_decoding(tmp_path):
     Image.new("L", (3000, 2000)).save(path := tmp_path / "large.png")
     with pytest.raises(UserError, match=r"large\.png.*3000 x 2000 pixels"):
-        load_picture(path, max_pixels=5_000_000)
+        load_image(path, max_pixels=5_000_000)
 
 
 def test_load_picture_names_the_file_that_it_cannot_read(tmp_path):
@@ -65,7 +65,7 @@ def test_load_picture_names_the_file_that_it_cannot_read(tmp_path):
     (tmp_path / "folder.png").mkdir()
     for name in ("short", "notes", "empty", "folder", "missing"):
         with pytest.raises(UserError, match=rf"{name}\.png") as caught:
-            load_picture(tmp_path / f"{name}.png")
+            load_image(tmp_path / f"{name}.png")
         assert "\n" not in str(caught.value)
 
 
@@ -79,7 +79,7 @@ def encoded(image, kind, **options):
 def test_decode_image_is_load_picture_of_bytes(tmp_path):
     data = encoded(Image.fromarray(gradient(20, 30)), "PNG")
     (tmp_path / "a.png").write_bytes(data)
-    np.testing.assert_array_equal(np.asarray(decode_image(data)), np.asarray(load_picture(tmp_path / "a.png")))
+    np.testing.assert_array_equal(np.asarray(decode_image(data)), np.asarray(load_image(tmp_path / "a.png")))
     np.testing.assert_array_equal(np.asarray(decode_image(gradient(20, 30))), gradient(20, 30))
 
 

@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from dalle_mini.errors import UserError
 from dalle_mini.imaging import problems
-from dalle_mini.imaging.decoding import decode_image, load_picture
+from dalle_mini.imaging.decoding import decode_image, load_image
 from dalle_mini.imaging.pixels import resize_and_crop
 from dalle_mini.imaging.problems import BadImage
 
@@ -137,7 +137,7 @@ def test_a_rotation_is_applied_whatever_stands_beside_it(tmp_path, beside):
     ):
         np.testing.assert_array_equal(np.asarray(decode_image(data)), turned)
     (tmp_path / "a.jpg").write_bytes(in_jpeg(segment(0xE1, b"Exif\0\0" + block)))
-    assert load_picture(tmp_path / "a.jpg").size == (24, 32)
+    assert load_image(tmp_path / "a.jpg").size == (24, 32)
 
 
 def test_tags_of_a_tiff_that_are_not_its_pixels_are_passed_over():
@@ -308,15 +308,15 @@ def test_what_can_be_left_out_is_no_reason_to_drop_a_picture(data):
 def test_limits_are_raised_by_who_trusts_a_file(monkeypatch, tmp_path):
     (tmp_path / "many.jpg").write_bytes(scans(101, 0xC2, side=64))
     with pytest.raises(UserError, match=r"many\.jpg.*too long.*DALLE_MINI_LIMITS=jpeg_scans=N"):
-        load_picture(tmp_path / "many.jpg")
+        load_image(tmp_path / "many.jpg")
     monkeypatch.setenv("DALLE_MINI_LIMITS", "jpeg_scans=101 image_side=2000000")
-    assert load_picture(tmp_path / "many.jpg").size == (64, 64)
+    assert load_image(tmp_path / "many.jpg").size == (64, 64)
     (tmp_path / "long.ppm").write_bytes(b"P5 1048577 1 255\n" + bytes(1048577))
-    assert load_picture(tmp_path / "long.ppm").size == (1048577, 1)
+    assert load_image(tmp_path / "long.ppm").size == (1048577, 1)
     monkeypatch.setenv("DALLE_MINI_LIMITS", "image_bytes=100 pixels=100")
     for name, field in (("many.jpg", "image_bytes"), ("long.ppm", "image_bytes")):
         with pytest.raises(UserError, match=rf"{name}.*{field}=N"):
-            load_picture(tmp_path / name)
+            load_image(tmp_path / name)
     with pytest.raises(BadImage, match=problems.TOO_MANY_PIXELS):
         decode_image(encoded("PNG"))
 

@@ -144,7 +144,7 @@ def test_wrong_shapes_are_refused(tiny):
 
 
 def test_a_bias_is_saved_and_added(tmp_path):
-    """Of a CLIP that the sigmoid loss trained; the published ones have none, in file and config."""
+    """A CLIP that the sigmoid loss trained has a bias; the published ones have none, in file and config."""
     config = dataclasses.replace(TINY, logit_bias_init_value=-10.0)
     made = CLIP(config, rngs=nnx.Rngs(0))
     made.logit_bias[...] = jnp.float32(-7.5)

@@ -166,7 +166,7 @@ def test_a_vqgan_says_how_it_quantizes_and_which_pixels_it_knows():
             VQGANConfig.from_dict({"pixel_range": wrong})
 
 
-# What matters of the published config.json files, in the order base-patch32, base-patch16, large-patch14.
+# The part of the published config.json files that matters, in the order base-patch32, base-patch16, large-patch14.
 NOISE = {"_name_or_path": "", "pruned_heads": {}, "torch_dtype": None, "id2label": {"0": "LABEL_0"}, "top_k": 50}
 OLD_IDS = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
 LARGE_TEXT = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12}

@@ -8,7 +8,7 @@ from dalle_mini.runtime.huge_pages import SETTING, TUNABLES, start_again_with_hu
 
 @pytest.fixture
 def started(monkeypatch, tmp_path):
-    """What the process is replaced by, on a system that leaves huge pages to programs."""
+    """The program that replaces the process, on a system that leaves huge pages to programs."""
     calls = []
     modes = tmp_path / "enabled"
     modes.write_text("always [madvise] never\n")

@@ -1,4 +1,4 @@
-"""What XLA leaves to YNNPACK: nothing in float32, single products in smaller types, whoever compiles and when."""
+"""XLA leaves this to YNNPACK: nothing in float32, single products in smaller types, whoever compiles and when."""
 
 import configparser
 import json

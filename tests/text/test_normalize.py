@@ -52,7 +52,7 @@ def test_without_a_word_list_a_hashtag_is_one_word():
 
 
 def test_short_cuts_change_no_caption():
-    # What most captions are spared, done to all: each library's function on the whole caption, in the same order.
+    # Steps that most captions are spared, done to all: each library's function on the whole caption, in the same order.
     signs = (
         "abc XYZ 019 ,.-/'#*_\\&%$\"`()[]{}|:;?!=+~<>@^éüß日本я–—“”’…©®™",
         "\u00a0\u200b\u200d\ufe0f\ufe0e\u20e3\0\x1b\n\t\x7f\x85ﬁＬ",

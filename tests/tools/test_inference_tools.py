@@ -31,7 +31,7 @@ def batch(monkeypatch):
 
 
 def draw(folder, prompts, candidates):
-    """What `dalle-mini generate` writes, the best picture the lightest."""
+    """A folder as `dalle-mini generate` writes it, the best picture the lightest."""
     for prompt in prompts:
         pictures = [Image.new("RGB", (64, 64), (250 - 10 * number,) * 3) for number in range(candidates)]
         scores = [9.5 - number for number in range(candidates)]

@@ -20,7 +20,7 @@ SCRIPT = ROOT / "tools" / "train" / "tpu_vm.sh"
 TASK = SCRIPT.with_name("tpu.sky.yaml")
 RUN = ["--name", "mini", "--zone", "z", "--bucket", "gs://bucket/mini", "--config", "setup.cfg"]
 
-# In the place of `dalle-mini train`. What it does in its first, second, ... life is in $FAKE/lives.
+# In the place of `dalle-mini train`. $FAKE/lives says what it does in its first, second, ... life.
 TRAIN = """#!{python} -IS
 import json, os, sys, time
 from pathlib import Path
@@ -312,7 +312,7 @@ def test_the_task_for_skypilot():
 
 
 def test_the_task_trains(cloud):
-    """What SkyPilot runs on the VM, run here: the folder is in the bucket, and the exit code is the run's."""
+    """SkyPilot's commands for the VM, run here: the folder is in the bucket, and the exit code is the run's."""
     task = yaml.safe_load(TASK.read_text())
     (cloud.folder / "lives").write_text("75 0")
     home = cloud.folder / "home"

@@ -80,7 +80,7 @@ def loss_and_gradient():
 
 
 def written_out(eps):
-    """What AdamW's curve is (Loshchilov and Hutter 2019, algorithm 2), its updates in float64 and without optax."""
+    """AdamW's curve (Loshchilov and Hutter 2019, algorithm 2), its updates in float64 and without optax."""
     made, rule, losses = trainer("adamw_tiny_scan"), recipe("adamw_tiny_scan"), []
     leaves, tree = jax.tree.flatten(made.loaded())
     params = [np.asarray(leaf, np.float64) for leaf in leaves]

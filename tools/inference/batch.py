@@ -16,7 +16,7 @@ from PIL import Image
 from dalle_mini import DalleMini
 from dalle_mini.commands.terminal import Parser, exit_code
 from dalle_mini.errors import UserError
-from dalle_mini.imaging.decoding import load_picture
+from dalle_mini.imaging.decoding import load_image
 from dalle_mini.reports.contact_sheet import Entry, contact_sheet
 from dalle_mini.results.batch import Batch
 from dalle_mini.results.prompts import read_prompts
@@ -48,7 +48,7 @@ def best(table: Path, count: int) -> Image.Image:
     rows = sorted(rows, key=lambda row: -row["score"])[:count]
     if not rows:
         raise UserError(f"{table}: no prompt could be drawn; its column `error` says why")
-    pictures = [load_picture(table.parent / row["file"]) for row in rows]
+    pictures = [load_image(table.parent / row["file"]) for row in rows]
     captions = [f"{row['prompt']} ({row['score']:.1f})" for row in rows]
     return contact_sheet([Entry(*one) for one in zip(pictures, captions, strict=True)])
 

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 
 from dalle_mini.commands.terminal import Parser, exit_code
 from dalle_mini.errors import UserError
-from dalle_mini.imaging.decoding import load_picture
+from dalle_mini.imaging.decoding import load_image
 from dalle_mini.imaging.lettering import load_font, wrapped
 from dalle_mini.results.write import REPORT
 from dalle_mini.runtime import console
@@ -70,7 +70,7 @@ def _one(report: Path) -> Drawn:
             raise ValueError("it lists no picture")
         if any(one["score"] is None or "file" not in one for one in found["pictures"]):
             raise ValueError("a picture has no score or no file")
-        pictures = [load_picture(report.with_name(one["file"])) for one in found["pictures"]]
+        pictures = [load_image(report.with_name(one["file"])) for one in found["pictures"]]
         return Drawn(found["prompt"], pictures, [one["score"] for one in found["pictures"]])
     except (UserError, ValueError) as error:  # ValueError: a name that is none, too
         raise UserError(f"{report}: it or a picture beside it is damaged ({error}): draw this prompt again") from None

@@ -13,7 +13,7 @@ from entry import parser, user_errors
 from PIL import Image, ImageDraw
 
 from dalle_mini.errors import UserError
-from dalle_mini.imaging.decoding import load_picture
+from dalle_mini.imaging.decoding import load_image
 from dalle_mini.imaging.lettering import drawable, load_font, wrapped
 from dalle_mini.reports.svg import linear_ticks
 from dalle_mini.runtime import console
@@ -91,7 +91,7 @@ def _thumb(folder: Path, sample: SampleReport) -> Image.Image:
     place = (folder / sample["thumb"]).resolve()
     if not place.is_relative_to(folder.resolve()):
         raise UserError(f"{folder / RESULTS}: the picture {sample['thumb']!r:.60} lies outside of the folder")
-    return load_picture(place)
+    return load_image(place)
 
 
 def picture(run: Path, curves: list[str], columns: int) -> Image.Image:

@@ -261,12 +261,12 @@ def _read_picture(args: argparse.Namespace) -> dict[str, Any] | None:
         return None
     with starting():
         from dalle_mini.generation.canvas import check_kept
-        from dalle_mini.imaging.decoding import load_picture
+        from dalle_mini.imaging.decoding import load_image
 
     vary = _or(args.vary, 0.0)
     check_kept(args.keep_top, args.mask is not None, vary, ("--keep-top", "--mask", "--vary"))
-    mask = None if args.mask is None else load_picture(args.mask, background="black")
-    return {"picture": load_picture(args.picture), "top": args.keep_top, "mask": mask, "vary": vary}
+    mask = None if args.mask is None else load_image(args.mask, background="black")
+    return {"picture": load_image(args.picture), "top": args.keep_top, "mask": mask, "vary": vary}
 
 
 def _read_mask(picture: dict[str, Any] | None, parts: dict[str, Path]) -> None:

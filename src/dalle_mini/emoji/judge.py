@@ -174,8 +174,9 @@ class _Templates:
     """Every emoji at one width, as matrices, so that a matrix product compares them all with a picture.
 
     On a background b an emoji of premultiplied colours C and opacity a differs from the plain background by
-    T = C - a b, and a picture by q. Of |q - T|^2, the squared distance within the emoji's box, |q|^2 is common to all
-    emoji and |T|^2 needs only sums over each emoji's pixels; T q = C q - a (b q) are the two products.
+    T = C - a b, and a picture by q. The squared distance within the emoji's box is |q - T|^2 = |q|^2 - 2 T q + |T|^2.
+    The first term is common to all emoji, and the last needs only sums over each emoji's pixels. T q = C q - a (b q)
+    are the two products.
     """
 
     def __init__(self, size: int, scale: int, reach: int, count: int):

@@ -32,7 +32,7 @@ TURNS = {  # EXIF's orientations: how to turn an image so that it stands upright
 LYING = (5, 6, 7, 8)  # of an image whose width is shown as its height
 
 
-def load_picture(
+def load_image(
     path: str | os.PathLike[str], max_pixels: int | None = None, *, background: str = "white"
 ) -> Image.Image:
     """Decode a stranger's image file into a PIL image of mode RGB.
@@ -64,10 +64,10 @@ def decode_image(
     max_pixels: int | None = None,
     problem: Callable[[int, int], str | None] = lambda width, height: None,
 ) -> Image.Image:
-    """Decode an example's image, a file's bytes or uint8 [H, W, 3], into a PIL image of mode RGB, as `load_picture`.
+    """Decode an example's image, a file's bytes or uint8 [H, W, 3], into a PIL image of mode RGB, as `load_image`.
 
     Args:
-        max_pixels: as of `load_picture`.
+        max_pixels: as of `load_image`.
         problem: is asked with width and height in pixels before anything is decoded (the camera's rotation may swap
             them still), and gives a reason not to go on, or None.
 

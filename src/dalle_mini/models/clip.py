@@ -206,7 +206,7 @@ class CLIP(nnx.Module, Pretrained):
     def logits(self, image_embeds: jax.Array, text_embeds: jax.Array) -> jax.Array:
         """Cosine similarities times exp(logit_scale), float32 [images, texts], from the two unit vectors.
 
-        Of a CLIP with a `logit_bias` that is added: the sigmoid of a logit is then how likely the two belong together.
+        If the CLIP has a `logit_bias`, it is added: the sigmoid of a logit is then how likely the two belong together.
         """
         logits = jnp.exp(self.logit_scale[...].astype(jnp.float32)) * (image_embeds @ text_embeds.T)
         return logits if self.logit_bias is None else logits + self.logit_bias[...].astype(jnp.float32)

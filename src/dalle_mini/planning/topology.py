@@ -1,7 +1,7 @@
 """Names of slices of chips, as clouds sell them: `v3-8`, `v5e-64`, `h100x8`.
 
-Google's numbers count cores of TPU v2 to v4 and v5p, which have two a chip, and chips of v5e and v6e. What JAX calls a
-device is a core of v2 and v3 and a chip of all others: a v3-8 is 4 chips and 8 devices, a v4-8 is 4 chips and 4.
+Google's numbers count cores of TPU v2 to v4 and v5p, which have two a chip, and chips of v5e and v6e. A
+device of JAX is a core of v2 and v3 and a chip of all others: a v3-8 is 4 chips and 8 devices, a v4-8 is 4 chips and 4.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ SLICE = 256  # prompts that are encoded at a time
 Number = Annotated[float, Meta(ge=-1e30, le=1e30)]
 
 
-class Picture(TypedDict):
+class ImageEntry(TypedDict):
     file: Annotated[str, Meta(pattern=r"^[^/\\\0]{1,255}$")]
     candidate: Annotated[int, Meta(ge=0, le=2**31 - 1)]
     score: Number | None
@@ -81,7 +81,7 @@ class Report(TypedDict):
 
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
     settings: Settings
-    pictures: list[Picture]
+    pictures: list[ImageEntry]
     asked: NotRequired[dict[str, Any]]
 
 

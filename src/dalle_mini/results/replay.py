@@ -12,7 +12,7 @@ from PIL import Image
 
 from dalle_mini.errors import UserError
 from dalle_mini.generation.canvas import Canvas
-from dalle_mini.imaging.decoding import load_picture
+from dalle_mini.imaging.decoding import load_image
 from dalle_mini.runtime.parsing import read_json
 from dalle_mini.settings import DTYPES, PER_PROMPT, GenerationSettings, check_number, check_prompts
 from dalle_mini.weights.bundle import PARTS
@@ -47,7 +47,7 @@ class Entry:
     def sources(self) -> dict[str, str]:
         """Where to find the models that came from the Hub: {"model", "vqgan", "clip": "owner/name@commit"}.
 
-        What lies beside the model, in a bundle's repository, is found with it and has no entry of its own.
+        A part beside the model, in a bundle's repository, is found with it and has no entry of its own.
         """
         places = {
             "model" if part == "dalle" else part: f"{model['repository']}@{model['commit']}"
@@ -76,7 +76,7 @@ class Entry:
         if not os.path.isfile(self.file):  # a name that is too long is no error there
             return f"({self.file} is no longer there to compare with)"
         try:
-            same = np.array_equal(np.asarray(load_picture(self.file)), np.asarray(image))
+            same = np.array_equal(np.asarray(load_image(self.file)), np.asarray(image))
         except UserError:
             return f"({self.file} cannot be read to compare with)"
         return f"{'the same as' if same else DIFFERS} {self.file}"

@@ -114,7 +114,7 @@ def test_a_range_of_scores_drops_crops_and_pictures(vqgan, tmp_path):
     assert 0 < len(pictures) < len({row["key"] for row in scored})
     assert manifest.kept == len(pictures) and manifest.rows == len(kept)
     assert manifest.seen == SEEN == manifest.kept + sum(manifest.dropped.values())
-    # Of pictures that stay, the crops that do not; pictures that would have been duplicates may go by their score now.
+    # Crops that go while their picture stays; pictures that would have been duplicates may go by their score now.
     assert manifest.crops_dropped >= 2 * len(pictures) - len(kept)
     dropped = read_table(tmp_path / "some" / "dropped.parquet").to_pylist()
     gone = [row for row in dropped if row["reason"] == "CLIP score out of range"]

@@ -35,7 +35,7 @@ def test_equal_generators_make_equal_pictures(augment, pictures):
 
 
 def test_crops_are_parts_of_a_picture():
-    """Of a ramp in both directions they are ramps again, flatter by the share of the side that is seen."""
+    """Crops of a ramp in both directions are ramps again, flatter by the share of the side that is seen."""
     rows, columns = np.mgrid[:64, :64]
     ramp = np.stack([rows * 4, columns * 4, 0 * rows], axis=-1).astype(np.uint8)
     crops = random_resized_crops(np.repeat(ramp[None], 200, axis=0), 0.25, rng()).astype(float)

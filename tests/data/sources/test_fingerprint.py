@@ -77,7 +77,7 @@ def test_an_edit_that_keeps_the_size_is_known_by_its_time(tmp_path):
 
 
 def test_the_footer_of_parquet_tells_too(tmp_path):
-    """Of equal size, and of equal times as far as anyone can tell."""
+    """The files have equal sizes, and equal times as far as anyone can tell."""
     origins = []
     for text in ("one", "two"):
         pq.write_table(pa.table({"image": [PICTURE], "text": [text]}), tmp_path / "x.parquet", compression="none")

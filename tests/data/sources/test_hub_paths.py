@@ -1,4 +1,4 @@
-"""What a Hugging Face data set names: its own files, and no other."""
+"""A Hugging Face data set may name its own files, and no other."""
 
 import io
 import json

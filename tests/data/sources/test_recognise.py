@@ -1,4 +1,4 @@
-"""What kind of dataset a path, pattern or name is, and what is said where it is none."""
+"""The kind of dataset that a path, pattern or name is, and what is said where it is none."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq

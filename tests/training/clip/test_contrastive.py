@@ -104,7 +104,7 @@ def test_no_logit_is_too_large():
 
 
 def test_the_full_matrix_is_never_there():
-    """Of 4096 by 4096 pairs, on the way forward and back."""
+    """The matrix would be 4096 by 4096, on the way forward and back."""
     side = Side(jnp.zeros((4096, 8)), jnp.zeros((4096, 2), jnp.int32))
     for loss in ("softmax", "sigmoid"):
 

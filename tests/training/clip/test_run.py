@@ -182,7 +182,7 @@ def test_the_losses_and_their_gradients_are_the_same_on_any_mesh(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
 def test_sharded_equals_single(loss, tmp_path):
-    """Of the trainer, with damaged copies, with parameters split too, and in pieces."""
+    """The whole trainer, with damaged copies, with parameters split too, and in microbatches."""
     single, *others = on_meshes(tmp_path, loss)
     assert len(single["loss"]) == sharded_clip.STEPS
     assert len(set(single["loss"])) == sharded_clip.STEPS  # it moves

@@ -34,7 +34,7 @@ def tree(seed: int):
 
 
 def steps(store):
-    """Of the whole checkpoints that are in the bucket."""
+    """The steps of the whole checkpoints that are in the bucket."""
     parts = [name.removeprefix("run/checkpoints/").split("/") for name in store]
     return sorted({int(first) for first, *_ in parts if first.isdigit()})
 

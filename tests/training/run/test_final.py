@@ -1,4 +1,4 @@
-"""What a run says of the weights that it ends with."""
+"""A run tells of the weights that it ends with."""
 
 import dataclasses
 from pathlib import Path

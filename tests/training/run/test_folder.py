@@ -46,7 +46,7 @@ def ended(process: subprocess.Popen) -> tuple[int, str]:
 
 
 def records(folder):
-    """What the log says, but for what depends on the machine and the hour."""
+    """The log, without the fields that depend on the machine and the hour."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name not in MEASURED} for line in lines]
 

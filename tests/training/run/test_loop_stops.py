@@ -1,4 +1,4 @@
-"""What ends a run before its time: losses that are no numbers, and being asked to stop."""
+"""A run ends before its time: losses that are no numbers, and being asked to stop."""
 
 import dataclasses
 import signal
@@ -86,7 +86,7 @@ def test_an_update_that_spoils_the_parameters_is_left_out_and_blamed(tmp_path, c
     ],
 )
 def test_bad_updates_are_left_out(tmp_path, capsys, wrong, spike, at, said):
-    """What is left is a run that has not seen those batches, but for the count of its steps."""
+    """The run is as one that has not seen those batches, but for the count of its steps."""
     loop = dataclasses.replace(LOOP, steps=at + 4, on_bad_loss="skip", spike=spike, checkpoint_minutes=0.1 / 60)
     trainer = Line(broken_at=at, mended_at=at + 2, wrong=wrong)
     state = run(trainer, loop, tmp_path / "bad")

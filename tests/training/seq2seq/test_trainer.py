@@ -1,4 +1,4 @@
-"""What the trainer refuses, noise and masks, and that it learns eight captions by heart."""
+"""The trainer: its refusals, noise and masks, and that it learns eight captions by heart."""
 
 import dataclasses
 import json
@@ -135,7 +135,7 @@ def test_half_of_the_pictures_can_be_all_noise(tmp_path):
 
 
 def test_an_update_can_learn_some_positions(trainer, tmp_path):
-    """What it learns there is what a model without any other positions would."""
+    """It learns there as a model without any other positions would."""
     some = make("seq2seq", tmp_path, short_loop(), dataclasses.replace(SEQ2SEQ, positions=5))
     key = jax.random.key(3)
     _, _, positions_key = jax.random.split(key, 3)

@@ -23,7 +23,7 @@ def samples():
 
 
 class Fake:
-    """As much of the client as a run uses. What is in `broken` fails."""
+    """As much of the client as a run uses. The calls in `broken` fail."""
 
     def __init__(self):
         self.started, self.logged, self.artifacts, self.broken, self.ended = [], [], [], set(), []

@@ -41,7 +41,7 @@ def test_dead_codes_are_revived_where_service_is_worst(how):
 
 
 def test_a_revived_code_has_no_more_credit_than_its_share():
-    """Of a large codebook and a small batch even living codes are used less than once a step."""
+    """In a large codebook even living codes are used less than once a step of a small batch."""
     codes, latents = jnp.full((64, 4), 1e3), jnp.ones((16, 4))
     _, after = update(codes, codebook.no_uses(codes), latents, 0)
     np.testing.assert_array_equal(np.asarray(after["uses"])[1:], 0.25)

@@ -149,7 +149,7 @@ def features(golden_bundle):
 
 
 def test_clips_features_by_hand(features, golden_bundle):
-    """Of pictures that have the size already: every second layer and the embedding, token by token."""
+    """For pictures that have the size already: every second layer and the embedding, token by token."""
     clip, rng = CLIP.from_pretrained(golden_bundle / "clip"), np.random.default_rng(0)
     config = json.loads((golden_bundle / "clip" / "preprocessor_config.json").read_text())
     side = clip.config.vision.image_size

@@ -77,7 +77,7 @@ def in_torch(tensors) -> dict[str, np.ndarray]:
 
 
 def training_checkpoint(state: dict[str, np.ndarray], **more) -> dict:
-    """What pytorch-lightning writes around a state_dict."""
+    """A state_dict with all that pytorch-lightning writes around it."""
     loss = {"loss.discriminator.main.0.weight": np.ones((4, 3, 4, 4)), "loss.logvar": np.zeros(())}
     return {
         "epoch": 12, "global_step": 34567, "pytorch-lightning_version": "1.0.8", **more,
@@ -102,7 +102,7 @@ def random_vqgan(config: VQGANConfig) -> VQGAN:
 
 
 def loaded(checkpoint: Path) -> VQGAN:
-    """What `VQGAN.from_pretrained` does with these files, by hand."""
+    """As `VQGAN.from_pretrained` reads these files, by hand."""
     config = VQGANConfig.from_dict(vqgan_yaml_config(find_yaml(checkpoint)))
     graphdef, shapes = nnx.split(nnx.eval_shape(lambda: VQGAN(config, rngs=nnx.Rngs(0))))
     tensors = VQGAN.map_keys(read_torch_file(checkpoint), config)

@@ -118,7 +118,7 @@ def test_nothing_that_a_pickle_asks_for_is_run(tmp_path, legacy):
 
 
 class Hyperparameters(dict):
-    """What training checkpoints hold beside the weights: objects of classes that are not installed here."""
+    """Training checkpoints hold this beside the weights: objects of classes that are not installed here."""
 
     def __init__(self):
         super().__init__(lr=0.1)

@@ -297,7 +297,7 @@ sys.exit("huggingface_hub" in sys.modules or "jax" in sys.modules)"""
 
 
 def test_the_server_tells_the_truth(hub):
-    """What the tests above lean on: the client checks sizes, and the cache is named by SHA-256."""
+    """The tests above lean on this: the client checks sizes, and the cache is named by SHA-256."""
     publish(hub)
     blob = (resolve("acme/mini") / "flax_model.msgpack").resolve()
     assert blob.name == hashlib.sha256(blob.read_bytes()).hexdigest()

@@ -1,6 +1,6 @@
 """Captions as strangers write them -> plain text of one line, as the original prepared its own.
 
-What the models read is made of it later, by `text/normalize.py`; shards keep what comes from here.
+Shards keep this text. `text/normalize.py` makes of it later what the models read.
 """
 
 from __future__ import annotations

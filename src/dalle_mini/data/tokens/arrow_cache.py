@@ -25,7 +25,7 @@ TOUCHED = 2**21  # bytes that a row may bring in: newer kernels map as much as t
 
 
 @dataclass(frozen=True)
-class Piece:
+class ShardFile:
     """A Parquet file: its rows, and the SHA-256 of all its bytes, or of its footer alone where `columns` came of it."""
 
     path: Path
@@ -44,7 +44,7 @@ class Piece:
         raise UserError(f"{self.path}: no rows")
 
 
-def footer(path: Path) -> Piece:
+def footer(path: Path) -> ShardFile:
     """A Parquet file by its footer. Raises UserError where it is damaged."""
     with _damaged(path):
         with open_regular(path) as file:
@@ -53,7 +53,7 @@ def footer(path: Path) -> Piece:
             length = int.from_bytes(file.read(4), "little")
             file.seek(-8 - length, os.SEEK_END)
             digest = hashlib.sha256(file.read()).hexdigest()
-        return Piece(path, found.num_rows, digest, tuple(found.schema.to_arrow_schema().names))
+        return ShardFile(path, found.num_rows, digest, tuple(found.schema.to_arrow_schema().names))
 
 
 def bounds(path: Path, column: str) -> tuple[int, int]:
@@ -100,8 +100,8 @@ class Pages:
                 pages.madvise(mmap.MADV_DONTNEED)
 
 
-def map_shards(folder: Path, pieces: list[Piece], columns: pa.Schema) -> tuple[list[pa.RecordBatch], Pages]:
-    """The rows of all pieces, in their order, and the memory that they are mapped into.
+def map_shards(folder: Path, shards: list[ShardFile], columns: pa.Schema) -> tuple[list[pa.RecordBatch], Pages]:
+    """The rows of all shards, in their order, and the memory that they are mapped into.
 
     The first time they are checked and written to the cache (`HF_DATASETS_CACHE`), which takes as much room as they
     do; files that change since are noticed by size and time, and checked and written again.
@@ -111,20 +111,20 @@ def map_shards(folder: Path, pieces: list[Piece], columns: pa.Schema) -> tuple[l
     """
     import datasets
 
-    for piece in pieces:
-        if not piece.path.is_file():
-            raise UserError(f"{piece.path} is missing: fetch it again, or encode again into another folder")
-    with _explained(folder, pieces, columns), _quiet():
+    for shard in shards:
+        if not shard.path.is_file():
+            raise UserError(f"{shard.path} is missing: fetch it again, or encode again into another folder")
+    with _explained(folder, shards, columns), _quiet():
         builder = datasets.load_dataset_builder(
             "parquet",
-            data_files={"rows": [glob.escape(str(piece.path)) for piece in pieces]},
+            data_files={"rows": [glob.escape(str(shard.path)) for shard in shards]},
             columns=columns.names,
             features=datasets.Features.from_arrow_schema(columns),
             writer_batch_size=CHUNK,
         )
         if not os.path.isdir(builder.cache_dir):
-            for piece in pieces:
-                _check(piece)
+            for shard in shards:
+                _check(shard)
         builder.download_and_prepare()
     pages = Pages()
     try:
@@ -134,25 +134,25 @@ def map_shards(folder: Path, pieces: list[Piece], columns: pa.Schema) -> tuple[l
         batches, fault = [], reason(error)
     else:
         fault = "rows are missing"
-    if sum(batch.num_rows for batch in batches) != sum(piece.rows for piece in pieces):
+    if sum(batch.num_rows for batch in batches) != sum(shard.rows for shard in shards):
         raise UserError(
             f"{builder.cache_dir}: the cached copy of {folder} is damaged ({fault}): delete it and run again"
         )
     return batches, pages
 
 
-def _check(piece: Piece) -> None:
+def _check(shard: ShardFile) -> None:
     """Compare a file with the SHA-256 that its manifest has for it."""
-    if piece.columns:
+    if shard.columns:
         return  # of the original's notebook: no such thing
-    with piece.path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() == piece.sha256:
+    with shard.path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256:
             return
-    raise UserError(f"{piece.path}: damaged (wrong SHA-256): fetch it again, or encode again into another folder")
+    raise UserError(f"{shard.path}: damaged (wrong SHA-256): fetch it again, or encode again into another folder")
 
 
 @contextlib.contextmanager
-def _explained(folder: Path, pieces: list[Piece], columns: pa.Schema) -> Iterator[None]:
+def _explained(folder: Path, shards: list[ShardFile], columns: pa.Schema) -> Iterator[None]:
     """The exceptions of `datasets`, as one line about the file that caused them."""
     from datasets.exceptions import DatasetGenerationError
 
@@ -161,12 +161,12 @@ def _explained(folder: Path, pieces: list[Piece], columns: pa.Schema) -> Iterato
     except UserError:
         raise
     except (DatasetGenerationError, pa.ArrowException, ValueError, TypeError) as error:
-        for piece in pieces:  # which of them is it?
-            with _damaged(piece.path), open_regular(piece.path) as file:
+        for shard in shards:  # which of them is it?
+            with _damaged(shard.path), open_regular(shard.path) as file:
                 for batch in pq.ParquetFile(file).iter_batches(columns=columns.names):
                     if missing := set(columns.names) - set(batch.schema.names):
-                        raise UserError(f"{piece.path}: no column {', '.join(sorted(missing))}") from None
-                    _refuse_what_is_no_text(piece, batch.schema, columns)
+                        raise UserError(f"{shard.path}: no column {', '.join(sorted(missing))}") from None
+                    _refuse_what_is_no_text(shard, batch.schema, columns)
                     pa.Table.from_batches([batch]).cast(columns)
         cause = error.__cause__ or error
         raise UserError(f"{folder}: cannot be mapped ({reason(cause)}){_room(cause)}") from None
@@ -179,11 +179,11 @@ def _room(error: BaseException) -> str:
     return f": {where}" if isinstance(error, OSError) else ""
 
 
-def _refuse_what_is_no_text(piece: Piece, found: pa.Schema, columns: pa.Schema) -> None:
+def _refuse_what_is_no_text(shard: ShardFile, found: pa.Schema, columns: pa.Schema) -> None:
     for column in columns:
         kind = found.field(column.name).type
         if pa.types.is_string(column.type) and pa.types.is_nested(kind):
-            raise UserError(f"{piece.path}: {column.name} must be text, and is {kind}") from None
+            raise UserError(f"{shard.path}: {column.name} must be text, and is {kind}") from None
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from dalle_mini.data.sources.captions import read_text
-from dalle_mini.data.tokens.arrow_cache import Piece, bounds, footer, map_shards
+from dalle_mini.data.tokens.arrow_cache import ShardFile, bounds, footer, map_shards
 from dalle_mini.data.tokens.shards import MANIFEST, SPLITS, Manifest, schema
 from dalle_mini.errors import UserError
 from dalle_mini.runtime.arrow import value_of
@@ -74,15 +74,15 @@ class TokenDataset:
         self.folder, self.split = _folder(source, split, hub), split
         self._renamed: dict[str, str] = {}
         self.manifest: Manifest | None = None
-        if (self.folder / MANIFEST).exists() or not (shards := _notebook_shards(self.folder, split)):
-            pieces, columns = self._ours(vqgan)
+        if (self.folder / MANIFEST).exists() or not (paths := _notebook_shards(self.folder, split)):
+            shards, columns = self._ours(vqgan)
         else:
-            pieces, columns = self._notebooks(vqgan, shards)
-        sums = [f"{piece.path.name} {piece.rows} {piece.sha256}" for piece in pieces]
+            shards, columns = self._notebooks(vqgan, paths)
+        sums = [f"{shard.path.name} {shard.rows} {shard.sha256}" for shard in shards]
         self.digest = short_hash(as_utf8("\n".join([self.vqgan, *sums])))
-        if not sum(piece.rows for piece in pieces):
+        if not sum(shard.rows for shard in shards):
             raise UserError(f"{self.folder}: no {split} rows: there is nothing to read")
-        batches, self._pages = map_shards(self.folder, pieces, columns)
+        batches, self._pages = map_shards(self.folder, shards, columns)
         self._starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
         self._columns: dict[str, list] = {}
         for name in columns.names:
@@ -144,7 +144,7 @@ class TokenDataset:
             )
         return tokens
 
-    def _ours(self, vqgan: str | Path | VQGAN | None) -> tuple[list[Piece], pa.Schema]:
+    def _ours(self, vqgan: str | Path | VQGAN | None) -> tuple[list[ShardFile], pa.Schema]:
         """A folder that `encode` wrote: its manifest says what it is."""
         self.manifest = manifest = Manifest.read(self.folder)
         of = manifest.vqgan
@@ -155,13 +155,13 @@ class TokenDataset:
                 "name theirs, or encode again"
             )
         split = manifest.splits.get(self.split)
-        pieces = [Piece(self.folder / one.file, one.rows, one.sha256) for one in split.shards] if split else []
-        return pieces, schema(self.image_length, self.codebook_size)
+        shards = [ShardFile(self.folder / one.file, one.rows, one.sha256) for one in split.shards] if split else []
+        return shards, schema(self.image_length, self.codebook_size)
 
-    def _notebooks(self, vqgan: str | Path | VQGAN | None, shards: list[Path]) -> tuple[list[Piece], pa.Schema]:
+    def _notebooks(self, vqgan: str | Path | VQGAN | None, paths: list[Path]) -> tuple[list[ShardFile], pa.Schema]:
         """The shards of the original's notebook: columns `caption` and `encoding`, and not a word of the VQGAN."""
-        footers = [footer(path) for path in shards]
-        first = next((piece for piece in footers if piece.rows), None)
+        footers = [footer(path) for path in paths]
+        first = next((shard for shard in footers if shard.rows), None)
         if first is None:
             raise UserError(f"{self.folder}: no {self.split} rows: there is nothing to read")
         if vqgan is None:
@@ -171,7 +171,7 @@ class TokenDataset:
             )
         self.vqgan, self.codebook_size = known_vqgan(vqgan)
         self.image_length = first.list_length("encoding")
-        for path in shards:
+        for path in paths:
             lowest, highest = bounds(path, "encoding")
             if not 0 <= lowest <= highest < self.codebook_size:
                 raise UserError(

@@ -42,14 +42,14 @@ class LossMonitor(Callback):
     def updated(self, done: int, metrics: dict[str, jax.Array], settle: bool) -> None:
         self._unseen.append((done, metrics))
         while len(self._unseen) > (0 if settle else 1):
-            self._look(*self._unseen.popleft())
+            self._check(*self._unseen.popleft())
 
     def finished(self, steps: int, final: Path) -> str | None:
         if not self.in_a_row:
             return None
         return f"WARNING: the last {self.in_a_row} updates were left out; {self.out / BAD_BATCHES} has them"
 
-    def _look(self, done: int, metrics: dict[str, jax.Array]) -> None:
+    def _check(self, done: int, metrics: dict[str, jax.Array]) -> None:
         if not float(metrics["bad"]):  # waits for the device
             self.in_a_row = 0
             return

@@ -49,7 +49,7 @@ class Claim:
         self.out, self.folder, self.run = out, str(folder).rstrip("/"), ""
         self._file, self._is_local = f"{self.folder}/{CLAIM}", "://" not in self.folder
         self._seen: bytes | None = None  # what was in the folder when it was looked at; what is in it since `take`
-        first_process_does(self._look)
+        first_process_does(self._identify)
 
     def take(self) -> None:
         """Write into the folder that it is this run's. Raises UserError where another run has done so meanwhile."""
@@ -83,7 +83,7 @@ class Claim:
 
         first_process_does(look)
 
-    def _look(self) -> None:
+    def _identify(self) -> None:
         self._seen = self._read()
         owner, path = _owner(self._seen), self.out / CONFIG
         try:

@@ -73,7 +73,7 @@ class Peers:
         self._client, self._process = client, process
         self._heard = dict.fromkeys(set(range(count)) - {process}, ("", time.monotonic()))  # what, and when
         self._beats, self._answered = 0, False
-        self._look, self._looked = threading.Event(), threading.Event()
+        self._beat_now, self._has_beaten = threading.Event(), threading.Event()
 
     def start(self) -> None:
         threading.Thread(target=self._beat_on, daemon=True).start()
@@ -102,9 +102,9 @@ class Peers:
         return f"process {number}" + (f" on {host}" if host else "")
 
     def _service_answers(self) -> bool:
-        self._looked.clear()
-        self._look.set()
-        return self._looked.wait(LAST_LOOK) and self._answered
+        self._has_beaten.clear()
+        self._beat_now.set()
+        return self._has_beaten.wait(LAST_LOOK) and self._answered
 
     def _beat_on(self) -> None:
         while True:
@@ -113,9 +113,9 @@ class Peers:
                 self._answered = True
             except Exception:  # XLA's, of any type
                 self._answered = False
-            self._looked.set()
-            self._look.wait(self.heartbeat / 5)
-            self._look.clear()
+            self._has_beaten.set()
+            self._beat_now.wait(self.heartbeat / 5)
+            self._beat_now.clear()
 
     def _aborted(self, number: int) -> None:
         if gone := self.gone():

@@ -187,8 +187,8 @@ class Seq2SeqTrainer(Trainer):
         positions = self._positions(positions_key)
         if positions is not None:
             shifted, labels, weights = (one[:, positions] for one in (shifted, labels, weights))
-        how = ForwardOptions(dropout_key, self.config.remat, keep_rows)
-        hidden = model.hidden(batch["input_ids"], batch["attention_mask"], shifted, how, positions)
+        options = ForwardOptions(dropout_key, self.config.remat, keep_rows)
+        hidden = model.hidden(batch["input_ids"], batch["attention_mask"], shifted, options, positions)
         head = model.lm_head
         bias = None if head.bias is None else head.bias[...]
         vocab_size = self.config.model.image_vocab_size + 1
