@@ -1,7 +1,5 @@
 """The settings of one generation, checked before anything heavy is imported or loaded."""
 
-from __future__ import annotations
-
 import dataclasses
 import numbers
 from collections.abc import Sequence

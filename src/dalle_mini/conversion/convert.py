@@ -1,7 +1,5 @@
 """Any published checkpoint -> our folder, tensor by tensor from file to file: the model is never built."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from pathlib import Path

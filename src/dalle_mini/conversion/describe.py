@@ -1,7 +1,5 @@
 """The content of a source of weights, told from configs and headers: no weights are read."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import os

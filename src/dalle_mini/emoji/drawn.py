@@ -1,7 +1,5 @@
 """Emoji that are drawn on the spot to train on: their settings, and a map-style source of them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass

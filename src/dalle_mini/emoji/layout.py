@@ -1,7 +1,5 @@
 """Where the emoji of a scene stand: boxes of whole cells, laid out by relations, and relations read back from boxes."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The sentences of the emoji scenes: relations, numbers, sizes and backgrounds, each in several wordings."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Prompts for two emoji that training never showed together, and what of them a model gets right."""
 
-from __future__ import annotations
-
 import random
 from collections import Counter
 from collections.abc import Sequence

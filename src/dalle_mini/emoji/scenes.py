@@ -6,8 +6,6 @@ The emoji and the 16 x 16 grid are those of `art.py`; `vocabulary.py` chooses th
 them, `scene_captions.py` finds the words, and `splits.py` decides what training never shows.
 """
 
-from __future__ import annotations
-
 import itertools
 import random
 from collections.abc import Iterable, Sequence

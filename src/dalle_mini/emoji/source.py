@@ -1,7 +1,5 @@
 """Emoji as a source of examples, so that they are encoded the way every other dataset is."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar

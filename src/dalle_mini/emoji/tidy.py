@@ -6,8 +6,6 @@ scenes of `scenes.py` have seven widths, 500 tokens, and places all over the pic
 the only size that is said.
 """
 
-from __future__ import annotations
-
 import random
 
 from dalle_mini.emoji.art import COLOR_SAID_SHARE, GRID, PALETTE

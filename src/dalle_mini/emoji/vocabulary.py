@@ -1,7 +1,5 @@
 """Which emoji stand in scenes: those that are easy to tell apart, and a larger set with people in their variants."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path

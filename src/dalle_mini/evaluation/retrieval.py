@@ -1,7 +1,5 @@
 """Metrics of a CLIP: retrieval among pairs, and zero-shot classification."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

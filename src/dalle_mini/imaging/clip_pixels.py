@@ -1,7 +1,5 @@
 """The pixels that CLIP looks at, as a published `preprocessor_config.json` asks for them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 

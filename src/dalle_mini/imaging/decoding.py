@@ -1,7 +1,5 @@
 """A stranger's image file -> an upright PIL image of mode RGB, within limits."""
 
-from __future__ import annotations
-
 import errno
 import functools
 import io

@@ -4,8 +4,6 @@ Metadata is left out of JPEG, PNG and TIFF files. Pillow reads much of it, which
 pixel is whole. The camera's rotation is all that is needed of it, and is read here.
 """
 
-from __future__ import annotations
-
 import re
 import struct
 import warnings

@@ -1,7 +1,5 @@
 """Images of every mode that Pillow reads -> RGB of 8 bits, a band at a time where the image is large."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import cast
 

@@ -1,7 +1,5 @@
 """Resizing as the published models' training images were resized, masks, and float <-> uint8."""
 
-from __future__ import annotations
-
 import numpy as np
 from PIL import Image, ImageOps
 

@@ -4,8 +4,6 @@ Collectives are read from the program's text (HLO). A collective in the body of 
 over microbatches, counts as often as the loop runs.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator

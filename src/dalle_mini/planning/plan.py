@@ -5,8 +5,6 @@ TPU. A GPU's needs a GPU, so the CPU's compiler takes its place, on as many pret
 exact then, memory and exchange are estimates.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.util
 import math

@@ -4,8 +4,6 @@ This is a bound, not a forecast: each of the three runs at the chip's peak, and 
 al. 2009, "Roofline"). Well-tuned programs of this size reach 35 to 42 % MFU on TPUs.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from dalle_mini.planning.topology import Topology

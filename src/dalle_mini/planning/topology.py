@@ -4,8 +4,6 @@ Google's numbers count cores of TPU v2 to v4 and v5p, which have two a chip, and
 device of JAX is a core of v2 and v3 and a chip of all others: a v3-8 is 4 chips and 8 devices, a v4-8 is 4 chips and 4.
 """
 
-from __future__ import annotations
-
 import difflib
 import math
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 All text from the data is strangers' and escaped; a policy in the page's head forbids what would slip through.
 """
 
-from __future__ import annotations
-
 import html
 import math
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """An encoded folder as one page to look at: `dalle-mini data report`."""
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Callable

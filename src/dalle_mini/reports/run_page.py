@@ -3,8 +3,6 @@
 Pictures stand in the page itself, small; each links to its grid in `samples/`.
 """
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import html

@@ -1,7 +1,5 @@
 """The contents of an encoded folder: its manifest's counts, and a random sample of its rows."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Charts as SVG, without a script: `style.css` has their colours, and hovering over a mark tells its value."""
 
-from __future__ import annotations
-
 import html
 import math
 from collections.abc import Callable, Sequence

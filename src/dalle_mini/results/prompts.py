@@ -4,8 +4,6 @@ A row has a `prompt` and, if the user likes, an `id`, which names its folder, an
 problem of the whole file is an error before anything is drawn; a problem of one row is kept with the row.
 """
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import difflib

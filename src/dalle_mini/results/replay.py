@@ -1,7 +1,5 @@
 """One image again, from the `results.json` that was written with it."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from pathlib import Path

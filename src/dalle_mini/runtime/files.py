@@ -4,8 +4,6 @@ Each file is written beside its place under a random name that did not exist (`O
 renamed when it is whole. Others who may write to the folder can neither guess the name nor put a link there.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

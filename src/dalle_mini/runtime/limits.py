@@ -4,8 +4,6 @@
 `raise_limits(pixels=400_000_000)` does so from Python.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import os

@@ -1,7 +1,5 @@
 """Recognises exceptions that mean too little memory; each library raises its own."""
 
-from __future__ import annotations
-
 import errno
 import re
 

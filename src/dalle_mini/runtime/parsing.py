@@ -4,8 +4,6 @@ A schema is a dataclass, or any type that `msgspec.convert` takes. msgspec names
 a fiftieth of a second.
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import os

@@ -5,8 +5,6 @@ on, so that a run may be continued from another working directory. A setting tha
 is a path only if something of that name is here.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import dataclasses

@@ -1,7 +1,5 @@
 """A folder that is the user's alone, for files that are trusted unread, such as programs to run."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import stat

@@ -1,7 +1,5 @@
 """SIGTERM and SIGHUP unwind a command as Ctrl-C does, so that nothing half-written stays behind."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

@@ -13,8 +13,6 @@ So XLA compiles the programs itself and leaves two kinds of single products to Y
 types, and those that sum few terms.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 import re

@@ -1,7 +1,5 @@
 """A run's checkpoint as a network's folder in our format: while the run goes on, or where the best was not the last."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -3,8 +3,6 @@
 A file may have fields that its schema lacks: newer versions may write more. This file imports no jax.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Mapping

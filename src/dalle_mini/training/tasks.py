@@ -4,8 +4,6 @@ A room of a task (`seq2seq/`, `vqgan/`, `clip/`) has a `run.py` with the datacla
 of its row. A run is a value of that dataclass.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

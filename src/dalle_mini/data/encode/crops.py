@@ -1,7 +1,5 @@
 """An example of a source -> the pictures that the VQGAN sees, or the reason why there are none. No network, no JAX."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Images that a dataset holds more than once: the same pixels, or nearly the same look."""
 
-from __future__ import annotations
-
 import hashlib
 from itertools import combinations, pairwise
 

@@ -5,8 +5,6 @@ They apply in this order: `keep_captions` before an image is decoded, `image_pro
 gives a reason of `reasons.py`, or None.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import math

@@ -5,8 +5,6 @@ sorted, and knows then which pictures repeat an earlier one. The second writes. 
 so that of equal pictures the same one stays whoever encoded what, and when.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 from collections import Counter

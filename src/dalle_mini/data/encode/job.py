@@ -13,8 +13,6 @@ on with the parts that are not staged, and ends with the same bytes.
 processors of different kinds may round a close call between two tokens differently.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator

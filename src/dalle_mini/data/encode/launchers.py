@@ -1,7 +1,5 @@
 """Which share of the work is this process's, as the array launcher that started it says."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

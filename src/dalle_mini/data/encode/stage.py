@@ -4,8 +4,6 @@ A staged file holds all examples of a part: the kept ones' rows as the shards wi
 their reasons. Duplicates, splits and shards, which concern the dataset as a whole, come afterwards, in `finish.py`.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -5,8 +5,6 @@ Names are columns. There are numbers, 'strings', True and False; `< <= > >= == !
 name is no plain word goes between backticks, as in SQL: `clip-score`.
 """
 
-from __future__ import annotations
-
 import ast
 import keyword
 import math

@@ -3,8 +3,6 @@
 Everything works on uint8 [n, S, S, 3] and draws from the generator that it is given: equal generators, equal pictures.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -3,8 +3,6 @@
 A source is map-style, so that the batch of a step is a function of the seed and the step alone.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from collections.abc import Iterable, Sequence

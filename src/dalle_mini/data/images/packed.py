@@ -8,8 +8,6 @@ A part is written beside its place and renamed, so a run that is killed goes on 
 in the dataset's own order, whatever process read them.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json

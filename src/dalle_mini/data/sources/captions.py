@@ -3,8 +3,6 @@
 Shards keep this text. `text/normalize.py` makes of it later what the models read.
 """
 
-from __future__ import annotations
-
 import codecs
 import re
 import urllib.parse

@@ -1,7 +1,5 @@
 """Rows of tables (metadata files, Parquet, Hugging Face data sets) -> examples: which column is what, what it holds."""
 
-from __future__ import annotations
-
 import datetime
 import decimal
 import json

@@ -1,7 +1,5 @@
 """Parquet files -> record batches that are mapped into memory, by way of the Arrow files in the cache of `datasets`."""
 
-from __future__ import annotations
-
 import contextlib
 import glob
 import hashlib

@@ -8,8 +8,6 @@ The digest is of what tells the shards: their manifest, or names and sizes of th
 anew has another folder, and all runs of a machine share the one.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

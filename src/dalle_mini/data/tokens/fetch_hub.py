@@ -1,7 +1,5 @@
 """A data set repository of the Hub -> the folder in the cache that holds a split of it."""
 
-from __future__ import annotations
-
 import fnmatch
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor

@@ -4,8 +4,6 @@ Position p of a run is row p % batch_size of batch p // batch_size. The row ther
 seed, p) alone, so there is no iterator to save: any process finds any part of any batch, in any order.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -17,8 +17,6 @@
 | clip_score | float32 | CLIP's cosine of picture and caption, null where it was not asked for |
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import re

@@ -7,8 +7,6 @@ Two numbers a row, of its caption and of its image, tell what belongs together: 
 answers to each other. So a caption may occur twice in a batch, and an image with several captions too.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax

@@ -1,7 +1,5 @@
 """A run of CLIP: its settings from a YAML file, its pairs packed, its tokenizer and its trainer."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Settings from a YAML file and `key=value` overrides, as nested dataclasses."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import difflib

@@ -1,7 +1,5 @@
 """The recipes: configs that ship with the package and are called by name, as in `dalle-mini train mini`."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

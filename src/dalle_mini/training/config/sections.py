@@ -1,7 +1,5 @@
 """The settings that every run has, whatever it trains: how it is sharded, optimised, saved, evaluated and tracked."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from pathlib import Path

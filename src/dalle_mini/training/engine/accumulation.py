@@ -6,8 +6,6 @@ each embedding is carried back through the network microbatch by microbatch (Gra
 exact, and costs one more pass forward.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -7,8 +7,6 @@ Networks" (Jouppi et al. 2020). No chip reaches its peak, so what is divided by 
 Prices are lists' in dollars a chip and hour, without storage and network, and they move: see each one's date.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 GB = 1e9

@@ -3,8 +3,6 @@
 A process that saves while another one trains on would wait for it for ever. All processes must make each call.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

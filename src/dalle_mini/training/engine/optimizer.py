@@ -5,8 +5,6 @@ clipping and parameter scale then belong to each layer, exactly as for unstacked
 optax.adafactor over the stack mixes the layers and was seen to give one of them a 500 times too large update.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any

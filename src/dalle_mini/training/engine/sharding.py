@@ -6,8 +6,6 @@ mean of the parameters go with them. The networks know nothing of it: XLA derive
 shardings of a step's arguments.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from typing import Any

@@ -4,8 +4,6 @@
 `Trainer` of this file alone.
 """
 
-from __future__ import annotations
-
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping

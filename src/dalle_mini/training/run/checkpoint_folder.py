@@ -3,8 +3,6 @@
 A folder is a run's own, its `checkpoints` (local or in a bucket), or one checkpoint.
 """
 
-from __future__ import annotations
-
 import os
 from typing import Any
 

@@ -4,8 +4,6 @@ Nothing is used before its checksums, shapes and types are those of the record. 
 over. One that may be whole (no permission, no memory, no network) ends the run instead, in all processes alike.
 """
 
-from __future__ import annotations
-
 import errno
 import functools
 import gc

@@ -1,7 +1,5 @@
 """Checksums of arrays that may lie on many devices."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """Writes the weights that a run ends with, `final`, and tells whether an earlier checkpoint was better."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Mapping

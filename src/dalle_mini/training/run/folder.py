@@ -3,8 +3,6 @@
 `config.json` holds all settings that the run was started with.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

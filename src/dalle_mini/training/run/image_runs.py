@@ -1,7 +1,5 @@
 """Runs of a VQGAN and of CLIP learn from images as they are: the config of the model to start from, and the data."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path

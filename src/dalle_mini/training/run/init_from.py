@@ -5,8 +5,6 @@ bucket), or one checkpoint; its record also tells the model, the tokenizer and t
 run, that is the model.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

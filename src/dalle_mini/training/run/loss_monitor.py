@@ -1,7 +1,5 @@
 """Watches the losses of a run: a bad one ends the run, or is noted and left out (`loop.on_bad_loss`)."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections import deque

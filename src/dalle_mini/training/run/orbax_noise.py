@@ -1,7 +1,5 @@
 """Silences messages of Orbax, of asyncio below it and of a bucket's client about errors that are raised as well."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import sys

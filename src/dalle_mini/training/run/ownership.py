@@ -10,8 +10,6 @@ Each start of the run writes it anew. In a bucket nothing tells whether the mach
 at work: if it is, it finds another `process` there at its next save, and ends. On a disk there is a lock besides.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import secrets

@@ -1,7 +1,5 @@
 """Tells whether the run was asked to stop, or must save: the same answer in all processes at the same step."""
 
-from __future__ import annotations
-
 import time
 
 import jax

@@ -5,8 +5,6 @@ Here they exist for a chunk of positions at a time. The derivative of the loss i
 the computation.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """A run of DALL·E mini: its settings from a YAML file, its tokens found or encoded, its trainer and its sampler."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence

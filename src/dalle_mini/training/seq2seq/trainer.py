@@ -6,8 +6,6 @@ A share of the image tokens that the decoder sees can be replaced by random ones
 the caption and not to be led astray by its own mistakes.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import shutil

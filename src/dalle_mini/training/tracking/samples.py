@@ -5,8 +5,6 @@ samples/00002000/01-a-red-apple.png   a prompt's images, best first, with their 
                  results.json         prompts, scores, settings
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Sequence

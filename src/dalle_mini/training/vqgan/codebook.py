@@ -10,8 +10,6 @@ Vassilvitskii 2007), so that entries go where the error is. The first step reviv
 initialisation. A trained codebook begins as if all of its entries were in use.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple, Protocol
 
 import jax

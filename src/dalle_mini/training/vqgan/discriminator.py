@@ -8,8 +8,6 @@ that the gradient of their sum is each network's own.
 The papers normalise by batches; `PatchGAN` normalises by images.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

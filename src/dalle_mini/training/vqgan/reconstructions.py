@@ -1,7 +1,5 @@
 """Samples of a VQGAN run: held-out images, each above its reconstruction."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """A run of a VQGAN: its settings from a YAML file, its images packed, its trainer."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -4,8 +4,6 @@ The client takes names of files in its cache from headers, reads answers of any 
 So every session that it opens gets a hook. Whatever is odd in an answer ends the request with `OddAnswer`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import re
