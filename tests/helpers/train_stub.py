@@ -20,6 +20,8 @@ with (out / "calls").open("a") as file:
 if what == "refuse":
     print("starting\nerror: rate: no such setting; did you mean ratio?", file=sys.stderr)
     sys.exit(2)
+if what == "early":
+    sys.exit(143)
 if what == "break":
     raise ZeroDivisionError("no error: line of its own")
 if what == "wait" and not (out / "waited").exists():

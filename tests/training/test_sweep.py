@@ -3,24 +3,30 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
+import optuna
 import pytest
 import yaml
+from msgspec.structs import replace
+from optuna.distributions import FloatDistribution
 
 import children
 from dalle_mini.errors import UserError
+from dalle_mini.runtime.locks import lock
+from dalle_mini.runtime.stopping import Stopped
 from dalle_mini.training.config.config_file import override
 from dalle_mini.training.config.sections import LoopConfig, OptimizerConfig, TrackingConfig
-from dalle_mini.training.sweep.processes import last_words
-from dalle_mini.training.sweep.search import Sweep, summary
-from dalle_mini.training.sweep.space import Plan, parse_settings, read_plan
-from dalle_mini.training.sweep.study import drawn
+from dalle_mini.training.sweep.page import summary
+from dalle_mini.training.sweep.processes import last_words, run
+from dalle_mini.training.sweep.search import Sweep
+from dalle_mini.training.sweep.space import GRID, EarlyTerminate, Metric, Plan, parse_settings, read_plan
+from dalle_mini.training.sweep.study import Pruner, begin, drawn, open_study
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tools" / "train" / "sweep.py"
@@ -28,15 +34,15 @@ STUB = (sys.executable, str(ROOT / "tests/helpers/train_stub.py"))
 
 
 def points(*texts):
-    return parse_settings(texts).combinations()
+    return list(parse_settings(texts).combinations())
 
 
 def test_grid():
     plan = parse_settings(["a.rate=0.1,0.3", "loop.steps=10", "b.name=x,y"])
-    assert plan.fixed == ("loop.steps=10",)
-    made = plan.combinations()
+    assert plan.fixed == {"loop.steps": "10"}
+    made = list(plan.combinations())
     assert [one.name for one in made] == ["rate=0.1,name=x", "rate=0.1,name=y", "rate=0.3,name=x", "rate=0.3,name=y"]
-    assert made[1].assignments == ("a.rate=0.1", "b.name=y")
+    assert made[1].assignments == ("loop.steps=10", "a.rate=0.1", "b.name=y")
 
 
 def test_names_are_folders_and_tell_points_apart():
@@ -59,7 +65,10 @@ def test_random_points():
     assert 70 < sum(rate < 0.01 for rate in rates) < 130  # uniform in the logarithm
     assert all(re.fullmatch(r"steps=\d+", one.assignments[1]) for one in made)
     assert {one.assignments[2] for one in made} == {"decay=linear", "decay=cosine"}
+    assert not {one.name for one in made} & {one.name for one in drawn(plan, 200, seed=1)}
     assert len(drawn(parse_settings(["a=1,2"]), 10, seed=0)) == 2  # there are no more
+    every = parse_settings([f"a={','.join(map(str, range(60)))}"])
+    assert len({one.name for one in drawn(every, 60, seed=0)}) == 60  # chance leaves none out
 
 
 @pytest.mark.parametrize(
@@ -94,12 +103,15 @@ class Said(list):
 
 def sweep(output, *texts, config="mini.yaml", command=STUB, **options):
     """A sweep whose plan is what the command line would say."""
-    return Sweep(config, output, parse_settings(texts, options.pop("plan", Plan())), command=command, **options)
+    return Sweep(config, output, parse_settings(texts, options.pop("plan", GRID)), command=command, **options)
+
+
+def names(ranked):
+    return [trial.user_attrs["run"] for trial in ranked]
 
 
 def trials(output):
     """The journal's trials as other programs see them: (run, state) in order."""
-    optuna = pytest.importorskip("optuna")
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(output / "journal.log")))
     return [
         (trial.user_attrs["run"], trial.state.name)
@@ -116,9 +128,9 @@ def calls(output, name):
 def test_runs_are_ranked(tmp_path):
     said = Said()
     ranked = sweep(tmp_path, "loop.steps=3", "optimizer.rate=3,1,2").run(said)
-    assert [one.point.name for one in ranked] == ["rate=1", "rate=2", "rate=3"]
-    assert ranked[0].summary["eval_loss"] == 1.0  # the lowest
-    assert ranked[0].summary["pictures_per_second"] == 20.0  # the median
+    assert names(ranked) == ["rate=1", "rate=2", "rate=3"]
+    assert ranked[0].user_attrs["summary"]["eval_loss"] == 1.0  # the lowest
+    assert ranked[0].user_attrs["summary"]["pictures_per_second"] == 20.0  # the median
     (call,) = (tmp_path / "runs" / "rate=2" / "calls").read_text().splitlines()
     folder = str(tmp_path / "runs" / "rate=2")
     assert json.loads(call) == [
@@ -134,14 +146,12 @@ def test_runs_are_ranked(tmp_path):
 def test_a_failed_point_is_recorded_and_the_others_are_run(tmp_path):
     said = Said()
     ranked = sweep(tmp_path, "what=refuse,none,break").run(said)
-    assert (ranked[0].point.name, ranked[0].exit_code) == ("what=none", 0)
-    failed = {one.point.name: one for one in ranked[1:]}
-    assert (failed["what=refuse"].exit_code, failed["what=refuse"].error) == (
-        2,
-        "rate: no such setting; did you mean ratio?",
-    )
-    assert failed["what=break"].error == "ZeroDivisionError: no error: line of its own"
-    assert failed["what=break"].exit_code == 1
+    assert names(ranked)[0] == "what=none" and ranked[0].state.name == "COMPLETE"
+    failed = {one.user_attrs["run"]: one.user_attrs["wrong"] for one in ranked[1:]}
+    assert failed == {
+        "what=refuse": "failed, exit code 2: rate: no such setting; did you mean ratio?",
+        "what=break": "failed, exit code 1: ZeroDivisionError: no error: line of its own",
+    }
     assert trials(tmp_path) == [("what=refuse", "FAIL"), ("what=none", "COMPLETE"), ("what=break", "FAIL")]
     assert "exit code 2: rate: no such setting" in (tmp_path / "report.html").read_text()
     assert "[3/3] what=break: failed, exit code 1: ZeroDivisionError: no error: line of its own" in said
@@ -154,10 +164,12 @@ def test_a_failed_point_is_recorded_and_the_others_are_run(tmp_path):
 def test_values_may_be_added(tmp_path):
     sweep(tmp_path, "rate=1,2").run(Said())
     ranked = sweep(tmp_path, "rate=0.5,1,2").run(Said())
-    assert [one.point.name for one in ranked] == ["rate=0.5", "rate=1", "rate=2"]
+    assert names(ranked) == ["rate=0.5", "rate=1", "rate=2"]
     ranked = sweep(tmp_path, "rate=2,1").run(Said())
-    assert [one.point.name for one in ranked] == ["rate=1", "rate=2"]
+    assert names(ranked) == ["rate=1", "rate=2"]
     assert [calls(tmp_path, f"rate={rate}") for rate in ("0.5", "1", "2")] == [1, 1, 1]
+    shutil.rmtree(tmp_path / "runs" / "rate=1")  # it made room on the disk
+    assert names(sweep(tmp_path, "rate=2,1").run(Said())) == ["rate=1", "rate=2"]
 
 
 def test_another_sweep_may_not_use_the_folder(tmp_path):
@@ -181,25 +193,40 @@ def test_a_command_that_is_not_there(tmp_path):
         sweep(tmp_path, "rate=1,2", command=("no-such-thing",)).run(Said())
 
 
+def test_a_run_that_is_stopped_before_it_trains(tmp_path):
+    """It stops the sweep, as one that was stopped in the midst of training does."""
+    with pytest.raises(Stopped):
+        sweep(tmp_path, "what=early,none").run(Said())
+    assert trials(tmp_path) == [("what=early", "FAIL")]
+
+
+def test_an_error_ends_the_run(tmp_path):
+    sleeping = [sys.executable, "-c", "import time; time.sleep(600)"]
+    with pytest.raises(ZeroDivisionError):
+        run(sleeping, tmp_path / "log", [], lambda: 1 / 0, print)
+    with (tmp_path / "log").open("ab") as file:
+        lock(file)  # nobody holds it any more
+
+
 def test_tpe_goes_on_where_it_was(tmp_path):
     """Each point comes from the results before it; a longer search begins with the shorter one's points."""
-    plan = Plan(method="tpe", count=4)
+    plan = Plan("bayes", {}, run_cap=4)
     shorter = sweep(tmp_path / "a", "rate=0.1..10", plan=plan).run(Said())
     said = Said()
-    longer = sweep(tmp_path / "a", "rate=0.1..10", plan=replace(plan, count=13)).run(said)
+    longer = sweep(tmp_path / "a", "rate=0.1..10", plan=replace(plan, run_cap=13)).run(said)
     assert said[0] == "4 of 13 runs are done already"
-    whole = sweep(tmp_path / "b", "rate=0.1..10", plan=replace(plan, count=13)).run(Said())
-    names = {one.point.name for one in longer}
-    assert len(names) == 13 and {one.point.name for one in shorter} < names == {one.point.name for one in whole}
-    found = sweep(tmp_path / "c", "rate=1,2,3", plan=replace(plan, count=9)).run(Said())
-    assert [one.point.name for one in found] == ["rate=1", "rate=2", "rate=3"]  # there are no more
+    whole = sweep(tmp_path / "b", "rate=0.1..10", plan=replace(plan, run_cap=13)).run(Said())
+    assert len({*names(longer)}) == 13 and {*names(shorter)} < {*names(longer)} == {*names(whole)}
+    found = sweep(tmp_path / "c", "rate=1,2,3", plan=replace(plan, run_cap=9)).run(Said())
+    assert names(found) == ["rate=1", "rate=2", "rate=3"]  # there are no more
 
 
 def test_pruned_runs(tmp_path):
     """Far behind at its second evaluation, a run is asked to end, and is told in one line. It is not tried again."""
-    plan, said = Plan(halving=(2, 2)), Said()
+    plan, said = Plan("grid", {}, early_terminate=EarlyTerminate("hyperband", 2, 2)), Said()
     ranked = sweep(tmp_path, "what=slow", "rate=1,3,2", plan=plan).run(said)
-    assert [(one.point.name, one.pruned_after) for one in ranked] == [("rate=1", None), ("rate=2", 2), ("rate=3", 2)]
+    assert names(ranked) == ["rate=1", "rate=2", "rate=3"]
+    assert [one.user_attrs["wrong"][:26] for one in ranked] == ["", *2 * ["pruned after 2 evaluations"]]
     assert "[2/3] rate=3: pruned after 2 evaluations, eval loss 3, loss 3" in said
     assert dict(trials(tmp_path)) == {"rate=1": "COMPLETE", "rate=2": "PRUNED", "rate=3": "PRUNED"}
     assert "pruned after 2 evaluations" in (tmp_path / "report.html").read_text()
@@ -207,10 +234,30 @@ def test_pruned_runs(tmp_path):
     assert [calls(tmp_path, f"rate={rate}") for rate in (1, 2, 3)] == [1, 1, 1]
 
 
+def test_a_point_that_was_killed_is_not_counted_twice(tmp_path):
+    """The best half goes on at the first evaluation, 1.5 of 1, 1.5, 2 and 3: a kill left another trial with 1."""
+    plan = parse_settings(["a=1,2,3,4"], Plan("grid", {}, early_terminate=EarlyTerminate("hyperband", 1, 2)))
+
+    def pruned(study, point, loss):
+        (tmp_path / "log.jsonl").write_text(json.dumps({"step": 1, "eval_loss": loss}) + "\n")
+        trial = begin(study, plan, point)
+        return trial, Pruner(trial, tmp_path / "log.jsonl", plan).is_hopeless()
+
+    best, second, third, fourth = plan.combinations()
+    with open_study(tmp_path, plan, {}) as study:
+        pruned(study, best, 1.0)
+    with open_study(tmp_path, plan, {}) as study:
+        for point, loss in ((best, 1.0), (third, 2.0), (fourth, 3.0)):
+            trial, _ = pruned(study, point, loss)
+            study.tell(trial, loss)
+        assert not pruned(study, second, 1.5)[1]
+    assert [state for _, state in trials(tmp_path)] == ["FAIL", *3 * ["COMPLETE"], "RUNNING"]
+
+
 def test_another_metric(tmp_path):
-    plan = Plan(metric="loss", maximize=True)
+    plan = Plan("grid", {}, Metric("loss", "maximize"))
     ranked = sweep(tmp_path, "rate=1,3,2", plan=plan).run(Said())
-    assert [one.point.name for one in ranked] == ["rate=3", "rate=2", "rate=1"]
+    assert names(ranked) == ["rate=3", "rate=2", "rate=1"]
     with pytest.raises(UserError, match="another metric"):
         sweep(tmp_path, "rate=1,3,2").run(Said())
 
@@ -283,6 +330,15 @@ def test_a_killed_sweep_goes_on(tmp_path):
     assert out.index("rate=1") < out.index("rate=2") < out.index("rate=3")
 
 
+def test_names_are_told_in_full(tmp_path):
+    process = script(tmp_path, "training.optimizer.learning_rate=0.001,0.003", "training.optimizer.decay=linear,cosine")
+    out, err = process.communicate(timeout=180)
+    assert process.returncode == 0, err
+    assert all(
+        f"learning_rate={rate},decay={decay} " in out for rate in (0.001, 0.003) for decay in ("linear", "cosine")
+    )
+
+
 def test_ctrl_c_comes_to_each_run_once(tmp_path):
     process = script(tmp_path, "what=wait", "rate=1,2")
     wait_for(tmp_path / "runs" / "rate=1" / "waited")
@@ -312,7 +368,7 @@ def test_mistakes(tmp_path, arguments, message):
 
 
 def test_summary_of_nothing(tmp_path):
-    assert summary(tmp_path, Plan()) == {}
+    assert summary(tmp_path, GRID) == {}
     (tmp_path / "log").write_bytes(b"\n \n")
     assert last_words(tmp_path / "log") == "it said nothing"
 
@@ -320,22 +376,23 @@ def test_summary_of_nothing(tmp_path):
 def test_the_plan_in_the_file():
     """The file that wandb reads says the same to our own command."""
     plan = read_plan(ROOT / "tools" / "train" / "sweep.yaml")
-    assert (plan.method, plan.count, plan.metric, plan.maximize, plan.halving) == (
-        *("random", 20, "eval_loss", False),
-        (2, 2),
+    assert (plan.method, plan.run_cap, plan.metric, plan.early_terminate) == (
+        *("random", 20, Metric("eval_loss", "minimize")),
+        EarlyTerminate("hyperband", 2, 2),
     )
-    assert plan.fixed == ("loop.steps=10000",)
-    rate, warmup, decay, _ = plan.axes
-    assert (rate.low, rate.high, rate.is_log, rate.is_whole) == (0.0005, 0.05, True, False)
-    assert (warmup.values, decay.values) == (("500", "1000", "2000"), ("linear", "cosine"))
+    assert plan.fixed == {"loop.steps": "10000"}
+    rate, warmup, decay, _ = plan.space.values()
+    assert rate == FloatDistribution(0.0005, 0.05, log=True)
+    assert (warmup.choices, decay.choices) == (("500", "1000", "2000"), ("linear", "cosine"))
     override = parse_settings(["loop.steps=5", "training.optimizer.decay=linear"], plan)
-    assert override.fixed == ("loop.steps=5", "training.optimizer.decay=linear") and len(override.axes) == 3
+    assert override.fixed == {"loop.steps": "5", "training.optimizer.decay": "linear"} and len(override.space) == 3
 
 
 @pytest.mark.parametrize(
     ("parameter", "values"),
     [
         ({"min": 1, "max": 4}, {"1", "2", "3", "4"}),
+        ({"min": 1, "max": 3, "distribution": "q_log_uniform_values"}, {"1", "2", "3"}),
         ({"min": 0, "max": 1, "distribution": "q_uniform", "q": 0.5}, {"0", "0.5", "1"}),
         ({"values": [True, None, [1, 2], "x"]}, {"true", "null", "[1, 2]", "x"}),
     ],
@@ -352,6 +409,11 @@ def test_kinds_of_settings(tmp_path, parameter, values):
         ({"method": "evolution"}, "Invalid enum value 'evolution'"),
         ({"parameters": {"a": {"min": 1}}}, "a: it needs value, values, or min and max, the second one larger"),
         ({"parameters": {"a": {"min": 0, "max": 1, "distribution": "log_uniform_values"}}}, "a: min must be above 0"),
+        (
+            {"parameters": {"a": {"min": 1, "max": 9, "distribution": "q_log_uniform_values", "q": 2}}},
+            "a: q must be 1 for a logarithmic range",
+        ),
+        ({"parameters": {"a": {"values": [1, 1]}}}, "a=1: named twice: leave one out"),
         ({"parameters": {"a": {"distribution": "normal", "mu": 0}}}, "Invalid enum value 'normal'"),
         ({"early_terminate": {"type": "envelope", "min_iter": 2}}, "Invalid enum value 'envelope'"),
         ({"run_cup": 3}, "Object contains unknown field run_cup"),

@@ -12,16 +12,21 @@ nevertheless), 2 the user's input is wrong, 75 or 130 stopped.
 
 import argparse
 import shlex
+import signal
 import sys
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec import structs
 
 from dalle_mini.commands.terminal import Parser, ending
 from dalle_mini.errors import UserError
+from dalle_mini.reports.run_page import Row
 from dalle_mini.runtime import console
-from dalle_mini.training.sweep.processes import Stopped
-from dalle_mini.training.sweep.search import TRAIN, Outcome, Sweep
-from dalle_mini.training.sweep.space import Plan, parse_settings, read_plan
+from dalle_mini.runtime.stopping import Stopped
+from dalle_mini.training.sweep.page import table
+from dalle_mini.training.sweep.search import TRAIN, Sweep
+from dalle_mini.training.sweep.space import GRID, parse_settings, read_plan
+from dalle_mini.training.sweep.study import is_over
 
 
 def main() -> int:
@@ -42,32 +47,33 @@ def main() -> int:
                 raise UserError(f"--{name} {getattr(args, name)}: it must be at least 1")
         if args.random and args.tpe:
             raise UserError("--random and --tpe: leave one out")
-        plan = parse_settings(args.settings, read_plan(args.space) if args.space else Plan())
+        plan = parse_settings(args.settings, read_plan(args.space) if args.space else GRID)
         if args.random or args.tpe:
-            plan = replace(plan, method="random" if args.random else "tpe", count=args.random or args.tpe)
+            method = "random" if args.random else "bayes"
+            plan = structs.replace(plan, method=method, run_cap=args.random or args.tpe)
         sweep = Sweep(args.config, args.output, plan, args.seed, args.jobs, tuple(shlex.split(args.command)))
         try:
-            outcomes = sweep.run(console.say)
+            trials = sweep.run(console.say)
         except Stopped as stop:
             console.say("stopped: run the same command again to continue")
-            end.code = stop.exit_code
+            end.code = 130 if stop.number == signal.SIGINT else 75
         else:
-            show(sweep, outcomes)
-            end.code = 0 if all(one.is_over for one in outcomes) else 1
+            show(*table(trials, plan))
+            console.answer(args.output / "report.html")
+            end.code = 0 if all(map(is_over, trials)) else 1
     return end.code
 
 
-def show(sweep: Sweep, outcomes: list[Outcome]) -> None:
+def show(header: list[str], rows: list[Row]) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
-    header, rows = sweep.table(outcomes)
-    table = Table("run", *header)
+    widest = max(len(name) for name, *_ in rows)
+    shown = Table(Column("run", overflow="fold", min_width=min(widest, 40)), *header)
     for name, cells, wrong in rows:
-        table.add_row(*(Text(console.one_line(cell)) for cell in (name, *(cells if wrong is None else [wrong]))))
-    Console(soft_wrap=True).print(table)
-    console.answer(sweep.output / "report.html")
+        shown.add_row(*(Text(console.one_line(cell)) for cell in (name, *(cells if wrong is None else [wrong]))))
+    Console(soft_wrap=True).print(shown)
 
 
 if __name__ == "__main__":

@@ -5,82 +5,42 @@
            runs/<point>.log    what it said
            report.html         the runs as a table, best first, their curves, and the result over each setting
 
-The same command continues a sweep that was killed: runs that are done are left alone, and the others go on from their
-checkpoints. Values may be added to a sweep in the same way.
+The journal says what is done. So the same command continues a sweep that was killed: runs that are done are left alone,
+and the others go on from their checkpoints. Values may be added in the same way.
 """
 
 from __future__ import annotations
 
-import math
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dalle_mini.reports.run_page import Row, write_comparison
-from dalle_mini.reports.svg import number, scatter
 from dalle_mini.results.write import check_writable
 from dalle_mini.runtime.console import duration
-from dalle_mini.runtime.files import open_to_append, remove_leftovers
+from dalle_mini.runtime.files import remove_leftovers
 from dalle_mini.runtime.hashing import short_hash
+from dalle_mini.runtime.stopping import Stopped
 from dalle_mini.training.config import recipes
-from dalle_mini.training.records import LOG, read_log
+from dalle_mini.training.records import LOG
 from dalle_mini.training.sweep import study as studies
-from dalle_mini.training.sweep.processes import STOPPED, Processes, Stopped, last_words
+from dalle_mini.training.sweep.page import result, summary, told, write_page
+from dalle_mini.training.sweep.processes import STOPPED, last_words, noted_signals, run
 from dalle_mini.training.sweep.space import Plan, Point
 
 if TYPE_CHECKING:
     import optuna
-    from optuna.trial import Trial
+    from optuna.trial import FrozenTrial, Trial
 
 TRAIN = (sys.executable, "-m", "dalle_mini.cli", "train")
 CHECKED = 100  # points by chance whose settings are checked where the points are not known before
-METRICS = ("eval_loss", "loss", "sample_score", "pictures_per_second")
 
 Say = Callable[[str], None]
-
-
-@dataclass
-class Outcome:
-    """How a point's run ended.
-
-    Attributes:
-        exit_code: of the run; None while it is not over.
-        pruned_after: evaluations after which it was ended, far behind the others; None where it was not.
-        error: its last words, if it failed.
-        seconds: of all its attempts together; an attempt that the sweep did not see end is left out.
-        summary: of its log, as `summary` makes it.
-    """
-
-    point: Point
-    exit_code: int | None = None
-    pruned_after: int | None = None
-    error: str = ""
-    seconds: float = 0.0
-    summary: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def is_done(self) -> bool:
-        return self.exit_code == 0
-
-    @property
-    def is_over(self) -> bool:
-        """It needs no other attempt."""
-        return self.is_done or self.pruned_after is not None
-
-    def told(self, metrics: Sequence[str]) -> str:
-        """The outcome in one line."""
-        values = [f"{named(name)} {number(self.summary[name])}" for name in metrics if name in self.summary]
-        if self.pruned_after is not None:
-            return ", ".join([f"pruned after {self.pruned_after} evaluations", *values])
-        if self.exit_code is None:
-            return "stopped"
-        if not self.is_done:
-            return f"failed, exit code {self.exit_code}: {self.error}"
-        return ", ".join([duration(self.seconds), *values])
 
 
 @dataclass(frozen=True)
@@ -103,265 +63,129 @@ class Sweep:
     jobs: int = 1
     command: tuple[str, ...] = TRAIN
 
-    def run(self, say: Say) -> list[Outcome]:
-        """Run what is not done yet; best first. `KeyboardInterrupt` and SIGTERM are passed on to the runs.
+    def run(self, say: Say) -> list[FrozenTrial]:
+        """Run what is not done yet. Signals that ask to stop are passed on to the runs.
+
+        Returns:
+            the last trial of each point, best first, those that failed last. Its `user_attrs` are: `run`, the point's
+            name; `wrong`, why it is not done; `seconds`, of all trials of the point, but for those that the sweep did
+            not see end; `summary`, of its log.
 
         Raises:
             UserError: any run's settings are wrong, the folder is another sweep's or in use, or it cannot be written.
-            Stopped: a run was asked to stop.
+            Stopped: the sweep or one of its runs was asked to stop.
         """
         self.plan.check()
-        self._check_settings()
+        # With TPE no point is known from the start, since each depends on the results before it.
+        planned = list(self.plan.combinations()) if self.plan.method == "grid" else []
+        if self.plan.method == "random":
+            planned = studies.drawn(self.plan, self.plan.run_cap, self.seed)
+        if self.command == TRAIN:  # another command has settings of its own
+            from dalle_mini.training.tasks import load_run
+
+            for point in planned or studies.drawn(self.plan, CHECKED, self.seed):
+                load_run(self.config, point.assignments)
         check_writable(self.output)
         (self.output / "runs").mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.output / "runs")
-        processes = Processes()
-        with studies.open_study(self.output, self.plan, self._shared()) as study, processes.told_of_signals():
-            outcomes = self._run_all(study, processes, say)
-        if processes.stopped:
-            raise Stopped(processes.stopped)
-        self._report(outcomes)
-        return self.ranked(outcomes)
-
-    def ranked(self, outcomes: Iterable[Outcome]) -> list[Outcome]:
-        """Best first; those that failed last."""
-        sign = -1 if self.plan.maximize else 1
-        return sorted(outcomes, key=lambda one: (not one.is_done, not one.is_over, sign * self.result(one)))
-
-    def result(self, outcome: Outcome) -> float:
-        """The number that decides; the worst one where the run has none."""
-        found = outcome.summary.get(self.plan.metric)
-        if found is None and self.plan.metric == "eval_loss":
-            found = outcome.summary.get("loss")
-        if found is None or math.isnan(found):
-            return -math.inf if self.plan.maximize else math.inf
-        return found
-
-    def table(self, outcomes: Sequence[Outcome]) -> tuple[list[str], list[Row]]:
-        """Titles and rows, as `run_page.write_comparison` takes them."""
-        metrics = [name for name in self._metrics() if any(name in one.summary for one in outcomes)]
-        rows: list[Row] = []
-        for one in outcomes:
-            if one.is_done:
-                cells = [number(one.summary[name]) if name in one.summary else "" for name in metrics]
-                rows.append((one.point.name, (*cells, duration(one.seconds)), None))
-            else:
-                wrong = "not done" if one.exit_code is None and not one.is_over else one.told(metrics)
-                rows.append((one.point.name, (), wrong))
-        return [*(named(name) for name in metrics), "time"], rows
-
-    def _metrics(self) -> tuple[str, ...]:
-        return METRICS if self.plan.metric in METRICS else (self.plan.metric, *METRICS)
-
-    def _check_settings(self) -> None:
-        """All settings before the first run: what is wrong with a key is wrong in every one."""
-        if self.command != TRAIN:
-            return  # another command has settings of its own
-        from dalle_mini.training.tasks import load_run
-
-        for point in self._planned() or studies.drawn(self.plan, CHECKED, self.seed):
-            load_run(self.config, (*self.plan.fixed, *point.assignments))
+        with studies.open_study(self.output, self.plan, self._shared()) as study, noted_signals() as asked:
+            self._run_all(study, planned, asked, say)
+            ranked = self._report(study, planned)
+        if asked:
+            raise Stopped(asked[0])
+        return ranked
 
     def _shared(self) -> dict[str, Any]:
         """The properties that all runs of a folder share."""
         file = recipes.find(self.config) if self.command == TRAIN else Path(self.config)
-        digest = short_hash(file.read_bytes()) if file.is_file() else None
         return {
-            "config": self.config if digest is None else file.name,
-            "sha256": digest,
-            "fixed": list(self.plan.fixed),
-            "metric": [self.plan.metric, self.plan.maximize],
+            "config": file.name if file.is_file() else self.config,
+            "sha256": short_hash(file.read_bytes()) if file.is_file() else None,
+            "fixed": self.plan.fixed,
+            "metric": [self.plan.metric.name, self.plan.metric.goal],
         }
 
-    def _planned(self) -> list[Point]:
-        """The points that are known from the start; none where each depends on the results before it."""
-        if self.plan.method == "grid":
-            return self.plan.combinations()
-        return studies.drawn(self.plan, self.plan.count, self.seed) if self.plan.method == "random" else []
+    def _run_all(self, study: optuna.Study, planned: Sequence[Point], asked: list[int], say: Say) -> None:
+        """Run the points that are not over, in order, until all are or a signal is in `asked`."""
+        waiting, turn = self._begun(study, planned, say), threading.Lock()
 
-    def _proposals(self, study: optuna.Study, outcomes: dict[str, Outcome]) -> Iterator[Point]:
-        """The points that were tried, and new ones until there are enough. `outcomes` grows meanwhile."""
-        yield from [one.point for one in outcomes.values()]
-        while len(outcomes) < self.plan.count and (
-            point := studies.proposed(study, self.plan, outcomes.keys(), self.seed)
-        ):
+        def work(_) -> None:
+            try:
+                while not asked:
+                    with turn:
+                        if (begun := next(waiting, None)) is None:
+                            return
+                    self._train(study, *begun, asked)
+                    with turn:
+                        self._report(study, planned)
+            except BaseException:
+                asked.append(signal.SIGTERM)  # to the other runs
+                raise
+
+        with ThreadPoolExecutor(self.jobs) as pool:
+            list(pool.map(work, range(self.jobs)))
+
+    def _begun(self, study: optuna.Study, planned: Sequence[Point], say: Say) -> Iterator[tuple[Trial, Point, Say]]:
+        """A trial of one point after the other that is not over, begun when it is asked for."""
+        tried = self._last(study, planned)
+        over = {name for name, trial in tried.items() if studies.is_over(trial)}
+        total = len(planned) or self.plan.run_cap
+        if over:
+            say(f"{len(over)} of {total} runs are done already")
+        points = planned or self._proposals(study, [self.plan.point(trial.params) for trial in tried.values()])
+        for place, point in enumerate(points, 1):
+            if point.name not in over:
+                label = f"[{place}/{total}] {point.name}"
+                trial = studies.begin(study, self.plan, point)
+                yield trial, point, lambda text, label=label: say(f"{label}: {text}")  # type: ignore[misc]
+
+    def _proposals(self, study: optuna.Study, tried: Sequence[Point]) -> Iterator[Point]:
+        """The points that were tried, and new ones until there are enough, each from the results before it."""
+        yield from tried
+        taken = {point.name for point in tried}
+        while len(taken) < self.plan.run_cap:
+            if (point := studies.proposed(self.plan, taken, self.seed, study.trials)) is None:
+                return
+            taken.add(point.name)
             yield point
 
-    def _tried(self, study: optuna.Study) -> dict[str, Outcome]:
-        """The outcome of each point by name, from the journal, in the order of their first trials."""
-        found: dict[str, Outcome] = {}
-        for trial in study.trials:
-            if trial.params.keys() != {axis.key for axis in self.plan.axes}:
-                continue  # the sweep was killed before it wrote them down
-            point, attrs = self.plan.point(trial.params), trial.user_attrs
-            found[point.name] = Outcome(
-                point,
-                attrs.get("exit_code"),
-                attrs.get("pruned_after"),
-                attrs.get("error", ""),
-                attrs.get("seconds", 0.0) + (found[point.name].seconds if point.name in found else 0.0),
-                self._summary(point),
-            )
-        return found
-
-    def _run_all(self, study: optuna.Study, processes: Processes, say: Say) -> list[Outcome]:
-        """Run the points that are not over, in order. Returns the outcomes of all."""
-        outcomes, planned = self._tried(study), self._planned()
-        points: Iterable[Point]
-        if planned:
-            outcomes = {point.name: outcomes.get(point.name, Outcome(point)) for point in planned}
-            points, total = planned, len(planned)
-        else:
-            outcomes = dict(list(outcomes.items())[: self.plan.count])
-            points, total = self._proposals(study, outcomes), self.plan.count
-        over = sum(one.is_over for one in outcomes.values())
-        if over:
-            say(f"{over} of {total} runs are done already")
-        running: set[Future] = set()
-        with ThreadPoolExecutor(self.jobs) as pool:
-            for place, point in enumerate(points, 1):
-                before = outcomes.setdefault(point.name, Outcome(point))
-                if before.is_over:
-                    continue
-                if processes.stopped:
-                    break
-
-                def tell(text: str, name: str = f"[{place}/{total}] {point.name}") -> None:
-                    say(f"{name}: {text}")
-
-                trial = studies.begin(study, self.plan, point)
-                running.add(pool.submit(self._train, before, trial, processes, tell))
-                if len(running) == self.jobs:
-                    running = self._collect(running, study, outcomes)
-            while running:
-                running = self._collect(running, study, outcomes)
-        return list(outcomes.values())
-
-    def _collect(self, running: set[Future], study: optuna.Study, outcomes: dict[str, Outcome]) -> set[Future]:
-        """Wait for a run that ends, write it down, and return the others."""
-        ended, others = wait(running, return_when=FIRST_COMPLETED)
-        for one in ended:
-            trial, outcome = one.result()
-            before = outcomes[outcome.point.name]
-            outcomes[outcome.point.name] = outcome
-            trial.set_user_attr("exit_code", outcome.exit_code)
-            trial.set_user_attr("pruned_after", outcome.pruned_after)
-            trial.set_user_attr("error", outcome.error)
-            trial.set_user_attr("seconds", round(outcome.seconds - before.seconds, 1))
-            studies.end(study, trial, self.result(outcome), outcome.is_done, outcome.is_over)
-        self._report(outcomes.values())
-        return others
-
-    def _train(self, before: Outcome, trial: Trial, processes: Processes, tell: Say) -> tuple[Trial, Outcome]:
-        """Run a point until it ends, in a thread of its own."""
-        point = before.point
-        folder, log = self._folder(point), self.output / "runs" / f"{point.name}.log"
-        command = [*self.command, self.config, "--output", str(folder), "--resume", "auto"]
-        command += [*self.plan.fixed, *point.assignments]
-        if processes.stopped:
-            return trial, replace(before, exit_code=None)
+    def _train(self, study: optuna.Study, trial: Trial, point: Point, tell: Say, asked: list[int]) -> None:
+        """Run a point until it ends, and tell the journal how. A run that was asked to stop stops the sweep."""
+        folder = self.output / "runs" / point.name
+        log = folder.with_name(f"{point.name}.log")
+        command = [*self.command, self.config, "--output", str(folder), "--resume", "auto", *point.assignments]
+        pruner, began = studies.Pruner(trial, folder / LOG, self.plan), time.monotonic()
         tell("begins")
-        with open_to_append(log) as file:
-            if not processes.lock(file, lambda: tell("still runs from before; waiting")):
-                return trial, replace(before, exit_code=None)
-            began = time.monotonic()
-            watch = Evaluations(trial, folder / LOG, self.plan)
-            exit_code, is_pruned = processes.run(command, file, watch.are_hopeless)
-        outcome = Outcome(point, exit_code, seconds=before.seconds + time.monotonic() - began)
-        outcome.summary = self._summary(point)
-        if exit_code in STOPPED and is_pruned:
-            outcome.pruned_after = watch.reported
-        elif exit_code in STOPPED:
-            processes.stop(exit_code)
-            outcome.exit_code = None
-        elif exit_code != 0:
-            outcome.error = last_words(log)
-        tell(outcome.told(self._metrics()))
-        return trial, outcome
+        code, is_pruned = run(command, log, asked, pruner.is_hopeless, tell)
+        earlier = [one.user_attrs.get("seconds", 0) for one in study.trials if one.user_attrs["run"] == point.name]
+        seconds, found = max(earlier) + time.monotonic() - began, summary(folder, self.plan)
+        state, wrong, words = "FAIL", "stopped", told(found, self.plan)
+        if code == 0:
+            state, wrong = "COMPLETE", ""
+            words = [duration(seconds), *words]
+        elif is_pruned and code in STOPPED:
+            state, wrong = "PRUNED", ", ".join([f"pruned after {pruner.reported} evaluations", *words])
+        elif code is not None and code not in STOPPED:
+            wrong = f"failed, exit code {code}: {last_words(log)}"
+        elif not asked:
+            asked.append(signal.SIGINT if code in (130, -signal.SIGINT) else signal.SIGTERM)
+        value = None if wrong else result(found, self.plan)
+        studies.end(study, trial, state, value, wrong=wrong, seconds=round(seconds, 1), summary=found)
+        tell(wrong or ", ".join(words))
 
-    def _folder(self, point: Point) -> Path:
-        return self.output / "runs" / point.name
+    def _last(self, study: optuna.Study, planned: Sequence[Point]) -> dict[str, FrozenTrial]:
+        """The last trial of each point by name, in the order in which they are planned, or else were first tried."""
+        # A trial without parameters is one that a kill left.
+        keys = self.plan.space.keys()
+        found = studies.last(one for one in study.trials if one.params.keys() == keys)
+        names = [point.name for point in planned] or list(found)[: self.plan.run_cap]
+        return {name: found[name] for name in names if name in found}
 
-    def _summary(self, point: Point) -> dict[str, float]:
-        return summary(self._folder(point), self.plan)
-
-    def _report(self, outcomes: Iterable[Outcome]) -> None:
-        # Colours by name, so that they stay while the order changes.
-        runs = {one.point.name: self._folder(one.point) for one in outcomes if self._folder(one.point).is_dir()}
-        runs = dict(sorted(runs.items()))
-        header, rows = self.table(self.ranked(outcomes))
-        cards = self._cards(outcomes, list(runs))
-        write_comparison(self.output / "report.html", f"Sweep · {Path(self.config).stem}", runs, header, rows, cards)
-
-    def _cards(self, outcomes: Iterable[Outcome], colours: Sequence[str]) -> list[str]:
-        """Charts of the runs' results over each setting, and over the order of the runs where that tells something."""
-        done = [one for one in outcomes if one.is_done and math.isfinite(self.result(one))]
-        if len(done) < 2:
-            return []
-
-        def drawn(title: str, places: Iterable[float], ticks: Sequence[tuple[float, str]], is_log: bool = False) -> str:
-            names = [one.point.name for one in done]
-            dots = [
-                (place, self.result(one), name, colours.index(name))
-                for place, one, name in zip(places, done, names, strict=True)
-            ]
-            return scatter(f"{named(self.plan.metric).capitalize()} over {title}", dots, ticks=ticks, is_log=is_log)
-
-        cards = []
-        for axis in self.plan.axes:
-            values = [one.point.params[axis.key] for one in done]
-            if axis.values:
-                cards.append(drawn(axis.key, map(axis.values.index, values), list(enumerate(axis.values))))
-            else:
-                middle = math.sqrt(axis.low * axis.high) if axis.is_log else (axis.low + axis.high) / 2
-                ticks = [(place, number(float(f"{place:.3g}"))) for place in (axis.low, middle, axis.high)]
-                cards.append(drawn(axis.key, values, ticks, axis.is_log))
-        if self.plan.method == "tpe":
-            order = range(1, len(done) + 1)
-            cards.append(drawn("the order of the runs", order, [(1, "1"), (len(done), str(len(done)))]))
-        return cards
-
-
-class Evaluations:
-    """Tells a trial the evaluations of its run, and whether the pruner gives it up."""
-
-    def __init__(self, trial: Trial, log: Path, plan: Plan):
-        self.reported = 0  # evaluations
-        self._trial, self._log, self._plan, self._size = trial, log, plan, -1
-
-    def are_hopeless(self) -> bool:
-        if self._plan.halving is None or not self._log.exists():
-            return False
-        size = self._log.stat().st_size
-        if size == self._size:
-            return False
-        self._size = size
-        values = [record[self._plan.metric] for record in read_log(self._log) if self._plan.metric in record]
-        for value in values[self.reported :]:
-            self.reported += 1
-            self._trial.report(math.nan if value is None else value, self.reported)
-            if self._trial.should_prune():
-                return True
-        return False
-
-
-def named(metric: str) -> str:
-    return metric.replace("_", " ")
-
-
-def summary(folder: Path, plan: Plan) -> dict[str, Any]:
-    """A run's log in short: the best value of the metric and of the evaluation loss, the median of the speed, and the
-    last value of every other number."""
-    found: dict[str, Any] = {}
-    best = {"eval_loss": min, plan.metric: max if plan.maximize else min}
-    speeds = []
-    for record in read_log(folder / LOG):
-        for name, value in record.items():
-            if isinstance(value, int | float):
-                choose = best.get(name)
-                found[name] = choose(value, found.get(name, value)) if choose else value
-        if record.get("pictures_per_second") is not None:
-            speeds.append(record["pictures_per_second"])
-    if speeds:
-        found["pictures_per_second"] = sorted(speeds)[len(speeds) // 2]
-    return found
+    def _report(self, study: optuna.Study, planned: Sequence[Point]) -> list[FrozenTrial]:
+        """Write the page. Returns the last trial of each point, best first; those that failed last."""
+        trials = list(self._last(study, planned).values())
+        results = {one.number: result(one.user_attrs.get("summary", {}), self.plan) for one in trials}
+        trials.sort(key=lambda one: results[one.number], reverse=self.plan.metric.goal == "maximize")
+        trials.sort(key=lambda one: (one.state.name != "COMPLETE", one.state.name != "PRUNED"))
+        write_page(self.output / "report.html", f"Sweep · {Path(self.config).stem}", trials, self.plan)
+        return trials

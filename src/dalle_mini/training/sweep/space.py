@@ -2,68 +2,104 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
-import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from types import ModuleType
+from typing import Annotated, Any, Literal
 
-from msgspec import UNSET, Meta, Struct
+from msgspec import UNSET, Meta, Struct, structs
 
-from dalle_mini.errors import UserError, listed
+from dalle_mini.errors import UserError
 from dalle_mini.runtime import parsing
 from dalle_mini.runtime.hashing import short_hash
 
-if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
-
+Distribution = Any  # one of Optuna's, which is imported where it is used
 LONGEST = 100  # characters of a point's name
 RANGE = re.compile(r"([0-9.eE+-]+)\.\.([0-9.eE+-]+)")
-METHODS = {"grid": "grid", "random": "random", "bayes": "tpe"}  # wandb's name -> ours
-RANGES = {  # wandb's distribution -> (logarithmic, whole numbers)
-    "uniform": (False, False),
-    "q_uniform": (False, False),
-    "int_uniform": (False, True),
-    "log_uniform_values": (True, False),
-}
-
-
-Distribution = Literal["constant", "categorical", "uniform", "q_uniform", "int_uniform", "log_uniform_values"]
+QUOTED = re.compile(r'"(?:\\.|[^"\\])*"')
+Kind = Literal[
+    "constant", "categorical", "uniform", "q_uniform", "int_uniform", "log_uniform_values", "q_log_uniform_values"
+]
 
 
 class Parameter(Struct, forbid_unknown_fields=True, frozen=True):
-    """A setting in wandb's file: one value, several, or a range."""
+    """A setting: one value, several, or a range."""
 
     value: Any = UNSET
     values: list[Any] = []
     min: int | float | None = None
     max: int | float | None = None
-    distribution: Distribution | None = None
+    distribution: Kind | None = None
     q: Annotated[float, Meta(gt=0)] = 1.0
+
+    def varies(self, key: str) -> Distribution:
+        """Its values, as an override writes them, or its range. Raises UserError, which names `key`, for neither."""
+        distributions = imported_optuna().distributions
+        if self.values:
+            texts = [_text(value) for value in self.values]
+            if twice := [text for text in texts if texts.count(text) > 1]:
+                raise UserError(f"{key}={twice[0]}: named twice: leave one out")
+            return distributions.CategoricalDistribution(texts)
+        low, high = self.min, self.max
+        if low is None or high is None or not low < high:
+            raise UserError(f"{key}: it needs value, values, or min and max, the second one larger")
+        kind = self.distribution or ("int_uniform" if type(low) is type(high) is int else "uniform")
+        if "uniform" not in kind:
+            raise UserError(f"{key}: distribution {kind} needs value or values, not min and max")
+        is_log = "log" in kind
+        if is_log and low <= 0:
+            raise UserError(f"{key}: min must be above 0 for a logarithmic range")
+        if kind == "q_log_uniform_values" and self.q != 1:
+            raise UserError(f"{key}: q must be 1 for a logarithmic range: it has whole numbers")
+        if kind in ("int_uniform", "q_log_uniform_values"):
+            return distributions.IntDistribution(int(low), int(high), is_log)
+        return distributions.FloatDistribution(low, high, is_log, self.q if kind == "q_uniform" else None)
 
 
 class Metric(Struct, forbid_unknown_fields=True, frozen=True):
+    """A number of the run's log. "eval_loss" is replaced by "loss" where a run has no evaluation."""
+
     name: str = "eval_loss"
     goal: Literal["minimize", "maximize"] = "minimize"
 
 
 class EarlyTerminate(Struct, forbid_unknown_fields=True, frozen=True):
+    """At evaluations `min_iter`, `min_iter * eta`, ... the best `1 / eta` of the runs go on."""
+
     type: Literal["hyperband"]
     min_iter: Annotated[int, Meta(ge=1)]
     eta: Annotated[int, Meta(ge=2)] = 3
 
 
-class SweepFile(Struct, forbid_unknown_fields=True, frozen=True):
-    """The file of a sweep. The last six fields mean something to wandb alone."""
+@dataclass(frozen=True)
+class Point:
+    """One run: the settings that vary, as Optuna's values by key, and all of the plan's settings as `key=value`."""
+
+    name: str
+    params: Mapping[str, Any]
+    assignments: tuple[str, ...]
+
+
+class Plan(Struct, forbid_unknown_fields=True, frozen=True):
+    """The settings that a sweep tries, and how it chooses among them, under wandb's names.
+
+    The last six fields mean something to wandb alone.
+
+    Attributes:
+        method: "grid" (all combinations), "random", or "bayes" (Optuna's TPE: each from the results before it).
+        run_cap: runs of a method that is not "grid"; 0: not said.
+    """
 
     method: Literal["grid", "random", "bayes"]
     parameters: dict[str, Parameter]
     metric: Metric = Metric()
     early_terminate: EarlyTerminate | None = None
-    run_cap: Annotated[int, Meta(ge=1)] | None = None
+    run_cap: Annotated[int, Meta(ge=1)] = 0
     program: Any = None
     command: Any = None
     project: Any = None
@@ -71,115 +107,94 @@ class SweepFile(Struct, forbid_unknown_fields=True, frozen=True):
     name: Any = None
     description: Any = None
 
+    @property
+    def fixed(self) -> dict[str, str]:
+        """The settings that are the same in all runs."""
+        return {key: _text(one.value) for key, one in self.parameters.items() if one.value is not UNSET}
 
-@dataclass(frozen=True)
-class Axis:
-    """A setting that varies: over `values`, or, where there are none, between `low` and `high`.
-
-    Attributes:
-        values: as they are written in an override.
-        is_log: the range is uniform in its logarithm.
-        is_whole: the range has whole numbers alone.
-        step: the range has `low` plus multiples of it; None: every number.
-    """
-
-    key: str
-    values: tuple[str, ...] = ()
-    low: float = 0.0
-    high: float = 0.0
-    is_log: bool = True
-    is_whole: bool = False
-    step: float | None = None
-
-    def distribution(self) -> BaseDistribution:
-        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-        if self.values:
-            return CategoricalDistribution(self.values)
-        if self.is_whole:
-            return IntDistribution(int(self.low), int(self.high), self.is_log)
-        return FloatDistribution(self.low, self.high, self.is_log, self.step)
-
-    def rounded(self, value: Any) -> Any:
-        """A value of the distribution with the digits that `text` writes: four, where there is no step."""
-        if self.values or self.is_whole:
-            return value
-        return min(max(float(self.text(value)), self.low), self.high)
-
-    def text(self, value: Any) -> str:
-        """A value of the distribution as it is written in an override."""
-        if self.values or self.is_whole:
-            return str(value)
-        return f"{value:.4g}" if self.step is None else f"{value:.10g}"
-
-
-@dataclass(frozen=True)
-class Point:
-    """One run: the settings that vary, as values by key and as `key=value`."""
-
-    name: str
-    params: Mapping[str, Any]
-    assignments: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The settings that a sweep tries, and how it chooses among them.
-
-    Attributes:
-        fixed: settings of all runs, `key=value`.
-        method: "grid" (all combinations), "random", or "tpe" (each from the results before it).
-        count: runs of a method that is not "grid"; 0: not said.
-        metric: a number of the run's log; "eval_loss" is replaced by "loss" where a run has no evaluation.
-        halving: (min_iter, eta): at evaluations min_iter, min_iter * eta, ... the best 1 / eta of the runs go on; None:
-            all go on.
-    """
-
-    axes: tuple[Axis, ...] = ()
-    fixed: tuple[str, ...] = ()
-    method: str = "grid"
-    count: int = 0
-    metric: str = "eval_loss"
-    maximize: bool = False
-    halving: tuple[int, int] | None = None
+    @property
+    def space(self) -> dict[str, Distribution]:
+        """Optuna's distribution of each setting that varies. Raises UserError where one cannot be."""
+        return {key: one.varies(key) for key, one in self.parameters.items() if one.value is UNSET}
 
     def check(self) -> None:
-        """Raises UserError where nothing varies, a value is named twice, or the method does not fit the settings."""
-        if not self.axes:
+        """Raises UserError where nothing varies, or the method does not fit the settings."""
+        if not self.space:
             raise UserError(
                 "nothing varies: give a setting several values, training.optimizer.learning_rate=0.001,0.003"
             )
-        if self.method != "grid" and not self.count:
+        if self.method != "grid" and not self.run_cap:
             raise UserError(f"method {self.method}: say how many runs: --random N, --tpe N, or run_cap in the file")
-        for axis in self.axes:
-            for value in axis.values:
-                if axis.values.count(value) > 1:
-                    raise UserError(f"{axis.key}={value}: named twice: leave one out")
-            if self.method == "grid" and not axis.values:
-                raise UserError(f"{axis.key}={axis.low:g}..{axis.high:g}: a range needs --random N or --tpe N")
+        for key, one in self.space.items():
+            if self.method == "grid" and not choices(one):
+                raise UserError(f"{key}={one.low:g}..{one.high:g}: a range needs --random N or --tpe N")
 
     def point(self, params: Mapping[str, Any]) -> Point:
-        """Its name has the keys' last parts, whole keys where those are the same, and is one that a folder can have."""
-        rounded = {axis.key: axis.rounded(params[axis.key]) for axis in self.axes}
-        texts = {axis.key: axis.text(rounded[axis.key]) for axis in self.axes}
+        """The point of these values. Numbers of a range without steps are rounded to four digits.
+
+        Its name has the keys' last parts, whole keys where those are the same, and is one that a folder can have.
+        """
+        params = {key: _rounded(params[key], one) for key, one in self.space.items()}
+        texts = {key: f"{value:.10g}" if isinstance(value, float) else str(value) for key, value in params.items()}
         short = [key.rpartition(".")[2] for key in texts]
-        keys = short if len({*short}) == len(short) else list(texts)
+        keys = short if len({*short}) == len(short) else texts
         told = ",".join(f"{key}={text}" for key, text in zip(keys, texts.values(), strict=True))
         name = re.sub(r"[^\w.,=+-]+", "_", told, flags=re.ASCII)
         if name != told or len(name) > LONGEST:
             name = f"{name[:LONGEST]}-{short_hash(told)[:8]}"
-        return Point(name, rounded, tuple(f"{key}={text}" for key, text in texts.items()))
+        return Point(name, params, tuple(f"{key}={text}" for key, text in (self.fixed | texts).items()))
 
-    def combinations(self) -> list[Point]:
-        """Every combination of the values of axes that have values."""
-        keys = [axis.key for axis in self.axes]
-        return [
-            self.point(dict(zip(keys, values, strict=True)))
-            for values in itertools.product(*(axis.values for axis in self.axes))
-        ]
+    def combinations(self) -> Iterator[Point]:
+        """Every combination of the values, where no setting has a range."""
+        space = self.space
+        for values in itertools.product(*map(choices, space.values())):
+            yield self.point(dict(zip(space, values, strict=True)))
 
 
-def parse_settings(texts: Sequence[str], base: Plan = Plan()) -> Plan:
+GRID = Plan("grid", {})
+
+
+def imported_optuna() -> ModuleType:
+    """Optuna, which tells warnings and errors alone. Raises UserError where it is not installed."""
+    try:
+        import optuna
+    except ImportError as error:
+        raise UserError(f"a sweep needs Optuna ({error}): pip install 'dalle-mini[sweep]'") from None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna
+
+
+def choices(distribution: Distribution) -> tuple[str, ...]:
+    """The values of a setting; none for a range."""
+    return getattr(distribution, "choices", ())
+
+
+def _rounded(value: Any, distribution: Distribution) -> Any:
+    if not isinstance(value, float) or distribution.step is not None:
+        return value
+    return min(max(float(f"{value:.4g}"), distribution.low), distribution.high)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def read_plan(path: Path) -> Plan:
+    """A plan from a YAML file that `wandb sweep` reads.
+
+    Raises:
+        UserError: the file cannot be read, or it asks for something that this sweep does not have.
+    """
+    content = parsing.read_yaml(path)
+    try:
+        plan = parsing.convert(content, Plan, strict=False)  # YAML reads 1e-4 as text
+        _ = plan.space  # may refuse a setting
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    return plan
+
+
+def parse_settings(texts: Sequence[str], base: Plan = GRID) -> Plan:
     """`base` with settings from the command line: `key=a,b,c` and `key=low..high` vary, `key=a` is for all runs.
 
     They take the place of those in `base`. Commas within brackets, braces and quotes do not part values:
@@ -188,102 +203,40 @@ def parse_settings(texts: Sequence[str], base: Plan = Plan()) -> Plan:
     Raises:
         UserError: a text is none of these.
     """
-    axes, fixed = [], []
+    found: dict[str, Parameter] = {}
     for text in texts:
         key, separator, value = text.partition("=")
         if not (separator and key.strip()):
             raise UserError(f"{text!r}: settings are written key=value, key=value,value or key=low..high")
-        values = _parted(value)
-        bounds = RANGE.fullmatch(value)
-        if bounds:
-            low, high = _bounds(text, *bounds.groups())
-            axes.append(Axis(key, (), low, high, is_whole=low.is_integer() and high.is_integer()))
-        elif len(values) > 1:
-            if "" in values:
-                raise UserError(f"{text!r}: a value is missing between two commas")
-            axes.append(Axis(key, tuple(values)))
-        else:
-            fixed.append(text)
-    keys = [axis.key for axis in axes] + [text.partition("=")[0] for text in fixed]
-    for key in keys:
-        if keys.count(key) > 1:
+        if key in found:
             raise UserError(f"{key}: named twice: write its values with commas, {key}=a,b")
-    kept = [axis for axis in base.axes if axis.key not in keys]
-    also = [text for text in base.fixed if text.partition("=")[0] not in keys]
-    return replace(base, axes=(*kept, *axes), fixed=(*also, *fixed))
+        values, bounds = _parted(value), RANGE.fullmatch(value)
+        if bounds:
+            found[key] = _range(text, *bounds.groups())
+        elif len(values) > 1 and "" in values:
+            raise UserError(f"{text!r}: a value is missing between two commas")
+        else:
+            found[key] = Parameter(values=values) if len(values) > 1 else Parameter(value)
+    return structs.replace(base, parameters=base.parameters | found)
 
 
-def _bounds(text: str, low: str, high: str) -> tuple[float, float]:
-    try:
-        bounds = float(low), float(high)
-    except ValueError:
-        bounds = (0.0, 0.0)
-    if not 0 < bounds[0] < bounds[1] < math.inf:
-        raise UserError(f"{text!r}: a range is written low..high, two numbers above 0, the second one larger")
-    return bounds
+def _range(text: str, *bounds: str) -> Parameter:
+    with contextlib.suppress(ValueError):
+        low, high = map(float, bounds)
+        if 0 < low < high < float("inf"):
+            is_whole = low.is_integer() and high.is_integer()
+            kind: Kind = "q_log_uniform_values" if is_whole else "log_uniform_values"
+            return Parameter(min=low, max=high, distribution=kind)
+    raise UserError(f"{text!r}: a range is written low..high, two numbers above 0, the second one larger")
 
 
 def _parted(text: str) -> list[str]:
-    """At its commas, but for those within brackets, braces or quotes."""
-    parts, depth, quoted = [""], 0, False
-    for place, char in enumerate(text):
-        if char == '"' and text[place - 1 : place] != "\\":
-            quoted = not quoted
-        elif not quoted:
-            depth += (char in "[{") - (char in "]}")
-        if char == "," and not quoted and depth == 0:
-            parts.append("")
+    """The text at its commas, but for those within brackets, braces or quotes."""
+    parts: list[str] = []
+    for piece in text.split(","):
+        before = QUOTED.sub("", parts[-1]) if parts else ""
+        if '"' in before or len(re.findall(r"[\[{]", before)) > len(re.findall(r"[\]}]", before)):
+            parts[-1] += f",{piece}"
         else:
-            parts[-1] += char
+            parts.append(piece)
     return parts
-
-
-def read_plan(path: Path) -> Plan:
-    """A plan from a YAML file that `wandb sweep` reads: parameters, method, metric, early_terminate and run_cap.
-
-    Raises:
-        UserError: the file cannot be read, or it asks for something that this sweep does not have.
-    """
-    content = parsing.read_yaml(path)
-    try:
-        return _plan(parsing.convert(content, SweepFile, strict=False))  # YAML reads 1e-4 as text
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
-
-
-def _plan(file: SweepFile) -> Plan:
-    axes, fixed = [], []
-    for key, wanted in file.parameters.items():
-        if wanted.value is not UNSET:
-            fixed.append(f"{key}={_text(wanted.value)}")
-        else:
-            axes.append(_axis(key, wanted))
-    rule = file.early_terminate
-    return Plan(
-        tuple(axes),
-        tuple(fixed),
-        method=METHODS[file.method],
-        count=file.run_cap or 0,
-        metric=file.metric.name,
-        maximize=file.metric.goal == "maximize",
-        halving=(rule.min_iter, rule.eta) if rule else None,
-    )
-
-
-def _axis(key: str, wanted: Parameter) -> Axis:
-    if wanted.values:
-        return Axis(key, tuple(_text(value) for value in wanted.values))
-    low, high = wanted.min, wanted.max
-    if low is None or high is None or not low < high:
-        raise ValueError(f"{key}: it needs value, values, or min and max, the second one larger")
-    kind = wanted.distribution or ("int_uniform" if type(low) is type(high) is int else "uniform")
-    if kind not in RANGES:
-        raise ValueError(f"{key}: distribution {kind} needs value or values; for min and max it is {listed(RANGES)}")
-    is_log, is_whole = RANGES[kind]
-    if is_log and low <= 0:
-        raise ValueError(f"{key}: min must be above 0 for a logarithmic range")
-    return Axis(key, (), low, high, is_log, is_whole, wanted.q if kind == "q_uniform" else None)
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

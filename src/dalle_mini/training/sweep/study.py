@@ -1,22 +1,25 @@
-"""Optuna's side of a sweep: its journal, the points that a sampler proposes, and the trials as outcomes.
+"""Optuna's side of a sweep: its journal, and the points that a sampler proposes.
 
 The journal is `OUTPUT/journal.log`, which `optuna-dashboard` reads too. Optuna does not let the choices of a study
-change, so each set of axes has a study of its own in the journal; a new one begins with the results of the others.
+change, so each space has a study of its own in the journal; a new one begins with the results of the others.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
+import math
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dalle_mini.errors import UserError
 from dalle_mini.runtime import files
-from dalle_mini.runtime.hashing import short_hash
+from dalle_mini.runtime.hashing import hash_64, short_hash
 from dalle_mini.runtime.locks import Busy
-from dalle_mini.training.sweep.space import Axis, Plan, Point
+from dalle_mini.training.records import read_log
+from dalle_mini.training.sweep.space import Plan, Point, choices, imported_optuna
 
 if TYPE_CHECKING:
     import optuna
@@ -36,7 +39,7 @@ def open_study(output: Path, plan: Plan, shared: Mapping[str, Any]) -> Iterator[
     Raises:
         UserError: another sweep is at work in the folder, its journal has another `shared`, or it cannot be read.
     """
-    optuna = imported()
+    storages = imported_optuna().storages
     path = output / JOURNAL
     with contextlib.ExitStack() as held:
         try:
@@ -47,119 +50,135 @@ def open_study(output: Path, plan: Plan, shared: Mapping[str, Any]) -> Iterator[
             raise UserError(
                 f"{output}: another sweep is at work here: wait until it ends, or name another --output"
             ) from None
-        # Optuna waits half a minute for a lock of a process that was killed. Ours says that there is no other.
-        path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
         try:
-            storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
-            earlier = optuna.get_all_study_summaries(storage)
+            storage = storages.JournalStorage(storages.journal.JournalFileBackend(str(path)))
+            study = _study(storage, output, plan, dict(shared))
         except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, UserError):
+                raise
             raise UserError(f"{path}: cannot be read ({files.reason(error)}): name another --output") from None
-        for summary in earlier:
-            found = summary.user_attrs.get("shared", shared)
-            if changed := [name for name in shared if found.get(name) != shared[name]]:
-                raise UserError(f"{output} holds a sweep with another {' and '.join(changed)}: name another --output")
-        yield _study(storage, plan, shared, [summary.study_name for summary in earlier])
-
-
-def imported():
-    """Optuna, which tells warnings and errors alone."""
-    try:
-        import optuna
-    except ImportError as error:
-        raise UserError(f"a sweep needs Optuna ({error}): pip install 'dalle-mini[sweep]'") from None
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return optuna
+        yield study
 
 
 def _mend(path: Path) -> None:
-    """Cut off a last line that a crash left without its end; Optuna would append to it."""
+    """Cut off a last line that a crash left without its end, and Optuna's lock, for which it would wait."""
     data = path.read_bytes()
-    if data and not data.endswith(b"\n"):
-        os.truncate(path, data.rfind(b"\n") + 1)
+    os.truncate(path, data.rfind(b"\n") + 1)
+    path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
 
 
-def _study(storage, plan: Plan, shared: Mapping[str, Any], earlier: Sequence[str]) -> optuna.Study:
-    optuna = imported()
-    name = short_hash(repr(sorted(plan.axes, key=lambda axis: axis.key)))
-    pruners = optuna.pruners
-    pruner = pruners.SuccessiveHalvingPruner(*plan.halving, 0) if plan.halving else pruners.NopPruner()
-    direction = "maximize" if plan.maximize else "minimize"
+def _study(storage, output: Path, plan: Plan, shared: dict[str, Any]) -> optuna.Study:
+    optuna = imported_optuna()
+    earlier = optuna.get_all_study_summaries(storage)
+    for summary in earlier:
+        found = summary.user_attrs.get("shared", shared)
+        if changed := [name for name in shared if found.get(name) != shared[name]]:
+            raise UserError(f"{output} holds a sweep with another {' and '.join(changed)}: name another --output")
+    pruners, rule = optuna.pruners, plan.early_terminate
     study = optuna.create_study(
-        storage=storage, pruner=pruner, study_name=name, direction=direction, load_if_exists=True
+        storage=storage,
+        pruner=pruners.SuccessiveHalvingPruner(rule.min_iter, rule.eta, 0) if rule else pruners.NopPruner(),
+        study_name=short_hash(repr(sorted(plan.space.items()))),
+        direction=plan.metric.goal,
+        load_if_exists=True,
     )
-    study.set_user_attr("shared", dict(shared))
-    for other in earlier:
-        if other != name:
-            _adopt(study, optuna.load_study(study_name=other, storage=storage).trials, plan.axes)
-    for trial in study.get_trials(states=(optuna.trial.TrialState.WAITING, optuna.trial.TrialState.RUNNING)):
+    study.set_user_attr("shared", shared)
+    for summary in earlier:
+        if summary.study_name != study.study_name:
+            _adopt(study, optuna.load_study(study_name=summary.study_name, storage=storage).trials, plan)
+    for trial in study.trials:
         # A kill left it. The point is tried again as a new trial, which goes on in its folder.
-        if trial.state == optuna.trial.TrialState.WAITING:
+        if trial.state.name == "WAITING":
             study.ask()
-        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        if not trial.state.is_finished():
+            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
     return study
 
 
-def _adopt(study: optuna.Study, trials: Sequence[FrozenTrial], axes: Sequence[Axis]) -> None:
-    """Add what other trials found, where their parameters are in the axes and the study has not run the same."""
-    space = {axis.key: axis.distribution() for axis in axes}
-    known = {trial.user_attrs["run"] for trial in _over(study.trials)}
-    for trial in _over(trials):
-        if trial.user_attrs["run"] not in known and set(trial.params) == set(space):
-            trial.distributions = space
+def _adopt(study: optuna.Study, trials: list[FrozenTrial], plan: Plan) -> None:
+    """Add trials that are over, where their parameters are in the plan's space and the study has not run the same."""
+    known = {trial.user_attrs.get("run") for trial in study.trials if is_over(trial)}
+    for trial in trials:
+        if is_over(trial) and trial.user_attrs["run"] not in known and trial.params.keys() == plan.space.keys():
+            trial.distributions = dict(plan.space)
             with contextlib.suppress(ValueError):  # a value that is no longer among the choices
                 study.add_trial(trial)
 
 
-def _over(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    return [trial for trial in trials if trial.state.name in ("COMPLETE", "PRUNED")]
+def is_over(trial: FrozenTrial) -> bool:
+    """Its point needs no other attempt."""
+    return trial.state.name in ("COMPLETE", "PRUNED")
+
+
+def last(trials: Iterable[FrozenTrial]) -> dict[str, FrozenTrial]:
+    """The last trial of each point by its name, in the order in which points were first tried."""
+    return {trial.user_attrs["run"]: trial for trial in trials}
 
 
 def begin(study: optuna.Study, plan: Plan, point: Point) -> Trial:
     """A trial of the study that runs the point."""
     study.enqueue_trial(dict(point.params), user_attrs={"run": point.name})
-    return study.ask({axis.key: axis.distribution() for axis in plan.axes})
+    return study.ask(plan.space)
 
 
-def end(study: optuna.Study, trial: Trial, result: float, is_done: bool, is_over: bool) -> None:
-    """Write down how a trial ended: done with a result, pruned (over and not done), or failed."""
-    from optuna.trial import TrialState
-
-    if is_done:
-        study.tell(trial, result)
-    else:
-        study.tell(trial, state=TrialState.PRUNED if is_over else TrialState.FAIL)
+def end(study: optuna.Study, trial: Trial, state: str, result: float | None, **attrs: Any) -> None:
+    """Write down how a trial ended, with a result if its state is COMPLETE."""
+    for name, value in attrs.items():
+        trial.set_user_attr(name, value)
+    study.tell(trial, result, imported_optuna().trial.TrialState[state])
 
 
 def drawn(plan: Plan, count: int, seed: int) -> list[Point]:
     """`count` different points by chance, or all where there are fewer. A larger count begins with the same points."""
-    optuna = imported()
-    scratch = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed))
     found: dict[str, Point] = {}
-    while len(found) < count and (point := _new(scratch, plan, found)):
+    while len(found) < count and (point := proposed(plan, found, seed)):
         found[point.name] = point
     return list(found.values())
 
 
-def proposed(study: optuna.Study, plan: Plan, taken: Collection[str], seed: int) -> Point | None:
-    """The point that TPE would try next, or one by chance where that was tried. None: all were tried.
+def proposed(plan: Plan, taken: Collection[str], seed: int, trials: Sequence[FrozenTrial] = ()) -> Point | None:
+    """The point that TPE would try after these trials: by chance after fewer than ten, or where its own is taken.
 
     Args:
-        taken: names of points that were tried.
+        taken: names of points that were tried. None is returned where all were.
     """
-    optuna = imported()
-    sampler = optuna.samplers.TPESampler(seed=seed + len(taken))
+    optuna = imported_optuna()
+    number = hash_64(f"{seed} {len(taken)}") % 2**32
     # In memory: the journal holds only trials that are run.
-    scratch = optuna.create_study(sampler=sampler, direction=study.direction)
-    scratch.add_trials(study.trials)
-    found = _new(scratch, plan, taken, tries=1)
-    scratch.sampler = optuna.samplers.RandomSampler(seed + len(taken))
-    return found or _new(scratch, plan, taken)
-
-
-def _new(scratch: optuna.Study, plan: Plan, taken: Collection[str], tries: int = TRIES) -> Point | None:
-    space = {axis.key: axis.distribution() for axis in plan.axes}
-    for _ in range(tries):
-        point = plan.point(scratch.ask(space).params)
+    scratch = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=number), direction=plan.metric.goal)
+    scratch.add_trials(trials)
+    by_chance = optuna.samplers.RandomSampler(number)
+    for _ in range(TRIES):
+        point = plan.point(scratch.ask(plan.space).params)
         if point.name not in taken:
             return point
-    return None
+        scratch.sampler = by_chance
+    if not all(map(choices, plan.space.values())):
+        return None
+    return next((point for point in plan.combinations() if point.name not in taken), None)
+
+
+class Pruner:
+    """Tells a trial the evaluations of its run, and whether the pruner gives it up."""
+
+    def __init__(self, trial: Trial, log: Path, plan: Plan):
+        self.reported = 0  # evaluations
+        self._trial, self._log, self._plan, self._size = trial, log, plan, 0
+        # The pruner would count a point twice of which a kill, a stop or a failure left a trial.
+        study, trial.study = trial.study, copy.copy(trial.study)
+        trial.study.get_trials = lambda **options: list(  # type: ignore[method-assign]
+            last(study.get_trials(**options)).values()
+        )
+
+    def is_hopeless(self) -> bool:
+        if self._plan.early_terminate is None or not self._log.exists() or self._log.stat().st_size == self._size:
+            return False
+        self._size = self._log.stat().st_size
+        name = self._plan.metric.name
+        values = [record[name] for record in read_log(self._log) if name in record]
+        for value in values[self.reported :]:
+            self.reported += 1
+            self._trial.report(math.nan if value is None else value, self.reported)
+            if self._trial.should_prune():
+                return True
+        return False
