@@ -40,8 +40,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of --random and --tpe (default: 0)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the devices (default: 1)")
     parser.add_argument("--command", default=shlex.join(TRAIN), help="what trains (default: dalle-mini train)")
+    parser.intermixed = True
     with ending() as end:
-        args = parser.parse_intermixed_args()
+        args = parser.parse_args()
         for name in ("random", "tpe", "jobs"):
             if getattr(args, name) is not None and getattr(args, name) < 1:
                 raise UserError(f"--{name} {getattr(args, name)}: it must be at least 1")
