@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from dalle_mini.commands.data import add_data
+from dalle_mini.commands.doctor import add_doctor
 from dalle_mini.commands.encode import add_encode
 from dalle_mini.commands.generate import add_generate
 from dalle_mini.commands.plan import add_plan
@@ -62,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_plan(verbs)
     add_convert(verbs)
     add_info(verbs)
+    add_doctor(verbs)
     return parser
 
 
