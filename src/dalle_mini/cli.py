@@ -10,6 +10,7 @@ import contextlib
 import sys
 from collections.abc import Sequence
 
+from dalle_mini.commands.completion import add_completion
 from dalle_mini.commands.data import add_data
 from dalle_mini.commands.doctor import add_doctor
 from dalle_mini.commands.encode import add_encode
@@ -64,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_convert(verbs)
     add_info(verbs)
     add_doctor(verbs)
+    add_completion(verbs, parser)
     return parser
 
 
