@@ -1,5 +1,6 @@
 """DALL·E mini for JAX and Flax: captions to ranked pictures."""
 
+import os.path
 from typing import TYPE_CHECKING
 
 from dalle_mini.errors import UserError
@@ -7,6 +8,9 @@ from dalle_mini.version import __version__
 
 if TYPE_CHECKING:
     from dalle_mini.pipeline import DalleMini, Result
+
+if os.path.isfile(os.path.join(os.path.dirname(__file__), "data.py")):  # the original's: ours is the folder `data`
+    import dalle_mini.model.configuration  # noqa: F401 (it raises)
 
 __all__ = ["DalleMini", "Result", "UserError", "__version__"]
 

@@ -16,7 +16,7 @@ from dalle_mini.commands.doctor import add_doctor
 from dalle_mini.commands.encode import add_encode
 from dalle_mini.commands.generate import add_generate
 from dalle_mini.commands.plan import add_plan
-from dalle_mini.commands.terminal import Help, Parser, exit_code
+from dalle_mini.commands.terminal import Help, Parser, exit_code, needing
 from dalle_mini.commands.train import add_train
 from dalle_mini.commands.weights import add_convert, add_info
 from dalle_mini.runtime.huge_pages import start_again_with_huge_pages
@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 meanwhile.enter_context(args.meanwhile())
             if argv is None:
                 meanwhile.pop_all()  # a process of its own listens to its last moment
-            return args.run(args)
+            with needing(args.extra):
+                return args.run(args)
 
     return exit_code(run)
 
@@ -54,8 +55,8 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=Help,
     )
     parser.add_argument("--version", action="version", version=f"dalle-mini {__version__}")
-    # `computes`: the verb runs networks; `meanwhile()`: the context that the verb runs in.
-    parser.set_defaults(computes=False, meanwhile=contextlib.nullcontext)
+    # `computes`: the verb runs networks; `meanwhile()`: the context that the verb runs in; `extra`: what it may need.
+    parser.set_defaults(computes=False, meanwhile=contextlib.nullcontext, extra="train")
     verbs = parser.add_subparsers(metavar="VERB", required=True, title="verbs", description="VERB --help tells more")
     add_generate(verbs)
     add_encode(verbs)

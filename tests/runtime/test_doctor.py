@@ -5,6 +5,7 @@ import pytest
 
 from dalle_mini.cli import main
 from dalle_mini.runtime import doctor
+from dalle_mini.runtime.installing import install_line
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ def test_what_an_extra_lacks_is_told_with_its_line(monkeypatch):
     }  # fmt: skip
     monkeypatch.setattr(doctor, "_distribution", there.get)
     rows = {extra: (state, line) for extra, state, line in doctor._extras()}
-    assert rows["data"] == ("lacks old>=3, gone", "pip install 'dalle-mini-jax[data]'")
+    assert rows["data"] == ("lacks old>=3, gone", install_line("data"))
     assert rows["gpu"][0] == "lacks plugin>1" and rows["ray"] == ("installed", "")
     assert set(rows) == {"data", "gpu", "ray"}  # and not what only work on the code needs
     there["dalle-mini-jax"].requires = ["odd =="]

@@ -42,7 +42,7 @@ def _add_report(verbs) -> None:
     add("--rows", metavar="N", type=int, default=24, help="random rows to show")
     add("--seed", metavar="N", type=int, default=0, help="seed that decides which rows are looked at and shown")
     add_hub_options(add, "VQGAN")
-    parser.set_defaults(run=run_report)
+    parser.set_defaults(run=run_report, extra="data")
 
 
 def _path(text: str) -> Path:

@@ -72,7 +72,7 @@ def add_encode(verbs) -> None:
     add("--engine", choices=("local", "ray"), default="local", help="this machine, or a Ray cluster (RAY_ADDRESS)")
     add("--shard-index", metavar="I", type=int, help="do part I, from 0, of the work ...")
     add("--shard-count", metavar="N", type=int, help="... of N (default: as an array launcher's environment says)")
-    parser.set_defaults(run=run_encode, computes=True)
+    parser.set_defaults(run=run_encode, computes=True, extra="data")
 
 
 def run_encode(args: argparse.Namespace) -> int:
@@ -89,7 +89,7 @@ def run_encode(args: argparse.Namespace) -> int:
     filters = filter_options(args)
     with notices():
         with starting():
-            encode, EncodeOptions, Weights = _imported()
+            from dalle_mini.data.encode import EncodeOptions, Weights, encode
             from dalle_mini.data.encode.filters import check_where
             from dalle_mini.data.sources import open_source
             from dalle_mini.runtime.compilation import keep_compiled
@@ -115,18 +115,6 @@ def run_encode(args: argparse.Namespace) -> int:
             )  # fmt: skip
     _tell(args.out, outcome)
     return 0
-
-
-def _imported():
-    try:
-        from dalle_mini.data.encode import EncodeOptions, Weights, encode
-    except ImportError as error:
-        if error.name not in ("pyarrow", "fsspec"):
-            raise
-        from dalle_mini.errors import UserError
-
-        raise UserError(f"encode needs {error.name}: pip install 'dalle-mini[data]'") from None
-    return encode, EncodeOptions, Weights
 
 
 def _of_jax(share):

@@ -12,6 +12,7 @@ from typing import Any
 from dalle_mini.commands.terminal import Help, end_at_once, starting
 from dalle_mini.errors import UserError
 from dalle_mini.runtime import console
+from dalle_mini.runtime.installing import install_line
 from dalle_mini.runtime.paths import expanded
 
 GIB = 2**30
@@ -23,7 +24,7 @@ def add_plan(verbs) -> None:
         help="tell what a training run needs on a TPU or GPU: memory, exchange, time and cost, without one",
         description="Compile the update of a training run for hardware that is not here, and print what a device\n"
         "keeps in memory, what devices exchange, and the least time and cost. For TPUs their own compiler does it\n"
-        "(pip install 'dalle-mini[plan]') and takes minutes; GPUs are estimated with the CPU's.\n"
+        f"({install_line('plan')}) and takes minutes; GPUs are estimated with the CPU's.\n"
         "That a run does not fit is an answer like another: the exit code is 0.",
         epilog="example:\n  dalle-mini plan mini --topology v3-8 loop.batch_size=512\n"
         "Names count as clouds do: cores of v2, v3, v4, v5p (v3-8 and v4-8 are 4 chips), chips of v5e, v6e and GPUs.",
@@ -41,7 +42,7 @@ def add_plan(verbs) -> None:
     )
     add("--max-batch", action="store_true", help="find the largest loop.batch_size that fits; compiles several times")
     add("--json", action="store_true", help="end with one line of JSON")
-    parser.set_defaults(run=run_plan)
+    parser.set_defaults(run=run_plan, extra="plan")
 
 
 def run_plan(args: argparse.Namespace) -> None:

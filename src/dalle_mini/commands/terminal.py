@@ -15,7 +15,9 @@ from typing import Any
 
 from dalle_mini.errors import UserError
 from dalle_mini.runtime import console, files, memory, stopping
+from dalle_mini.runtime.installing import install_line
 
+OPTIONAL = ("datasets", "fsspec", "optax", "orbax", "pyarrow")  # packages of the extras that whole verbs need
 CURSOR = "\x1b[?25h"  # shows it
 
 
@@ -176,6 +178,18 @@ def out_of_memory(advice: str) -> Iterator[None]:
         if reason is None or "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise UserError(f"the device has too little memory ({reason}): {advice}") from error
+
+
+@contextlib.contextmanager
+def needing(extra: str) -> Iterator[None]:
+    """Turn a missing package of the extras into a `UserError` with the line that installs `extra`."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in OPTIONAL:
+            raise
+        raise UserError(f"the Python package {package} is not installed: {install_line(extra)}") from None
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -18,10 +18,10 @@ from dalle_mini.errors import UserError
 from dalle_mini.planning import hlo as plan_hlo
 from dalle_mini.planning import roofline
 from dalle_mini.planning.topology import Topology
+from dalle_mini.runtime.installing import install_line
 from dalle_mini.training.engine import flops
 
 GIB = 2**30
-INSTALL = "pip install 'dalle-mini[plan]'"
 # They keep libtpu from looking for a TPU, and for the machine that it might be in, and from logging.
 TPU_ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
@@ -117,7 +117,8 @@ def prepare(topology: Topology) -> None:
     """
     if topology.is_tpu and importlib.util.find_spec("libtpu") is None:
         raise UserError(
-            f"--topology {topology.name}: the TPU compiler is not installed (no TPU is needed for it): {INSTALL}"
+            f"--topology {topology.name}: the TPU compiler is not installed (no TPU is needed for it): "
+            f"{install_line('plan')}"
         )
     os.environ.update(TPU_ENVIRONMENT)  # for GPUs too: jax loads libtpu wherever it is installed
     os.environ["TPU_ACCELERATOR_TYPE"] = topology.name if topology.is_tpu else "v3-8"
@@ -269,7 +270,7 @@ def _devices(topology: Topology) -> list[Any]:
         reason = str(error).partition("\n")[0]
         raise UserError(
             f"--topology {topology.name}: the TPU compiler cannot be used ({reason:.200}); "
-            f"{INSTALL} brings one that goes with jax"
+            f"{install_line('plan')} brings one that goes with jax"
         ) from None
 
 

@@ -21,6 +21,7 @@ from typing import Any
 from dalle_mini.errors import UserError, listed
 from dalle_mini.runtime.arrow import Footer, is_text, rows_of, unreadable
 from dalle_mini.runtime.files import in_units, open_regular, read_bytes, reason
+from dalle_mini.runtime.installing import install_line
 from dalle_mini.runtime.limits import exceeded, limits
 from dalle_mini.settings import PER_PROMPT, check_utf8
 
@@ -119,7 +120,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         from pyarrow import parquet
     except ImportError:
-        raise UserError(f"{path}: Parquet files want pyarrow: pip install 'dalle-mini[batch]'") from None
+        raise UserError(f"{path}: Parquet files want pyarrow: {install_line('batch')}") from None
     with open_regular(path) as stream:
         try:
             footer = Footer(stream)

@@ -18,9 +18,10 @@ from pathlib import Path
 
 from dalle_mini.runtime.console import one_line
 from dalle_mini.runtime.files import in_units
+from dalle_mini.runtime.installing import DISTRIBUTION, install_line
 from dalle_mini.version import __version__
 
-NAMES = ("dalle-mini-jax", "dalle-mini")  # of the distribution, now and before
+NAMES = (DISTRIBUTION, "dalle-mini")  # of the distribution, now and before
 FOR_DEVELOPERS = ("test", "oracle", "docs")  # extras that only work on the code needs
 SHOWN = ("jax", "jaxlib", "flax", "numpy", "pillow", "tokenizers", "huggingface-hub")
 VARIABLES = (
@@ -155,7 +156,7 @@ def _size(folder: str) -> str:
 def _extras() -> Iterator[tuple[str, str, str]]:
     distribution = next(filter(None, map(_distribution, NAMES)), None)
     if distribution is None:
-        yield "any", "not known: the package is not installed", f"pip install {NAMES[0]}"
+        yield "any", "not known: the package is not installed", install_line()
         return
     for extra in distribution.metadata.get_all("Provides-Extra") or ():
         if extra not in FOR_DEVELOPERS:
@@ -165,7 +166,7 @@ def _extras() -> Iterator[tuple[str, str, str]]:
                 yield extra, f"cannot be told ({type(error).__name__}: {error})", ""
                 continue
             state = f"lacks {', '.join(lacking)}" if lacking else "installed"
-            yield extra, state, f"pip install '{NAMES[0]}[{extra}]'" if lacking else ""
+            yield extra, state, install_line(extra) if lacking else ""
 
 
 def _distribution(name: str) -> importlib.metadata.Distribution | None:

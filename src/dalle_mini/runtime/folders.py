@@ -19,6 +19,7 @@ from pathlib import Path
 from dalle_mini.addresses import without_secrets
 from dalle_mini.errors import UserError
 from dalle_mini.runtime import files
+from dalle_mini.runtime.installing import install_line
 
 WORK = ".work"
 
@@ -114,7 +115,7 @@ class RemoteFolder:
         try:
             from fsspec.core import url_to_fs
         except ImportError:
-            raise UserError(f"{address}: writing there needs fsspec: pip install 'dalle-mini[data]'") from None
+            raise UserError(f"{address}: writing there needs fsspec: {install_line('data')}") from None
         self.address = address.rstrip("/")
         try:
             self._files, self._root = url_to_fs(self.address)

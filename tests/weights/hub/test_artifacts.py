@@ -86,7 +86,7 @@ def test_what_is_not_there_is_named(wandb, monkeypatch, tmp_path):
     with pytest.raises(UserError, match=r"acme/project/mini-1:latest is not in .* no request is allowed"):
         resolve("acme/project/mini-1:latest", local_files_only=True)
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match=r"acme/project/mini-1:v3 is a wandb artifact .*pip install wandb"):
+    with pytest.raises(UserError, match=r"acme/project/mini-1:v3 is a wandb artifact .*pip install .*\[wandb\]"):
         resolve("acme/project/mini-1:v3")
     (tmp_path / "a" / "b" / "c:v1").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from dalle_mini.errors import UserError
+from dalle_mini.runtime.installing import install_line
 
 BITS = 64
 HASHED_SIDE = 256  # pixels; a larger picture is first halved, thirded ... by averaging, which is quick
@@ -23,7 +24,7 @@ def image_hashes(image: Image.Image | np.ndarray) -> tuple[bytes, int]:
     try:
         import imagehash
     except ImportError:
-        raise UserError("finding duplicates needs ImageHash: pip install 'dalle-mini[data]'") from None
+        raise UserError(f"finding duplicates needs ImageHash: {install_line('data')}") from None
 
     if not isinstance(image, Image.Image):
         image = Image.fromarray(image)

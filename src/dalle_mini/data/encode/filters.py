@@ -19,6 +19,7 @@ from dalle_mini.data.sources import captions as text
 from dalle_mini.data.sources import reasons
 from dalle_mini.data.sources.example import Example, Source
 from dalle_mini.errors import UserError, listed, shown
+from dalle_mini.runtime.installing import install_line
 from dalle_mini.runtime.limits import limits
 from dalle_mini.settings import LARGEST
 
@@ -215,5 +216,5 @@ def _identifier():
     try:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ImportError:
-        raise UserError("--english needs py3langid: pip install 'dalle-mini[data]'") from None
+        raise UserError(f"--english needs py3langid: {install_line('data')}") from None
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from dalle_mini.errors import UserError
 from dalle_mini.runtime.folders import open_output
+from dalle_mini.runtime.installing import install_line
 
 if TYPE_CHECKING:
     from dalle_mini.data.encode.run import Run
@@ -30,7 +31,7 @@ def encode_with_ray(
         import ray
         import ray.data
     except ImportError:
-        raise UserError("--engine ray needs Ray: pip install 'dalle-mini[ray]'") from None
+        raise UserError(f"--engine ray needs Ray: {install_line('ray')}") from None
     if not numbers:
         return
     if not ray.is_initialized():

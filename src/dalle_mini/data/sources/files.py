@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 from dalle_mini.data.sources import reasons
 from dalle_mini.errors import UserError
 from dalle_mini.runtime.files import open_regular, reason
+from dalle_mini.runtime.installing import install_line
 from dalle_mini.runtime.limits import exceeded, limits
 from dalle_mini.runtime.paths import local
 
@@ -76,7 +77,7 @@ def locate(spec: str) -> tuple[AbstractFileSystem, str]:
     try:
         from fsspec.core import url_to_fs
     except ImportError:
-        raise UserError("reading a data set needs fsspec: pip install 'dalle-mini[data]'") from None
+        raise UserError(f"reading a data set needs fsspec: {install_line('data')}") from None
     try:
         fs, path = url_to_fs(local(spec or "."))
     except ImportError as error:  # fsspec names the package

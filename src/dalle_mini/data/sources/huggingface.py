@@ -21,6 +21,7 @@ from dalle_mini.data.sources.rows import Kinds, Layout, Options, example_of, fin
 from dalle_mini.errors import UserError, listed
 from dalle_mini.runtime import arrow
 from dalle_mini.runtime.files import reason
+from dalle_mini.runtime.installing import install_line
 from dalle_mini.runtime.limits import exceeded
 from dalle_mini.weights.hub.errors import client
 
@@ -184,7 +185,7 @@ def _resolved(address: Address) -> tuple[Address, Dataset | IterableDataset]:
     try:
         import datasets
     except ImportError:
-        raise UserError("reading a Hugging Face data set needs datasets: pip install 'dalle-mini[data]'") from None
+        raise UserError(f"reading a Hugging Face data set needs datasets: {install_line('data')}") from None
     try:
         revision = address.revision
         is_here = os.path.isdir(address.name)

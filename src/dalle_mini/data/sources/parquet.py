@@ -25,6 +25,7 @@ from dalle_mini.errors import UserError, listed
 from dalle_mini.runtime.arrow import is_bytes, is_text, plain_type
 from dalle_mini.runtime.files import reason
 from dalle_mini.runtime.hashing import short_hash
+from dalle_mini.runtime.installing import install_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -251,7 +252,7 @@ def _first_schema(fs: AbstractFileSystem, paths: Sequence[str]) -> pa.Schema:
     try:
         import pyarrow.parquet as pq
     except ImportError:
-        raise UserError("reading Parquet needs pyarrow: pip install 'dalle-mini[data]'") from None
+        raise UserError(f"reading Parquet needs pyarrow: {install_line('data')}") from None
     fault = "there is no file"
     for path in paths[:FEW_FILES]:
         try:

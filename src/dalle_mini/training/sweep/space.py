@@ -17,6 +17,7 @@ from msgspec import UNSET, Meta, Struct, structs
 from dalle_mini.errors import UserError
 from dalle_mini.runtime import parsing
 from dalle_mini.runtime.hashing import short_hash
+from dalle_mini.runtime.installing import install_line
 
 Distribution = Any  # one of Optuna's, which is imported where it is used
 LONGEST = 100  # characters of a point's name
@@ -159,7 +160,7 @@ def imported_optuna() -> ModuleType:
     try:
         import optuna
     except ImportError as error:
-        raise UserError(f"a sweep needs Optuna ({error}): pip install 'dalle-mini[sweep]'") from None
+        raise UserError(f"a sweep needs Optuna ({error}): {install_line('sweep')}") from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dalle_mini.errors import UserError
 from dalle_mini.runtime.files import reason, write_whole
+from dalle_mini.runtime.installing import install_line
 from dalle_mini.runtime.parsing import read_record
 from dalle_mini.training.config.sections import TrackingConfig
 from dalle_mini.training.records import WandbIdentity
@@ -53,7 +54,7 @@ class WandbRun:
             import wandb
         except ImportError:
             raise UserError(
-                "tracking.wandb: wandb is not installed: pip install 'dalle-mini[wandb]', or leave the setting out"
+                f"tracking.wandb: wandb is not installed: {install_line('wandb')}, or leave the setting out"
             ) from None
         self._wandb, self._say, self._checkpoints = wandb, say, tracking.wandb_checkpoints
         self._run = None

@@ -1,6 +1,6 @@
 """Models kept as artifacts of Weights & Biases, `entity/project/name:version`, as DALL·E mini's own were in training.
 
-`pip install wandb` is needed, and a key in `WANDB_API_KEY` or stored by `wandb login`; nobody is ever asked for one.
+The extra `wandb` is needed, and a key in `WANDB_API_KEY` or stored by `wandb login`; nobody is ever asked for one.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dalle_mini.errors import UserError
 from dalle_mini.runtime import files
+from dalle_mini.runtime.installing import install_line
 
 _VERSION = re.compile(r"v\d+")
 
@@ -37,7 +38,7 @@ def fetch(name: str, cache_dir: str | os.PathLike | None = None, local_files_onl
     try:
         import wandb
     except ImportError:
-        raise UserError(f"{name} is a wandb artifact (there is no such folder): pip install wandb") from None
+        raise UserError(f"{name} is a wandb artifact (there is no such folder): {install_line('wandb')}") from None
     try:
         with _no_questions():
             artifact = wandb.Api().artifact(name)
