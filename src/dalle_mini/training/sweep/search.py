@@ -151,6 +151,8 @@ class Sweep:
 
     def _train(self, study: optuna.Study, trial: Trial, point: Point, tell: Say, asked: list[int]) -> None:
         """Run a point until it ends, and tell the journal how. A run that was asked to stop stops the sweep."""
+        from optuna.trial import TrialState
+
         folder = self.output / "runs" / point.name
         log = folder.with_name(f"{point.name}.log")
         command = [*self.command, self.config, "--output", str(folder), "--resume", "auto", *point.assignments]
@@ -159,18 +161,19 @@ class Sweep:
         code, is_pruned = run(command, log, asked, pruner.is_hopeless, tell)
         earlier = [one.user_attrs.get("seconds", 0) for one in study.trials if one.user_attrs["run"] == point.name]
         seconds, found = max(earlier) + time.monotonic() - began, summary(folder, self.plan)
-        state, wrong, words = "FAIL", "stopped", told(found, self.plan)
+        state, wrong, words = TrialState.FAIL, "stopped", told(found, self.plan)
         if code == 0:
-            state, wrong = "COMPLETE", ""
+            state, wrong = TrialState.COMPLETE, ""
             words = [duration(seconds), *words]
         elif is_pruned and code in STOPPED:
-            state, wrong = "PRUNED", ", ".join([f"pruned after {pruner.reported} evaluations", *words])
+            state, wrong = TrialState.PRUNED, ", ".join([f"pruned after {pruner.reported} evaluations", *words])
         elif code is not None and code not in STOPPED:
             wrong = f"failed, exit code {code}: {last_words(log)}"
         elif not asked:
             asked.append(signal.SIGINT if code in (130, -signal.SIGINT) else signal.SIGTERM)
-        value = None if wrong else result(found, self.plan)
-        studies.end(study, trial, state, value, wrong=wrong, seconds=round(seconds, 1), summary=found)
+        for name, value in (("wrong", wrong), ("seconds", round(seconds, 1)), ("summary", found)):
+            trial.set_user_attr(name, value)
+        study.tell(trial, None if wrong else result(found, self.plan), state)
         tell(wrong or ", ".join(words))
 
     def _last(self, study: optuna.Study, planned: Sequence[Point]) -> dict[str, FrozenTrial]:

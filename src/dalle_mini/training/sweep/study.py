@@ -10,7 +10,7 @@ import contextlib
 import copy
 import math
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ TRIES = 100  # draws for one point that was not tried before
 
 
 @contextlib.contextmanager
-def open_study(output: Path, plan: Plan, shared: Mapping[str, Any]) -> Iterator[optuna.Study]:
+def open_study(output: Path, plan: Plan, shared: dict[str, Any]) -> Iterator[optuna.Study]:
     """The study of a plan in the journal of `output`, for this process alone.
 
     Args:
@@ -39,53 +39,50 @@ def open_study(output: Path, plan: Plan, shared: Mapping[str, Any]) -> Iterator[
     Raises:
         UserError: another sweep is at work in the folder, its journal has another `shared`, or it cannot be read.
     """
-    storages = imported_optuna().storages
+    optuna = imported_optuna()
     path = output / JOURNAL
     with contextlib.ExitStack() as held:
         try:
             with files.blamed(path):
                 held.enter_context(files.locked(path))
-                _mend(path)
+                # A crash may leave a line without its end, and Optuna's own lock, for which it would wait.
+                os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+                path.with_name(f"{JOURNAL}.lock").unlink(missing_ok=True)
         except Busy:
             raise UserError(
                 f"{output}: another sweep is at work here: wait until it ends, or name another --output"
             ) from None
         try:
-            storage = storages.JournalStorage(storages.journal.JournalFileBackend(str(path)))
-            study = _study(storage, output, plan, dict(shared))
+            storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
+            earlier = optuna.get_all_study_summaries(storage)
         except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, UserError):
-                raise
             raise UserError(f"{path}: cannot be read ({files.reason(error)}): name another --output") from None
-        yield study
+        for summary in earlier:
+            found = summary.user_attrs.get("shared", shared)
+            if changed := [name for name in shared if found.get(name) != shared[name]]:
+                raise UserError(f"{output} holds a sweep with another {' and '.join(changed)}: name another --output")
+        yield _study(storage, plan, shared)
 
 
-def _mend(path: Path) -> None:
-    """Cut off a last line that a crash left without its end, and Optuna's lock, for which it would wait."""
-    data = path.read_bytes()
-    os.truncate(path, data.rfind(b"\n") + 1)
-    path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
-
-
-def _study(storage, output: Path, plan: Plan, shared: dict[str, Any]) -> optuna.Study:
+def _study(storage, plan: Plan, shared: dict[str, Any]) -> optuna.Study:
+    """The plan's study, with the trials of other studies in the journal that are over, where they fit its space."""
     optuna = imported_optuna()
-    earlier = optuna.get_all_study_summaries(storage)
-    for summary in earlier:
-        found = summary.user_attrs.get("shared", shared)
-        if changed := [name for name in shared if found.get(name) != shared[name]]:
-            raise UserError(f"{output} holds a sweep with another {' and '.join(changed)}: name another --output")
-    pruners, rule = optuna.pruners, plan.early_terminate
+    space, rule, pruners = plan.space, plan.early_terminate, optuna.pruners
     study = optuna.create_study(
         storage=storage,
         pruner=pruners.SuccessiveHalvingPruner(rule.min_iter, rule.eta, 0) if rule else pruners.NopPruner(),
-        study_name=short_hash(repr(sorted(plan.space.items()))),
+        study_name=short_hash(repr(sorted(space.items()))),
         direction=plan.metric.goal,
         load_if_exists=True,
     )
     study.set_user_attr("shared", shared)
-    for summary in earlier:
-        if summary.study_name != study.study_name:
-            _adopt(study, optuna.load_study(study_name=summary.study_name, storage=storage).trials, plan)
+    known = last(filter(is_over, study.trials))
+    for other in optuna.get_all_study_summaries(storage):
+        for trial in optuna.load_study(study_name=other.study_name, storage=storage).trials:
+            if is_over(trial) and trial.user_attrs["run"] not in known and trial.params.keys() == space.keys():
+                trial.distributions = space
+                with contextlib.suppress(ValueError):  # a value that is no longer among the choices
+                    study.add_trial(trial)
     for trial in study.trials:
         # A kill left it. The point is tried again as a new trial, which goes on in its folder.
         if trial.state.name == "WAITING":
@@ -93,16 +90,6 @@ def _study(storage, output: Path, plan: Plan, shared: dict[str, Any]) -> optuna.
         if not trial.state.is_finished():
             study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
     return study
-
-
-def _adopt(study: optuna.Study, trials: list[FrozenTrial], plan: Plan) -> None:
-    """Add trials that are over, where their parameters are in the plan's space and the study has not run the same."""
-    known = {trial.user_attrs.get("run") for trial in study.trials if is_over(trial)}
-    for trial in trials:
-        if is_over(trial) and trial.user_attrs["run"] not in known and trial.params.keys() == plan.space.keys():
-            trial.distributions = dict(plan.space)
-            with contextlib.suppress(ValueError):  # a value that is no longer among the choices
-                study.add_trial(trial)
 
 
 def is_over(trial: FrozenTrial) -> bool:
@@ -119,13 +106,6 @@ def begin(study: optuna.Study, plan: Plan, point: Point) -> Trial:
     """A trial of the study that runs the point."""
     study.enqueue_trial(dict(point.params), user_attrs={"run": point.name})
     return study.ask(plan.space)
-
-
-def end(study: optuna.Study, trial: Trial, state: str, result: float | None, **attrs: Any) -> None:
-    """Write down how a trial ended, with a result if its state is COMPLETE."""
-    for name, value in attrs.items():
-        trial.set_user_attr(name, value)
-    study.tell(trial, result, imported_optuna().trial.TrialState[state])
 
 
 def drawn(plan: Plan, count: int, seed: int) -> list[Point]:
