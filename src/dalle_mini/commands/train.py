@@ -31,10 +31,11 @@ def add_train(verbs) -> None:
         "  dalle-mini train --output runs/mini\n"
         "the shipped model, on pictures of one's own (FOLDER: pictures, each with a .txt beside it):\n"
         "  dalle-mini train finetune-emoji --output runs/mine data.train=FOLDER\n"
-        "the published VQGAN, on pictures of one's own:\n"
-        "  dalle-mini train vqgan-f16-256 --output runs/vqgan data.train=FOLDER\n"
-        "a published CLIP, on pictures and captions of one's own:\n"
-        "  dalle-mini train clip-finetune --output runs/clip data.train=FOLDER",
+        "the shipped VQGAN, on pictures of one's own (without the last two settings: the published one):\n"
+        "  dalle-mini train vqgan-f16-256 --output runs/vqgan data.train=FOLDER training.init_from=shipped \\\n"
+        "      training.perceptual.clip=shipped\n"
+        "the shipped CLIP, on pictures and captions of one's own (without the last setting: a published one):\n"
+        "  dalle-mini train clip-finetune --output runs/clip data.train=FOLDER training.init_from=shipped",
         formatter_class=Help,
     )
     parser.intermixed = True

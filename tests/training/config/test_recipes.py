@@ -10,10 +10,13 @@ import pytest
 from dalle_mini.cli import build_parser, main
 from dalle_mini.errors import UserError
 from dalle_mini.models import DalleBart
+from dalle_mini.models.image_tokenizer import token_grid
+from dalle_mini.text import CaptionTokenizer
 from dalle_mini.training.config import config_file, recipes
 from dalle_mini.training.run.folder import check_here
 from dalle_mini.training.seq2seq.run import Seq2SeqRun
 from dalle_mini.training.tasks import TASKS, load_run
+from dalle_mini.weights.bundle import check_fit, find_part
 from dalle_mini.weights.pretrained import flatten
 
 CONFIGS = recipes.FOLDER
@@ -152,3 +155,36 @@ def test_the_emoji_clip_reads_what_the_emoji_vqgan_draws():
     assert (vision.image_size, vision.image_size // vision.patch_size) == (128, 16)
     assert run.evaluation.pairs == 256
     assert run.training.damage and vision.image_size % run.training.cell == 0
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_recipe_to_try_things_with_fetches_nothing(tmp_path):
+    """Its tokenizer, its VQGAN and what encodes a folder of images are in the package, and fit its model."""
+    run = load_run("micro", [f"data.train={tmp_path}"])
+    named = {"dalle": run.data.tokenizer, "vqgan": run.data.vqgan}
+    shipped = {part: find_part(part, source) for part, source in named.items()}
+    CaptionTokenizer.from_pretrained(shipped["dalle"]).check_vocab_size(run.training.model.encoder_vocab_size)
+    check_fit(run.training.model, token_grid(shipped["vqgan"]), shipped)
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize(
+    ("recipe", "settings"),
+    [
+        ("clip-finetune", ["training.init_from=shipped"]),
+        ("vqgan-f16-256", ["training.init_from=shipped", "training.perceptual.clip=shipped"]),
+    ],
+)
+def test_the_examples_of_help_fetch_nothing(recipe, settings, capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    words = capsys.readouterr().out.replace("\\\n", " ").split()
+    assert recipe in words and all(one in words for one in settings)
+    assert load_run(recipe, settings).training.model is not None
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """No network, and nothing in the Hub's cache."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
