@@ -33,7 +33,8 @@ from dalle_mini.generation.ranking import ClipRanker
 from dalle_mini.generation.scheduling import Request, resolved
 from dalle_mini.imaging.decoding import load_image
 from dalle_mini.imaging.pixels import resize_and_crop
-from dalle_mini.models import VQGAN, DalleBart
+from dalle_mini.models.image_tokenizer import ImageTokenizer, load_image_tokenizer
+from dalle_mini.models.token_model import TokenModel, load_token_model
 from dalle_mini.models.tokens_record import check_tokens, known_tokens, record_rounded
 from dalle_mini.runtime.xla import Jit
 from dalle_mini.settings import GenerationSettings, check_number, check_prompts, check_whole, settings_of_each
@@ -41,7 +42,6 @@ from dalle_mini.text import CaptionNormalizer, CaptionTokenizer
 from dalle_mini.weights.bundle import PARTS, check_fit, find_parts, save_companions
 from dalle_mini.weights.bundle import SHIPPED as SHIPPED  # for those who look for it here
 from dalle_mini.weights.hub.repository import origin
-from dalle_mini.weights.pretrained import Pretrained
 
 MAX_CHARACTERS = 2000  # of a prompt are read: far more than 64 tokens hold, little enough to normalise at once
 PREVIEWS = 8  # of an image while it is drawn
@@ -70,8 +70,8 @@ class DalleMini:
 
     def __init__(
         self,
-        model: DalleBart,
-        vqgan: VQGAN,
+        model: TokenModel,
+        vqgan: ImageTokenizer,
         ranker: ClipRanker,
         tokenizer: CaptionTokenizer,
         normalizer: CaptionNormalizer | None,
@@ -87,11 +87,11 @@ class DalleMini:
         self.folders, self.dtype = folders, dtype
 
     @property
-    def model(self) -> DalleBart:
+    def model(self) -> TokenModel:
         """The seq2seq model, as `optimize_for_decoding` returns it."""
         return self.engine.model
 
-    def use(self, model: DalleBart | None) -> None:
+    def use(self, model: TokenModel | None) -> None:
         """Draw with other parameters of the same network from now on; the compiled programs stay.
 
         None frees the memory of the last ones: nothing can be drawn until there are others.
@@ -153,8 +153,8 @@ class DalleMini:
         compute, others = compute_dtypes(dtype)
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             fits = pool.submit(check_tokens, folders)  # which hashes, and lets this thread run
-            model = DalleBart.from_pretrained(folders["dalle"], dtype=compute)
-            vqgan_model = VQGAN.from_pretrained(folders["vqgan"], dtype=others)
+            model = load_token_model(folders["dalle"], dtype=compute)
+            vqgan_model = load_image_tokenizer(folders["vqgan"], dtype=others)
             check_fit(model.config, vqgan_model, folders)  # before the wait for CLIP
             fits.result()
         return cls(
@@ -177,9 +177,9 @@ class DalleMini:
             UserError: the folder cannot be written.
         """
         folder = Path(folder)
-        networks: tuple[Pretrained, ...] = (undo_optimization(self.model), self.vqgan, self.ranker.clip)
-        for part, network in zip(PARTS, networks, strict=True):
-            network.save_pretrained(folder / part, dtype=dtype)
+        undo_optimization(self.model).save_pretrained(folder / "dalle", dtype)
+        self.vqgan.save_pretrained(folder / "vqgan", dtype)
+        self.ranker.clip.save_pretrained(folder / "clip", dtype)
         self.tokenizer.save(folder / "dalle")
         self.ranker.tokenizer.save(folder / "clip")
         save_companions(self.folders, folder)

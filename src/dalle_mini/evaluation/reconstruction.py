@@ -1,4 +1,4 @@
-"""Metrics of a VQGAN: images to tokens and back."""
+"""Metrics of an image tokenizer: images to tokens and back."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dalle_mini.models import VQGAN
+from dalle_mini.models.image_tokenizer import ImageTokenizer
 from dalle_mini.runtime.xla import Jit
 
 BATCH = 32  # images of a compiled call
@@ -17,7 +17,7 @@ K1, K2 = 0.01, 0.03
 
 
 def reconstruct(
-    vqgan: VQGAN, images: np.ndarray, progress: Callable[[int, int], None] | None = None
+    tokenizer: ImageTokenizer, images: np.ndarray, progress: Callable[[int, int], None] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Encode and decode images.
 
@@ -27,7 +27,7 @@ def reconstruct(
     Returns:
         Reconstructions, float32 [n, H, W, 3] clipped to [0, 1], and tokens, int32 [n, h * w].
     """
-    graphdef, state = nnx.split(vqgan)
+    graphdef, state = nnx.split(tokenizer)
     made, tokens = [], []
     for start in range(0, len(images), BATCH):
         rows = images[start : start + BATCH]
@@ -51,9 +51,9 @@ def measure(images: np.ndarray, made: np.ndarray, tokens: np.ndarray, n_embed: i
 
 @partial(Jit, static_argnums=0)
 def _there_and_back(graphdef: nnx.GraphDef, state: nnx.State, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-    vqgan = nnx.merge(graphdef, state)
-    tokens = vqgan.encode(images.astype(jnp.float32) / 255)
-    return jnp.clip(vqgan.decode(tokens), 0, 1), tokens
+    tokenizer = nnx.merge(graphdef, state)
+    tokens = tokenizer.encode(images.astype(jnp.float32) / 255)
+    return jnp.clip(tokenizer.decode(tokens), 0, 1), tokens
 
 
 def psnr(images: np.ndarray, made: np.ndarray) -> float:

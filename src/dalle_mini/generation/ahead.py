@@ -12,10 +12,9 @@ import numpy as np
 from dalle_mini.generation.decode import compile_tokens
 from dalle_mini.generation.memory import batch_that_fits
 from dalle_mini.generation.scheduling import Request, decoding_arguments, resolved, schedule
-from dalle_mini.models.config import DalleBartConfig
 from dalle_mini.models.image_tokenizer import token_grid
+from dalle_mini.models.token_model import token_model_config
 from dalle_mini.settings import GenerationSettings
-from dalle_mini.weights.folder import load_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Ahead:
 
     def compile(self, folders: Mapping[str, Path], dtype, *, int8: bool) -> None:
         """Compile what `Engine.run` decodes the first of these prompts with; only the shapes of their texts count."""
-        config, tokenizer = DalleBartConfig.from_dict(load_config(folders["dalle"])), token_grid(folders["vqgan"])
+        config, tokenizer = token_model_config(folders["dalle"]), token_grid(folders["vqgan"])
         settings, devices = resolved(self.settings, config, tokenizer.codebook_size), jax.local_devices()
         blank = np.zeros((2, config.text_length), np.int32)
         requests = [Request(prompt, prompt, settings, blank, blank) for prompt in self.prompts]

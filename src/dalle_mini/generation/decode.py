@@ -24,9 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dalle_mini.generation.optimize import optimize_for_decoding, optimized_shapes
 from dalle_mini.generation.sampling import guidance_at, guide, is_guided, mask_beyond, resolve, sample
-from dalle_mini.models.config import DalleBartConfig
-from dalle_mini.models.dalle_bart import DalleBart
-from dalle_mini.models.token_model import TokenModel
+from dalle_mini.models.token_model import TokenModel, TokenModelConfig
 from dalle_mini.runtime.xla import Jit
 from dalle_mini.settings import SamplingParams
 
@@ -98,8 +96,7 @@ def stream_tokens(
     Raises:
       ValueError: guidance is not 1 and the unconditional rows are missing; the devices cannot share the work evenly.
     """
-    if isinstance(model, DalleBart):
-        model = optimize_for_decoding(model)
+    model = optimize_for_decoding(model)
     call = _call(model, input_ids, attention_mask, keys, **options)
     params = call.params if call.programs.mesh is None else _on_all(call.params, call.programs.mesh)
     context, state = prefill(call.programs, params, call.text, call.keys)
@@ -117,7 +114,7 @@ def stream_tokens(
 
 
 def compile_tokens(
-    config: DalleBartConfig,
+    config: TokenModelConfig,
     dtype,
     input_ids: jax.Array,
     attention_mask: jax.Array,
@@ -172,7 +169,7 @@ def _call(
     keys = keys[:, None] if keys.ndim == 1 else keys
     vocabulary = model.vocabulary_size
     codebook_size = vocabulary - 1 if codebook_size is None else min(vocabulary, codebook_size)
-    sampling = resolve(asked, len(keys), codebook_size, model.sampling.top_k)
+    sampling = resolve(asked, len(keys), codebook_size, model.config.sampling.top_k)
     guided = is_guided(sampling)
     text = [np.stack([input_ids, attention_mask])]  # [2, P, S] each
     if guided:
@@ -194,7 +191,7 @@ def _call(
     return Call(programs, params, np.stack(text).astype(np.int32), keys, sampling, kept)
 
 
-def replicated(model: DalleBart, devices: Sequence[jax.Device]) -> DalleBart:
+def replicated(model: TokenModel, devices: Sequence[jax.Device]) -> TokenModel:
     """The model on each device, so that `stream_tokens` need not take it there."""
     graphdef, params = nnx.split(model)
     return nnx.merge(graphdef, _on_all(params, mesh_of(devices, len(devices), 1)))
@@ -223,7 +220,7 @@ def _on_all(params, mesh: Mesh):
 def cache_lengths(model: TokenModel) -> list[int]:
     """The positions at which the cache grows, and the end. They depend on the model alone, as rounding may on them."""
     length = model.image_length
-    parts = CACHES if length * model.cache_width >= LARGE_CACHE else 1
+    parts = CACHES if length * model.config.cache_width >= LARGE_CACHE else 1
     return sorted({-(-length * part // parts) for part in range(1, parts + 1)})
 
 

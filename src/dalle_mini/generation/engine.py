@@ -25,8 +25,8 @@ from dalle_mini.generation.memory import batch_that_fits
 from dalle_mini.generation.pixels import PixelDecoder
 from dalle_mini.generation.ranking import ClipRanker
 from dalle_mini.generation.scheduling import Group, Request, decoding_arguments, schedule
-from dalle_mini.models import DalleBart
 from dalle_mini.models.image_tokenizer import ImageTokenizer
+from dalle_mini.models.token_model import TokenModel
 from dalle_mini.settings import GenerationSettings, check_whole
 
 Progress = Callable[[str, int, int], None]
@@ -98,7 +98,7 @@ class Engine:
 
     def __init__(
         self,
-        model: DalleBart,
+        model: TokenModel,
         tokenizer: ImageTokenizer,
         ranker: ClipRanker,
         devices: Sequence[jax.Device] | None = None,
@@ -109,14 +109,14 @@ class Engine:
         self._compiled = False  # or about to be
         self.use(model)
 
-    def use(self, model: DalleBart | None) -> None:
+    def use(self, model: TokenModel | None) -> None:
         """Draw with this model from now on: other parameters of the same network, as the compiled programs stay.
 
         None frees the memory of the last one.
         """
         if model is not None and len(self.devices) > 1:
             model = replicated(model, self.devices)
-        self.model: DalleBart = model  # type: ignore[assignment]  # None until the next call: nothing can be drawn
+        self.model: TokenModel = model  # type: ignore[assignment]  # None until the next call: nothing can be drawn
 
     @overload
     def run(
@@ -168,7 +168,7 @@ class Engine:
         if batch_size is not None:
             check_whole("batch_size", batch_size, 1)
         else:
-            batch_size = batch_that_fits(self.model.config, self.model.lm_head.dtype, self.tokenizer, self.devices)
+            batch_size = batch_that_fits(self.model.config, self.model.dtype, self.tokenizer, self.devices)
         if overlap is None:
             overlap = jax.default_backend() != "cpu"
         processes, process = (1, 0) if alone else (jax.process_count(), jax.process_index())

@@ -9,8 +9,8 @@ import jax
 import psutil
 
 from dalle_mini.generation.optimize import step_dtype
-from dalle_mini.models.config import DalleBartConfig
 from dalle_mini.models.image_tokenizer import TokenGrid
+from dalle_mini.models.token_model import TokenModelConfig
 
 MOST = 32  # a device: beyond it arithmetic binds, and more only takes more memory
 SHARE = 0.8  # of the memory that is free now; the rest is for others and for what the compiler keeps
@@ -18,7 +18,7 @@ CGROUP = Path("/sys/fs/cgroup")
 GROWTH = 1.75  # the old cache is there while the new one is filled: 3/4 of it at the last step
 
 
-def batch_that_fits(config: DalleBartConfig, dtype, tokenizer: TokenGrid, devices: Sequence[jax.Device]) -> int:
+def batch_that_fits(config: TokenModelConfig, dtype, tokenizer: TokenGrid, devices: Sequence[jax.Device]) -> int:
     """The images that all devices together draw in one call: at least 1 each, at most `MOST` each."""
     room = SHARE * free_bytes(devices[0]) - decoding_bytes(tokenizer, devices[0])
     if devices[0].platform == "cpu":
@@ -26,7 +26,7 @@ def batch_that_fits(config: DalleBartConfig, dtype, tokenizer: TokenGrid, device
     return len(devices) * max(1, min(MOST, int(room // image_bytes(config, dtype))))
 
 
-def image_bytes(config: DalleBartConfig, dtype) -> int:
+def image_bytes(config: TokenModelConfig, dtype) -> int:
     """Bytes for drawing one image and its unconditional row: keys and values, logits and what sampling sorts."""
     cache = 2 * config.cache_width * config.image_length * step_dtype(dtype).itemsize
     logits = 2 * 8 * 4 * config.image_vocab_size

@@ -28,10 +28,9 @@ from flax import nnx
 
 from dalle_mini.errors import UserError
 from dalle_mini.generation.cpu.tiles import TiledLinear
-from dalle_mini.models.config import DalleBartConfig
 from dalle_mini.models.dalle_bart import DalleBart, Layer, unstack_layers
 from dalle_mini.models.linear import Linear, product
-from dalle_mini.models.token_model import TokenModel
+from dalle_mini.models.token_model import TokenModel, TokenModelConfig, token_model_shapes
 from dalle_mini.weights.pretrained import compute_dtype
 
 LEAST_ROWS = 2  # in a step: the product of a single row is another routine with another rounding
@@ -90,9 +89,11 @@ M = TypeVar("M", bound=nnx.Module)
 
 
 def optimize_for_decoding(
-    model: DalleBart, *, int8: bool = False, consume: bool = False, platform: str | None = None
-) -> DalleBart:
-    """The same model with its decoder in the form that decoding reads fastest; one in that form is returned as it is.
+    model: TokenModel, *, int8: bool = False, consume: bool = False, platform: str | None = None
+) -> TokenModel:
+    """The same model with its decoder in the form that decoding reads fastest.
+
+    One that has this form, and a network that has one form alone, is returned as it is.
 
     Args:
         int8: round the decoder's linear layers to 8 bits.
@@ -100,9 +101,9 @@ def optimize_for_decoding(
             is of no use afterwards. Without it `model` stays whole, and shares the parameters that are not changed.
         platform: "cpu", "gpu" or "tpu", where it will compute; JAX's default is the default.
     """
-    if is_optimized(model):
+    if not isinstance(model, DalleBart) or is_optimized(model):
         return model
-    ready, dtype = nnx.merge(*nnx.split(model)), model.lm_head.dtype
+    ready, dtype = nnx.merge(*nnx.split(model)), model.dtype
     on_cpu = (platform or jax.default_backend()) == "cpu"
     between = step_dtype(dtype, platform)
     make: Callable[[nnx.Linear], nnx.Module]
@@ -144,31 +145,30 @@ def step_dtype(dtype, platform: str | None = None) -> np.dtype:
     return jnp.dtype(jnp.float32 if wide else dtype)
 
 
-def optimized_shapes(config: DalleBartConfig, dtype, **options) -> tuple[nnx.GraphDef, nnx.State]:
+def optimized_shapes(config: TokenModelConfig, dtype, **options) -> tuple[nnx.GraphDef, nnx.State]:
     """The shapes of what `optimize_for_decoding` makes, with these options, of a model of this configuration."""
-    graph, state = DalleBart.shapes(config, dtype)
+    graph, state = token_model_shapes(config, dtype)
     state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), state)
     return nnx.split(nnx.eval_shape(lambda state: optimize_for_decoding(nnx.merge(graph, state), **options), state))
 
 
-def is_optimized(model: TokenModel) -> bool:
-    """Whether there is nothing to do: other networks than DalleBart have one form alone."""
-    return not isinstance(model, DalleBart) or not isinstance(model.lm_head, nnx.Linear)
+def is_optimized(model: DalleBart) -> bool:
+    return not isinstance(model.lm_head, nnx.Linear)
 
 
-def undo_optimization(model: DalleBart) -> DalleBart:
+def undo_optimization(model: TokenModel) -> TokenModel:
     """The inverse of `optimize_for_decoding`, for saving.
 
     Raises:
         UserError: the weights are int8, which are not those that were loaded.
     """
-    if not is_optimized(model):
+    if not isinstance(model, DalleBart) or not is_optimized(model):
         return model
     if isinstance(model.lm_head, Int8Linear):
         raise UserError("int8 weights are for drawing alone: load the model in another dtype to save it")
     ready = nnx.merge(*nnx.split(model))
     swap(ready, RowLinear | TiledLinear, _plain)
-    _compute_in(ready.decoder, model.lm_head.dtype)
+    _compute_in(ready.decoder, model.dtype)
     _multiply_with(ready.encoder, product)
     for stack in (ready.encoder, ready.decoder):
         if isinstance(stack.layers, nnx.List) and model.config.layers_are_alike(len(stack.layers)):

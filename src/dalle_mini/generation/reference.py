@@ -43,7 +43,7 @@ def draw_image(
     """
     length = model.image_length
     codebook_size = model.vocabulary_size - 1 if codebook_size is None else codebook_size
-    sampling = resolve(sampling or SamplingParams(), 1, codebook_size, model.sampling.top_k)
+    sampling = resolve(sampling or SamplingParams(), 1, codebook_size, model.config.sampling.top_k)
     tokens = np.zeros(length, np.int32)
     for t in range(length):
         # The decoder's input is the tokens so far behind the start token; causal, it ignores the zeros that follow.

@@ -20,7 +20,7 @@ from dalle_mini.generation.canvas import Canvas
 from dalle_mini.generation.memory import chunked
 from dalle_mini.generation.optimize import LEAST_ROWS
 from dalle_mini.generation.sampling import stack
-from dalle_mini.models.config import DalleBartConfig
+from dalle_mini.models.token_model import TokenModelConfig
 from dalle_mini.settings import GenerationSettings
 
 
@@ -124,11 +124,11 @@ def decoding_arguments(
     }
 
 
-def resolved(settings: GenerationSettings, config: DalleBartConfig, codebook_size: int) -> GenerationSettings:
+def resolved(settings: GenerationSettings, config: TokenModelConfig, codebook_size: int) -> GenerationSettings:
     """The settings with the model's own values where nothing was asked for."""
     own = dataclasses.asdict(config.sampling)
     chosen = {name: value for name, value in own.items() if getattr(settings, name) is None}
-    wanted = settings.top_k or config.top_k or codebook_size  # 0 in a config means no limit
+    wanted = settings.top_k or config.sampling.top_k or codebook_size  # 0 in a config means no limit
     return dataclasses.replace(settings, **chosen | {"top_k": min(wanted, codebook_size)})
 
 

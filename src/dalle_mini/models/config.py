@@ -338,6 +338,11 @@ class VQGANConfig(Config):
         return self.resolution**2 * self.ch
 
     @property
+    def token_rule(self) -> str:
+        """What decides the tokens besides the parameters; "gumbel" has parameters of its own."""
+        return "cosine" if self.quantizer == "cosine" else ""
+
+    @property
     def downscale(self) -> int:
         """Pixels a token's side covers: the f of f16."""
         return 2 ** (len(self.ch_mult) - 1)

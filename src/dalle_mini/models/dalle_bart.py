@@ -31,7 +31,6 @@ from dalle_mini.models.layers import (
     split_keys,
 )
 from dalle_mini.models.linear import Linear
-from dalle_mini.settings import SamplingParams
 from dalle_mini.weights import key_mapping
 from dalle_mini.weights.pretrained import Pretrained
 
@@ -324,6 +323,10 @@ class DalleBart(Pretrained, nnx.Module):
     # The rest makes it a `TokenModel`; see there for shapes.
 
     @property
+    def dtype(self) -> jnp.dtype:
+        return jnp.dtype(self.lm_head.dtype)
+
+    @property
     def image_length(self) -> int:
         return self.config.image_length
 
@@ -334,14 +337,6 @@ class DalleBart(Pretrained, nnx.Module):
     @property
     def start_token(self) -> int:
         return self.config.start_token
-
-    @property
-    def cache_width(self) -> int:
-        return self.config.cache_width
-
-    @property
-    def sampling(self) -> SamplingParams:
-        return self.config.sampling
 
     def prefill(self, input_ids, attention_mask, candidates: int, room: int) -> tuple[Context, list[KVCache]]:
         # One by one: the same numbers for a caption whatever the others are.

@@ -1,14 +1,18 @@
-"""The protocol of networks that turn images into tokens and back. `VQGAN` is the first."""
+"""The protocol of networks that turn images into tokens and back, and how one is loaded. `VQGAN` is the first."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import jax
+import jax.numpy as jnp
 
-from dalle_mini.models.config import VQGANConfig
+from dalle_mini.models.vqgan import VQGAN
 from dalle_mini.weights.folder import load_config
+from dalle_mini.weights.pretrained import class_of
+
+NETWORKS = (VQGAN,)  # all image tokenizers; the first also reads the files that do not say what they are
 
 
 class TokenGrid(Protocol):
@@ -30,9 +34,19 @@ class TokenGrid(Protocol):
     def widest(self) -> int:
         """Numbers in the largest feature map of one image's decoding, for planning memory."""
 
+    @property
+    def token_rule(self) -> str:
+        """What decides an image's tokens besides the parameters, for their fingerprint; "" for the nearest code."""
+
 
 class ImageTokenizer(TokenGrid, Protocol):
-    """Images to discrete tokens and back. Every image is float in [0, 1]; tokens are row by row."""
+    """Images to discrete tokens and back. Every image is float in [0, 1]; tokens are row by row.
+
+    Attributes:
+      encoding_parts: the modules whose parameters decide an image's tokens, in the order of the fingerprint.
+    """
+
+    encoding_parts: ClassVar[tuple[str, ...]]
 
     @property
     def pixel_range(self) -> tuple[float, float]:
@@ -56,6 +70,22 @@ class ImageTokenizer(TokenGrid, Protocol):
         """Probabilities, float [batch, n, codebook_size], to images as `decode` makes them; differentiable."""
         ...
 
+    def save_pretrained(self, folder: str | Path, dtype=None) -> None:
+        """Write config and weights into a folder, as `weights.pretrained.Pretrained` does."""
+        ...
+
+
+def load_image_tokenizer(folder: Path, dtype=jnp.float32) -> ImageTokenizer:
+    """The image tokenizer in a folder, of the class that its config names.
+
+    Args:
+      dtype: of the parameters and of the computation, whatever the file stores.
+
+    Raises:
+      UserError: a file is missing, damaged or of another network.
+    """
+    return class_of(folder, NETWORKS).from_pretrained(folder, dtype)
+
 
 def token_grid(folder: Path) -> TokenGrid:
     """The sizes of the image tokenizer in a folder, from its config alone.
@@ -63,4 +93,4 @@ def token_grid(folder: Path) -> TokenGrid:
     Raises:
       UserError: the config is missing, damaged or of another network.
     """
-    return VQGANConfig.from_dict(load_config(folder))
+    return class_of(folder, NETWORKS).config_class.from_dict(load_config(folder))

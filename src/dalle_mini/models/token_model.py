@@ -1,15 +1,55 @@
-"""The protocol of networks that write images token by token. `DalleBart` is the first.
+"""The protocol of networks that write images token by token, and how one is loaded. `DalleBart` is the first.
 
 Shapes: R captions of S tokens, C candidate images of each, W new positions of each, V the size of the vocabulary.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
+from flax import nnx
 
+from dalle_mini.models.dalle_bart import DalleBart
 from dalle_mini.settings import SamplingParams
+from dalle_mini.weights.folder import load_config
+from dalle_mini.weights.pretrained import class_of
+
+NETWORKS = (DalleBart,)  # all token models; the first also reads the files that do not say what they are
+
+
+class TokenModelConfig(Protocol):
+    """What is known of a token model from its config, before the weights are read."""
+
+    @property
+    def encoder_vocab_size(self) -> int:
+        """Number of different tokens of a caption."""
+
+    @property
+    def text_length(self) -> int:
+        """S: tokens of every caption, which are padded and cut to it."""
+
+    @property
+    def normalize_text(self) -> bool:
+        """Whether captions are normalised ahead of the tokenizer."""
+
+    @property
+    def image_vocab_size(self) -> int:
+        """Number of different tokens of an image, at least as many as the image tokenizer's codes."""
+
+    @property
+    def image_length(self) -> int:
+        """Tokens of an image."""
+
+    @property
+    def cache_width(self) -> int:
+        """Numbers that the cache keeps of one position of one row."""
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """The sampling rule where the user asks for nothing else."""
 
 
 class TokenModel(Protocol):
@@ -19,6 +59,14 @@ class TokenModel(Protocol):
     axes alone: R in every leaf of a context, R C in every leaf of a cache, caption after caption. It may reshape that
     axis in between, and split it among devices.
     """
+
+    @property
+    def config(self) -> TokenModelConfig:
+        """The config that it was built with."""
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The type of its products with weights, as it was loaded."""
 
     @property
     def image_length(self) -> int:
@@ -31,14 +79,6 @@ class TokenModel(Protocol):
     @property
     def start_token(self) -> int:
         """The id that goes in ahead of an image's first token."""
-
-    @property
-    def cache_width(self) -> int:
-        """Numbers that the cache keeps of one position of one row."""
-
-    @property
-    def sampling(self) -> SamplingParams:
-        """The sampling rule where the user asks for nothing else."""
 
     def __call__(self, input_ids: jax.Array, attention_mask: jax.Array, decoder_input_ids: jax.Array) -> jax.Array:
         """Teacher forcing: int [R, S], int [R, S] and int [R, T], which begins with the start token, to logits.
@@ -73,3 +113,34 @@ class TokenModel(Protocol):
     def rollback(self, cache: Any, length: jax.Array | int) -> Any:
         """The cache as it was when the first `length` positions were written: the next step is at `length`."""
         ...
+
+    def save_pretrained(self, folder: str | Path, dtype=None) -> None:
+        """Write config and weights into a folder, as `weights.pretrained.Pretrained` does."""
+        ...
+
+
+def load_token_model(folder: Path, dtype=jnp.float32) -> TokenModel:
+    """The token model in a folder, of the class that its config names.
+
+    Args:
+      dtype: of the parameters and of the computation, whatever the file stores.
+
+    Raises:
+      UserError: a file is missing, damaged or of another network.
+    """
+    return class_of(folder, NETWORKS).from_pretrained(folder, dtype)
+
+
+def token_model_config(folder: Path) -> TokenModelConfig:
+    """The config of the token model in a folder, without its weights.
+
+    Raises:
+      UserError: the config is missing, damaged or of another network.
+    """
+    return class_of(folder, NETWORKS).config_class.from_dict(load_config(folder))
+
+
+def token_model_shapes(config: TokenModelConfig, dtype) -> tuple[nnx.GraphDef, nnx.State]:
+    """The structure and the shapes of the token model of a config."""
+    network = next(one for one in NETWORKS if one.config_class is type(config))
+    return network.shapes(config, dtype)

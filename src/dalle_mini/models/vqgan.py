@@ -12,6 +12,7 @@ Feature maps are [batch, height, width, channels] throughout.
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -273,6 +274,7 @@ class VQGAN(Pretrained, nnx.Module):
     config: VQGANConfig
     config_class = VQGANConfig
     map_keys = staticmethod(key_mapping.vqgan)
+    encoding_parts: ClassVar[tuple[str, ...]] = ("encoder", "quant_conv", "codebook", "code_logits")
 
     def __init__(self, config: VQGANConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
         self.config = config
@@ -303,6 +305,10 @@ class VQGAN(Pretrained, nnx.Module):
     @property
     def widest(self) -> int:
         return self.config.widest
+
+    @property
+    def token_rule(self) -> str:
+        return self.config.token_rule
 
     @property
     def pixel_range(self) -> tuple[int, int]:

@@ -69,12 +69,12 @@ def _decoder(folder: Path, of: TokensOf, named: str | Path | None, hub: dict):
     import jax
 
     from dalle_mini.generation.pixels import PixelDecoder
-    from dalle_mini.models import VQGAN
     from dalle_mini.models.fingerprint import fingerprint
+    from dalle_mini.models.image_tokenizer import load_image_tokenizer
     from dalle_mini.weights.bundle import find_part
 
     try:
-        vqgan = VQGAN.from_pretrained(find_part("vqgan", named or of.source, **hub))
+        vqgan = load_image_tokenizer(find_part("vqgan", named or of.source, **hub))
     except UserError as error:
         if named is not None:
             raise

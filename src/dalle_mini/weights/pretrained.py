@@ -4,7 +4,7 @@ import functools
 import math
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
@@ -25,6 +25,8 @@ ALIGNMENT = 64  # bytes: JAX on a CPU takes memory so aligned as it is, and copi
 
 class ModelConfig(Protocol):
     """The configuration of a model, as `config.json` has it."""
+
+    model_type: ClassVar[str]
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -132,6 +134,20 @@ class Pretrained:
         from dalle_mini.weights.publish import push
 
         return push(self.save_pretrained, repo_id, **options)
+
+
+Network = TypeVar("Network", bound=Pretrained)
+
+
+def class_of(folder: Path, networks: Sequence[type[Network]]) -> type[Network]:
+    """The network whose `model_type` the config of a folder has; the first, which complains, where it is none's.
+
+    Raises:
+        UserError: the config is missing or damaged.
+    """
+    with blaming_cache(folder):
+        kind = load_config(folder).get("model_type")
+    return next((one for one in networks if one.config_class.model_type == kind), networks[0])
 
 
 class SameKeys:

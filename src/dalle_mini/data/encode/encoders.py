@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from dalle_mini.imaging.clip_pixels import clip_pixels
-from dalle_mini.models import VQGAN
+from dalle_mini.models.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from dalle_mini.runtime.xla import Jit
 from dalle_mini.weights.bundle import SHIPPED_NAME, find_part
 
@@ -38,10 +38,10 @@ class Weights:
     clip: str = SHIPPED_NAME
     options: tuple[tuple[str, Any], ...] = ()
 
-    def load(self, *, with_clip: bool) -> tuple[VQGAN, ClipRanker | None]:
+    def load(self, *, with_clip: bool) -> tuple[ImageTokenizer, ClipRanker | None]:
         """Raises UserError where one cannot be read or fetched."""
         options = dict(self.options)
-        vqgan = VQGAN.from_pretrained(find_part("vqgan", self.vqgan, **options))
+        vqgan = load_image_tokenizer(find_part("vqgan", self.vqgan, **options))
         if not with_clip:
             return vqgan, None
         from dalle_mini.generation.ranking import ClipRanker
@@ -62,7 +62,7 @@ class Networks:
 
     def __init__(
         self,
-        vqgan: VQGAN,
+        vqgan: ImageTokenizer,
         ranker: ClipRanker | None,
         batch_size: int,
         devices: Sequence[jax.Device] | None = None,

@@ -25,7 +25,7 @@ from dalle_mini.runtime.parsing import ParseError, convert, parse_json
 
 if TYPE_CHECKING:
     from dalle_mini.generation.ranking import ClipRanker
-    from dalle_mini.models import VQGAN
+    from dalle_mini.models.image_tokenizer import ImageTokenizer
 
 RUN = f"{WORK}/run.json"
 
@@ -134,7 +134,7 @@ class Run:
         chosen = [(number, self.parts[number]) for number in numbers]
         encode_parts(chosen, self.preparation, self._networks, folder, self.id, workers=workers, progress=report)
 
-    def _load(self) -> tuple[VQGAN, ClipRanker | None]:
+    def _load(self) -> tuple[ImageTokenizer, ClipRanker | None]:
         vqgan, ranker = self._models or self.weights.load(with_clip=self.options.clip_scores)
         found = [fingerprint(vqgan), ranker and clip_fingerprint(ranker.clip)]
         if found != [self.vqgan.identity, self.clip and self.clip["identity"]]:

@@ -25,7 +25,7 @@ from dalle_mini.runtime.hashing import short_hash
 from dalle_mini.runtime.paths import no_folder
 
 if TYPE_CHECKING:
-    from dalle_mini.models import VQGAN
+    from dalle_mini.models.image_tokenizer import ImageTokenizer
 
 ORIGINAL_CODES = 16_384  # of the VQGAN of the original
 _FINGERPRINT = re.compile(r"[0-9a-f]{16}")
@@ -39,7 +39,7 @@ class TokenDataset:
             such files; or either of these with Parquet files as the original's notebook made them: columns `caption`
             and `encoding`, in folders `train` and `validation`, or all in one, which is `train`.
         split: "train" or "validation".
-        vqgan: the VQGAN whose tokens they are: a folder, a repository, a loaded `VQGAN`, or its fingerprint. It must be
+        vqgan: the VQGAN whose tokens they are: a folder, a repository, a loaded one, or its fingerprint. It must be
             named for files of the original's notebook, which do not tell; a fingerprint alone stands for a codebook of
             16,384 codes, as the original's. For all other files it is a check.
         revision, token, cache_dir, local_files_only: of a repository, as of `weights.hub.repository.resolve`.
@@ -62,7 +62,7 @@ class TokenDataset:
         source: str | Path,
         split: str = "train",
         *,
-        vqgan: str | Path | VQGAN | None = None,
+        vqgan: str | Path | ImageTokenizer | None = None,
         revision: str | None = None,
         token: str | None = None,
         cache_dir: str | Path | None = None,
@@ -144,7 +144,7 @@ class TokenDataset:
             )
         return tokens
 
-    def _ours(self, vqgan: str | Path | VQGAN | None) -> tuple[list[ShardFile], pa.Schema]:
+    def _ours(self, vqgan: str | Path | ImageTokenizer | None) -> tuple[list[ShardFile], pa.Schema]:
         """A folder that `encode` wrote: its manifest says what it is."""
         self.manifest = manifest = Manifest.read(self.folder)
         of = manifest.vqgan
@@ -158,7 +158,9 @@ class TokenDataset:
         shards = [ShardFile(self.folder / one.file, one.rows, one.sha256) for one in split.shards] if split else []
         return shards, schema(self.image_length, self.codebook_size)
 
-    def _notebooks(self, vqgan: str | Path | VQGAN | None, paths: list[Path]) -> tuple[list[ShardFile], pa.Schema]:
+    def _notebooks(
+        self, vqgan: str | Path | ImageTokenizer | None, paths: list[Path]
+    ) -> tuple[list[ShardFile], pa.Schema]:
         """The shards of the original's notebook: columns `caption` and `encoding`, and not a word of the VQGAN."""
         footers = [footer(path) for path in paths]
         first = next((shard for shard in footers if shard.rows), None)
@@ -189,15 +191,15 @@ class TokenDataset:
         return tokens.flatten().to_numpy().reshape(-1, self.image_length)
 
 
-def known_vqgan(vqgan: str | Path | VQGAN) -> tuple[str, int]:
+def known_vqgan(vqgan: str | Path | ImageTokenizer) -> tuple[str, int]:
     """(fingerprint, number of codes) of a VQGAN: a loaded one, a folder, a repository of the Hub, or a fingerprint."""
     if isinstance(vqgan, str) and _FINGERPRINT.fullmatch(vqgan):
         return vqgan, ORIGINAL_CODES
-    from dalle_mini.models import VQGAN
     from dalle_mini.models.fingerprint import fingerprint
+    from dalle_mini.models.image_tokenizer import load_image_tokenizer
     from dalle_mini.weights.bundle import find_part
 
-    model = vqgan if isinstance(vqgan, VQGAN) else VQGAN.from_pretrained(find_part("vqgan", vqgan))
+    model = load_image_tokenizer(find_part("vqgan", vqgan)) if isinstance(vqgan, str | Path) else vqgan
     return fingerprint(model), model.codebook_size
 
 

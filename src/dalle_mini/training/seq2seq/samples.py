@@ -15,10 +15,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from dalle_mini.errors import UserError
 from dalle_mini.generation.ranking import ClipRanker
-from dalle_mini.models import VQGAN, DalleBart
-from dalle_mini.models.config import DalleBartConfig
 from dalle_mini.models.fingerprint import fingerprint
-from dalle_mini.models.image_tokenizer import token_grid
+from dalle_mini.models.image_tokenizer import load_image_tokenizer, token_grid
+from dalle_mini.models.token_model import TokenModel, TokenModelConfig, token_model_shapes
 from dalle_mini.runtime.files import reason
 from dalle_mini.settings import GenerationSettings, check_prompts
 from dalle_mini.text import CaptionNormalizer, CaptionTokenizer
@@ -52,7 +51,7 @@ class PromptSampler:
     def __init__(
         self,
         config: SampleConfig,
-        model: DalleBartConfig,
+        model: TokenModelConfig,
         tokenizer: CaptionTokenizer,
         normalizer: CaptionNormalizer | None,
         *,
@@ -77,7 +76,7 @@ class PromptSampler:
         problem = None
         if jax.process_index() == 0:
             try:
-                self._vqgan = VQGAN.from_pretrained(folder)
+                self._vqgan = load_image_tokenizer(folder)
                 if trained_on is not None and fingerprint(self._vqgan) != trained_on:
                     raise UserError(f"{folder}: not the VQGAN whose tokens this run is trained on ({trained_on})")
                 # Nothing but scores is asked of it here.
@@ -87,14 +86,14 @@ class PromptSampler:
         end_together(problem)
 
     def draw(self, params: Any) -> list[Sample]:
-        """The prompts' images by a pure dict of DalleBart's parameters, sharded or not. Padding at ends is cut off.
+        """The prompts' images by a pure dict of the model's parameters, sharded or not. Padding at ends is cut off.
 
         All processes must call it, since they gather the parameters together. Process 0 draws on its first device and
         returns the samples; the others return none. A failure is logged and does not end the run.
         """
         if not self.prompts:
             return []
-        graphdef, shapes = DalleBart.shapes(self.model, self.dtype)
+        graphdef, shapes = token_model_shapes(self.model, self.dtype)
         whole = jax.tree.map(
             lambda leaf, wanted: _on_host(leaf, wanted.shape, self.dtype), params, nnx.to_pure_dict(shapes)
         )
@@ -109,7 +108,7 @@ class PromptSampler:
             if self._pipe is not None:
                 self._pipe.use(None)  # the memory is training's again
 
-    def _draw(self, model: DalleBart) -> list[Sample]:
+    def _draw(self, model: TokenModel) -> list[Sample]:
         from dalle_mini.pipeline import DalleMini
 
         if self._pipe is None:
