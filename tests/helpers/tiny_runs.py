@@ -149,8 +149,8 @@ class Tokens:
         return {"rows": len(self.table["labels"])}
 
 
-def make(name: str, folder: Path, loop: LoopConfig, config=None, train=None):
-    """The trainer of that name. `folder` holds its tokenizer, made if need be."""
+def make(name: str, folder: Path, loop: LoopConfig, config=None, train=None, **options):
+    """The trainer of that name. `folder` holds its tokenizer, made if need be; `options` are for CLIP's."""
     sizes = {"batch_size": loop.batch_size, "seed": loop.seed}
     if name == "seq2seq":
         tokenizer = train_caption_tokenizer([f" {caption}" for caption in CAPTIONS], 300, folder / "tokenizer")
@@ -160,7 +160,7 @@ def make(name: str, folder: Path, loop: LoopConfig, config=None, train=None):
     if name == "vqgan":
         return VQGANTrainer(config or VQGAN, train, Pictures(), **sizes)
     tokenizer = train_clip_tokenizer(CAPTIONS, 600, folder / "tokenizer")
-    return CLIPTrainer(config or CLIP, train, Pictures(), tokenizer, PREPROCESSOR, **sizes)
+    return CLIPTrainer(config or CLIP, train, Pictures(), tokenizer, PREPROCESSOR, **sizes, **options)
 
 
 def short_loop(**changes) -> LoopConfig:

@@ -100,10 +100,12 @@ class Several(Pictures):
 
 def test_one_of_several_captions(tmp_path):
     loop = short_loop(batch_size=400)
-    several = make("clip", tmp_path, loop, dataclasses.replace(CLIP, noise=0.0), train=Several()).batch(0)
+    source = Several()
+    chosen = {"train": source, "captions_of": source.captions}
+    several = make("clip", tmp_path, loop, dataclasses.replace(CLIP, noise=0.0), **chosen).batch(0)
     caption, picture = several["numbers"].T
     assert len(np.unique(picture)) == 8 and len(np.unique(caption)) == 16
-    first = make("clip", tmp_path, loop, dataclasses.replace(CLIP, captions="first"), train=Several()).batch(0)
+    first = make("clip", tmp_path, loop, dataclasses.replace(CLIP, captions="first"), **chosen).batch(0)
     assert len(np.unique(first["numbers"][:, 0])) == 8
 
 

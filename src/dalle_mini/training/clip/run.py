@@ -80,6 +80,7 @@ def prepare(run: CLIPRun, out: Path) -> CLIPTrainer:
         preprocessor,
         batch_size=run.loop.batch_size,
         seed=run.loop.seed,
+        captions_of=train.captions,
         data={"train": train.origin(), "held_out": held_out.origin(), "tokenizer": tokenizer.digest},
         evaluation=run.evaluation,
         labelled=labelled,

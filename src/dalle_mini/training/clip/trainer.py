@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding
 
 from dalle_mini.data.images import augment
 from dalle_mini.errors import UserError
@@ -138,8 +139,8 @@ class CLIPTrainer(Trainer):
     """Trains and evaluates CLIP.
 
     Args:
-        train, held_out: map-style sources with `batch(indices) -> (uint8 [n, S, S, 3], captions)`. A source may have
-            `captions(index)`, all captions of an image.
+        train, held_out: map-style sources with `batch(indices) -> (uint8 [n, S, S, 3], captions)`.
+        captions_of: all captions of an image of `train`, by its index; None where each has the one of its batch alone.
         preprocessor: the content of a `preprocessor_config.json`: how CLIP wants its images.
         data: says which images these are, for the run's record: the run is not continued with others.
         evaluation: the settings of the evaluation.
@@ -162,6 +163,7 @@ class CLIPTrainer(Trainer):
         *,
         batch_size: int,
         seed: int,
+        captions_of: Callable[[int], Sequence[str]] | None = None,
         data: dict[str, Any] | None = None,
         evaluation: EvaluationConfig | None = None,
         labelled: Any = None,
@@ -169,6 +171,7 @@ class CLIPTrainer(Trainer):
         config.check()
         tokenizer.check_vocab_size(config.model.text.vocab_size)
         self.config, self.train, self.held_out, self.data = config, train, held_out, data
+        self._captions_of = captions_of if config.captions == "any" else None
         self.tokenizer, self.preprocessor = tokenizer, preprocessor
         self.optimizer, self.batch_size, self.seed = config.optimizer, batch_size, seed
         self.dtype, self.trained = config.dtype, TRAINED[config.train]
@@ -203,9 +206,9 @@ class CLIPTrainer(Trainer):
         rng = np.random.default_rng((self.seed, step))
         indices = rng.integers(0, len(self.train), self.batch_size)
         images, captions = self.train.batch(indices)
-        if self.config.captions == "any" and hasattr(self.train, "captions"):
+        if self._captions_of is not None:
             captions = [
-                _one_of(self.train.captions(int(index)) or [caption], chance)
+                _one_of(self._captions_of(int(index)) or [caption], chance)
                 for index, caption, chance in zip(indices, captions, rng.random(len(indices)), strict=True)
             ]
         own = _numbered(hash(image.tobytes()) for image in images)  # by content: datasets hold duplicates
@@ -338,7 +341,9 @@ class CLIPTrainer(Trainer):
 
     def _in_chunks(self, function: Any, between: Between, params: Any, *arrays: np.ndarray) -> np.ndarray:
         """`function` of a chunk of rows at a time, spread over the parameters' mesh."""
-        mesh = getattr(getattr(jax.tree.leaves(params)[0], "sharding", None), "mesh", None)
+        leaf = jax.tree.leaves(params)[0]
+        is_on_mesh = isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding)
+        mesh = leaf.sharding.mesh if is_on_mesh else None
         parts = 1 if mesh is None else mesh.shape[DATA]
         chunk = -(-CHUNK // parts) * parts
         found = []

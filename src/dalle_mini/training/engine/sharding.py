@@ -257,4 +257,4 @@ def _without_a_dimension(shape: tuple[int, ...], spec: PartitionSpec, found: tup
 
 
 def _name(entry: Any) -> str:
-    return str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry))))
+    return jax.tree_util.keystr((entry,), simple=True)
