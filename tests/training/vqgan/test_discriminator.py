@@ -120,7 +120,7 @@ def test_gradients_are_those_of_two_losses(trainer):
         return images, pictures, config.commitment_weight * jnp.mean((latents - codes) ** 2)
 
     def judge(own, seen):
-        return nnx.merge(trainer._discriminator_graphdef, own)(seen)
+        return trainer._adversary.logits(own, seen)
 
     def own_loss(network):
         images, pictures, _ = pictures_of(network)

@@ -200,45 +200,55 @@ def _work(connection: Connection, memory, place, preparation: Cropper, batch_siz
     for ending in (signal.SIGINT, signal.SIGHUP):  # which a terminal sends to all: the parent ends us
         signal.signal(ending, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    size = preparation.resolution
-    batches = np.frombuffer(memory, np.uint8).reshape(-1, batch_size, size, size, 3)
-    free = deque(range(len(batches)))
-    todo: deque[list[Any]] = deque()  # number and content of each part, and the positions to skip
-    filling = -1
+    Worker(connection, memory, place, preparation, batch_size).run()
 
-    def listen() -> None:
-        kind, *rest = connection.recv()
+
+class Worker:
+    """What a process was told, and the shared memory that it may fill."""
+
+    def __init__(self, connection: Connection, memory, place, preparation: Cropper, batch_size: int) -> None:
+        self._connection, self._place = connection, place
+        self._preparation, self._batch_size = preparation, batch_size
+        size = preparation.resolution
+        self._batches = np.frombuffer(memory, np.uint8).reshape(-1, batch_size, size, size, 3)
+        self._free = deque(range(len(self._batches)))
+        self._todo: deque[list[Any]] = deque()  # number and content of each part, and the positions to skip
+        self._filling = -1
+
+    def run(self) -> None:
+        number = -1
+        try:
+            while True:
+                while not self._todo:
+                    self._listen()
+                number, part, skip = self._todo.popleft()
+                for block in blocks(part, self._preparation, self._batch_size, self._new_batch, skip, self._at):
+                    self._connection.send(("block", number, self._filling if block.rows else -1, *block[1:]))
+                self._connection.send(("end", number))
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            os._exit(0)  # the parent is gone
+        except UserError as error:
+            self._connection.send(("failed", number, True, str(error)))
+        except Exception as error:
+            missing = shortage(error)
+            text = told(missing) if missing else traceback.format_exc()
+            self._connection.send(("failed", number, bool(missing), text))
+
+    def _listen(self) -> None:
+        kind, *rest = self._connection.recv()
         if kind == "free":
-            free.append(*rest)
+            self._free.append(*rest)
         else:
-            todo.append(rest)
+            self._todo.append(rest)
 
-    def new_batch() -> np.ndarray:
-        nonlocal filling
-        while not free:
-            listen()
-        filling = free.popleft()
-        return batches[filling]
+    def _new_batch(self) -> np.ndarray:
+        while not self._free:
+            self._listen()
+        self._filling = self._free.popleft()
+        return self._batches[self._filling]
 
-    def at(position: int) -> None:
-        place.value = position
-
-    number = -1
-    try:
-        while True:
-            while not todo:
-                listen()
-            number, part, skip = todo.popleft()
-            for block in blocks(part, preparation, batch_size, new_batch, skip, at):
-                connection.send(("block", number, filling if block.rows else -1, *block[1:]))
-            connection.send(("end", number))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        os._exit(0)  # the parent is gone
-    except UserError as error:
-        connection.send(("failed", number, True, str(error)))
-    except Exception as error:
-        missing = shortage(error)
-        connection.send(("failed", number, bool(missing), told(missing) if missing else traceback.format_exc()))
+    def _at(self, position: int) -> None:
+        self._place.value = position
 
 
 def _end_with_parent() -> None:

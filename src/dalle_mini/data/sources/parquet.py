@@ -283,28 +283,35 @@ def _refuse_urls(part: RowGroups, paths: Sequence[str]) -> None:
 
 def kinds_of(schema: pa.Schema) -> Kinds:
     """The columns of a schema by what they may hold: images are bytes, or structs with a field `bytes` of them."""
+    return Kinds(
+        tuple(field.name for field in schema if _holds_images(field.type)),
+        {field.name: str(field.type) for field in schema if _is_number(field.type)},
+        {field.name: str(field.type)[:80] for field in schema if not _may_be_captions(field.type)},
+    )
+
+
+def _holds_images(kind: pa.DataType) -> bool:
     import pyarrow as pa
 
-    def holds_images(kind: pa.DataType) -> bool:
-        if pa.types.is_struct(kind):
-            return kind.get_field_index("bytes") >= 0 and is_bytes(kind.field("bytes").type)
-        return is_bytes(kind)
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0 and is_bytes(kind.field("bytes").type)
+    return is_bytes(kind)
 
-    def may_be_captions(kind: pa.DataType) -> bool:
-        if pa.types.is_null(kind) or is_text(kind) or is_bytes(kind):
-            return True
-        inner = getattr(kind, "value_type", None)  # of lists, and of text that is stored once (a dictionary)
-        return inner is not None and may_be_captions(inner)
 
-    def is_number(kind: pa.DataType) -> bool:
-        kind = plain_type(kind)
-        return pa.types.is_primitive(kind) or pa.types.is_decimal(kind)
+def _may_be_captions(kind: pa.DataType) -> bool:
+    import pyarrow as pa
 
-    return Kinds(
-        tuple(field.name for field in schema if holds_images(field.type)),
-        {field.name: str(field.type) for field in schema if is_number(field.type)},
-        {field.name: str(field.type)[:80] for field in schema if not may_be_captions(field.type)},
-    )
+    if pa.types.is_null(kind) or is_text(kind) or is_bytes(kind):
+        return True
+    inner = getattr(kind, "value_type", None)  # of lists, and of text that is stored once (a dictionary)
+    return inner is not None and _may_be_captions(inner)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    kind = plain_type(kind)
+    return pa.types.is_primitive(kind) or pa.types.is_decimal(kind)
 
 
 def _bytes_of(example: Example) -> int:

@@ -67,16 +67,12 @@ def in_groups(
         return tx
     parts = {"rest": tx, **groups}
 
-    def split(tree: Mapping) -> dict[str, Any]:
-        rest = {key: value for key, value in tree.items() if key not in groups}
-        return {"rest": rest, **{name: {name: tree[name]} for name in groups}}
-
     def init(params):
-        own = split(params)
+        own = _by_group(params, groups)
         return {name: part.init(own[name]) for name, part in parts.items()}
 
     def update(grads, state, params=None):
-        own_grads, own_params = split(grads), split(params)
+        own_grads, own_params = _by_group(grads, groups), _by_group(params, groups)
         moved: dict[str, Any] = {}
         new_state = {}
         for name, part in parts.items():
@@ -85,6 +81,11 @@ def in_groups(
         return {key: moved[key] for key in grads}, new_state
 
     return optax.GradientTransformation(init, update)
+
+
+def _by_group(tree: Mapping, groups: Mapping) -> dict[str, Any]:
+    rest = {key: value for key, value in tree.items() if key not in groups}
+    return {"rest": rest, **{name: {name: tree[name]} for name in groups}}
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:

@@ -38,35 +38,18 @@ def step_program(trainer: Trainer, loop: LoopConfig, mesh_config: MeshConfig, me
     groups = {name: make_optimizer(one, loop.steps) for name, one in trainer.groups.items()}
     tx = in_groups(make_optimizer(trainer.optimizer, loop.steps, decay_vectors=trainer.decay_vectors), groups)
 
-    def begin(params, extra) -> TrainState:
-        part = _trained(trainer, params)
-        ema = jax.tree.map(jnp.copy, params) if trainer.optimizer.ema is not None else ()
-        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(part), ema, jnp.zeros(()), extra)
-
     key = jax.eval_shape(lambda: jax.random.key(0))
-    shapes = jax.eval_shape(lambda key: begin(*trainer.parameters(key)), key)
+    shapes = jax.eval_shape(partial(_random_state, trainer, tx), key)
     shardings = sharding.state_shardings(mesh, mesh_config, shapes)
     whole, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
     state = jax.tree.map(_placed, shapes, shardings)
     batch = {name: _placed(shape, rows) for name, shape in trainer.batch_shapes(loop.batch_size).items()}
 
-    def init(key: jax.Array) -> TrainState:
-        loaded = trainer.loaded()
-        if loaded is None:
-            return jax.jit(lambda key: begin(*trainer.parameters(key)), out_shardings=shardings)(key)
-        params = sharding.place(loaded, shardings.params)
-        make = jax.jit(lambda params, key: begin(params, trainer.parameters(key)[1]), out_shardings=shardings)
-        return make(params, key)
-
-    def evaluate(params, batch, frozen=None) -> Loss:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for `sharding.keep_rows`
-            compute = _compute_copy(params, jnp.dtype(trainer.dtype), mesh, shardings.params)
-            return trainer.loss(compute, batch, None, AuxiliaryInputs(jnp.zeros((), jnp.int32), frozen))
-
     update = Update(trainer, tx, loop, mesh, shardings.params).step
+    evaluation = partial(_evaluation, trainer, mesh, shardings.params)
     options = compiler_options(trainer.dtype, mesh.devices.flat[0].platform)
     step: Callable = jax.jit(update, donate_argnums=0, out_shardings=(shardings, whole), compiler_options=options)
-    evaluate = jax.jit(evaluate, out_shardings=whole, compiler_options=options)
+    evaluate: Callable = jax.jit(evaluation, out_shardings=whole, compiler_options=options)
     if jax.tree.leaves(trainer.frozen):
         frozen = sharding.place(trainer.frozen, jax.tree.map(lambda _: whole, trainer.frozen))
         step, evaluate = partial(_with_last, step, frozen), partial(_with_last, evaluate, frozen)
@@ -74,11 +57,42 @@ def step_program(trainer: Trainer, loop: LoopConfig, mesh_config: MeshConfig, me
         mesh=mesh,
         step=step,
         evaluate=evaluate,
-        init=init,
+        init=partial(_first_state, trainer, tx, shardings),
         state=state,
         batch=batch,
         key=_placed(key, whole),
     )
+
+
+def _begin(trainer: Trainer, tx: optax.GradientTransformation, params: Any, extra: Any) -> TrainState:
+    ema = jax.tree.map(jnp.copy, params) if trainer.optimizer.ema is not None else ()
+    moments = tx.init(_trained(trainer, params))
+    return TrainState(jnp.zeros((), jnp.int32), params, moments, ema, jnp.zeros(()), extra)
+
+
+def _random_state(trainer: Trainer, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
+    return _begin(trainer, tx, *trainer.parameters(key))
+
+
+def _state_around(trainer: Trainer, tx: optax.GradientTransformation, params: Any, key: jax.Array) -> TrainState:
+    """The first state of a run that starts from these parameters."""
+    return _begin(trainer, tx, params, trainer.parameters(key)[1])
+
+
+def _first_state(trainer: Trainer, tx: optax.GradientTransformation, shardings: Any, key: jax.Array) -> TrainState:
+    """The state before the first update, laid out on the mesh: of loaded parameters, or of random ones."""
+    loaded = trainer.loaded()
+    if loaded is None:
+        return jax.jit(partial(_random_state, trainer, tx), out_shardings=shardings)(key)
+    params = sharding.place(loaded, shardings.params)
+    return jax.jit(partial(_state_around, trainer, tx), out_shardings=shardings)(params, key)
+
+
+def _evaluation(trainer: Trainer, mesh: Mesh, shardings: Any, params: Any, batch: Any, frozen: Any = None) -> Loss:
+    """The loss on a batch, nothing being random. `shardings` are those of the parameters."""
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for `sharding.keep_rows`
+        compute = _compute_copy(params, jnp.dtype(trainer.dtype), mesh, shardings)
+        return trainer.loss(compute, batch, None, AuxiliaryInputs(jnp.zeros((), jnp.int32), frozen))
 
 
 def _with_last(function: Callable, last: Any, *arguments: Any) -> Any:

@@ -11,6 +11,7 @@ The papers normalise by batches; `PatchGAN` normalises by images.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -108,6 +109,65 @@ class PatchGAN(nnx.Module):
         for conv, norm in zip(self.convs, self.norms, strict=True):
             h = _leaky(norm(conv(h)))
         return self.last(h)[..., 0].astype(jnp.float32)
+
+
+class AdversarialLosses(NamedTuple):
+    """Both losses of one batch.
+
+    Attributes:
+        discriminator: L_D, float32 []. Its gradient moves the discriminator.
+        generator: the discriminator's part of the VQGAN's loss, float32 [], before it is weighted.
+        weight: lambda, float32 [].
+        gradient: lambda times the gradient of `generator` at the made images, [batch, H, W, 3].
+    """
+
+    discriminator: jax.Array
+    generator: jax.Array
+    weight: jax.Array
+    gradient: jax.Array
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """A discriminator without its weights, and its part in a VQGAN's loss."""
+
+    config: DiscriminatorConfig
+    graphdef: nnx.GraphDef[PatchGAN]
+
+    def logits(self, weights: Any, images: jax.Array) -> jax.Array:
+        return nnx.merge(self.graphdef, weights)(images)
+
+    def generator_loss(self, made: jax.Array, weights: Any) -> jax.Array:
+        return generator_loss(self.config.loss, self.logits(weights, made))
+
+    def losses(
+        self,
+        to_last_layer: Callable[[jax.Array], jax.Array],
+        reconstruction: jax.Array,
+        weights: Any,
+        images: jax.Array,
+        made: jax.Array,
+    ) -> AdversarialLosses:
+        """The losses on images [batch, H, W, 3] and those that the VQGAN made of them, which are constants here.
+
+        Args:
+            to_last_layer: as in `adaptive_weight`.
+            reconstruction: the gradient of L_rec at the made images.
+            weights: the discriminator's parameters, at which `AdversarialLosses.discriminator` has a gradient.
+        """
+        value, gradient = jax.value_and_grad(self.generator_loss)(made, jax.lax.stop_gradient(weights))
+        weight = jnp.float32(self.config.weight)
+        if self.config.adaptive:
+            weight *= adaptive_weight(to_last_layer, reconstruction, gradient)
+        # It sees both in one call: the logits of an image depend on it alone.
+        real, fake = jnp.split(self.logits(weights, jnp.concatenate([images, made])), 2)
+        return AdversarialLosses(discriminator_loss(self.config.loss, real, fake), value, weight, weight * gradient)
+
+
+def no_losses(weights: Any, images: jax.Array, made: jax.Array) -> AdversarialLosses:
+    """`Adversary.losses` before the discriminator begins: nothing moves."""
+    zero = jnp.float32(0)
+    return AdversarialLosses(zero, zero, zero, jnp.zeros_like(made))
 
 
 def _leaky(x: jax.Array) -> jax.Array:

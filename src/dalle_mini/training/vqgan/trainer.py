@@ -42,12 +42,11 @@ from dalle_mini.training.run.init_from import loaded_parameters
 from dalle_mini.training.vqgan import codebook
 from dalle_mini.training.vqgan.discriminator import (
     GROUP,
+    Adversary,
     DiscriminatorConfig,
     PatchGAN,
-    adaptive_weight,
-    discriminator_loss,
-    generator_loss,
     gradient_alone,
+    no_losses,
     with_gradient,
 )
 from dalle_mini.training.vqgan.perceptual import PerceptualConfig, fingerprint, open_distance
@@ -166,12 +165,12 @@ class VQGANTrainer(Trainer):
         self.optimizer, self.batch_size, self.seed = config.optimizer, batch_size, seed
         self.graphdef, _ = VQGAN.shapes(config.model)
         self._training_graphdef, _ = VQGAN.shapes(config.model, jnp.dtype(config.dtype))
-        self._discriminator_graphdef: nnx.GraphDef[PatchGAN] | None = None
+        self._adversary: Adversary | None = None
         self.groups = {}
         if config.discriminator is not None:
             self.groups = {GROUP: config.discriminator.optimizer}
             network = nnx.eval_shape(partial(self._discriminator, config.discriminator, jax.random.key(0)))
-            self._discriminator_graphdef, _ = nnx.split(network)
+            self._adversary = Adversary(config.discriminator, nnx.graphdef(network))
         self._distance, self.frozen = None, {}
         if config.perceptual is not None:
             self._distance = open_distance(config.perceptual)
@@ -212,15 +211,15 @@ class VQGANTrainer(Trainer):
         A discriminator adds the gradients of equation 6 but not their values, so that the curve of `total` has no step
         where it begins. The values are metrics.
         """
-        c, images = self.config, batch["images"].astype(jnp.float32) / 255
+        images = batch["images"].astype(jnp.float32) / 255
         vqgan = nnx.merge(self._training_graphdef, _without_discriminator(params))
         latents = vqgan.encode_latents(images).astype(jnp.float32)
         tokens = vqgan.quantize(jax.lax.stop_gradient(latents))
         quantized, codebook_loss, codebook_metrics = self._quantized(vqgan.codes(), latents, tokens)
-        if c.discriminator is None:
+        if self._adversary is None:
             image_loss, metrics = self._reconstruction_loss(vqgan.decode_latents(quantized), images, auxiliary)
         else:
-            image_loss, metrics = self._adversarial_losses(c.discriminator, params, quantized, images, auxiliary)
+            image_loss, metrics = self._adversarial_losses(self._adversary, params, quantized, images, auxiliary)
         count = jnp.float32(len(images))  # every image counts alike, so that microbatches add up
         metrics = {name: value * count for name, value in (metrics | codebook_metrics).items()}
         return Loss((image_loss + codebook_loss) * count, count, metrics, {"latents": latents, "tokens": tokens})
@@ -271,7 +270,7 @@ class VQGANTrainer(Trainer):
             loss += c.perceptual.weight * metrics["perceptual"]
         return loss, metrics
 
-    def _adversarial_losses(self, d: DiscriminatorConfig, params, quantized, images, auxiliary: AuxiliaryInputs):
+    def _adversarial_losses(self, adversary: Adversary, params, quantized, images, auxiliary: AuxiliaryInputs):
         """(a scalar that has the gradients of both losses and the value of L_rec, metrics).
 
         Equations 5 to 7 of Esser et al. 2021, with the losses of `discriminator.py`; y is what the VQGAN made of x:
@@ -282,37 +281,20 @@ class VQGANTrainer(Trainer):
         L_G depends on the VQGAN through y alone. So its gradient is taken at y, part by part, since lambda is made of
         the parts; their sum goes back through the decoder once.
         """
-        constant, graphdef = jax.lax.stop_gradient, self._discriminator_graphdef
-        assert graphdef is not None  # as there is a discriminator
         made, to_last_layer = self._decode(params, quantized)
-        y = constant(made)
-
-        def discriminate(weights, images):
-            return nnx.merge(graphdef, weights)(images)
-
-        def reconstruction_loss(y):
-            return self._reconstruction_loss(y, images, auxiliary)
-
-        def adversarial_loss(y):
-            return generator_loss(d.loss, discriminate(constant(params[GROUP]), y))
-
-        def play(weights):
-            value, gradient = jax.value_and_grad(adversarial_loss)(y)
-            factor = jnp.float32(d.weight)
-            if d.adaptive:
-                factor *= adaptive_weight(to_last_layer, rec_gradient, gradient)
-            # D sees both in one call: the logits of an image depend on it alone.
-            real, fake = jnp.split(discriminate(weights, jnp.concatenate([images, y])), 2)
-            return discriminator_loss(d.loss, real, fake), value, factor, factor * gradient
-
-        def wait(weights):
-            return jnp.float32(0), jnp.float32(0), jnp.float32(0), jnp.zeros_like(y)
-
+        y = jax.lax.stop_gradient(made)
+        reconstruction_loss = partial(self._reconstruction_loss, images=images, auxiliary=auxiliary)
         (rec_loss, metrics), rec_gradient = jax.value_and_grad(reconstruction_loss, has_aux=True)(y)
-        begun = auxiliary.step >= d.start
-        d_loss, adversarial, factor, gradient = jax.lax.cond(begun, play, wait, params[GROUP])
-        metrics |= {"discriminator": d_loss, "adversarial": adversarial, "adversarial_weight": factor}
-        return with_gradient(rec_loss, made, rec_gradient + gradient) + gradient_alone(d_loss), metrics
+        begun = auxiliary.step >= adversary.config.start
+        play = partial(adversary.losses, to_last_layer, rec_gradient)
+        found = jax.lax.cond(begun, play, no_losses, params[GROUP], images, y)
+        metrics |= {
+            "discriminator": found.discriminator,
+            "adversarial": found.generator,
+            "adversarial_weight": found.weight,
+        }
+        loss = with_gradient(rec_loss, made, rec_gradient + found.gradient)
+        return loss + gradient_alone(found.discriminator), metrics
 
     def _decode(self, params, quantized):
         """(the images that the decoder makes, from a gradient at them to the one at the kernel of its last layer)."""
