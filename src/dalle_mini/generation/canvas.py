@@ -7,7 +7,6 @@ of a place shape what is drawn there. Tokens that are kept below it do not, and 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 
 import jax
@@ -16,6 +15,7 @@ from PIL import Image
 
 from dalle_mini.errors import UserError
 from dalle_mini.imaging.pixels import white_cells
+from dalle_mini.runtime.hashing import short_hash
 
 DRAWN = -1  # in a list of tokens: one is drawn here
 VARYING = 2**31 - 1  # folded into an image's key for the choice of places, apart from the steps' own numbers
@@ -70,8 +70,8 @@ class Canvas:
 
     @property
     def digest(self) -> str:
-        """For comparing: the first 16 hex digits of the SHA-256 of what it holds."""
-        return hashlib.sha256(repr((self.tokens, self.vary)).encode()).hexdigest()[:16]
+        """A short hash of what it holds, for comparing."""
+        return short_hash(repr((self.tokens, self.vary)))
 
 
 def check_kept(top: float | None, masked: bool, vary: float, names: Sequence[str] = ("top", "mask", "vary")) -> None:

@@ -6,7 +6,6 @@ the format.
 """
 
 import functools
-import hashlib
 import html
 import math
 import os
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from dalle_mini.errors import UserError
 from dalle_mini.runtime import parsing
+from dalle_mini.runtime.hashing import short_hash
 
 _SEVERAL_PERSONS = re.compile(r"<person>(?:(?:[,\s]|and)*<person>)+")
 _REFERENCE_AT_AN_END = re.compile(r"\A\s*\[\d+\]|\[\d+\]\s*\Z")
@@ -117,7 +117,7 @@ class CaptionNormalizer:
     def digest(self) -> str:
         """A short hash of what tells this normaliser from another: its words, in their order."""
         words = self.split_hashtag.words if self.split_hashtag else ()
-        return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
+        return short_hash("\n".join(words))
 
     def _without_hashtags(self, text: str) -> str:
         left = _HASHTAG_CHARACTERS

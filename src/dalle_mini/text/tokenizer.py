@@ -6,7 +6,6 @@ transformers with its seconds of import time stays out of the way to an image. F
 """
 
 import contextlib
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 
 from dalle_mini.errors import UserError
 from dalle_mini.runtime import files, parsing
+from dalle_mini.runtime.hashing import short_hash
 from dalle_mini.runtime.limits import check
 from dalle_mini.text.tokenizer_json import check_ids, checked
 
@@ -158,7 +158,7 @@ class CaptionTokenizer:
         """A short hash of what tells this tokenizer from another: its `tokenizer.json`, and how it pads."""
         with _blaming(self._source, "it cannot be written"):
             text = self._backend.to_str()
-        return hashlib.sha256(f"{text} {self.pad_id}".encode()).hexdigest()[:16]
+        return short_hash(f"{text} {self.pad_id}")
 
     def save(self, folder: str | Path) -> None:
         """Writes tokenizer.json and the settings files into `folder`, which is made if needed.

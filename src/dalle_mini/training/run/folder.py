@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -19,6 +18,7 @@ import jax
 from dalle_mini.addresses import hidden, without_secrets
 from dalle_mini.errors import UserError
 from dalle_mini.runtime import files
+from dalle_mini.runtime.hashing import short_hash
 from dalle_mini.runtime.limits import limits
 from dalle_mini.runtime.locks import Busy, lock
 from dalle_mini.runtime.parsing import check, parse_json, read_record
@@ -336,7 +336,7 @@ def read_settings(path: Path) -> dict[str, Any] | None:
 
 
 def _checksum(config: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
+    return short_hash(json.dumps(config, sort_keys=True))
 
 
 def _is_whole(path: Path) -> bool:
