@@ -7,7 +7,7 @@ chance: one in 3,700 and more.
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -268,9 +268,14 @@ def score(prompts: Sequence[EmojiPrompt], judged: Sequence[Sequence[Judgement]])
     """`judged` are the judgements of each prompt's candidates, best by CLIP first."""
     emoji = [[one.is_emoji(prompt) for one in row] for prompt, row in zip(prompts, judged, strict=True)]
     color = [[one.is_color(prompt) for one in row] for prompt, row in zip(prompts, judged, strict=True)]
-    first, mean, best = (lambda row: row[0]), np.mean, max
-    shares = (float(np.mean([take(row) for row in of])) for take in (first, mean, best) for of in (emoji, color))
-    return EmojiScores(*shares)
+    return EmojiScores(*shares(emoji, color))
+
+
+def shares(*right: Sequence[Sequence[bool]]) -> Iterator[float]:
+    """For each `right`: the share of prompts whose first candidate is right; then as a mean of all; then of any."""
+    for take in ((lambda row: row[0]), np.mean, max):
+        for of in right:
+            yield float(np.mean([take(row) for row in of]))
 
 
 def pick_gain(right: Sequence[Sequence[bool]]) -> tuple[float, float | None]:

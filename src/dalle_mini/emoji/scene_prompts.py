@@ -10,7 +10,7 @@ import numpy as np
 
 from dalle_mini.emoji.art import EVERYDAY, PALETTE, Emoji, is_held_out
 from dalle_mini.emoji.captions import with_article
-from dalle_mini.emoji.judge import plain_caption
+from dalle_mini.emoji.judge import plain_caption, shares
 from dalle_mini.emoji.nouns import noun_phrase, spoken
 from dalle_mini.emoji.scene_captions import RELATIONS
 from dalle_mini.emoji.scene_judge import SceneJudgement
@@ -127,7 +127,4 @@ def score_scenes(prompts: Sequence[ScenePrompt], judged: Sequence[Sequence[Scene
     """`judged` are the judgements of each prompt's candidates, best by CLIP first."""
     pair = [[one.both_present for one in row] for row in judged]
     related = [[is_right(one, prompt) for one in row] for prompt, row in zip(prompts, judged, strict=True)]
-    first, mean, best = (lambda row: row[0]), np.mean, max
-    return SceneScores(
-        *(float(np.mean([take(row) for row in of])) for take in (first, mean, best) for of in (pair, related))
-    )
+    return SceneScores(*shares(pair, related))

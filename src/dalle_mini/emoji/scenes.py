@@ -50,6 +50,7 @@ from dalle_mini.emoji.scene_captions import (
     NAMED_GRADIENTS,
     RELATIONS,
     Mention,
+    Relation,
     between_caption,
     called,
     color_words,
@@ -366,8 +367,7 @@ Group = Sequence[tuple[Emoji, str | None]]  # emoji side by side, each with the 
 def arrange(rng: random.Random, name: str, subject: Group, object: Group) -> tuple[Thing, ...]:
     """The things of a relation, a key of `RELATIONS`, in their places, those behind first."""
     relation = RELATIONS[name]
-    forward = rng.random() < 0.5 if relation.forward is None else relation.forward
-    first, second = (subject, object) if forward else (object, subject)
+    first, second = in_order(rng, relation, subject, object)
     scales, others = ([SCALE_OF[size] for _, size in group] for group in (first, second))
     if relation.fact == LEFT_OF:
         if len(first) + len(second) > 2:
@@ -379,11 +379,22 @@ def arrange(rng: random.Random, name: str, subject: Group, object: Group) -> tup
     else:
         front, back = overlapping(rng, scales[0], others[0])
         boxes = [front], [back]
-    groups = [
-        [Thing(emoji, box, size) for (emoji, size), box in zip(group, placed, strict=True)]
-        for group, placed in zip((first, second), boxes, strict=True)
-    ]
-    return (*groups[1], *groups[0])
+    return placed((first, second), boxes)
+
+
+def in_order(rng: random.Random, relation: Relation, subject: Group, object: Group) -> tuple[Group, Group]:
+    """The sides of a relation, that which is left, above or in front first."""
+    forward = rng.random() < 0.5 if relation.forward is None else relation.forward
+    return (subject, object) if forward else (object, subject)
+
+
+def placed(groups: Sequence[Group], boxes: Sequence[Sequence[Box]]) -> tuple[Thing, ...]:
+    """The things of two groups in their boxes, those of the second, which are behind, first."""
+    front, back = (
+        [Thing(emoji, box, size) for (emoji, size), box in zip(group, within, strict=True)]
+        for group, within in zip(groups, boxes, strict=True)
+    )
+    return (*back, *front)
 
 
 def family(name: str) -> str:

@@ -30,6 +30,8 @@ from dalle_mini.emoji.scenes import (
     EmojiScenes,
     Group,
     Thing,
+    in_order,
+    placed,
 )
 from dalle_mini.emoji.splits import ATTRIBUTES, PAIR, RELATION
 
@@ -111,21 +113,16 @@ class TidyScenes(EmojiScenes):
 
 
 def arrange_tidily(rng: random.Random, name: str, subject: Group, object: Group) -> tuple[Thing, ...]:
-    """As `emoji_scenes.arrange`: the things of a relation, one of a side or two where they are above each other."""
+    """As `scenes.arrange`: the things of a relation, one of a side or two where they are above each other."""
     relation = RELATIONS[name]
-    forward = rng.random() < 0.5 if relation.forward is None else relation.forward
-    first, second = (subject, object) if forward else (object, subject)
+    first, second = in_order(rng, relation, subject, object)
     if relation.fact == LEFT_OF:
         boxes = [[box] for box in line(MIDDLE, 2)]
     elif relation.fact == ABOVE:
         boxes = [line(START, len(first)), line(END, len(second))]
     else:  # over a lower corner of what is in the middle
         boxes = [[Box(pick(rng, (START, END)), END, WIDTH)], [Box(MIDDLE, MIDDLE, WIDTH)]]
-    groups = [
-        [Thing(emoji, box, size) for (emoji, size), box in zip(group, placed, strict=True)]
-        for group, placed in zip((first, second), boxes, strict=True)
-    ]
-    return (*groups[1], *groups[0])
+    return placed((first, second), boxes)
 
 
 def line(top: int, count: int) -> list[Box]:

@@ -208,7 +208,7 @@ def inside(fs: AbstractFileSystem, root: str, folder: str, path: str) -> str:
     if "\0" in path:
         raise Unreadable(reasons.CANNOT_READ)
     if is_url(path):
-        if type(fs)._strip_protocol(path) == path or not path.startswith(_protocols(fs)):
+        if type(fs)._strip_protocol(path) == path or not path.startswith(protocols(fs)):
             raise Unreadable(reasons.LEAVES_FOLDER)
         path, folder = fs._strip_protocol(path), ""
     target = posixpath.normpath(posixpath.join(folder, path))
@@ -234,7 +234,8 @@ def existing(root: str, path: str) -> str:
     return found
 
 
-def _protocols(fs: AbstractFileSystem) -> tuple[str, ...]:
+def protocols(fs: AbstractFileSystem) -> tuple[str, ...]:
+    """The beginnings of a file system's addresses: `gs://`, `gcs://`."""
     names = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
     return tuple(f"{name}://" for name in names)
 

@@ -60,7 +60,7 @@ class Finder:
 
     def __init__(self, fs: AbstractFileSystem, *, ask: bool = False) -> None:
         self._fs, self._ask, self._is_local = fs, ask, files.is_local(fs)
-        self._is_web = bool({"http", "https"} & {*([fs.protocol] if isinstance(fs.protocol, str) else fs.protocol)})
+        self._is_web = not {"http://", "https://"}.isdisjoint(files.protocols(fs))
         self._listed = lru_cache(64)(self._list)
 
     def __call__(self, path: str) -> files.File | None:
