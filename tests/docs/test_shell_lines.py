@@ -33,6 +33,7 @@ NOT_RUN = {
     r"\b(dalle-mini/(dalle|vqgan)|openai/clip|nlphuji/|owner/)": "fetches from the Hub",
     r"\b(gs|s3)://": "needs a bucket",
     r"^sky |tpu_vm\.sh ": "needs a cloud",
+    r"^docker ": "needs a Docker engine",
     r"^srun | --distributed\b": "needs several machines",
     r"^dalle-mini plan ": "takes minutes of the TPU's compiler, or of this machine's",
     r"^dalle-mini train .*\bruns/(mini|vqgan|clip)\b": "takes hours of a GPU or TPU",

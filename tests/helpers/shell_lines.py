@@ -38,12 +38,14 @@ class Line:
 
     @property
     def commands(self) -> list[list[str]]:
-        """The words of each command, without settings of the environment ahead of it and without comments."""
-        lexer = shlex.shlex(self.text, posix=True, punctuation_chars="|&;")
+        """The words of each command, without settings of the environment, files and comments."""
+        lexer = shlex.shlex(self.text, posix=True, punctuation_chars="|&;<>")
         lexer.whitespace_split, lexer.commenters = True, ""
         found: list[list[str]] = [[]]
         for word in lexer:
-            if word in BETWEEN:
+            if word in (">", ">>", "<"):
+                next(lexer)  # a file
+            elif word in BETWEEN:
                 found.append([])
             elif word.startswith("#"):
                 break
