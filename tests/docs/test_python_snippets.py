@@ -1,0 +1,59 @@
+"""Every Python snippet of README and docs/ runs as it is printed, with small models in place of the published ones."""
+
+import re
+import textwrap
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import token_folders
+from dalle_mini import DalleMini
+from dalle_mini.models import VQGAN
+from dalle_mini.models.fingerprint import fingerprint
+from dalle_mini.runtime import limits
+from shell_lines import PAGES, ROOT
+
+SNIPPETS = [
+    pytest.param(textwrap.dedent(found[2]), id=f"{page.relative_to(ROOT)}-{number}")
+    for page in PAGES
+    for number, found in enumerate(re.finditer(r"^( *)```python\n(.*?)^\1```", page.read_text("utf-8"), re.M | re.S), 1)
+]
+PUBLISHED = {
+    "dalle-mini/dalle-mini": "dalle",
+    "dalle-mini/vqgan_imagenet_f16_16384": "vqgan",
+    "openai/clip-vit-base-patch32": "clip",
+}
+
+
+def test_there_are_snippets():
+    assert len(SNIPPETS) > 5
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS)
+def test_a_snippet_runs(snippet, golden_bundle, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Image.Image, "show", lambda self: None)
+    monkeypatch.setenv(limits.VARIABLE, "")  # a snippet may raise them, for all that follows
+    monkeypatch.setattr("dalle_mini.pipeline.find_parts", published_or(golden_bundle))
+    if "photo.jpg" in snippet:
+        Image.fromarray(np.full((300, 300, 3), 99, np.uint8)).save("photo.jpg")
+    if "encoded" in snippet:
+        vqgan = fingerprint(VQGAN.from_pretrained(golden_bundle / "vqgan"))
+        token_folders.write_tokens(tmp_path / "encoded", 300, vqgan=vqgan)
+        token_folders.write_notebook(tmp_path / "notebook", 100)
+    for name, part in PUBLISHED.items():
+        snippet = snippet.replace(f'"{name}"', repr(str(golden_bundle / part)))
+    names = {"__name__": "snippet"}
+    if re.search(r"\bpipe\b(?! =)", snippet) and "pipe =" not in snippet:  # the one of README
+        names["pipe"] = DalleMini.from_pretrained()
+    if "jit(step" in snippet:  # "a function of your own", as the page says
+        names["step"] = lambda array: array
+    exec(compile(snippet, "snippet", "exec"), names)
+
+
+def published_or(bundle):
+    """As `find_parts`, with a small bundle in place of the shipped one, which draws for longer."""
+    from dalle_mini.weights.bundle import find_parts
+
+    return lambda source=None, *named, **options: find_parts(source or bundle, *named, **options)
