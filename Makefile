@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-golden docs clean
+.PHONY: test-smoke help demo test test-slow test-golden docs clean
 
 # The lowest jax that setup.cfg allows, and an interpreter for which pip finds the newest. Python 3.11 stays at jax 0.10.
 OLDEST_JAX := 0.10.0
@@ -29,6 +29,7 @@ help:
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make test-golden  the comparisons with the original program, on the oldest and the newest jax"
 	@echo "make docs       the site, into ./$(SITE)/html/index.html"
+	@echo "make test-smoke  a minute's work with the lowest versions of all libraries, and with the newest"
 	@echo "make clean      remove $(VENV)* and ./$(DEMO_OUTPUT)"
 	@echo "Each sets up $(VENV) first where it must. PYTHON=python3.12 picks the interpreter (now: $(PYTHON))."
 
@@ -78,6 +79,19 @@ test-golden: $(VENV)-oldest/.test
 	    $(VENV)-newest/bin/python -m pytest -m "not slow" $(GOLDEN_TESTS); \
 	  else echo "not run on the newest jax: there is no $(NEWEST_PYTHON) (NEWEST_PYTHON=... names one)"; fi
 
+# A minute's work with the lowest versions of all libraries (Python 3.11), and with the newest.
+test-smoke: $(VENV)-lowest/.test
+	$(VENV)-lowest/bin/python -m pytest -m smoke tests/test_smoke.py
+	@if $(NEWEST_PYTHON) -c '' 2>/dev/null; then $(MAKE) $(VENV)-newest/.test && \
+	    $(VENV)-newest/bin/python -m pytest -m smoke tests/test_smoke.py; \
+	  else echo "not run on the newest jax: there is no $(NEWEST_PYTHON) (NEWEST_PYTHON=... names one)"; fi
+
+$(VENV)-lowest/.test: setup.cfg tests/lowest.txt
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[train]' \
+	  --constraint tests/lowest.txt msgpack safetensors pytest
+	@touch $@
+
 $(VENV)-oldest/.test: setup.cfg
 	@$(PYTHON) -m venv $(@D)
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[train]' \
@@ -90,4 +104,4 @@ $(VENV)-newest/.test: setup.cfg
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(DEMO_OUTPUT) $(SITE)
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-oldest $(VENV)-newest $(DEMO_OUTPUT) $(SITE)
