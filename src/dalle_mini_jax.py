@@ -3,8 +3,8 @@
 It stands outside that package: what the original leaves of it depends on which of the two was installed last.
 """
 
+import contextlib
 import os
-import sys
 from importlib.util import find_spec
 
 REFUSAL = (
@@ -31,5 +31,6 @@ def has_original(folder: str) -> bool:
 
 def refuse() -> int:
     """Tell why, and return the exit code."""
-    print(f"error: {REFUSAL}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # a closed terminal
+        os.write(2, f"error: {REFUSAL}\n".encode())
     return 2

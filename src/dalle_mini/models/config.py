@@ -305,13 +305,10 @@ class VQGANConfig(Config):
         for name in ("ch_mult", "attn_resolutions", "pixel_range"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         super().__post_init__()
+        blocks, channels = len(self.ch_mult) * self.num_res_blocks, self.ch * max(self.ch_mult)
         for what, count, limit in (
-            (
-                "blocks, num_res_blocks on each level of ch_mult,",
-                len(self.ch_mult) * self.num_res_blocks,
-                "model_layers",
-            ),
-            ("channels, ch times ch_mult,", self.ch * max(self.ch_mult), "model_width"),
+            ("blocks, num_res_blocks on each level of ch_mult,", blocks, "model_layers"),
+            ("channels, ch times ch_mult,", channels, "model_width"),
         ):
             if count > getattr(limits(), limit):
                 raise UserError(f"config: {count} {what} are more than {getattr(limits(), limit)} ({exceeded(limit)})")
@@ -339,7 +336,7 @@ class VQGANConfig(Config):
 
     @property
     def token_rule(self) -> str:
-        """What decides the tokens besides the parameters; "gumbel" has parameters of its own."""
+        """The part of the rule from vectors to tokens that no parameter tells; "gumbel" has parameters of its own."""
         return "cosine" if self.quantizer == "cosine" else ""
 
     @property

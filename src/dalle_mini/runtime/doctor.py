@@ -36,9 +36,9 @@ VARIABLES = (
 SECONDS = 60.0  # for jax to find its devices; a pod of TPUs waits for its other hosts
 MOST_FILES = 200_000  # of a cache that are counted
 PROBE = """
-import collections, json, jax
+import collections, json, sys, jax
 kinds = collections.Counter(f"{device.platform} ({device.device_kind})" for device in jax.devices())
-print(json.dumps(kinds))
+json.dump(kinds, sys.stdout)
 """
 
 
