@@ -62,7 +62,7 @@ def test_every_line_that_installs_names_what_there_is():
             words = shlex.split(re.split(r" #| &&|\)|\\n|, which| is enough", line.replace("\\\n", " "))[0])
             for option, word in zip(["", *words], words, strict=False):
                 name, _, extras = word.rstrip("]").partition("[")
-                if option == "-r":
+                if option in ("-r", "--constraint"):
                     assert (REPOSITORY / word).is_file(), (path, line)
                 elif name in (".", DISTRIBUTION):
                     assert set(extras.split(",")) - {""} <= EXTRAS, (path, line)

@@ -6,6 +6,7 @@ import functools
 from dalle_mini.commands.terminal import Help
 from dalle_mini.errors import UserError
 from dalle_mini.runtime import console
+from dalle_mini.runtime.installing import install_line
 
 SHELLS = ("bash", "zsh", "fish")
 FILES = ("FILE", "FOLDER", "CONFIG", "SOURCE", "OUT", "TARGET", "PATH")  # what stands for a file or a folder in a help
@@ -30,7 +31,7 @@ def run_completion(whole: argparse.ArgumentParser, args: argparse.Namespace) -> 
     try:
         import shtab
     except ImportError:
-        raise UserError("the Python package shtab is not installed: pip install shtab") from None
+        raise UserError(f"the Python package shtab is not installed: {install_line()}") from None
     _mark_files(whole, shtab.FILE)
     console.answer(*shtab.complete(whole, args.shell).splitlines(), limit=None)
 
