@@ -146,7 +146,7 @@ def test_int8_and_a_small_batch(generate, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give either captions, or --prompts"),
+        ([], "say what to draw: dalle-mini generate "),
         (["a boat", "--prompts", "p.txt"], "give either captions, or --prompts"),
         (["a boat", "--batch-size", "0"], "--batch-size is 0"),
         (["a boat", "--keep-top", "0.5"], "want a --picture"),

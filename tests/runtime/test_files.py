@@ -32,6 +32,19 @@ def test_an_exception_leaves_the_old_file(tmp_path):
     assert (tmp_path / "a").read_text() == "old" and os.listdir(tmp_path) == ["a"]
 
 
+@pytest.mark.parametrize("name", ["lock", "os.open"])
+def test_ctrl_c_while_a_folder_is_made_leaves_nothing(tmp_path, monkeypatch, name):
+    def interrupted(*_):
+        patch.undo()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(f"dalle_mini.runtime.files.{name}", interrupted)
+        with files.work_folder(tmp_path / "out"):
+            raise AssertionError("the folder is made all the same")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match=r"file/a cannot be written \(.+\)"):

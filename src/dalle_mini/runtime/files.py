@@ -157,14 +157,16 @@ def _new(target: Path, make: Callable[[Path], int]) -> tuple[Path, int]:
         partial = beside(target)
         descriptor = make(partial)
         try:
-            lock(descriptor)
+            with contextlib.suppress(OSError):  # a file system without locks
+                lock(descriptor)
+            if os.path.lexists(partial):
+                return partial, descriptor
         except Busy:  # another run took it for a leftover before it was locked, and removes it
-            os.close(descriptor)
-            continue
-        except OSError:  # a file system without locks
             pass
-        if os.path.lexists(partial):
-            return partial, descriptor
+        except BaseException:  # Ctrl-C, at any moment
+            os.close(descriptor)
+            _remove(partial)
+            raise
         os.close(descriptor)
 
 
@@ -174,7 +176,11 @@ def _new_file(path: str | os.PathLike) -> int:
 
 def _new_folder(path: Path) -> int:
     path.mkdir()
-    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | _NOT_FOLLOWED)
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | _NOT_FOLLOWED)
+    except BaseException:
+        _remove(path)
+        raise
 
 
 def hold(path: Path) -> int | None:
