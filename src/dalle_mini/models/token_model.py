@@ -21,7 +21,7 @@ NETWORKS = (DalleBart,)  # all token models; the first also reads the files that
 
 
 class TokenModelConfig(Protocol):
-    """What is known of a token model from its config, before the weights are read."""
+    """The sizes and the sampling rule of a token model, which its config tells before the weights are read."""
 
     @property
     def encoder_vocab_size(self) -> int:
