@@ -96,6 +96,7 @@ def test_results_are_ranked(pipe):
     assert [image.size for image in result.images] == [(16, 16)] * 3
     assert set(result.timings) == {"text", "tokens", "pictures", "scores"}
     assert {("tokens", 144, 144), ("pictures", 9, 9), ("scores", 9, 9)} <= set(calls)
+    assert ("passes", max(everything.passes), 16) in calls and result.passes == everything.passes[:3]
     assert result.settings.top_k == 50  # the config's default, resolved
 
 
@@ -103,6 +104,15 @@ def test_stream_yields_each_prompt_as_it_is_drawn(pipe):
     stream = pipe.generate_each(["a boat", "a snail"], GenerationSettings(candidates=1))
     assert next(stream).prompt == "a boat"
     assert next(stream).prompt == "a snail"
+
+
+def test_the_same_pictures_however_they_are_decoded(pipe):
+    options = {"candidates": 3, "keep": 3, "guidance": [1.0, 4.0]}
+    sequential = pipe.generate(["a boat", "a snail"], decode="sequential", **options)
+    for one, other in zip(sequential, pipe.generate(["a boat", "a snail"], decode="parallel", **options), strict=True):
+        assert drawn(one) == drawn(other)
+        assert one.window == 1 and one.passes == [16] * 3
+        assert other.window > 1 and max(other.passes) < 16
 
 
 @pytest.mark.slow

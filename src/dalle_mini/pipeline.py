@@ -10,7 +10,6 @@ CPU's in the smaller types, may round otherwise for another number of rows.)
 import concurrent.futures
 import dataclasses
 import functools
-import hashlib
 import logging
 import os
 import time
@@ -39,9 +38,8 @@ from dalle_mini.models.tokens_record import check_tokens, known_tokens, record_r
 from dalle_mini.runtime.xla import Jit
 from dalle_mini.settings import GenerationSettings, check_number, check_prompts, check_whole, settings_of_each
 from dalle_mini.text import CaptionNormalizer, CaptionTokenizer
-from dalle_mini.weights.bundle import PARTS, check_fit, find_parts, save_companions
+from dalle_mini.weights.bundle import PARTS, check_fit, find_parts, identity, save_companions
 from dalle_mini.weights.bundle import SHIPPED as SHIPPED  # for those who look for it here
-from dalle_mini.weights.hub.repository import origin
 
 MAX_CHARACTERS = 2000  # of a prompt are read: far more than 64 tokens hold, little enough to normalise at once
 PREVIEWS = 8  # of an image while it is drawn
@@ -208,16 +206,17 @@ class DalleMini:
         *,
         last_guidance: float | Sequence[float] | None = None,
         negative_prompt: str | Sequence[str] = "",
+        decode: str = "auto",
         canvas: Canvas | Sequence[Canvas | None] | None = None,
         batch_size: int | None = None,
         progress: Progress | None = None,
     ) -> list[Result]:
         """Draw `candidates` images for each prompt and return the best `keep` of them (None: 4, or all of fewer).
 
-        The arguments are those of `GenerationSettings`; all but the first two may be lists, one value a prompt.
-        `canvas`, made by `DalleMini.canvas`, is where the images start from: one for all or a list. `batch_size` is
-        how many images are drawn together; None is what fits in memory, 32 a device at most.
-        `progress(stage, done, total)` follows "tokens", "pictures" and "scores", in tokens or images over all prompts.
+        The arguments are those of `GenerationSettings`; those from `seed` to `negative_prompt` may be lists, one value
+        a prompt. `canvas`, made by `DalleMini.canvas`, is where the images start from: one for all or a list.
+        `batch_size` is how many images are drawn together; None is what fits in memory, 32 a device at most.
+        `progress(stage, done, total)` follows "tokens", "passes", "pictures" and "scores", as in `Engine.run`.
         In several processes of `jax.distributed`, each makes the same call, draws its share and gets all results.
 
         Raises:
@@ -235,6 +234,7 @@ class DalleMini:
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
+            decode=decode,
         )
         return list(self.generate_each(prompts, settings, canvas, batch_size=batch_size, progress=progress))
 
@@ -379,7 +379,7 @@ class DalleMini:
 
     @functools.cached_property
     def _identities(self) -> dict[str, dict]:
-        return {part: _identity(self.folders[part]) for part in PARTS}
+        return {part: identity(self.folders[part]) for part in PARTS}
 
     def requests(
         self,
@@ -435,16 +435,3 @@ class DalleMini:
         else:
             ids, mask = self.tokenizer([""], max_length=self.model.config.text_length)
         return ids[0], mask[0]
-
-
-def _identity(folder: Path) -> dict:
-    """Repository and commit, or the folder's name; weight files and the first 16 hex digits of their joint SHA-256."""
-    kinds = ("*.safetensors", "flax_model*.msgpack", "pytorch_model*.bin", "*.ckpt")
-    files = next(filter(None, (sorted(folder.glob(kind)) for kind in kinds)), [])
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            while block := file.read(1 << 24):
-                digest.update(block)
-    whence = origin(folder) or {"folder": folder.name}
-    return whence | {"weights": [path.name for path in files], "sha256": digest.hexdigest()[:16]}

@@ -8,8 +8,11 @@ from typing import Any
 from dalle_mini.errors import UserError, shown
 
 DTYPES = ("float32", "bfloat16", "float16", "int8")  # of generation
+DECODE = ("auto", "sequential", "parallel")
+SAMPLERS = ("id", "rank")
 MAX_CANDIDATES = 4096  # images are held in memory until they are ranked
 MAX_SEED = 2**32 - 1
+MAX_WINDOW = 2**16  # tokens: more than an image has
 LARGEST = 1e6  # number, and its inverse the smallest: far beyond use, and well within float32
 
 
@@ -66,6 +69,11 @@ class GenerationSettings:
             the first, of temperature and of top_k is the value of the model's config (10, 1 and 50 as published).
         negative_prompt: what not to draw: the text of the unconditional rows, blank as published. It does nothing
             where guidance is 1.
+        decode: "sequential", one token a pass of the decoder; "parallel", a window of tokens a pass, which are the same
+            but for rounding; "auto" takes the quicker one, by a table of what was measured (`generation.windows`).
+        window: the tokens of a pass of parallel decoding; None takes the table's number.
+        sampler: the noise that a token is drawn with belongs to its "id", or to its "rank" among the likeliest ones,
+            as it did before version 1.0. The distribution is the same. The images of a seed are others.
 
     Raises:
         UserError: a value makes no sense; the message names the field.
@@ -80,6 +88,9 @@ class GenerationSettings:
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
+    decode: str = DECODE[0]
+    window: int | None = None
+    sampler: str = SAMPLERS[0]
 
     def __post_init__(self):
         check_whole("candidates", self.candidates, 1, MAX_CANDIDATES)
@@ -95,6 +106,13 @@ class GenerationSettings:
         if not isinstance(self.negative_prompt, str):
             raise UserError(f"negative_prompt is {type(self.negative_prompt).__name__}, not text")
         check_utf8("negative_prompt", self.negative_prompt)
+        for name, known in (("decode", DECODE), ("sampler", SAMPLERS)):
+            if getattr(self, name) not in known:
+                raise UserError(f"{name} is {shown(getattr(self, name))}: it is one of {', '.join(known)}")
+        if self.window is not None:
+            check_whole("window", self.window, 2, MAX_WINDOW)
+            if self.decode == "sequential":
+                raise UserError(f"window is {self.window}, but sequential decoding has none: leave one of the two out")
 
     @property
     def sampling(self) -> SamplingParams:
@@ -106,8 +124,9 @@ class GenerationSettings:
         return self.guidance != 1 or self.last_guidance not in (None, 1)
 
 
-# The settings that each prompt of a call may have of its own: all but `candidates` and `keep`.
-PER_PROMPT = tuple(field.name for field in dataclasses.fields(GenerationSettings))[2:]
+# The settings that each prompt of a call may have of its own.
+SHARED = ("candidates", "keep", "decode", "window", "sampler")
+PER_PROMPT = tuple(field.name for field in dataclasses.fields(GenerationSettings) if field.name not in SHARED)
 
 
 def settings_of_each(prompts: int, **options) -> list[GenerationSettings]:

@@ -68,6 +68,36 @@ def test_a_replay_spares_the_folder_it_is_of(generate, tmp_path):
     assert sorted(os.listdir(tmp_path / "out")) == ["a-boat", "a-boat-2"]
 
 
+def test_a_report_says_how_it_was_drawn_and_a_replay_follows_it(generate, pipe, tmp_path):
+    """Reports of earlier versions say nothing: they were drawn token by token, with noise by rank."""
+
+    def drawn(name, *options):
+        assert generate("a boat", "--candidates", 2, *options, output=name)[0] == 0
+        folder = tmp_path / name / "a-boat"
+        return folder, json.loads((folder / "results.json").read_text())
+
+    folder, report = drawn("parallel")
+    assert report["sampler"] == "id" and report["decode"] == {"mode": "parallel", "window": 16}
+    assert all(1 <= picture["passes"] < 16 for picture in report["pictures"])
+    assert not {"sampler", "decode", "window"} & set(report["settings"])
+    same, one_by_one = drawn("sequential", "--decode", "sequential")
+    assert one_by_one["decode"] == {"mode": "sequential", "window": 1}
+    assert [picture["passes"] for picture in one_by_one["pictures"]] == [16, 16]
+    assert (same / "01.png").read_bytes() == (folder / "01.png").read_bytes()
+
+    candidate = report["pictures"][0]["candidate"]
+    old = pipe.redraw("a boat", candidate, GenerationSettings(decode="sequential", sampler="rank")).images[0]
+    assert np.any(np.asarray(old) != np.asarray(Image.open(folder / "01.png")))
+    old.save(folder / "01.png")
+    for name in ("sampler", "decode"):
+        del report[name]
+    (folder / "results.json").write_text(json.dumps(report))
+    code, shown, _ = generate("--replay", folder / "results.json", output="again")
+    assert code == 0 and "the same as" in shown and "NOT" not in shown
+    again = json.loads((tmp_path / "again" / "a-boat" / "results.json").read_text())
+    assert again["sampler"] == "rank" and again["decode"]["mode"] == "sequential"
+
+
 def test_a_bundle_of_the_hub_is_one_source():
     def entry(*commits):
         models = {
@@ -205,6 +235,13 @@ def test_mistakes_are_one_line(generate, tmp_path, arguments, message, monkeypat
         (lambda report: report.update(canvas={"tokens": "-1", "vary": "x"}), "vary is missing, or no number"),
         (lambda report: report["models"]["clip"].update(sha256="0"), "drawn by other weights"),
         (lambda report: report["settings"].update(temperature="hot"), "temperature is missing, or no number"),
+        (lambda report: report.update(sampler="best"), "sampler is 'best': it is one of id, rank"),
+        (lambda report: report.update(sampler=None), "sampler is missing, or no text"),
+        (lambda report: report.update(decode="parallel"), "decode is missing, or no object"),
+        (lambda report: report.update(decode={"mode": "quick"}), "decode is 'quick': it is one of"),
+        (lambda report: report.update(decode={"mode": "parallel"}), "window is missing, or no whole number"),
+        (lambda report: report.update(decode={"mode": "parallel", "window": 1}), "window is 1"),
+        (lambda report: report.update(decode={"mode": "parallel", "window": 2**40}), "window is 1099511627776"),
     ],
 )
 def test_reports_that_make_no_sense_are_refused(generate, report, tmp_path, change, message):

@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 
 from dalle_mini.errors import UserError
-from dalle_mini.generation import decode, generate_tokens, stream_tokens
+from dalle_mini.generation import decode, generate_tokens, programs, stream_tokens
 from dalle_mini.generation.cpu.tiles import TiledLinear
 from dalle_mini.generation.optimize import (
     Int8Linear,
@@ -85,7 +85,7 @@ def teacher_forced(model, golden, tokens, guidance):
 @pytest.mark.parametrize(("top_k", "unlimited"), [(63, False), (64, True), (80, True), (0, True)])
 def test_as_many_as_the_codebook_has_is_no_limit(mega, top_k, unlimited):
     ids = np.ones((1, mega[0].config.text_length), np.int32)
-    call = decode._call(mega[0], ids, ids, keys_of(1), guidance=1.0, top_k=top_k, codebook_size=64)
+    call = programs.call_of(mega[0], ids, ids, keys_of(1), guidance=1.0, top_k=top_k, codebook_size=64)
     assert (call.programs.unlimited, call.programs.most) == (unlimited, 0 if unlimited else top_k)
 
 
@@ -237,9 +237,10 @@ for shape, guidance in (((1, 16), 10.0), ((8, 1), 10.0), ((3, 8), 1.0)):
         options["uncond_" + name] = golden[name + "_uncond"][rows]
     args = model, golden["input_ids"][rows], golden["attention_mask"][rows], jax.random.split(jax.random.key(0), shape)
     one = generate_tokens(*args, **options)
-    eight = generate_tokens(*args, devices=jax.devices(), **options)
-    assert len(eight.sharding.device_set) == 8
-    np.testing.assert_array_equal(one, eight)
+    for window in (1, 5):
+        eight = generate_tokens(*args, devices=jax.devices(), window=window, **options)
+        assert len(eight.sharding.device_set) == 8
+        np.testing.assert_array_equal(one, eight)
 """
     flags = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", code], check=True, env=flags)

@@ -24,6 +24,7 @@ def golden():
     return dict(np.load(GOLDEN / "e_megalike_fp16_scan" / "golden.npz"))
 
 
+@pytest.mark.parametrize(("window", "sampler"), [(1, "rank"), (5, "id")])
 @pytest.mark.parametrize("uncond", ["the empty caption", "another caption"])
 @pytest.mark.parametrize(
     "sampling",
@@ -39,7 +40,7 @@ def golden():
     ],
     ids=["greedy", "guided-greedy", "sampled", "guided", "schedule", "top-k-and-p", "top-p", "unlimited"],
 )
-def test_the_fast_decoder_draws_the_same_tokens(model, golden, sampling, uncond):
+def test_the_fast_decoder_draws_the_same_tokens(model, golden, sampling, uncond, window, sampler):
     """Tokens for three prompts with two candidates each, drawn together."""
     keys = jax.random.split(jax.random.key(3), (3, 2))
     texts = golden["input_ids"], golden["attention_mask"]
@@ -48,11 +49,12 @@ def test_the_fast_decoder_draws_the_same_tokens(model, golden, sampling, uncond)
         other = tuple(part[::-1] for part in texts)
     fast = generate_tokens(
         model, *texts, keys, sampling=sampling, uncond_input_ids=other[0], uncond_attention_mask=other[1],
-        codebook_size=64,
+        codebook_size=64, window=window, sampler=sampler,
     )  # fmt: skip
     for row in range(3):
         text, against = ([part[row] for part in both] for both in (texts, other))
-        plain = [draw_image(model, text, key, sampling, uncond=against, codebook_size=64) for key in keys[row]]
+        options = {"uncond": against, "codebook_size": 64, "sampler": sampler}
+        plain = [draw_image(model, text, key, sampling, **options) for key in keys[row]]
         np.testing.assert_array_equal(fast[row], plain)
 
 
@@ -60,5 +62,9 @@ def test_forced_tokens_are_kept(model, golden):
     keys, forced = jax.random.split(jax.random.key(1), 1), np.full(model.image_length, -1)
     forced[[0, 5]] = 7, 8
     text, sampling = (golden["input_ids"][0], golden["attention_mask"][0]), SamplingParams(guidance=1.0)
-    fast = generate_tokens(model, *(part[None] for part in text), keys, sampling=sampling, forced=forced)
-    np.testing.assert_array_equal(fast[0], draw_image(model, text, keys[0], sampling, forced=forced))
+    plain = draw_image(model, text, keys[0], sampling, forced=forced)
+    for window in (1, 4, model.image_length):
+        fast = generate_tokens(
+            model, *(part[None] for part in text), keys, sampling=sampling, forced=forced, window=window
+        )
+        np.testing.assert_array_equal(fast[0], plain)

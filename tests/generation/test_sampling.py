@@ -8,7 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dalle_mini.generation.sampling import categorical, guide, mask_beyond, process_logits, top_k_filter, top_p_filter
+from dalle_mini.generation.sampling import (
+    guide,
+    mask_beyond,
+    noise_of_ids,
+    process_logits,
+    sample_of_all,
+    sample_of_few,
+    top_k_filter,
+    top_p_filter,
+)
+from dalle_mini.settings import SAMPLERS, SamplingParams
 
 FOLDER = Path(__file__).parents[1] / "golden" / "sampling"
 CASES = {
@@ -103,16 +113,38 @@ def test_every_leading_axis_is_a_batch(golden):
             np.testing.assert_array_equal(batch[i, j], row)
 
 
-def test_a_draw_depends_on_its_own_key_and_row_alone(golden):
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_draw_depends_on_its_own_key_and_row_alone(golden, sampler):
     logits = jnp.asarray(golden["cond"]).reshape(2, 2, -1)
     keys = jax.random.split(jax.random.key(0), (2, 2))
-    tokens = categorical(keys, logits)
+    params = SamplingParams(temperature=jnp.ones((2, 2)))
+    tokens = sample_of_all(keys, logits, params, sampler)
     assert tokens.shape == (2, 2) and tokens.dtype == jnp.int32
-    assert tokens[1, 0] == categorical(keys[1, 0], logits[1, 0])
-    np.testing.assert_array_equal(categorical(keys[::-1], logits[::-1]), tokens[::-1])
+    assert tokens[1, 0] == sample_of_all(keys[1, 0], logits[1, 0], SamplingParams(temperature=jnp.ones(())), sampler)
+    np.testing.assert_array_equal(sample_of_all(keys[::-1], logits[::-1], params, sampler), tokens[::-1])
 
 
-def test_draws_follow_the_probabilities():
-    logits = jnp.log(jnp.array([0.5, 0.0, 0.2, 0.3]))
-    tokens = categorical(jax.random.split(jax.random.key(0), 4000), jnp.broadcast_to(logits, (4000, 4)))
-    np.testing.assert_allclose(np.bincount(tokens, minlength=4) / 4000, [0.5, 0.0, 0.2, 0.3], atol=0.03)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_draws_follow_the_probabilities(sampler):
+    keys = jax.random.split(jax.random.key(0), 4000)
+    logits = jnp.broadcast_to(jnp.log(jnp.array([0.5, 0.0, 0.2, 0.3])), (4000, 4))
+    params = SamplingParams(temperature=jnp.ones(4000), top_k=jnp.full(4000, 3))
+    for tokens in (sample_of_all(keys, logits, params, sampler), sample_of_few(keys, logits, params, 3, sampler)):
+        np.testing.assert_allclose(np.bincount(tokens, minlength=4) / 4000, [0.5, 0.0, 0.2, 0.3], atol=0.03)
+
+
+def test_the_published_draw_from_the_whole_vocabulary():
+    logits = jax.random.normal(jax.random.key(1), (50, 9))
+    keys = jax.random.split(jax.random.key(0), 50)
+    tokens = sample_of_all(keys, logits, SamplingParams(temperature=jnp.ones(50)), "rank")
+    np.testing.assert_array_equal(tokens, jax.vmap(jax.random.categorical)(keys, logits))
+
+
+def test_noise_of_an_id_is_the_same_in_any_company():
+    """Gumbel's distribution has mean 0.5772 and variance pi^2 / 6."""
+    keys = jax.random.split(jax.random.key(2), (3, 2))
+    every = noise_of_ids(keys, jnp.broadcast_to(jnp.arange(20_000), (3, 2, 20_000)))
+    few = jnp.array([7, 19_999, 0])
+    np.testing.assert_array_equal(noise_of_ids(keys, jnp.broadcast_to(few, (3, 2, 3))), every[..., few])
+    np.testing.assert_allclose([every.mean(), every.var()], [0.5772, np.pi**2 / 6], atol=0.02)
+    assert len(np.unique(every)) > 0.99 * every.size

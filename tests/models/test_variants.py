@@ -89,6 +89,8 @@ def test_cached_decoding_is_teacher_forcing(name, captions):
     model, (ids, mask) = make(variant(name)), captions
     keys = jax.random.split(jax.random.key(0), (3, 2))
     tokens = np.asarray(generate_tokens(model, ids, mask, keys, guidance=1.0, top_k=1))
+    windowed = generate_tokens(model, ids, mask, keys, guidance=1.0, top_k=1, window=3)
+    np.testing.assert_array_equal(windowed, tokens)
     assert len(np.unique(tokens)) > 3
     np.testing.assert_array_equal(tokens[:, 0], tokens[:, 1])  # greedy
     shifted = np.concatenate([np.full((3, 1), model.config.decoder_start_token_id), tokens[:, 0, :-1]], axis=1)

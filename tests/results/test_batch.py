@@ -106,6 +106,24 @@ def test_a_prompt_that_changed_is_drawn_again_and_leftovers_go(pipe, tmp_path):
     assert sorted(os.listdir(tmp_path / "pictures")) == ["one", "two"]
 
 
+def test_a_batch_of_an_earlier_version_goes_on_by_its_own_rule(pipe, tmp_path):
+    rule = dataclasses.replace(SETTINGS, sampler="rank", decode="sequential")
+    Batch(ENTRIES[:2], tmp_path / "whole", rule).run(pipe)
+    Batch(ENTRIES[:1], tmp_path / "begun", rule).run(pipe)
+    run = tmp_path / "begun" / "batch.json"
+    begun = json.loads(run.read_text())
+    assert begun.pop("sampler") == "rank"  # which earlier versions did not write
+    run.write_text(json.dumps(begun))
+    done = Batch(ENTRIES[:2], tmp_path / "begun", SETTINGS).run(pipe)
+    assert (done.drawn, done.found) == (1, 1)
+    assert contents(tmp_path / "begun") == contents(tmp_path / "whole")
+    Batch(ENTRIES[:2], tmp_path / "new", SETTINGS).run(pipe)
+    assert contents(tmp_path / "new") != contents(tmp_path / "whole")
+    run.write_text(json.dumps(begun | {"sampler": "best"}))
+    with pytest.raises(UserError, match=r"batch.json: sampler is 'best': .*: name another --output"):
+        Batch(ENTRIES[:2], tmp_path / "begun", SETTINGS).run(pipe)
+
+
 @pytest.mark.parametrize("damage", [os.unlink, lambda path: path.write_bytes(b"")])
 def test_pictures_that_were_lost_are_drawn_again(pipe, tmp_path, damage):
     Batch(ENTRIES[:2], tmp_path, SETTINGS).run(pipe)

@@ -10,7 +10,7 @@ from dalle_mini.commands.terminal import Help, notices, out_of_memory, progress_
 from dalle_mini.errors import UserError
 from dalle_mini.runtime import console
 from dalle_mini.runtime.paths import expanded
-from dalle_mini.settings import DTYPES, PER_PROMPT, GenerationSettings, check_prompts
+from dalle_mini.settings import DECODE, DTYPES, PER_PROMPT, GenerationSettings, check_prompts
 
 SHOWN = 5  # failures of a batch that are told; its table has all
 ADVICE = "draw fewer pictures at once (--batch-size) or with smaller weights (--dtype bfloat16, --dtype int8)"
@@ -73,6 +73,12 @@ def add_generate(verbs) -> None:
         "--dtype",
         choices=DTYPES,
         help=f"of the computation; int8: the decoder's weights in 8 bits (default: {DTYPES[0]})",
+    )
+    add(
+        "--decode",
+        choices=DECODE,
+        help="one token a pass of the decoder, or a window of tokens a pass; the pictures are the same (default: "
+        f"{DECODE[0]}, the quicker one by a table of measurements)",
     )
     add("--batch-size", metavar="N", type=int, help="pictures drawn together (default: what fits in memory)")
     add_distributed_option(add)
@@ -215,7 +221,7 @@ def _check_idle(args: argparse.Namespace) -> None:
     """
     if args.replay is not None:
         drawing = ("candidates", "keep", *PER_PROMPT, "picture", "keep_top", "mask", "vary")
-        idle = (*drawing, "dtype", "batch_size", "distributed", "progress_images")
+        idle = (*drawing, "dtype", "decode", "batch_size", "distributed", "progress_images")
         way, reason = "--replay", "its file says how the picture is drawn"
     elif args.prompts is not None:
         idle, way, reason = ("index", "progress_images"), "--prompts", "leave it out"
@@ -228,7 +234,7 @@ def _check_idle(args: argparse.Namespace) -> None:
 
 
 def _settings(args: argparse.Namespace) -> GenerationSettings:
-    given = {name: getattr(args, name) for name in ("candidates", "keep", *PER_PROMPT)}
+    given = {name: getattr(args, name) for name in ("candidates", "keep", "decode", *PER_PROMPT)}
     return GenerationSettings(**{name: value for name, value in given.items() if value is not None})
 
 

@@ -147,7 +147,8 @@ def progress_bars(shown: bool = True) -> Iterator[Callable[[str, int, int], None
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True, soft_wrap=True)  # a path that is broken over two lines cannot be copied
-    columns = (TextColumn("{task.description:<8}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    told = TextColumn("{task.fields[note]}")
+    columns = (TextColumn("{task.description:<8}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), told)
     bars = Progress(
         *columns,
         console=console,
@@ -156,13 +157,16 @@ def progress_bars(shown: bool = True) -> Iterator[Callable[[str, int, int], None
         redirect_stdout=sys.stdout.isatty(),  # rich would send piped output to the terminal
     )
     with bars:
-        tasks = {}
-        waiting = bars.add_task("loading", total=None)
+        tasks: dict[str, Any] = {}  # rich's numbers of the bars
+        waiting = bars.add_task("loading", total=None, note="")
 
         def show(stage: str, done: int, total: int) -> None:
+            if stage == "passes":  # of the decoder, for all tokens: nobody knows how many there will be
+                bars.update(tasks["tokens"], note=f"{done} passes")
+                return
             if stage not in tasks:
                 bars.update(waiting, visible=False)
-                tasks[stage] = bars.add_task(stage, total=total)
+                tasks[stage] = bars.add_task(stage, total=total, note="")
             bars.update(tasks[stage], completed=done)
 
         yield show

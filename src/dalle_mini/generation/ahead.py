@@ -12,6 +12,7 @@ import numpy as np
 from dalle_mini.generation.decode import compile_tokens
 from dalle_mini.generation.memory import batch_that_fits
 from dalle_mini.generation.scheduling import Request, decoding_arguments, resolved, schedule
+from dalle_mini.generation.windows import widest
 from dalle_mini.models.image_tokenizer import token_grid
 from dalle_mini.models.token_model import token_model_config
 from dalle_mini.settings import GenerationSettings
@@ -36,7 +37,9 @@ class Ahead:
         requests = [Request(prompt, prompt, settings, blank, blank) for prompt in self.prompts]
         batch_size = self.batch_size
         if batch_size is None:
-            batch_size = batch_that_fits(config, dtype, tokenizer, devices)
+            window = widest(settings, config, devices[0].platform)
+            batch_size = batch_that_fits(config, dtype, tokenizer, devices, window)
         group = next(schedule(requests, batch_size))
-        arguments = decoding_arguments(group.requests, *group.calls[0], tokenizer.codebook_size, devices)
+        window = group.window(config, devices)
+        arguments = decoding_arguments(group.requests, *group.calls[0], window, tokenizer.codebook_size, devices)
         compile_tokens(config, dtype, int8=int8, **arguments)

@@ -1,18 +1,25 @@
 """The decoding loop: caption tokens to image tokens, in two compiled programs.
 
-`prefill` does what is done once a caption, `decode_steps` draws some tokens more; between two calls of it the caller
-may see what there is. On several devices each runs these programs for its share of the captions or of their candidates.
-`reference.py` is the same without anything that makes it quick.
+`prefill` does the work of a caption that is done once, and `decode_steps` draws some tokens more. Between two calls of
+it the caller may see the tokens so far. `reference.py` is the same without anything that makes it quick.
 
-Four things make it quick. The network caches what it computed of past positions, and the cache grows with what has been
-written. A caption is read once and shared by its candidates. The conditional and the unconditional rows run in one
-batch, so each weight is read once a step. And the weights lie as `optimize_for_decoding` puts them.
+Four things make a pass of the network quick. The network caches what it computed of past positions, and the cache grows
+with what has been written. A caption is read once and shared by its candidates. The conditional and the unconditional
+rows run in one batch, so each weight is read once a pass. And the weights lie as `optimize_for_decoding` puts them.
+
+Parallel decoding makes fewer passes. The token at a position is the argmax of its logits, given the tokens before it,
+plus noise that is a function of the image's key and the position alone. So an image is the one fixed point of applying
+that rule to all positions at once: Jacobi iteration with coupled noise (Wiggers and Hoogeboom 2020, "Predictive
+Sampling"; Teng et al. 2024, "Accelerating Auto-regressive Text-to-Image Generation with Training-free Speculative
+Jacobi Decoding"). A pass reads a window of W tokens, of which the first is final and the others are drafts, and draws
+the tokens that follow them. A drawn token is final if all drafts before it are what was drawn there. The others are the
+next pass's drafts. Every image has its own window, so none waits for another.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,27 +27,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dalle_mini.generation.optimize import optimize_for_decoding, optimized_shapes
-from dalle_mini.generation.sampling import guidance_at, guide, is_guided, mask_beyond, resolve, sample
+from dalle_mini.generation.programs import (
+    ALL,
+    CONTEXT,
+    IMAGES,
+    PROMPTS,
+    TEXT,
+    DecodeState,
+    Programs,
+    call_of,
+    on_all,
+)
+from dalle_mini.generation.sampling import guidance_at, guide, mask_beyond, sample
 from dalle_mini.models.token_model import TokenModel, TokenModelConfig
 from dalle_mini.runtime.xla import Jit
 from dalle_mini.settings import SamplingParams
 
 UNDRAWABLE = -1  # the token where the logits are not numbers: the weights are damaged, or too large for their type
-EVERY = 16  # steps between two pauses; a call of a compiled program costs less than a thousandth of them
+EVERY = 16  # tokens between two pauses; a call of a compiled program costs less than a thousandth of them
 # Lengths that a large cache grows through: each is a program to compile, and saves reading what is not there yet.
 CACHES, LARGE_CACHE = 4, 1 << 22  # of an image's row, in numbers
-
-
-class DecodeState(NamedTuple):
-    """The loop's state. P prompts of C candidates; G is 2 with guidance, the conditional rows first, else 1."""
-
-    position: jax.Array  # int32 [], tokens drawn so far
-    token: jax.Array  # int32 [P, C], the last one
-    tokens: jax.Array  # int32 [P, C, image_length]
-    cache: Any  # the network's, G P C rows; on several devices one device's rows after another's
 
 
 def generate_tokens(
@@ -73,7 +81,7 @@ def stream_tokens(
       input_ids, attention_mask: int [P, text_length].
       keys: JAX keys [P], one image a caption, or [P, C], C candidates of each. An image depends on its own key and
         caption alone: step t draws with `fold_in(key, t)`.
-      every: steps from one pause to the next.
+      every: tokens from one pause to the next.
 
     Options:
       guidance, last_guidance, temperature, top_k, top_p: the fields of `SamplingParams`, with its defaults. Each is one
@@ -85,32 +93,57 @@ def stream_tokens(
         start token.
       forced: int [P, C, image_length] (or what broadcasts to it): tokens that are kept, and -1 where one is drawn. A
         token is drawn in view of those before it alone.
+      window: positions that a pass of the network draws. 1 is sequential decoding. More of them draw the same tokens,
+        but for rounding, in fewer passes of more work each.
+      sampler: "id" or "rank", as in `GenerationSettings`.
       devices: share the captions where their number is a multiple of the devices', else the candidates. None computes
         where the model is.
 
     Yields:
-      (number of tokens that each image has so far, tokens int32 [P, C, image_length], zero where none is drawn yet).
+      (number of tokens that each image has at least, tokens int32 [P, C, image_length], zero where none is final yet).
       The last ones are complete. A token is `UNDRAWABLE` (-1) where the logits were not numbers.
       Arrays come as JAX dispatches them: wait for one to know that it is computed.
 
     Raises:
       ValueError: guidance is not 1 and the unconditional rows are missing; the devices cannot share the work evenly.
     """
+    for progress in decode_tokens(model, input_ids, attention_mask, keys, every=every, **options):
+        yield progress.drawn, progress.tokens
+
+
+class Decoded(NamedTuple):
+    """The images of P prompts, C each, between two calls of the compiled program."""
+
+    drawn: int  # tokens that are final in every image
+    tokens: jax.Array  # int32 [P, C, image_length], zero where none is final yet
+    passes: jax.Array  # int32 [P, C], passes of the network that each image took, prefill aside
+
+
+def decode_tokens(
+    model: TokenModel,
+    input_ids: jax.Array,
+    attention_mask: jax.Array,
+    keys: jax.Array,
+    *,
+    every: int = EVERY,
+    **options,
+) -> Iterator[Decoded]:
+    """`stream_tokens`, and the number of passes that each image takes."""
     model = optimize_for_decoding(model)
-    call = _call(model, input_ids, attention_mask, keys, **options)
-    params = call.params if call.programs.mesh is None else _on_all(call.params, call.programs.mesh)
-    context, state = prefill(call.programs, params, call.text, call.keys)
-    length, rooms = model.image_length, cache_lengths(model)
-    pauses = set(range(every, length, every)) | {length}
-    for stop in sorted(pauses | set(rooms)):
+    call = call_of(model, input_ids, attention_mask, keys, **options)
+    if call.programs.mesh is not None:
+        call = call._replace(params=on_all(call.params, call.programs.mesh))
+    pauses = {*range(every, model.image_length, every), model.image_length}
+    context, state = prefill(call.programs, call.params, call.text, call.keys)
+    rooms = cache_lengths(model, call.programs.window)
+    for stop in sorted(pauses.union(rooms)):
         room = next(room for room in rooms if room >= stop)
         state = state._replace(cache=model.grow(state.cache, room))
         state = decode_steps(
-            call.programs, params, context, state, call.keys, np.int32(stop), call.sampling, call.forced
+            call.programs, call.params, context, state, call.keys, np.int32(stop), call.sampling, call.forced
         )
         if stop in pauses:
-            # The next call writes over the state: give away a copy.
-            yield stop, state.tokens if stop == length else jnp.copy(state.tokens)
+            yield Decoded(stop, *final_tokens(state))
 
 
 def compile_tokens(
@@ -129,10 +162,10 @@ def compile_tokens(
     one. Only the shapes of the arguments count, and of the options what `Programs` has of them.
     """
     model = nnx.merge(*optimized_shapes(config, dtype, int8=int8))
-    call = _call(model, input_ids, attention_mask, keys, **options)
+    call = call_of(model, input_ids, attention_mask, keys, **options)
     prefill.lower(call.programs, call.params, call.text, call.keys).compile()
     context, state = jax.eval_shape(partial(prefill, call.programs), call.params, call.text, call.keys)
-    for room in cache_lengths(model):
+    for room in cache_lengths(model, call.programs.window):
         state = state._replace(cache=jax.eval_shape(partial(model.grow, room=room), state.cache))
         stop = np.int32(room)
         decode_steps.lower(
@@ -140,123 +173,15 @@ def compile_tokens(
         ).compile()
 
 
-class Call(NamedTuple):
-    """The arguments of `prefill` and `decode_steps` besides the state."""
+def cache_lengths(model: TokenModel, window: int = 1) -> list[int]:
+    """The positions at which the cache grows, and the end. They depend on the model alone, as rounding may on them.
 
-    programs: Programs
-    params: nnx.State
-    text: np.ndarray  # int [G, 2, P, S], ids and mask
-    keys: jax.Array  # [P, C]
-    sampling: SamplingParams  # of arrays [P]
-    forced: np.ndarray | None  # int32 [P, C, image_length]
-
-
-def _call(
-    model: TokenModel,
-    input_ids: jax.Array,
-    attention_mask: jax.Array,
-    keys: jax.Array,
-    *,
-    sampling: SamplingParams | None = None,
-    uncond_input_ids: jax.Array | None = None,
-    uncond_attention_mask: jax.Array | None = None,
-    codebook_size: int | None = None,
-    forced: jax.typing.ArrayLike | None = None,
-    devices: Sequence[jax.Device] | None = None,
-    **rule,
-) -> Call:
-    asked = dataclasses.replace(sampling or SamplingParams(), **rule)
-    keys = keys[:, None] if keys.ndim == 1 else keys
-    vocabulary = model.vocabulary_size
-    codebook_size = vocabulary - 1 if codebook_size is None else min(vocabulary, codebook_size)
-    sampling = resolve(asked, len(keys), codebook_size, model.config.sampling.top_k)
-    guided = is_guided(sampling)
-    text = [np.stack([input_ids, attention_mask])]  # [2, P, S] each
-    if guided:
-        if uncond_input_ids is None or uncond_attention_mask is None:
-            raise ValueError(f"guidance {asked.guidance} needs uncond_input_ids and uncond_attention_mask")
-        text.append(np.stack([uncond_input_ids, uncond_attention_mask]))
-    kept = None
-    if forced is not None:
-        kept = np.broadcast_to(np.asarray(forced, np.int32), (*keys.shape, model.image_length))
-    graphdef, params = nnx.split(model)
-    programs = Programs(
-        graphdef=graphdef,
-        guided=guided,
-        most=int(sampling.top_k.max()),
-        unlimited=bool((sampling.top_k == 0).any()),
-        codebook_size=codebook_size,
-        mesh=None if devices is None else mesh_of(devices, *keys.shape),
-    )
-    return Call(programs, params, np.stack(text).astype(np.int32), keys, sampling, kept)
-
-
-def replicated(model: TokenModel, devices: Sequence[jax.Device]) -> TokenModel:
-    """The model on each device, so that `stream_tokens` need not take it there."""
-    graphdef, params = nnx.split(model)
-    return nnx.merge(graphdef, _on_all(params, mesh_of(devices, len(devices), 1)))
-
-
-def mesh_of(devices: Sequence[jax.Device], prompts: int, candidates: int) -> Mesh:
-    """The devices as a mesh with axes "prompts" and "candidates", one of which has them all.
-
-    Raises:
-      ValueError: they cannot share so many prompts of so many candidates evenly.
+    In parallel decoding an image may be anywhere, so the cache is whole from the beginning.
     """
-    count = len(devices)
-    if prompts % count == 0:
-        shape = (count, 1)
-    elif candidates % count == 0:
-        shape = (1, count)
-    else:
-        raise ValueError(f"{count} devices cannot share {prompts} captions of {candidates} candidates evenly")
-    return Mesh(np.asarray(devices).reshape(shape), ("prompts", "candidates"))
-
-
-def _on_all(params, mesh: Mesh):
-    return jax.device_put(params, NamedSharding(mesh, ALL))
-
-
-def cache_lengths(model: TokenModel) -> list[int]:
-    """The positions at which the cache grows, and the end. They depend on the model alone, as rounding may on them."""
     length = model.image_length
-    parts = CACHES if length * model.config.cache_width >= LARGE_CACHE else 1
+    grows = window == 1 and length * model.config.cache_width >= LARGE_CACHE
+    parts = CACHES if grows else 1
     return sorted({-(-length * part // parts) for part in range(1, parts + 1)})
-
-
-@dataclasses.dataclass(frozen=True)
-class Programs:
-    """The static arguments of the two programs.
-
-    Attributes:
-      graphdef: the optimized model's.
-      guided: there are unconditional rows.
-      most, unlimited: the largest top_k, and whether a prompt has none.
-      codebook_size: ids from here on are never sampled.
-      mesh: the devices that share the work, of `mesh_of`; None where there is one.
-    """
-
-    graphdef: nnx.GraphDef
-    guided: bool
-    most: int
-    unlimited: bool
-    codebook_size: int
-    mesh: Mesh | None = None
-
-    def on_each_device(self, function, ins: tuple, outs):
-        """`function` on every device's share of its arguments; `ins` and `outs` name the mesh's axes."""
-        if self.mesh is None:
-            return function
-        return jax.shard_map(function, mesh=self.mesh, in_specs=ins, out_specs=outs, check_vma=False)
-
-
-# How each argument is split among the devices of a mesh.
-ALL = PartitionSpec()
-PROMPTS = PartitionSpec("prompts")
-IMAGES = PartitionSpec("prompts", "candidates")
-TEXT = PartitionSpec(None, None, "prompts")
-CONTEXT = PartitionSpec(None, "prompts")
-STATE = DecodeState(ALL, IMAGES, IMAGES, cache=PartitionSpec(("prompts", "candidates")))  # type: ignore[arg-type]  # a spec in each array's place
 
 
 @partial(Jit, static_argnums=0)
@@ -267,43 +192,121 @@ def prefill(programs: Programs, params, text, keys) -> tuple[Any, DecodeState]:
         model: TokenModel = nnx.merge(programs.graphdef, params)
         groups, _, prompts, size = text.shape
         ids, mask = (text[:, part].reshape(-1, size) for part in range(2))
-        context, cache = model.prefill(ids, mask, keys.shape[1], cache_lengths(model)[0])
-        state = DecodeState(
-            position=jnp.zeros((), jnp.int32),
-            token=jnp.full(keys.shape, model.start_token, jnp.int32),
-            tokens=jnp.zeros((*keys.shape, model.image_length), jnp.int32),
-            cache=cache,
-        )
-        return jax.tree.map(lambda leaf: leaf.reshape(groups, prompts, *leaf.shape[1:]), context), state
+        context, cache = model.prefill(ids, mask, keys.shape[1], cache_lengths(model, programs.window)[0])
+        none = jnp.zeros(() if programs.window == 1 else keys.shape, jnp.int32)
+        tokens = jnp.zeros((*keys.shape, model.image_length), jnp.int32)
+        context = jax.tree.map(lambda leaf: leaf.reshape(groups, prompts, *leaf.shape[1:]), context)
+        return context, DecodeState(none, none, tokens, cache)
 
-    return programs.on_each_device(run, (ALL, TEXT, IMAGES), (CONTEXT, STATE))(params, text, keys)
+    return programs.on_each_device(run, (ALL, TEXT, IMAGES), (CONTEXT, programs.state))(params, text, keys)
 
 
 @partial(Jit, short_sums=True, static_argnums=0, donate_argnames="state")
 def decode_steps(programs: Programs, params, context, state, keys, stop, sampling, forced) -> DecodeState:
-    """Draw the tokens up to position `stop`."""
+    """Draw until the first `stop` tokens of every image are final."""
 
     def run(params, context, state, keys, stop, sampling, forced):
         model: TokenModel = nnx.merge(programs.graphdef, params)
-        prompts, groups = len(keys), 1 + programs.guided
-        context = jax.tree.map(lambda leaf: leaf.reshape(groups * prompts, *leaf.shape[2:]), context)
+        context = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), context)  # [G P, ...]
+        a_pass = one_step if programs.window == 1 else one_window
+        return jax.lax.while_loop(
+            lambda state: jnp.any(state.position < stop),
+            lambda state: a_pass(programs, model, context, state, keys, sampling, forced),
+            state,
+        )
 
-        def step(t, state: DecodeState) -> DecodeState:
-            rows = jnp.tile(state.token, (groups, 1))[..., None]  # [G P, C, 1]
-            logits, cache = model.step(rows, context, state.cache, t)
-            logits = logits[..., 0, :]  # [G P, C, V]
-            if programs.guided:
-                scale = guidance_at(sampling, t, model.image_length)
-                logits = guide(logits[:prompts], logits[prompts:], scale[:, None, None])
-            logits = mask_beyond(logits, programs.codebook_size)
-            step_keys = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, t)))(keys)
-            token = sample(step_keys, logits, sampling, most=programs.most, unlimited=programs.unlimited)
-            token = jnp.where(jnp.isfinite(jnp.max(logits, axis=-1)), token, UNDRAWABLE)
-            if forced is not None:
-                token = jnp.where(forced[..., t] >= 0, forced[..., t], token)
-            return DecodeState(t + 1, token, state.tokens.at[..., t].set(token), cache)
+    ins = (ALL, CONTEXT, programs.state, IMAGES, ALL, PROMPTS, IMAGES)
+    return programs.on_each_device(run, ins, programs.state)(params, context, state, keys, stop, sampling, forced)
 
-        return jax.lax.fori_loop(state.position, stop, step, state)
 
-    ins = (ALL, CONTEXT, STATE, IMAGES, ALL, PROMPTS, IMAGES)
-    return programs.on_each_device(run, ins, STATE)(params, context, state, keys, stop, sampling, forced)
+def one_step(programs: Programs, model: TokenModel, context, state: DecodeState, keys, sampling, forced) -> DecodeState:
+    """Draw the next token of every image."""
+    t = state.position
+    last = jax.lax.dynamic_index_in_dim(state.tokens, jnp.maximum(t - 1, 0), axis=-1)  # [P, C, 1]
+    inputs = jnp.tile(jnp.where(t == 0, model.start_token, last), (1 + programs.guided, 1, 1))
+    logits, cache = model.step(inputs, context, state.cache, t)
+    places = jnp.full(last.shape, t)
+    drawn = draw(programs, logits, keys, places, model.image_length, sampling, forced)
+    tokens = jax.lax.dynamic_update_index_in_dim(state.tokens, drawn, t, axis=-1)
+    return DecodeState(t + 1, state.passes + 1, tokens, cache)
+
+
+def one_window(
+    programs: Programs, model: TokenModel, context, state: DecodeState, keys, sampling, forced
+) -> DecodeState:
+    """Draw a window of tokens of every image, and find out which of them are final."""
+    groups, length, window = 1 + programs.guided, model.image_length, programs.window
+    known = state.tokens if forced is None else jnp.where(forced >= 0, forced, state.tokens)
+    start = jnp.minimum(state.position, length - window)
+    places = start[..., None] + jnp.arange(window)  # [P, C, W]
+    drafts = jnp.take_along_axis(known, places, axis=-1)
+    inputs = jnp.take_along_axis(known, jnp.maximum(places - 1, 0), axis=-1)
+    inputs = jnp.where(places == 0, model.start_token, inputs)
+    logits, cache = model.step(jnp.tile(inputs, (groups, 1, 1)), context, state.cache, jnp.tile(start, (groups, 1)))
+    drawn = draw(programs, logits, keys, places, length, sampling, forced)
+    is_final = places < state.position[..., None]
+    drawn = jnp.where(is_final, drafts, drawn)
+    agreeing = jnp.cumprod(is_final | (drawn == drafts), axis=-1).sum(axis=-1)
+    tokens = jnp.put_along_axis(known, places, drawn, axis=-1, inplace=False)
+    return DecodeState(
+        position=start + jnp.minimum(agreeing + 1, window),
+        passes=state.passes + (state.position < length),
+        tokens=with_drafts(tokens, start + window, window),
+        cache=cache,
+    )
+
+
+def with_drafts(tokens: jax.Array, end: jax.Array, count: int) -> jax.Array:
+    """Drafts for the `count` positions from `end` on: each is the nearest token above it that was drawn.
+
+    Args:
+      tokens: int32 [P, C, image_length]; each of those before `end` was drawn at least once.
+      end: int32 [P, C].
+    """
+    length = tokens.shape[-1]
+    side = math.isqrt(length)
+    places = end[..., None] + jnp.arange(count)
+    above = places - ((places - end[..., None]) // side + 1) * side
+    sources = jnp.where(above >= 0, above, end[..., None] - 1)
+    drafts = jnp.take_along_axis(tokens, jnp.clip(sources, 0, length - 1), axis=-1)
+    first, second = jnp.arange(tokens.shape[0])[:, None, None], jnp.arange(tokens.shape[1])[None, :, None]
+    return tokens.at[first, second, places].set(drafts, mode="drop")
+
+
+def draw(
+    programs: Programs,
+    logits: jax.Array,
+    keys: jax.Array,
+    places: jax.Array,
+    length: int,
+    sampling: SamplingParams,
+    forced: jax.Array | None,
+) -> jax.Array:
+    """Logits [G P, C, W, V] at places int [P, C, W] of images of `length` tokens to tokens int32 [P, C, W]."""
+    prompts, candidates, window = places.shape
+    if programs.guided:
+        at = jax.tree.map(lambda value: value[:, None, None], sampling)
+        scale = guidance_at(at, places, length)
+        logits = guide(logits[:prompts], logits[prompts:], scale[..., None])
+    logits = mask_beyond(logits, programs.codebook_size).reshape(prompts, candidates * window, -1)
+    fold = jax.vmap(jax.vmap(jax.vmap(jax.random.fold_in, (None, 0))))
+    tokens = sample(
+        fold(keys, places).reshape(prompts, -1),
+        logits,
+        sampling,
+        most=programs.most,
+        unlimited=programs.unlimited,
+        sampler=programs.sampler,
+    )
+    tokens = jnp.where(jnp.isfinite(jnp.max(logits, axis=-1)), tokens, UNDRAWABLE).reshape(places.shape)
+    if forced is None:
+        return tokens
+    kept = jnp.take_along_axis(forced, places, axis=-1)
+    return jnp.where(kept >= 0, kept, tokens)
+
+
+@jax.jit
+def final_tokens(state: DecodeState) -> tuple[jax.Array, jax.Array]:
+    """Tokens int32 [P, C, image_length], zero where none is final yet, and passes int32 [P, C]: copies."""
+    is_final = jnp.arange(state.tokens.shape[-1]) < state.position[..., None]
+    return jnp.where(is_final, state.tokens, 0), jnp.broadcast_to(jnp.copy(state.passes), state.tokens.shape[:-1])

@@ -12,7 +12,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import overload
+from typing import Any, overload
 
 import jax
 import numpy as np
@@ -20,11 +20,13 @@ from PIL import Image
 
 from dalle_mini.errors import UserError
 from dalle_mini.generation.canvas import Canvas
-from dalle_mini.generation.decode import UNDRAWABLE, replicated, stream_tokens
+from dalle_mini.generation.decode import UNDRAWABLE, Decoded, decode_tokens
 from dalle_mini.generation.memory import batch_that_fits
 from dalle_mini.generation.pixels import PixelDecoder
+from dalle_mini.generation.programs import replicated
 from dalle_mini.generation.ranking import ClipRanker
 from dalle_mini.generation.scheduling import Group, Request, decoding_arguments, schedule
+from dalle_mini.generation.windows import widest
 from dalle_mini.models.image_tokenizer import ImageTokenizer
 from dalle_mini.models.token_model import TokenModel
 from dalle_mini.settings import GenerationSettings, check_whole
@@ -43,6 +45,8 @@ class Result:
         scores: CLIP's logits_per_image, same order.
         tokens: int32 [keep, image_length], same order.
         indices: each image's number among the candidates, same order.
+        passes: passes of the decoder that each image took, prefill aside, same order.
+        window: tokens that a pass drew of each image; 1 is sequential decoding.
         timings: seconds of each stage; the first prompt's hold the compilation, and prompts that were drawn
             together have equal parts.
         settings: as resolved; `guidance`, `temperature` and `top_k` are never None.
@@ -57,6 +61,8 @@ class Result:
     timings: dict[str, float]
     settings: GenerationSettings
     canvas: Canvas | None = None
+    passes: list[int] = dataclasses.field(default_factory=list)
+    window: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,10 +71,11 @@ class Preview:
 
     Attributes:
         prompt, number: the prompt and its place among those given, from 0.
-        count, total: tokens that each image has so far, and will have.
+        count, total: tokens that are final in every image, and those that an image will have.
         images: of the first candidates, gray where nothing is drawn yet. The seam is not as it will be: what comes
             next changes the pixels above it a little.
-        tokens: int32 [previews, image_length], zero where none is drawn yet.
+        tokens: int32 [previews, image_length], zero where none is final yet. In parallel decoding an image may have
+            more of them than `count`.
     """
 
     prompt: str
@@ -81,9 +88,13 @@ class Preview:
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """One call's tokens, int32 [requests, candidates, image_length], and a function that returns their pixels."""
+    """One call's tokens, int32 [requests, candidates, image_length], and a function that returns their pixels.
+
+    `passes`, int32 [requests, candidates], are those of the decoder.
+    """
 
     tokens: np.ndarray
+    passes: np.ndarray
     pixels: Callable[[], tuple[np.ndarray, float]]
 
 
@@ -157,7 +168,8 @@ class Engine:
 
         Args:
             requests: what to draw.
-            progress: called as `progress(stage, done, total)`.
+            progress: called as `progress(stage, done, total)`. The stages are "tokens", "passes" (of the decoder; the
+                total is that of sequential decoding), "pictures" and "scores".
             batch_size: images that one call draws at most; None is what fits in memory.
             every, previews: yield a `Preview` of the first `previews` candidates every so many tokens.
             overlap: make pixels and scores while the next tokens are drawn; None does so unless the CPU computes, which
@@ -168,13 +180,16 @@ class Engine:
         if batch_size is not None:
             check_whole("batch_size", batch_size, 1)
         else:
-            batch_size = batch_that_fits(self.model.config, self.model.dtype, self.tokenizer, self.devices)
+            platform = self.devices[0].platform
+            window = max((widest(one.settings, self.model.config, platform) for one in requests), default=1)
+            batch_size = batch_that_fits(self.model.config, self.model.dtype, self.tokenizer, self.devices, window)
         if overlap is None:
             overlap = jax.default_backend() != "cpu"
         processes, process = (1, 0) if alone else (jax.process_count(), jax.process_index())
         groups = list(schedule(requests, batch_size, alone=every is not None, processes=processes, process=process))
         images = sum(group.share * len(group.requests) for group in groups)
-        report = Totals(progress, images, self.model.image_length)
+        calls = sum(len(group.calls) for group in groups)
+        report = Totals(progress, images, calls, self.model.image_length)
         shown = previews if every and process == 0 else 0
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             later = _in_thread(pool) if overlap else partial
@@ -202,19 +217,18 @@ class Engine:
     ) -> Iterator[Preview]:
         """Draw a group's tokens call by call into `drawn`; yield previews on the way."""
         for number, (first, size) in enumerate(group.calls):
-            for count, tokens in self._tokens(group, first, size, report, every):
-                if every and previews and number == 0 and count < tokens.shape[-1] and count % every == 0:
-                    yield from self._previews(group, count, np.asarray(tokens), previews)
-            done = np.asarray(tokens)[:, :size]
-            if (done == UNDRAWABLE).any():
+            for decoded in self._tokens(group, first, size, report, every):
+                count = decoded.drawn
+                if every and previews and number == 0 and count < self.model.image_length and count % every == 0:
+                    yield from self._previews(group, count, np.asarray(decoded.tokens), previews)
+            tokens, passes = (np.asarray(array)[:, :size] for array in (decoded.tokens, decoded.passes))
+            if (tokens == UNDRAWABLE).any():
                 raise UserError(
                     "the decoder's logits are not numbers: its weights are damaged, or too large for this dtype"
                 )
-            drawn.append(Drawn(done, later(self._pixels, done, report)))
+            drawn.append(Drawn(tokens, passes, later(self._pixels, tokens, report)))
 
-    def _tokens(
-        self, group: Group, first: int, size: int, report: Totals, every: int | None
-    ) -> Iterator[tuple[int, jax.Array]]:
+    def _tokens(self, group: Group, first: int, size: int, report: Totals, every: int | None) -> Iterator[Decoded]:
         """The tokens of `size` candidates of each request, and of some more that make even shares, as they are drawn.
 
         There is a pause at every multiple of `every`, and often enough to report progress.
@@ -223,12 +237,15 @@ class Engine:
         if every or report.is_watched:
             pause = min(REPORT_EVERY, every or REPORT_EVERY)
             pause = every if every and every % pause else pause
-        before, requests = report.done("tokens"), group.requests
-        arguments = decoding_arguments(requests, first, size, self.tokenizer.codebook_size, self.devices)
-        for count, tokens in stream_tokens(self.model, every=pause, **arguments):
-            jax.block_until_ready(tokens)
-            report.reach("tokens", before + count * size * len(requests))
-            yield count, tokens
+        before, passes_before, requests = report.done("tokens"), report.done("passes"), group.requests
+        window = group.window(self.model.config, self.devices)
+        arguments = decoding_arguments(requests, first, size, window, self.tokenizer.codebook_size, self.devices)
+        for decoded in decode_tokens(self.model, every=pause, **arguments):
+            jax.block_until_ready(decoded)
+            if report.is_watched:
+                report.reach("passes", passes_before + int(np.max(decoded.passes)))
+                report.reach("tokens", before + decoded.drawn * size * len(requests))
+            yield decoded
 
     def _previews(self, group: Group, count: int, tokens: np.ndarray, previews: int) -> Iterator[Preview]:
         rows = count // self.tokenizer.grid
@@ -249,6 +266,7 @@ class Engine:
         tokens = np.concatenate([call.tokens for call in drawn], axis=1)
         images = np.concatenate([pixels for pixels, _ in made], axis=1)
         timings = {"tokens": seconds / size, "pictures": sum(took for _, took in made) / size}
+        window = group.window(self.model.config, self.devices)
         clock = time.perf_counter()
         scores = []
         for request, candidates in zip(group.requests, images, strict=True):
@@ -257,12 +275,13 @@ class Engine:
                 raise UserError("CLIP's scores are not numbers: its weights are damaged, or too large for this dtype")
             report.add("scores", len(candidates))
         timings["scores"] = (time.perf_counter() - clock) / size
-        rows: tuple[np.ndarray, ...] = tokens, images, np.stack(scores)
+        passes = np.concatenate([call.passes for call in drawn], axis=1)
+        rows: tuple[np.ndarray, ...] = tokens, images, np.stack(scores), passes
         if processes > 1:
             rows = gathered(rows, group.requests[0].settings.candidates)
         return [
-            _result(request, ids, candidates, row, {"text": request.text_seconds, **timings})
-            for request, ids, candidates, row in zip(group.requests, *rows, strict=True)
+            _result(request, *row, window=window, timings={"text": request.text_seconds, **timings})
+            for request, *row in zip(group.requests, *rows, strict=True)
         ]
 
     def _compile_the_rest(self, candidates: int) -> None:
@@ -276,7 +295,10 @@ def _in_thread(pool: concurrent.futures.Executor) -> Callable:
     return lambda function, *arguments: pool.submit(function, *arguments).result
 
 
-def _result(request: Request, tokens: np.ndarray, images: np.ndarray, scores: np.ndarray, timings: dict) -> Result:
+def _result(
+    request: Request, tokens: np.ndarray, images: np.ndarray, scores: np.ndarray, passes: np.ndarray, **told: Any
+) -> Result:
+    """The best of a request's candidates; `told` are the result's timings and window."""
     assert request.settings.keep is not None  # `GenerationSettings` resolves it
     order = ClipRanker.rank(scores, request.settings.keep)
     return Result(
@@ -285,9 +307,10 @@ def _result(request: Request, tokens: np.ndarray, images: np.ndarray, scores: np
         scores=[float(scores[index]) for index in order],
         tokens=tokens[order],
         indices=[request.first + int(index) for index in order],
-        timings=timings,
         settings=request.settings,
         canvas=request.canvas,
+        passes=passes[order].tolist(),
+        **told,
     )
 
 
@@ -306,9 +329,14 @@ def gathered(shares: tuple[np.ndarray, ...], candidates: int) -> tuple[np.ndarra
 class Totals:
     """How far each stage is over all prompts, passed on as it changes."""
 
-    def __init__(self, progress: Progress | None, images: int, image_length: int):
+    def __init__(self, progress: Progress | None, images: int, calls: int, image_length: int):
         self._progress = progress
-        self._totals = {"tokens": images * image_length, "pictures": images, "scores": images}
+        self._totals = {
+            "tokens": images * image_length,
+            "passes": calls * image_length,  # at most
+            "pictures": images,
+            "scores": images,
+        }
         self._done: dict[str, int] = {}
         for stage in self._totals:
             self.reach(stage, 0)

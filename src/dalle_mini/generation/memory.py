@@ -18,18 +18,23 @@ CGROUP = Path("/sys/fs/cgroup")
 GROWTH = 1.75  # the old cache is there while the new one is filled: 3/4 of it at the last step
 
 
-def batch_that_fits(config: TokenModelConfig, dtype, tokenizer: TokenGrid, devices: Sequence[jax.Device]) -> int:
-    """The images that all devices together draw in one call: at least 1 each, at most `MOST` each."""
+def batch_that_fits(
+    config: TokenModelConfig, dtype, tokenizer: TokenGrid, devices: Sequence[jax.Device], window: int = 1
+) -> int:
+    """The images that all devices together draw in one call: at least 1 each, at most `MOST` each.
+
+    `window` is the most tokens that a pass draws of an image.
+    """
     room = SHARE * free_bytes(devices[0]) - decoding_bytes(tokenizer, devices[0])
     if devices[0].platform == "cpu":
         room /= len(devices)  # which share the host's memory
-    return len(devices) * max(1, min(MOST, int(room // image_bytes(config, dtype))))
+    return len(devices) * max(1, min(MOST, int(room // image_bytes(config, dtype, window))))
 
 
-def image_bytes(config: TokenModelConfig, dtype) -> int:
+def image_bytes(config: TokenModelConfig, dtype, window: int = 1) -> int:
     """Bytes for drawing one image and its unconditional row: keys and values, logits and what sampling sorts."""
     cache = 2 * config.cache_width * config.image_length * step_dtype(dtype).itemsize
-    logits = 2 * 8 * 4 * config.image_vocab_size
+    logits = 2 * 8 * 4 * config.image_vocab_size * window
     return int(GROWTH * cache) + logits
 
 

@@ -12,7 +12,7 @@ from flax import nnx
 
 from dalle_mini.generation.sampling import guidance_at, guide, is_guided, mask_beyond, resolve, sample
 from dalle_mini.models.token_model import TokenModel
-from dalle_mini.settings import SamplingParams
+from dalle_mini.settings import SAMPLERS, SamplingParams
 
 Text = tuple[np.ndarray, np.ndarray]  # input_ids and attention_mask, int [text_length] each
 
@@ -26,6 +26,7 @@ def draw_image(
     uncond: Text | None = None,
     codebook_size: int | None = None,
     forced: np.ndarray | None = None,
+    sampler: str = SAMPLERS[0],
 ) -> np.ndarray:
     """Draw the tokens of one image.
 
@@ -37,6 +38,7 @@ def draw_image(
       uncond: the empty caption, or what not to draw; needed where the guidance is not 1.
       codebook_size: ids from here on are never drawn; None leaves out the start token alone.
       forced: int [image_length]: tokens that are kept, and -1 where one is drawn.
+      sampler: one of `SAMPLERS`.
 
     Returns:
       int32 [image_length].
@@ -55,7 +57,8 @@ def draw_image(
             logits = guide(logits, _logits(model, *uncond, shifted, t), guidance_at(sampling, t, length))
         logits = mask_beyond(logits, codebook_size)
         step_key, top_k = jax.random.fold_in(key, t), int(sampling.top_k[0])
-        token = sample(step_key[None, None], logits[None, None], sampling, most=top_k, unlimited=top_k == 0)
+        row = step_key[None, None], logits[None, None], sampling
+        token = sample(*row, most=top_k, unlimited=top_k == 0, sampler=sampler)
         tokens[t] = forced[t] if forced is not None and forced[t] >= 0 else token[0, 0]
     return tokens
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dalle_mini.settings import SAMPLING, SamplingParams
+from dalle_mini.settings import SAMPLERS, SAMPLING, SamplingParams
 
 jax.tree_util.register_dataclass(SamplingParams, data_fields=SAMPLING, meta_fields=())
 
@@ -105,24 +105,49 @@ def process_logits(
     return logits if top_p is None else top_p_filter(logits, top_p)
 
 
-def categorical(keys: jax.Array, logits: jax.Array) -> jax.Array:
-    """One token for each key: keys [...], logits [..., V] -> int32 [...]. A row's draw depends on its own key alone."""
-    draw = jax.random.categorical
+def noise_of_ids(keys: jax.Array, ids: jax.Array) -> jax.Array:
+    """Gumbel noise of each id: keys [...], ids int [..., K] -> float32 [..., K].
+
+    It is a function of key and id alone, whichever the other ids are: the hash of both (threefry, Salmon et al. 2011)
+    is the number u in (0, 1) of -log(-log(1 - u)).
+    """
+
+    def words(key, ids):
+        return jax.vmap(lambda one: jax.random.key_data(jax.random.fold_in(key, one))[0])(ids)
+
     for _ in range(keys.ndim):
-        draw = jax.vmap(draw)
-    return draw(keys, logits).astype(jnp.int32)
+        words = jax.vmap(words)
+    # Near 0 u keeps all of its digits: there the noise is large, and decides.
+    u = jnp.minimum((words(keys, ids).astype(jnp.float32) + 0.5) * 2**-32, 1 - 2**-24)
+    return -jnp.log(-jnp.log1p(-u))
 
 
-def sample_of_few(keys: jax.Array, logits: jax.Array, sampling: SamplingParams, most: int) -> jax.Array:
+def noise_of_ranks(keys: jax.Array, ids: jax.Array) -> jax.Array:
+    """Gumbel noise of each place, whatever id stands there: keys [...], ids int [..., K] -> float32 [..., K]."""
+    draw = jax.random.gumbel
+    for _ in range(keys.ndim):
+        draw = jax.vmap(draw, (0, None))
+    return draw(keys, (ids.shape[-1],))
+
+
+# A token is the argmax of its logit plus noise (the Gumbel-max trick). With noise by rank, a change of the logits that
+# swaps two ranks swaps their noise, too; with noise by id, drafts come true more often at high temperatures.
+NOISE = {"id": noise_of_ids, "rank": noise_of_ranks}  # the keys are `SAMPLERS`
+
+
+def sample_of_few(
+    keys: jax.Array, logits: jax.Array, sampling: SamplingParams, most: int, sampler: str = SAMPLERS[0]
+) -> jax.Array:
     """Temperature, top-k, top-p and the draw in one, distributed as a draw from `process_logits` is.
 
-    Only the `most` likeliest tokens are looked at, sorted, and each rank has a noise of its own, so the draw depends
-    neither on `most` nor on the parameters of other rows.
+    Only the `most` likeliest tokens are looked at, sorted. The draw depends neither on `most` nor on the parameters of
+    other rows.
 
     Args:
         keys: [...]; logits: [..., V].
         sampling: its temperature, top_k and top_p are broadcast to [...]; a top_p of None is no limit.
         most: the largest top_k, below V.
+        sampler: one of `SAMPLERS`.
     """
     # Among equal logits the lower ids come first.
     values, ids = jax.lax.top_k(logits / sampling.temperature[..., None], most)
@@ -133,14 +158,29 @@ def sample_of_few(keys: jax.Array, logits: jax.Array, sampling: SamplingParams, 
         likelier = jnp.cumsum(probabilities, axis=-1) - probabilities
         kept = (likelier < top_p) | (top_p >= 1) | (jnp.arange(most) == 0)
         values = jnp.where(kept, values, -jnp.inf)
-    noise = jax.random.gumbel
-    for _ in range(keys.ndim):
-        noise = jax.vmap(noise, (0, None))
-    rank = jnp.argmax(values + noise(keys, (most,)), axis=-1)
+    rank = jnp.argmax(values + NOISE[sampler](keys, ids), axis=-1)
     return jnp.take_along_axis(ids, rank[..., None], axis=-1)[..., 0].astype(jnp.int32)
 
 
-def sample(keys: jax.Array, logits: jax.Array, sampling: SamplingParams, *, most: int, unlimited: bool) -> jax.Array:
+def sample_of_all(
+    keys: jax.Array, logits: jax.Array, sampling: SamplingParams, sampler: str = SAMPLERS[0]
+) -> jax.Array:
+    """`sample_of_few` without a top-k: keys [...], logits [..., V] -> int32 [...]."""
+    p = None if sampling.top_p is None else sampling.top_p[..., None]
+    values = process_logits(logits, temperature=sampling.temperature[..., None], top_p=p)
+    ids = jnp.broadcast_to(jnp.arange(logits.shape[-1]), logits.shape)
+    return jnp.argmax(values + NOISE[sampler](keys, ids), axis=-1).astype(jnp.int32)
+
+
+def sample(
+    keys: jax.Array,
+    logits: jax.Array,
+    sampling: SamplingParams,
+    *,
+    most: int,
+    unlimited: bool,
+    sampler: str = SAMPLERS[0],
+) -> jax.Array:
     """Keys [P, C], logits [P, C, V] and resolved parameters [P] -> tokens int32 [P, C].
 
     `most` is the largest top_k, and `unlimited` tells whether a prompt has none (0). A prompt's tokens depend on
@@ -148,11 +188,9 @@ def sample(keys: jax.Array, logits: jax.Array, sampling: SamplingParams, *, most
     """
     sampling = jax.tree.map(lambda value: value[:, None], sampling)
     if not unlimited:
-        return sample_of_few(keys, logits, sampling, most)
-    # Rows without a limit draw from the whole vocabulary, in the same way whether there are others or not.
-    p = None if sampling.top_p is None else sampling.top_p[..., None]
-    free = categorical(keys, process_logits(logits, temperature=sampling.temperature[..., None], top_p=p))
+        return sample_of_few(keys, logits, sampling, most, sampler)
+    free = sample_of_all(keys, logits, sampling, sampler)
     if not most:
         return free
-    limited = sample_of_few(keys, logits, sampling, most)
+    limited = sample_of_few(keys, logits, sampling, most, sampler)
     return jnp.where(sampling.top_k == 0, free, limited)

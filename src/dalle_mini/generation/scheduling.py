@@ -20,8 +20,9 @@ from dalle_mini.generation.canvas import Canvas
 from dalle_mini.generation.memory import chunked
 from dalle_mini.generation.optimize import LEAST_ROWS
 from dalle_mini.generation.sampling import stack
+from dalle_mini.generation.windows import window_of
 from dalle_mini.models.token_model import TokenModelConfig
-from dalle_mini.settings import GenerationSettings
+from dalle_mini.settings import SHARED, GenerationSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,8 @@ class Request:
     def kind(self) -> tuple:
         """Requests of one kind may share a call."""
         settings = self.settings
-        return settings.candidates, settings.guided, settings.top_p is None, self.canvas is None, self.first
+        shared = tuple(getattr(settings, name) for name in SHARED if name != "keep")
+        return *shared, settings.guided, settings.top_p is None, self.canvas is None, self.first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +72,12 @@ class Group:
     number: int
     share: int
     calls: list[tuple[int, int]]
+
+    def window(self, config: TokenModelConfig, devices: Sequence[jax.Device]) -> int:
+        """The tokens that a pass of the decoder draws of each image, in all calls of the group."""
+        settings, size = self.requests[0].settings, self.calls[0][1]
+        rows = -(-len(self.requests) * size * (1 + settings.guided) // len(devices))
+        return window_of(settings, config, devices[0].platform, rows)
 
 
 def schedule(
@@ -101,13 +109,18 @@ def grouped(requests: Sequence[Request], batch_size: int) -> Iterator[list[Reque
 
 
 def decoding_arguments(
-    group: Sequence[Request], first: int, count: int, codebook_size: int, devices: Sequence[jax.Device]
+    group: Sequence[Request],
+    first: int,
+    count: int,
+    window: int,
+    codebook_size: int,
+    devices: Sequence[jax.Device],
 ) -> dict[str, Any]:
     """The arguments of `stream_tokens` for candidates `first` .. `first + count - 1` of each request.
 
     There are some more candidates than asked for, where that makes even shares.
     """
-    rows = _rows(len(devices), len(group), count, 1 + group[0].settings.guided)
+    rows = _candidates(len(devices), len(group), count, window * (1 + group[0].settings.guided))
     keys = image_keys([(one.settings.seed, one.prompt) for one in group], np.arange(first, first + rows))
     forced = [one.canvas.forced(row) for one, row in zip(group, keys, strict=True) if one.canvas is not None]
     ids, mask = (np.stack([getattr(one, name) for one in group], axis=1) for name in ("ids", "mask"))  # [2, P, S]
@@ -119,6 +132,8 @@ def decoding_arguments(
         "uncond_input_ids": ids[1],
         "uncond_attention_mask": mask[1],
         "codebook_size": codebook_size,
+        "sampler": group[0].settings.sampler,
+        "window": window,
         "forced": np.stack(forced) if forced else None,
         "devices": devices if len(devices) > 1 else None,
     }
@@ -132,14 +147,17 @@ def resolved(settings: GenerationSettings, config: TokenModelConfig, codebook_si
     return dataclasses.replace(settings, **chosen | {"top_k": min(wanted, codebook_size)})
 
 
-def _rows(devices: int, prompts: int, candidates: int, groups: int) -> int:
-    """The candidates to draw where `candidates` are wanted: enough for a product of rows, and even shares."""
+def _candidates(devices: int, prompts: int, candidates: int, rows: int) -> int:
+    """The candidates to draw where `candidates` are wanted: enough for a product of rows, and even shares.
+
+    `rows` are those of an image in a pass.
+    """
     if prompts % devices:
         candidates = -(-candidates // devices) * devices
         prompts_each, candidates_each = prompts, candidates // devices
     else:
         prompts_each, candidates_each = prompts // devices, candidates
-    if groups * prompts_each * candidates_each < LEAST_ROWS:
+    if rows * prompts_each * candidates_each < LEAST_ROWS:
         candidates *= LEAST_ROWS
     return candidates
 

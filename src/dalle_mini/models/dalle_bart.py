@@ -85,10 +85,11 @@ class DecoderLayer(nnx.Module):
     def step(self, x, cross, cross_mask, cache: KVCache, positions):
         """W positions of C candidates of each of P prompts: x [P, C W, D]; returns x and the filled cache.
 
-        In cross-attention the C W vectors of a prompt are the queries of its one set of keys and values.
+        `positions` are int [W], the same for all, or [P C, W]. In cross-attention the C W vectors of a prompt are the
+        queries of its one set of keys and values.
         """
         h, cache = self.self_attn.step(optional(self.self_attn_norm, x), cache, positions)
-        at = of_each(positions, x.shape[1] // len(positions))
+        at = of_each(positions, *x.shape[:2])
         return self._after_self_attention(x, h, cross, cross_mask, at), cache
 
     def _after_self_attention(self, x, h, cross, cross_mask, positions=None, key=None):
@@ -100,9 +101,14 @@ class DecoderLayer(nnx.Module):
         return optional(self.extra_norm, x)
 
 
-def of_each(positions, candidates: int):
-    """The positions of a window, int [W], for all candidates, [C W]; a single one stands for all."""
-    return positions if len(positions) == 1 else jnp.tile(positions, candidates)
+def of_each(positions, captions: int, count: int):
+    """The positions of windows, int [W] or [P C, W], for the `count` = C W vectors of each caption.
+
+    Windows that are the same give [C W], or [1] where one position stands for all; others give [P, C W].
+    """
+    if positions.ndim == 2:
+        return positions.reshape(captions, count)
+    return positions if len(positions) == 1 else jnp.tile(positions, count // len(positions))
 
 
 Layer = EncoderLayer | DecoderLayer
@@ -348,9 +354,11 @@ class DalleBart(Pretrained, nnx.Module):
         return Context(cross, mask), [KVCache(empty, empty) for _ in cross]
 
     def step(self, tokens, context: Context, cache: list[KVCache], position) -> tuple[jax.Array, list[KVCache]]:
-        captions, candidates, window = tokens.shape
-        positions, filled = position + jnp.arange(window), []
-        x = self.decoder.embed(tokens.reshape(captions, -1), of_each(positions, candidates))  # [R, C W, D]
+        captions, _, window = tokens.shape
+        inputs, filled = tokens.reshape(captions, -1), []
+        positions = jnp.asarray(position).reshape(-1, 1) + jnp.arange(window)
+        positions = positions[0] if jnp.ndim(position) == 0 else positions
+        x = self.decoder.embed(inputs, of_each(positions, *inputs.shape))  # [R, C W, D]
         for layer, cross, before in zip(self._layers(), context.cross, cache, strict=True):
             x, after = layer.step(x, cross, context.mask, before, positions)
             filled.append(after)

@@ -136,6 +136,15 @@ class KVCache(NamedTuple):
     values: jax.Array
 
 
+def _written(cache: jax.Array, new: jax.Array, positions: jax.Array) -> jax.Array:
+    """The cache [R, H, T, K] with `new` [R, H, W, K] at positions [W], the same in all rows, or [R, W]."""
+    new = new.astype(cache.dtype)
+    if positions.ndim == 1:
+        return jax.lax.dynamic_update_slice(cache, new, (0, 0, positions[0], 0))
+    write = jax.vmap(lambda row, part, at: jax.lax.dynamic_update_slice(row, part, (0, at, 0)))
+    return write(cache, new, positions[:, 0])
+
+
 class Attention(nnx.Module):
     """Multi-head attention with 2-D kernels.
 
@@ -163,8 +172,8 @@ class Attention(nnx.Module):
     def __call__(self, x, keys_values, mask=None, positions=None, key=None):
         """x [B, T, D] attends to keys_values, each [B, H, S, K], where mask (broadcast to [B, H, T, S]) is true.
 
-        The rows of x are at `positions`, int [T] (or [1], all at the same), by default 0, 1 ... T - 1. With a key
-        there is dropout.
+        The rows of x are at `positions`, int [T] or [B, T] (or [1], all at the same), by default 0, 1 ... T - 1. With
+        a key there is dropout.
         """
         keys, values = keys_values
         scores = jnp.einsum("bhtk,bhsk->bhts", self._queries(x), keys)
@@ -177,22 +186,23 @@ class Attention(nnx.Module):
         return self._unit(self._split(self.k_proj(states))), self._split(self.v_proj(states))
 
     def step(self, x, cache: KVCache, positions):
-        """W new positions of C candidates of P prompts, x [P, C W, D], at `positions`, int [W] and consecutive.
+        """W new positions of C candidates of P prompts, x [P, C W, D].
 
-        Writes their keys and values into the cache, and attends from each to all positions up to it. Returns the
-        output [P, C W, D] and the filled cache.
+        They are consecutive, and the same in all rows, `positions` int [W], or each row's own, [R, W]. Writes their
+        keys and values into the cache, and attends from each to all positions up to it. Returns the output
+        [P, C W, D] and the filled cache.
         """
-        rows, window = len(cache.keys), len(positions)
+        rows, window = len(cache.keys), positions.shape[-1]
         q, k, v = (
             layer(x).reshape(rows, window, self.heads, -1).swapaxes(1, 2)  # [R, H, W, K]
             for layer in (self.q_proj, self.k_proj, self.v_proj)
         )
-        at = (0, 0, positions[0], 0)
-        keys = jax.lax.dynamic_update_slice(cache.keys, self._unit(k).astype(cache.keys.dtype), at)
-        values = jax.lax.dynamic_update_slice(cache.values, v.astype(cache.values.dtype), at)
-        written = jnp.arange(keys.shape[2]) <= positions[:, None]  # [W, T]
+        keys = _written(cache.keys, self._unit(k), positions)
+        values = _written(cache.values, v, positions)
+        seen = jnp.arange(keys.shape[2]) <= positions[..., None]  # [W, T] or [R, W, T]
+        mask = seen if seen.ndim == 2 else seen[:, None]
         scores = jnp.einsum("rhqk,rhtk->rhqt", self._unit(q), keys)
-        weights = self._weights(scores, written, positions)
+        weights = self._weights(scores, mask, positions)
         attended = jnp.einsum("rhqt,rhtk->rhqk", weights, values).swapaxes(1, 2)
         return self._output(attended, x.shape), KVCache(keys, values)
 
@@ -210,8 +220,8 @@ class Attention(nnx.Module):
         """Scores [..., H, T, S] to weights that sum to 1 over S; float32 within."""
         scores32 = scores.astype(jnp.float32) * self.scale
         if self.rel_bias is not None:
-            bias = self.rel_bias(positions).astype(jnp.float32)  # [T, S H]
-            bias = bias.reshape(len(bias), -1, self.heads).transpose(2, 0, 1)
+            bias = self.rel_bias(positions).astype(jnp.float32)  # [..., T, S H]
+            bias = jnp.moveaxis(bias.reshape(*positions.shape, -1, self.heads), -1, -3)
             scores32 = scores32 + bias[..., : scores.shape[-1]]
         lowest = jnp.finfo(jnp.float32).min
         if mask is not None:

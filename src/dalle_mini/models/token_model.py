@@ -99,7 +99,8 @@ class TokenModel(Protocol):
     def step(self, tokens: jax.Array, context: Any, cache: Any, position: jax.Array | int) -> tuple[jax.Array, Any]:
         """Write the tokens, int [R, C, W], at `position` and those behind it.
 
-        `position` may be traced. All positions before it are written, and those of the window are within the room.
+        `position` is one for all images, or each image's own, int [R, C]; it may be traced. All positions before it
+        are written, and those of the window are within the room. Positions that were written before are written over.
 
         Returns:
           Logits float32 [R, C, W, V] of the tokens that follow, and the cache with the W positions filled.

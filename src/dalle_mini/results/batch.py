@@ -169,27 +169,24 @@ class Batch:
         return Done(len(todo) - len(self.failures), found, len(self.failures), self.table)
 
     def _claim(self, pipe: DalleMini, canvas: Canvas | None) -> None:
-        """Make the folder this run's, or see that it is."""
+        """Make the folder this run's, or see that it is. A batch that was begun before goes on by its own sampler."""
+        file, earlier = self.output / RUN, self._begun()
+        if earlier:
+            try:
+                sampler = earlier.get("sampler", "rank")  # earlier versions do not tell: there was one
+                self.settings = dataclasses.replace(self.settings, sampler=sampler)
+            except UserError as error:
+                raise UserError(f"{file}: {error}: name another --output") from None
         provenance = pipe.provenance()
         run = {
             "candidates": self.settings.candidates,
             "keep": self.settings.keep,
+            "sampler": self.settings.sampler,
             **{name: getattr(self.settings, name) for name in PER_PROMPT},
             "weights": {part: model["sha256"] for part, model in provenance["models"].items()},
             "dtype": provenance["dtype"],
             "canvas": canvas.digest if canvas else None,
         }
-        file = self.output / RUN
-        if (self.output / PICTURES).is_symlink():  # what is in the place of a prompt's folder would be replaced there
-            raise UserError(f"{self.output / PICTURES} is a link: remove it, or name another --output")
-        earlier = {}
-        if os.path.lexists(file):
-            try:
-                earlier = read_object(file)
-            except UserError as error:
-                raise UserError(f"{error}: name another --output") from None
-        elif (self.output / PICTURES).exists():
-            raise UserError(f"{self.output} holds pictures of no batch: name another --output")
         # Folders of earlier versions do not tell seed and sampling; their prompts' folders do.
         names = [name for name in run if earlier.get(name, run[name]) != run[name]]
         if names:
@@ -201,6 +198,20 @@ class Batch:
             for file in self.output.glob(".failed-*.partial"):
                 file.unlink(missing_ok=True)
         _wait_for_all("the folder is this run's")
+
+    def _begun(self) -> dict[str, Any]:
+        """The settings that the folder's batch was begun with; none in a new folder."""
+        file, pictures = self.output / RUN, self.output / PICTURES
+        if pictures.is_symlink():  # what is in the place of a prompt's folder would be replaced there
+            raise UserError(f"{pictures} is a link: remove it, or name another --output")
+        if os.path.lexists(file):
+            try:
+                return read_object(file)
+            except UserError as error:
+                raise UserError(f"{error}: name another --output") from None
+        if pictures.exists():
+            raise UserError(f"{self.output} holds pictures of no batch: name another --output")
+        return {}
 
     def _asked(self, entry: Entry) -> dict:
         """The prompt and the settings that its folder must have been drawn with to count as done."""

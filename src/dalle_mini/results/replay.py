@@ -115,7 +115,14 @@ def _settings(report: dict) -> GenerationSettings:
     for name in ("guidance", "temperature", "top_k"):  # else the model's own would be taken, which may be another's
         _field(found, name, int | float)
     given = {name: found[name] for name in PER_PROMPT if name in found}
-    return GenerationSettings(1, 1, **given | {"seed": _field(report, "seed", int)})
+    # Reports of earlier versions tell neither: there was one rule, and sequential decoding alone.
+    sampler = _field(report, "sampler", str) if "sampler" in report else "rank"
+    drawn = _field(report, "decode", dict) if "decode" in report else {"mode": "sequential"}
+    mode = _field(drawn, "mode", str)
+    window = _field(drawn, "window", int) if mode == "parallel" else None
+    return GenerationSettings(
+        1, 1, **given | {"seed": _field(report, "seed", int)}, decode=mode, window=window, sampler=sampler
+    )
 
 
 def _canvas(report: dict) -> Canvas | None:

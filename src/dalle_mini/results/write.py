@@ -239,11 +239,18 @@ def _report(result: "Result", names: list[str], provenance: dict) -> dict:
         {"file": name, "score": score, "candidate": index}
         for name, score, index in zip(names, result.scores, result.indices, strict=True)
     ]
+    for picture, passes in zip(pictures, result.passes, strict=False):  # there are none where nobody counted
+        picture["passes"] = passes
     settings, canvas = dataclasses.asdict(result.settings), result.canvas
+    sampler = settings.pop("sampler")
+    for asked in ("decode", "window"):  # told as what came of them
+        del settings[asked]
     return {
         "prompt": result.prompt,
         "seed": settings.pop("seed"),
+        "sampler": sampler,
         "settings": settings,
+        "decode": {"mode": "sequential" if result.window == 1 else "parallel", "window": result.window},
         **({} if canvas is None else {"canvas": {"tokens": " ".join(map(str, canvas.tokens)), "vary": canvas.vary}}),
         **provenance,
         "pictures": pictures,

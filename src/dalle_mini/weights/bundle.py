@@ -7,6 +7,7 @@
 Nothing here imports JAX: what is missing shows, and downloads begin, before the wait for it.
 """
 
+import hashlib
 import logging
 import os
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ from dalle_mini.weights.hub.repository import (
     Repository,
     blaming_cache,
     open_source,
+    origin,
 )
 
 OF_EMOJI = ("emoji.json", "scenes.json")  # what an emoji model knows, for benchmarks/emoji_quality.py
@@ -207,3 +209,16 @@ def word_list(folder: Path, **options) -> Path | None:
             reason = error
     logger.warning("hashtags are not split into words: %s has no %s, and %s", folder, WORD_LISTS[0], reason)
     return None
+
+
+def identity(folder: Path) -> dict:
+    """Repository and commit, or the folder's name; weight files and the first 16 hex digits of their joint SHA-256."""
+    kinds = ("*.safetensors", "flax_model*.msgpack", "pytorch_model*.bin", "*.ckpt")
+    files = next(filter(None, (sorted(folder.glob(kind)) for kind in kinds)), [])
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while block := file.read(1 << 24):
+                digest.update(block)
+    whence = origin(folder) or {"folder": folder.name}
+    return whence | {"weights": [path.name for path in files], "sha256": digest.hexdigest()[:16]}
