@@ -55,23 +55,28 @@ def main() -> None:
     add("--windows", type=int, nargs="+", help="(default: that of `auto`)")
     add("--temperature", type=float, nargs="+", help="(default: the model's)")
     add("--guidance", type=float, nargs="+", help="(default: the model's)")
+    add("--font", metavar="FILE", help="NotoColorEmoji.ttf, for the captions (default: where Debian puts it)")
+    add("--top-k", type=int, help="(default: the model's)")
+    add("--top-p", type=float, help="(default: off)")
     add("--table", action="store_true", help="try several windows for each number of candidates")
     args = parser.parse_args()
     start_again_with_huge_pages()
     print(HEAD + "\n|" + "---|" * 12)
-    draw = opened(args.size, args.dtype)
+    draw = opened(args.size, args.dtype, args.font)
     candidates: Sequence[int] = list(TRIED) if args.table else args.candidates
     for temperature, guidance, count in itertools.product(
         args.temperature or [None], args.guidance or [None], candidates
     ):
-        settings = GenerationSettings(count, 1, guidance=guidance, temperature=temperature)
+        settings = GenerationSettings(
+            count, 1, guidance=guidance, temperature=temperature, top_k=args.top_k, top_p=args.top_p
+        )
         engine, requests = draw(settings, args.captions)
         windows = TRIED[count] if args.table else args.windows or [auto(engine, requests[0])]
         for row in measured(engine, requests, windows):
             print(f"| {args.size} | {args.dtype} | {row} |", flush=True)
 
 
-def opened(size: str, dtype: str):
+def opened(size: str, dtype: str, font: str | None):
     """A function from settings and a number of captions to the engine and the requests."""
     if size != SHIPPED:
         engine = random_engine(size, dtype)
@@ -85,7 +90,7 @@ def opened(size: str, dtype: str):
     from dalle_mini.weights.bundle import SHIPPED as BUNDLE
 
     pipe, names = DalleMini.from_pretrained(dtype=dtype), json.loads((BUNDLE / "emoji.json").read_text())
-    emoji = [one for one in all_emoji(find_font(None)) if one.name in names]
+    emoji = [one for one in all_emoji(find_font(font)) if one.name in names]
 
     def requests(settings: GenerationSettings, captions: int) -> tuple[Engine, list[Request]]:
         return pipe.engine, pipe.requests([one.caption for one in held_out_scenes(captions, emoji)], settings)
@@ -94,7 +99,11 @@ def opened(size: str, dtype: str):
 
 
 def _asked(request: Request, settings: GenerationSettings) -> Request:
-    given = {name: getattr(settings, name) for name in ("temperature", "guidance") if getattr(settings, name)}
+    given = {
+        name: getattr(settings, name)
+        for name in ("temperature", "guidance", "top_k", "top_p")
+        if getattr(settings, name)
+    }
     return dataclasses.replace(request, settings=dataclasses.replace(request.settings, **given))
 
 

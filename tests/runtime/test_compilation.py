@@ -118,7 +118,7 @@ from dalle_mini.settings import GenerationSettings
 from dalle_mini.weights.bundle import find_parts
 
 def kept():
-    return sorted(path.name for path in folder.iterdir() if path.name.startswith(("jit_prefill-", "jit_advance-")))
+    return sorted(path.name for path in folder.iterdir() if path.name.startswith(("jit_prefill-", "jit_decode_steps-")))
 
 folder = keep_compiled()
 prompts, settings = ["a boat", "a snail"], GenerationSettings(candidates=3, guidance=float(sys.argv[2]))
