@@ -1,5 +1,6 @@
 """The model that ships with the package."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from dalle_mini.emoji.scene_judge import SceneJudge
 from dalle_mini.emoji.tidy import TINY, WIDTH
 from dalle_mini.models.fingerprint import stored_fingerprint
 from dalle_mini.pipeline import SHIPPED, DalleMini
+from dalle_mini.settings import GenerationSettings
 from dalle_mini.weights.bundle import SHIPPED_TOKENS
 
 REPOSITORY = Path(__file__).parent.parent
@@ -64,6 +66,43 @@ def test_the_encoder_writes_the_tokens_that_the_model_learned(pipe):
     white = np.asarray(pipe.vqgan.encode(np.ones((1, 128, 128, 3), np.float32)))
     assert np.bincount(drawn.tokens[0]).argmax() == white[0, 0]
     assert np.all(white == white[0, 0])
+
+
+def test_parallel_decoding_draws_the_same_in_few_passes(pipe):
+    prompts = ["a snail on a yellow background", "two cats under a rainbow", "a rocket"]
+    both = [
+        list(pipe.generate_each(prompts, GenerationSettings(candidates=2, keep=2, decode=decode)))
+        for decode in ("sequential", "auto")
+    ]
+    for sequential, auto in zip(*both, strict=True):
+        np.testing.assert_array_equal(sequential.tokens, auto.tokens)
+        assert sequential.passes == [256, 256] and sequential.window == 1
+        assert max(auto.passes) < 256 / 2 and auto.window > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("window", [2, 9, 32, 256])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 1.5, "top_k": 6144},
+        {"guidance": 10.0, "last_guidance": 1.0, "top_p": 0.9},
+        {"temperature": 0.5, "guidance": 3.0, "negative_prompt": "a dog"},
+    ],
+)
+def test_parallel_decoding_draws_the_same_with_any_settings(pipe, options, window):
+    prompts = ["a snail on a yellow background", "two cats under a rainbow", "a rocket", "a blue bird"]
+    canvas = pipe.canvas(np.full((128, 128, 3), 200, np.uint8), top=0.5, vary=0.5)
+    settings = GenerationSettings(candidates=2, keep=2, **options)
+    mixed = [settings, dataclasses.replace(settings, temperature=0.7, top_k=9)] * 2
+    for start in (None, canvas):
+        sequential, parallel = (
+            pipe.generate_each(prompts, [dataclasses.replace(one, **how) for one in mixed], start)
+            for how in ({"decode": "sequential"}, {"decode": "parallel", "window": window})
+        )
+        for one, other in zip(sequential, parallel, strict=True):
+            assert one.indices == other.indices
+            np.testing.assert_array_equal(one.tokens, other.tokens)
 
 
 @needs_font
