@@ -332,6 +332,17 @@ def test_folders_may_be_given_one_by_one(golden_bundle, pipe):
     assert parts.generate(["a boat"], **GREEDY)[0].scores == pipe.generate(["a boat"], **GREEDY)[0].scores
 
 
+def test_the_folder_of_a_run_is_refused_with_the_way_to_its_weights(tmp_path, golden_bundle):
+    (tmp_path / "config.json").write_text('{"network": "seq2seq"}')
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match=f"dalle-mini convert {tmp_path}/checkpoints/STEP FOLDER"):
+        DalleMini.from_pretrained(tmp_path)
+    shutil.copytree(golden_bundle / "dalle", tmp_path / "final")
+    for sources in ({"source": tmp_path}, {"source": golden_bundle, "vqgan": tmp_path}):
+        with pytest.raises(UserError, match=f"{tmp_path} is the folder of a training run.* {tmp_path}/final$"):
+            DalleMini.from_pretrained(**sources)
+
+
 def test_folders_that_hold_no_model_are_refused(tmp_path, golden_bundle):
     with pytest.raises(UserError, match="holds no model"):
         DalleMini.from_pretrained(tmp_path)

@@ -237,7 +237,7 @@ def test_emoji_list_of_a_bundle(quality, tmp_path, monkeypatch):
     ("options", "message"),
     [
         (["--font", "nowhere.ttf"], "fonts-noto-color-emoji"),
-        (["--prompts", "many"], "invalid int"),
+        (["--prompts", "many"], "not a whole number"),
         (["--candidates", "0"], "candidates"),
         (["--scene-prompts", "-1"], "scene prompts"),
         (["--reconstructions", "0"], "reconstructions"),

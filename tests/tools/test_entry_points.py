@@ -48,14 +48,14 @@ MISTAKES = {
     "train_vqgan.py OUT loop.steps=0": "error: loop.steps: 0 is too small; it must be at least 1",
     "train_clip.py OUT training.noise=loud": "error: training.noise: 'loud' is not of type float",
     "make_codebook.py OUT --rounds 0": "error: --rounds 0: at least 1",
-    "train_clip.py": "error: the following arguments are required: out",
-    "make_codebook.py": "error: the following arguments are required: out",
-    "make_start.py CODEBOOK": "error: the following arguments are required: out",
-    "encode_emoji.py": "error: the following arguments are required: vqgan, out",
-    "encode_emoji.py VQGAN OUT --rows many": "error: argument --rows: invalid int value: 'many'",
-    "make_tokenizers.py": "error: the following arguments are required: out",
-    "make_bundle.py RUNS": "error: the following arguments are required: out",
-    "make_card.py BUNDLE": "error: the following arguments are required: quality",
+    "train_clip.py": "error: missing: out",
+    "make_codebook.py": "error: missing: out",
+    "make_start.py CODEBOOK": "error: missing: out",
+    "encode_emoji.py": "error: missing: vqgan, out",
+    "encode_emoji.py VQGAN OUT --rows many": "error: argument --rows: 'many' is not a whole number",
+    "make_tokenizers.py": "error: missing: out",
+    "make_bundle.py RUNS": "error: missing: out",
+    "make_card.py BUNDLE": "error: missing: quality",
 }
 
 

@@ -42,7 +42,7 @@ def draw(folder, prompts, candidates):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["drawn"], "the following arguments are required: out"),
+        (["drawn"], "missing: out"),
         (["nowhere", "a.png"], "nowhere: no folders with a results.json: let `dalle-mini generate --output nowhere`"),
         (["drawn", "drawn"], "drawn: is a folder: name the PNG to write"),
         (["drawn", "file/a.png"], "file/a.png cannot be written"),

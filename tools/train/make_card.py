@@ -21,7 +21,7 @@ from dalle_mini.weights.folder import load_tensors
 TEMPLATE = Path(__file__).with_name("emoji_model_card.md")
 STAGES = {
     "vqgan": "VQGAN",
-    "seq2seq-where": "seq2seq, some positions of each picture",
+    "seq2seq-where": "seq2seq, some positions of each image",
     "seq2seq": "seq2seq",
     "clip-first": "CLIP",
     "clip": "CLIP, with damaged copies",
@@ -105,8 +105,8 @@ def history(runs: Path | None) -> dict[str, str]:
             raise UserError(f"{runs / folder}: config.json or log.jsonl is damaged ({error})") from None
         rows.append(f"| {stage} | {steps:,} | {size} | {rate:g} | {duration(seconds(log, size))} |")
         if found := [record["eval_recall"] for record in log if "eval_recall" in record]:
-            recall = f" CLIP's recall@1 among 256 held-out captions: {100 * found[-1]:.0f} %."
-    head = ["", "| stage | steps | pictures a step | learning rate | time |", "|---|---|---|---|---|"]
+            recall = f" CLIP's recall@1 among 256 held-out captions is {100 * found[-1]:.0f} %."
+    head = ["", "| stage | steps | images a step | learning rate | time |", "|---|---|---|---|---|"]
     return {"RUNS": "\n".join([*head, *rows, ""]) if rows else "", "RECALL": recall}
 
 

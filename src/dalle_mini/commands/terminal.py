@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -19,6 +20,8 @@ from dalle_mini.runtime.installing import install_line
 
 OPTIONAL = ("datasets", "fsspec", "optax", "orbax", "pyarrow")  # packages of the extras that whole verbs need
 CURSOR = "\x1b[?25h"  # shows it
+NUMBERS = {int: "a whole number", float: "a number"}
+MISSING = "the following arguments are required: "  # argparse's words
 
 
 def exit_code(command: Callable[[], int | None]) -> int:
@@ -233,7 +236,12 @@ class Parser(argparse.ArgumentParser):
     def _get_value(self, action, arg_string):
         if action.type is not None and not arg_string.strip():  # "$UNSET": the working directory is not meant
             raise argparse.ArgumentError(action, "it is blank: say what is meant, or leave it out")
-        return super()._get_value(action, arg_string)
+        try:
+            return super()._get_value(action, arg_string)
+        except argparse.ArgumentError:
+            if action.type not in NUMBERS:
+                raise
+            raise argparse.ArgumentError(action, f"{arg_string!r:.60} is not {NUMBERS[action.type]}") from None
 
     def _check_value(self, action, value):
         if action.choices is not None and value not in action.choices:
@@ -243,6 +251,9 @@ class Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(action, f"there is no {value!r:.60}: {f'{hint} ' if hint else ''}{known}")
 
     def error(self, message: str):
+        if message.startswith(MISSING):
+            example = re.search(r"^ +((?:dalle-mini|python|eval) .*[^\\])$", self.epilog or "", re.MULTILINE)
+            message = f"missing: {message.removeprefix(MISSING)}" + (f"; for example: {example[1]}" if example else "")
         raise UserError(f"{self._misspelled() or message} (see {self.prog} --help)")
 
     def _misspelled(self) -> str | None:

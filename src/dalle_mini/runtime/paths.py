@@ -68,13 +68,18 @@ def local(name: str | os.PathLike) -> str:
         raise UserError(f"{name!r:.200}: no path that can be looked for ({why})") from None
 
 
-def no_folder(name: str | os.PathLike) -> str:
-    """`no such folder: NAME`, for a message, with the path that may be meant."""
-    return f"no such folder: {os.fspath(name)}{nearest(name)}"
+def no_folder(name: str | os.PathLike, words: Sequence[str] = ()) -> str:
+    """`no such folder: NAME`, for a message, with the path that may be meant, or the one of `words`."""
+    return f"no such folder: {os.fspath(name)}{nearest(name, words)}"
 
 
-def nearest(name: str | os.PathLike) -> str:
-    """` (did you mean PATH?)` behind a path that is not here, where something is nearly so called; "" elsewhere."""
+def nearest(name: str | os.PathLike, words: Sequence[str] = ()) -> str:
+    """` (did you mean PATH?)` behind a path that is not here, where something is nearly so called; "" elsewhere.
+
+    `words` can be meant instead of a path.
+    """
+    for near in difflib.get_close_matches(os.fspath(name)[:LONGEST_NAME], words, n=1):
+        return f" (did you mean {near}?)"
     missing = Path(os.path.expanduser(name))
     with contextlib.suppress(OSError, ValueError, StopIteration):
         here = next(folder for folder in missing.parents if folder.is_dir())

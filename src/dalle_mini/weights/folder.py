@@ -51,9 +51,10 @@ def load_config(folder: str | Path) -> dict:
     Args:
         folder: may be the path of a `.ckpt`.
     Raises:
-        UserError: no such folder, no config.json in it, or it is not a JSON object.
+        UserError: no such folder, no config.json in it, it is not a JSON object, or the folder is a training run's.
     """
     folder = _existing(folder)
+    check_not_a_run(folder)
     path = (folder.parent if folder.is_file() else folder) / CONFIG
     if path.is_file():
         return parsing.read_object(path, "config_bytes")
@@ -63,6 +64,18 @@ def load_config(folder: str | Path) -> dict:
     if (folder / "dalle" / CONFIG).is_file():
         raise UserError(f"{folder} is a bundle: name the network in it, such as {folder / 'dalle'}")
     raise UserError(f"{folder} has no {CONFIG}: {_A_MODEL}")
+
+
+def check_not_a_run(folder: Path) -> None:
+    """Raises UserError for the folder of a training run, whose config.json is no model's; it names the weights."""
+    final = folder / "final"
+    if (final / CONFIG).is_file():
+        raise UserError(f"{folder} is the folder of a training run: its weights are in {final}")
+    if (folder / "checkpoints").is_dir() and (folder / CONFIG).is_file():
+        raise UserError(
+            f"{folder} is the folder of a training run that has no final weights yet: `dalle-mini convert "
+            f"{folder / 'checkpoints' / 'STEP'} FOLDER` writes those of a checkpoint"
+        )
 
 
 def load_tensors(folder: str | Path) -> Tensors:

@@ -61,7 +61,8 @@ def test_a_name_is_the_recipe_and_a_path_is_the_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ("min", "^min: no such recipe or file; recipes are clip-emoji, .*vqgan-f16-256$"),
+        ("nothing", "^nothing: no such recipe or file; recipes are clip-emoji, .*vqgan-f16-256$"),
+        ("mimi", r"^mimi: no such recipe or file \(did you mean mini\?\); recipes are "),
         ("somewhere/mine.yaml", "^somewhere/mine.yaml cannot be read"),
         ("tools/train/configs/mini.yaml", "no such file; the recipe is called mini, without a folder or an ending$"),
     ],

@@ -244,6 +244,7 @@ def test_a_full_disk_and_a_cache_that_cannot_be_written(hub, monkeypatch, tmp_pa
         (Path("acme/mini"), "no such folder: acme/mini"),
         ("~nobody-of-this-name/folder", "no such folder"),
         ("nowhere", "owner/name"),
+        ("shiped", "no such folder: shiped (did you mean shipped?)"),
         ("acme/mini:v1", "entity/project/name:version"),
         ("https://huggingface.co/acme/mini", "owner/name"),
         ("acme/--mini", "acme/--mini"),

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from dalle_mini.errors import UserError, listed
+from dalle_mini.runtime.paths import nearest
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 
@@ -30,7 +31,8 @@ def find(config: str | os.PathLike) -> Path:
         if path.stem in names():
             raise UserError(f"{config}: no such file; the recipe is called {path.stem}, without a folder or an ending")
         if path.name == config and not path.suffix:
-            raise UserError(f"{config}: no such recipe or file; recipes are {listed(names(), 20)}")
+            near = nearest(config, names())
+            raise UserError(f"{config}: no such recipe or file{near}; recipes are {listed(names(), 20)}")
     return path
 
 

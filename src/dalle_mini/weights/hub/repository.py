@@ -126,7 +126,7 @@ def open_source(
     match = _REPOSITORY.fullmatch(text)
     if not match:
         forms = "a repository of the Hub is written owner/name, a wandb artifact entity/project/name:version"
-        raise UserError(f"{no_folder(text)} ({forms})")
+        raise UserError(f"{no_folder(text, [SHIPPED_NAME])}; {forms}")
     repo_id, inside, named = match.groups()
     if inside and os.path.isdir(repo_id):  # the beginning of a path, not an owner
         raise UserError(no_folder(text))
