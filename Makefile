@@ -11,6 +11,8 @@ DEMO_PROMPTS ?= \
 PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 SITE := build/docs
+# The script that draws the diagrams of the site.
+MERMAID := build/mermaid.min.js
 
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -53,6 +55,14 @@ $(VENV)/.docs: $(VENV)/.core
 	@$(PIP_INSTALL) --editable '.[docs]'
 	@touch $@
 
+$(MERMAID):
+	@mkdir -p $(@D)
+	@npm pack --silent --pack-destination $(@D) mermaid@11.17.2 > $@.log 2>&1 || { cat $@.log; \
+	  echo "error: npm could not fetch mermaid, which draws the site's diagrams; on Debian and Ubuntu install npm" >&2; exit 2; }
+	@tar -xzO -f $(@D)/mermaid-11.17.2.tgz package/dist/mermaid.min.js > $@.part
+	@mv $@.part $@
+	@rm $(@D)/mermaid-11.17.2.tgz $@.log
+
 demo: $(VENV)/.core
 	@$(BIN)/dalle-mini generate $(DEMO_PROMPTS) --candidates $(DEMO_CANDIDATES) --keep $(DEMO_CANDIDATES) --output $(DEMO_OUTPUT) --overwrite
 	@$(BIN)/python tools/inference/showcase.py $(DEMO_OUTPUT) $(DEMO_OUTPUT)/showcase.png --prompts $(DEMO_PROMPTS)
@@ -68,7 +78,7 @@ test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow -rs -x tests/training tests
 
 # A warning, such as a link that leads nowhere, is an error. The notebook is run again only where it has changed.
-docs: $(VENV)/.docs
+docs: $(VENV)/.docs $(MERMAID)
 	$(BIN)/python -m sphinx --quiet --nitpicky --fail-on-warning --keep-going -d $(SITE)/doctrees docs $(SITE)/html
 	@echo "the site is in $(SITE)/html/index.html"
 
@@ -104,4 +114,4 @@ $(VENV)-newest/.test: setup.cfg
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-lowest $(VENV)-oldest $(VENV)-newest $(DEMO_OUTPUT) $(SITE)
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-oldest $(VENV)-newest $(DEMO_OUTPUT) $(SITE) $(MERMAID)

@@ -3,7 +3,11 @@
 `make docs` builds it.
 """
 
+import html
 from pathlib import Path
+
+from docutils import nodes
+from sphinx.util.docutils import SphinxDirective
 
 from dalle_mini.version import __version__
 
@@ -11,10 +15,10 @@ project = "DALL·E mini"
 release = __version__
 html_title = project
 html_theme = "furo"
-html_static_path = ["site.css"]
+html_static_path = ["site.css", "../build/mermaid.min.js"]  # `make docs` fetches the script from npm, once
 html_css_files = ["site.css"]
 html_copy_source = False
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinxcontrib.mermaid"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 
 myst_heading_anchors = 4
 myst_fence_as_directive = ["mermaid"]
@@ -57,6 +61,18 @@ def link_pages(app, name, source):
         source[0] = source[0].replace(f"](../{file}", f"]({page}").replace(f"]({file}", f"]({page}")
 
 
+class Mermaid(SphinxDirective):
+    """A diagram, drawn by the site's own copy of the script when the page is shown. Nothing comes from elsewhere."""
+
+    has_content = True
+
+    def run(self):
+        text, root = html.escape("\n".join(self.content), quote=False), "../" * self.env.docname.count("/")
+        drawn = f'<pre class="mermaid">{text}</pre><script defer src="{root}_static/mermaid.min.js"></script>'
+        return [nodes.raw("", drawn, format="html")]
+
+
 def setup(app):
     copy_pages()
+    app.add_directive("mermaid", Mermaid)
     app.connect("source-read", link_pages)

@@ -215,7 +215,7 @@ def test_pictures_and_masks_that_do_not_fit_are_refused(pipe, tmp_path):
     (tmp_path / "no.png").write_text("no picture")
     for options, match in (
         ({"top": 1.5}, "top"),
-        ({"mask": np.zeros((16, 16), bool)}, "mask is empty in the picture's central square"),
+        ({"mask": np.zeros((16, 16), bool)}, "mask is empty in the image's central square"),
         ({"mask": np.ones((7, 9), bool)}, "mask is 9 x 7"),
         ({"vary": 2}, "vary"),
         ({}, "nothing would be drawn"),
@@ -229,7 +229,7 @@ def test_pictures_and_masks_that_do_not_fit_are_refused(pipe, tmp_path):
             pipe.canvas(picture, **options)
     with pytest.raises(UserError, match=r"the picture is an array of float32 \[16, 16, 3\]"):
         pipe.canvas(picture.astype(np.float32), top=0.5)
-    with pytest.raises(UserError, match=r"no\.png: not a picture"):
+    with pytest.raises(UserError, match=r"no\.png: not an image"):
         pipe.canvas(tmp_path / "no.png", top=0.5)
     with pytest.raises(UserError, match="canvas has 3 tokens"):
         pipe.generate(["a boat"], canvas=Canvas([1, 2, -1]))
@@ -333,13 +333,12 @@ def test_folders_may_be_given_one_by_one(golden_bundle, pipe):
 
 
 def test_the_folder_of_a_run_is_refused_with_the_way_to_its_weights(tmp_path, golden_bundle):
-    (tmp_path / "config.json").write_text('{"network": "seq2seq"}')
-    (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(UserError, match=f"dalle-mini convert {tmp_path}/checkpoints/STEP FOLDER"):
+    (tmp_path / "config.json").write_text('{"trainer": "seq2seq", "training": {}, "loop": {}}')
+    with pytest.raises(UserError, match=f"dalle-mini convert {tmp_path} FOLDER"):
         DalleMini.from_pretrained(tmp_path)
     shutil.copytree(golden_bundle / "dalle", tmp_path / "final")
     for sources in ({"source": tmp_path}, {"source": golden_bundle, "vqgan": tmp_path}):
-        with pytest.raises(UserError, match=f"{tmp_path} is the folder of a training run.* {tmp_path}/final$"):
+        with pytest.raises(UserError, match=f"{tmp_path}: the folder of a training run.* name {tmp_path}/final$"):
             DalleMini.from_pretrained(**sources)
 
 

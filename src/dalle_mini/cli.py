@@ -50,14 +50,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="dalle-mini",
-        description="Draw pictures from captions with DALL·E mini in JAX.",
+        description="Draw images from captions with DALL·E mini in JAX.",
         epilog='example:\n  dalle-mini generate "a red apple on a blue background"',
         formatter_class=Help,
     )
     parser.add_argument("--version", action="version", version=f"dalle-mini {__version__}")
     # `computes`: the verb runs networks; `meanwhile()`: the context that the verb runs in; `extra`: what it may need.
     parser.set_defaults(computes=False, meanwhile=contextlib.nullcontext, extra="train")
-    verbs = parser.add_subparsers(metavar="VERB", required=True, title="verbs", description="VERB --help tells more")
+    verbs = parser.add_subparsers(
+        metavar="VERB", required=True, title="verbs", description="dalle-mini VERB --help lists the options of a verb"
+    )
     add_generate(verbs)
     add_encode(verbs)
     add_data(verbs)

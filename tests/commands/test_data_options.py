@@ -78,7 +78,7 @@ def test_help_states_every_default():
 def test_mistakes(capsys):
     with pytest.raises(SystemExit):
         parser().parse_args(["--min-side", "many"])
-    assert "--min-side: invalid int, or 'off' value: 'many'" in capsys.readouterr().err
+    assert "--min-side: 'many' is neither a whole number nor 'off'" in capsys.readouterr().err
     with pytest.raises(UserError, match="--where"):
         filter_options(parser().parse_args(["--where", "a >"]))
 

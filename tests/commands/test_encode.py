@@ -89,7 +89,7 @@ def test_memory_is_bounded_and_no_process_is_left(vqgan, tmp_path):
 def test_again_and_with_something_else(encode, folder, tmp_path):
     command = (folder, tmp_path / "out", "--min-side", "off", "--workers", 0)
     code, shown, _ = encode(*command)
-    assert code == 0 and "6 rows" in shown and "6 of 6 pictures" in shown
+    assert code == 0 and "6 rows" in shown and "6 of 6 images" in shown
     code, shown, _ = encode(*command)
     assert code == 0 and shown.startswith(f"{tmp_path / 'out'} is finished already: nothing to do\n")
     code, shown, errors = encode(*command, "--crops", "random:2")
@@ -124,14 +124,14 @@ def test_nothing_kept_is_no_end(encode, folder, tmp_path):
     (folder / "0.txt").write_text("x")
     (folder / "1.txt").write_text("y")
     wanted = (
-        f"error: {out}: nothing was kept: all 6 pictures were dropped (4 picture too small, 2 caption too short): "
+        f"error: {out}: nothing was kept: all 6 images were dropped (4 picture too small, 2 caption too short): "
         "dropped.parquet there lists them\n"
     )
     for _ in range(2):  # and again: it is not finished
         assert encode(folder, out, "--workers", 0) == (2, "", wanted)
         assert [path.name for path in out.iterdir()] == ["dropped.parquet"]
     code, shown, _ = encode(folder, out, "--workers", 0, "--min-side", "off")
-    assert code == 0 and "4 of 6 pictures" in shown and Manifest.read(out).rows == 4
+    assert code == 0 and "4 of 6 images" in shown and Manifest.read(out).rows == 4
 
 
 def test_what_is_wrong_is_said_before_networks_are_loaded(encode, folder, tmp_path, monkeypatch):
@@ -141,7 +141,7 @@ def test_what_is_wrong_is_said_before_networks_are_loaded(encode, folder, tmp_pa
         assert encode(folder, tmp_path / out) == (2, "", f"error: {tmp_path}/afile is a file: name a folder\n")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "metadata.csv").write_text("file_name,text\n")
-    wanted = f"error: {tmp_path}/empty: there are no pictures in it\n"
+    wanted = f"error: {tmp_path}/empty: there are no images in it\n"
     assert encode(tmp_path / "empty", tmp_path / "out") == (2, "", wanted)
 
 
@@ -154,7 +154,7 @@ def test_a_share_of_the_work(encode, folder, tmp_path, monkeypatch):
     assert code == 0 and "shard 1 of 2, as JOB_COMPLETION_INDEX and DALLE_MINI_SHARD_COUNT say" in errors
     assert "1 parts are left to other shards" in shown
     code, shown, _ = encode(*command, "--shard-index", 0, "--shard-count", 2)
-    assert code == 0 and "6 of 6 pictures" in shown
+    assert code == 0 and "6 of 6 images" in shown
 
 
 @pytest.mark.parametrize(
@@ -190,10 +190,10 @@ def test_a_vqgan_that_there_is_not(capsys, folder, tmp_path):
 @pytest.mark.parametrize(
     ("stage", "now", "seconds", "text"),
     [
-        ("encode", Progress(0, 0, 0, 9, 1000), 0, "0 pictures, 0.0 a second, part 0 of 9"),
-        ("encode", Progress(1200, 9, 3, 9, 4800), 4, "1,200 pictures, 300 a second, part 3 of 9, 0:00:12 left"),
-        ("encode", Progress(10, 9, 0, 9, 40_000), 4, "10 pictures, 2.5 a second, part 0 of 9, 4:26:36 left"),
-        ("encode", Progress(10, 9, 0, 9), 4, "10 pictures, 2.5 a second, part 0 of 9"),
+        ("encode", Progress(0, 0, 0, 9, 1000), 0, "0 images, 0.0 a second, part 0 of 9"),
+        ("encode", Progress(1200, 9, 3, 9, 4800), 4, "1,200 images, 300 a second, part 3 of 9, 0:00:12 left"),
+        ("encode", Progress(10, 9, 0, 9, 40_000), 4, "10 images, 2.5 a second, part 0 of 9, 4:26:36 left"),
+        ("encode", Progress(10, 9, 0, 9), 4, "10 images, 2.5 a second, part 0 of 9"),
         ("finish", Progress(0, 0, 3, 12), 4, "shards 25%"),
     ],
 )
@@ -205,7 +205,7 @@ def test_without_a_terminal_progress_is_told_in_lines(encode, folder, tmp_path, 
     monkeypatch.setattr("dalle_mini.commands.encode.EVERY", 0)
     code, _, errors = encode(folder, tmp_path / "out", "--min-side", "off", "--workers", 0)
     assert code == 0, errors
-    assert "encode: 6 pictures, " in errors and "finish: shards " in errors, errors
+    assert "encode: 6 images, " in errors and "finish: shards " in errors, errors
 
 
 def test_the_manifest_is_json_that_anyone_reads(encode, folder, tmp_path):

@@ -179,7 +179,7 @@ def test_int8_and_a_small_batch(generate, tmp_path):
         ([], "say what to draw: dalle-mini generate "),
         (["a boat", "--prompts", "p.txt"], "give either captions, or --prompts"),
         (["a boat", "--batch-size", "0"], "--batch-size is 0"),
-        (["a boat", "--keep-top", "0.5"], "want a --picture"),
+        (["a boat", "--keep-top", "0.5"], "need a --picture"),
         (["a boat", "--index", "1"], "--index would do nothing with captions"),
         (["--prompts", "p.txt", "--overwrite", "--progress-images"], "--progress-images would do noth"),
         (["--replay", "r.json", "--seed", "0", "--negative-prompt", "x"], "--seed and --negative-prompt would do noth"),
@@ -210,7 +210,7 @@ def test_mistakes_are_one_line(generate, tmp_path, arguments, message, monkeypat
     ("change", "message"),
     [
         (lambda report: report.pop("pictures"), "no results.json of a drawn prompt"),
-        (lambda report: report["pictures"].clear(), "json: --index is 1, but it has no picture"),
+        (lambda report: report["pictures"].clear(), "json: --index is 1, but it has no image"),
         (lambda report: report["pictures"][0].update(candidate=-3), "candidate's number is -3"),
         (lambda report: report["pictures"][0].update(candidate=2**40), "candidate's number is 1099511627776"),
         (

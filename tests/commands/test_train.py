@@ -196,7 +196,7 @@ def test_a_run_that_cannot_be_started_from(trained, tuning, tmp_path, capsys):
     shutil.copy(trained / "config.json", empty)
     shutil.copytree(trained / "checkpoints" / "4", foreign / "best")
     for source, message in (
-        (empty, "config.json: of a training run, not of a model"),
+        (empty, "the folder of a training run, not of a model"),
         (foreign / "best", "a checkpoint's folder is called by its step"),
     ):
         assert main(["train", str(tuning), "--output", str(tmp_path / "run"), f"training.init_from={source}"]) == 2
@@ -210,7 +210,7 @@ def test_a_run_that_cannot_be_started_from(trained, tuning, tmp_path, capsys):
         ("loop.steps=none", "loop.steps: 'none' is not of type int"),
         ("data.train=/nowhere", "no such folder: /nowhere"),
         ("data.train=memory://nowhere/pile", "memory://nowhere/pile: "),
-        ("data.train=[]", "data.train: name the encoded pictures"),
+        ("data.train=[]", "data.train: name the encoded images"),
         ("training.init_from=/nowhere", "no such folder: /nowhere"),
         ("training.model.d_model=64", "is of another model than training.model: "),
         ("mesh.model=3", "mesh: data -1 x model 3 does not make the"),

@@ -135,7 +135,7 @@ def test_the_parts_of_a_bundle_are_of_the_right_kind(bundle, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fields", "problem"), [({"image_length": 9}, "pictures are 4x4 tokens"), ({"image_vocab_size": 63}, "n_embed 64")]
+    ("fields", "problem"), [({"image_length": 9}, "images are 4x4 tokens"), ({"image_vocab_size": 63}, "n_embed 64")]
 )
 def test_the_vqgan_of_a_bundle_fits_its_decoder(bundle, tmp_path, fields, problem):
     changed(bundle / "dalle", **fields, decoder_start_token_id=None)
@@ -236,7 +236,8 @@ def test_info_of_a_training_run_names_its_weights(network, tmp_path, capsys):
     run.mkdir()
     (run / "config.json").write_text(json.dumps({"trainer": network, "training": {}, "loop": {}}))
     assert main(["info", str(run)]) == 2
-    assert capsys.readouterr().err.endswith("not of a model: it has no weights before its end\n")
+    way_out = f"`dalle-mini convert {run} FOLDER` writes those of its newest checkpoint"
+    assert capsys.readouterr().err.endswith(f"not of a model: it has no weights before its end; {way_out}\n")
     shutil.copytree(SCANNED, run / "final")
     assert main(["info", str(run)]) == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -131,7 +131,7 @@ def test_pictures_of_128_pixels_are_judged_as_those_of_64():
 def test_pictures_of_another_size_are_refused(judge):
     with pytest.raises(ValueError, match=r"64, 64.*32, 32"):
         judge(np.zeros((1, 32, 32, 3), np.uint8), [(SNAIL, CAT)])
-    with pytest.raises(ValueError, match="2 pictures"):
+    with pytest.raises(ValueError, match="2 images"):
         judge(np.zeros((2, 64, 64, 3), np.uint8), [(SNAIL, CAT)])
     with pytest.raises(ValueError, match="moose"):
         judge(np.zeros((1, 64, 64, 3), np.uint8), [(SNAIL, Emoji("🫎", "moose"))])

@@ -230,7 +230,7 @@ def refusal(config: Path, out: Path, capsys) -> str:
     """The one line, besides notes, in which `dalle-mini train` refuses a config."""
     assert cli.main(["train", str(config), "--output", str(out)]) == 2
     told = capsys.readouterr().err.splitlines()
-    (said,) = (line for line in told if not line.startswith("note: ") and "pictures are packed" not in line)
+    (said,) = (line for line in told if not line.startswith("note: ") and "images are packed" not in line)
     assert said.startswith("error: ")
     return said
 

@@ -114,7 +114,6 @@ def test_other_architectures_are_refused_by_name(name, value):
     ("values", "message"),
     [
         ({"model_type": "t5"}, "model_type='t5' is another kind of model than 'dallebart'"),
-        ({"trainer": "seq2seq", "training": {}, "loop": {}}, "of a training run, not of a model: name the folder `fin"),
         ({"activation_function": ["gelu"]}, r"activation_function must be a string, not \['gelu'\]"),
         ({"d_model": 30, "decoder_attention_heads": 4}, "30 is not a multiple of decoder_attention_heads 4"),
     ],

@@ -140,7 +140,7 @@ def test_a_plan_that_does_not_fit_is_said_with_its_numbers():
 def test_the_time_of_a_short_run_is_no_zero():
     found = fake_plan(find_topology("v3-8"), steps=10)
     found = dataclasses.replace(found, bound=dataclasses.replace(found.bound, compute=0.5))
-    assert "the run's 10 updates, 0.0 M pictures: 5 s or more" in "\n".join(describe(found, RUN))
+    assert "the run's 10 updates, 0.0 M images: 5 s or more" in "\n".join(describe(found, RUN))
 
 
 def test_the_tpu_compiler_is_missing(monkeypatch):

@@ -82,9 +82,9 @@ def test_curves(page):
     cards = dict(re.findall(r"<h3>(.*?)</h3>(.*?)</section>", page, re.DOTALL))
     assert list(cards) == [
         "Loss",
-        "CLIP score of the pictures",
+        "CLIP score of the images",
         "Learning rate",
-        "Pictures a second",
+        "Images a second",
         "Memory, GiB",
         "Perplexity",
     ]

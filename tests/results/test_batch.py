@@ -180,7 +180,7 @@ def test_a_folder_of_another_run_is_refused(drawn, pipe, tmp_path):
     with pytest.raises(UserError, match="another seed and temperature"):
         Batch(ENTRIES, folder, dataclasses.replace(SETTINGS, seed=9, temperature=0.5)).run(pipe)
     (tmp_path / "pictures").mkdir()
-    with pytest.raises(UserError, match="pictures of no batch"):
+    with pytest.raises(UserError, match="images of no batch"):
         Batch(ENTRIES, tmp_path, SETTINGS).run(pipe)
 
 

@@ -46,7 +46,7 @@ def draw(folder, prompts, candidates):
         (["nowhere", "a.png"], "nowhere: no folders with a results.json: let `dalle-mini generate --output nowhere`"),
         (["drawn", "drawn"], "drawn: is a folder: name the PNG to write"),
         (["drawn", "file/a.png"], "file/a.png cannot be written"),
-        (["damaged", "a.png"], "damaged/x/results.json: it or a picture beside it is damaged"),
+        (["damaged", "a.png"], "damaged/x/results.json: it or an image beside it is damaged"),
         (["drawn", "a.png", "--prompts", "a pear"], "drawn: nothing is drawn there of 'a pear'"),
     ],
 )

@@ -19,7 +19,7 @@ def test_a_bundle(pipe, tmp_path):
     }
     assert card.count("float16") == 3
     assert "| DalleBart | 2 encoder and 3 decoder layers of width 32, normformer, GLU feed-forward" in card
-    assert "| VQGAN | f4, pictures of 16x16, codebook of 64" in card
+    assert "| VQGAN | f4, images of 16x16, codebook of 64" in card
     assert 'DalleMini.from_pretrained("acme/pack")' in card
 
 

@@ -35,7 +35,7 @@ def draw(args: argparse.Namespace) -> Path:
 
     def progress(stage: str, done: int, total: int) -> None:
         if stage == "scores" and done:
-            console.answer(f"{done} of {total} pictures")
+            console.answer(f"{done} of {total} images")
 
     done = batch.run(pipe, progress=progress)
     console.answer(f"{done.drawn} drawn, {done.found} were there, {done.failed} failed: {done.table}")
@@ -43,7 +43,7 @@ def draw(args: argparse.Namespace) -> Path:
 
 
 def best(table: Path, count: int) -> Image.Image:
-    """The pictures with the highest scores, under their captions."""
+    """The images with the highest scores, under their captions."""
     rows = [row for row in pyarrow.parquet.read_table(table).to_pylist() if row["error"] is None]
     rows = sorted(rows, key=lambda row: -row["score"])[:count]
     if not rows:
@@ -58,9 +58,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(description=head, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("prompts", metavar="FILE", type=Path, help=".txt, .jsonl, .csv, .tsv or .parquet")
     parser.add_argument("output", metavar="FOLDER", type=Path)
-    parser.add_argument("--candidates", type=int, default=16, help="pictures drawn for each prompt (default: 16)")
+    parser.add_argument("--candidates", type=int, default=16, help="images drawn for each prompt (default: 16)")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
-    parser.add_argument("--best", type=int, default=12, help=f"pictures on {SHEET} (default: 12)")
+    parser.add_argument("--best", type=int, default=12, help=f"images on {SHEET} (default: 12)")
     parser.add_argument("--model", metavar="SOURCE", help="(default: the shipped model)")
     parser.add_argument("--vqgan", metavar="SOURCE", help="(default: the bundle's)")
     parser.add_argument("--clip", metavar="SOURCE", help="(default: the bundle's)")

@@ -67,13 +67,13 @@ def _one(report: Path) -> Drawn:
     try:
         found = read_record(report, PromptReport)
         if not found["pictures"]:
-            raise ValueError("it lists no picture")
+            raise ValueError("it lists no image")
         if any(one["score"] is None or "file" not in one for one in found["pictures"]):
-            raise ValueError("a picture has no score or no file")
+            raise ValueError("an image has no score or no file")
         pictures = [load_image(report.with_name(one["file"])) for one in found["pictures"]]
         return Drawn(found["prompt"], pictures, [one["score"] for one in found["pictures"]])
     except (UserError, ValueError) as error:  # ValueError: a name that is none, too
-        raise UserError(f"{report}: it or a picture beside it is damaged ({error}): draw this prompt again") from None
+        raise UserError(f"{report}: it or an image beside it is damaged ({error}): draw this prompt again") from None
 
 
 def showcase(drawn: Sequence[Drawn]) -> Image.Image:

@@ -40,7 +40,7 @@ def write_pictures(out: Path) -> None:
             with files.writing_whole(out / f"{index:03d}.png", sync=False) as file:
                 Image.fromarray(example.image).save(file, format="PNG")
             files.write_whole(out / f"{index:03d}.txt", example.caption + "\n", sync=False)
-    console.answer(f"{COUNT} pictures with captions are in {out}")
+    console.answer(f"{COUNT} images with captions are in {out}")
 
 
 def compare(model: str, out: Path) -> None:
@@ -64,11 +64,11 @@ def unseen(emoji) -> str:
 if __name__ == "__main__":
     options = parser(__doc__)
     verbs = options.add_subparsers(dest="verb", required=True)
-    verb = verbs.add_parser("pictures", help="write the captioned pictures")
+    verb = verbs.add_parser("pictures", help="write the captioned images")
     verb.add_argument("out", type=Path, help="the folder to write")
     verb = verbs.add_parser("compare", help="draw with both models")
     verb.add_argument("model", help="the fine-tuned DalleBart's folder")
-    verb.add_argument("out", type=Path, help="the picture's file, a PNG")
+    verb.add_argument("out", type=Path, help="the image's file, a PNG")
     with user_errors():
         args = options.parse_args()
         if args.verb == "pictures":

@@ -44,7 +44,7 @@ def check_same_vqgan(seq2seq: Path, vqgan: VQGAN, folder: Path) -> None:
     if learned is not None and learned != fingerprint(vqgan):
         raise UserError(
             f"{seq2seq / TOKENS_RECORD}: the tokens it learned are of VQGAN {learned}, but {folder} is "
-            f"{fingerprint(vqgan)}: encode the pictures with this one and train the seq2seq model anew"
+            f"{fingerprint(vqgan)}: encode the images with this one and train the seq2seq model anew"
         )
 
 

@@ -16,9 +16,9 @@ from dalle_mini.runtime import console, files
 
 if __name__ == "__main__":
     options = parser(__doc__)
-    options.add_argument("out", type=Path, help="the picture's file, a PNG")
+    options.add_argument("out", type=Path, help="the image's file, a PNG")
     options.add_argument("--count", type=int, default=50, help="(default: 50)")
-    options.add_argument("--size", type=int, default=128, help="of the pictures, pixels (default: 128)")
+    options.add_argument("--size", type=int, default=128, help="of the images, pixels (default: 128)")
     options.add_argument("--split", choices=SPLITS, default="train", help="(default: train)")
     options.add_argument("--seed", type=int, default=0, help="(default: 0)")
     options.add_argument("--people", action="store_true", help="with people in all genders and skin tones")

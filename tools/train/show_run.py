@@ -113,9 +113,9 @@ def picture(run: Path, curves: list[str], columns: int) -> Image.Image:
 if __name__ == "__main__":
     options = parser(__doc__)
     options.add_argument("run", type=Path, help="the run's folder")
-    options.add_argument("out", type=Path, help="the picture's file, a PNG")
+    options.add_argument("out", type=Path, help="the image's file, a PNG")
     options.add_argument("--curves", nargs="+", default=["loss,eval_loss"], metavar="NAME,NAME", help="a panel each")
-    options.add_argument("--columns", type=int, default=6, help="of pictures, at most (default: 6)")
+    options.add_argument("--columns", type=int, default=6, help="of images, at most (default: 6)")
     with user_errors():
         args = options.parse_args()
         data = io.BytesIO()

@@ -15,9 +15,9 @@ FILES = ("FILE", "FOLDER", "CONFIG", "SOURCE", "OUT", "TARGET", "PATH")  # what 
 def add_completion(verbs, whole: argparse.ArgumentParser) -> None:
     parser = verbs.add_parser(
         "completion",
-        help="print what makes a shell complete verbs, options and files",
-        description="Print a script that makes a shell complete this command's verbs, options and files.",
-        epilog="example: the line for ~/.bashrc, the one for ~/.zshrc after compinit, and a file for fish:\n"
+        help="print a script that completes verbs, options and files in a shell",
+        description="Print a script with which a shell completes the verbs, options and files of this command.",
+        epilog="examples: a line for ~/.bashrc, a line for ~/.zshrc after compinit, and a file for fish:\n"
         '  eval "$(dalle-mini completion bash)"\n'
         '  eval "$(dalle-mini completion zsh)"\n'
         "  dalle-mini completion fish > ~/.config/fish/completions/dalle-mini.fish",

@@ -12,8 +12,8 @@ from dalle_mini.runtime.paths import expanded
 def add_data(verbs) -> None:
     parser = verbs.add_parser(
         "data",
-        help="look at encoded pictures",
-        description="Look at what `dalle-mini encode` made.",
+        help="inspect an encoded dataset",
+        description="Inspect what `dalle-mini encode` wrote.",
         epilog="example:\n  dalle-mini data report encoded",
         formatter_class=Help,
     )
@@ -23,24 +23,23 @@ def add_data(verbs) -> None:
 def _add_report(verbs) -> None:
     parser = verbs.add_parser(
         "report",
-        help="one page about an encoded folder: counts, plots, pictures with their captions",
-        description="Write one HTML page about an encoded folder, with everything in it: what was dropped and why,\n"
-        "caption lengths, aspect ratios, codebook use, and random and worst rows, with the pictures that their\n"
-        "tokens stand for.",
+        help="write a page about an encoded folder: counts, plots, images with their captions",
+        description="Write one self-contained HTML page about an encoded folder: what was dropped and why, the\n"
+        "lengths of captions, aspect ratios, codebook use, and random and worst rows with their decoded images.",
         epilog="example:\n  dalle-mini data report encoded --output encoded.html",
         formatter_class=Help,
     )
     add = parser.add_argument
-    add("folder", metavar="OUT", type=_path, help="the folder that encode made")
-    add("--output", metavar="FILE", type=_path, help="the page (default: report.html in OUT)")
+    add("folder", metavar="OUT", type=_path, help="the folder that encode wrote")
+    add("--output", metavar="FILE", type=_path, help="the page to write (default: report.html in OUT)")
     add(
         "--vqgan",
         metavar="SOURCE",
         type=expanded,
         help="the VQGAN's folder or repository (default: the one that OUT names)",
     )
-    add("--rows", metavar="N", type=int, default=24, help="random rows to show")
-    add("--seed", metavar="N", type=int, default=0, help="seed that decides which rows are looked at and shown")
+    add("--rows", metavar="N", type=int, default=24, help="number of random rows to show")
+    add("--seed", metavar="N", type=int, default=0, help="seed that chooses the rows")
     add_hub_options(add, "VQGAN")
     parser.set_defaults(run=run_report, extra="data")
 

@@ -9,9 +9,9 @@ from dalle_mini.runtime import console
 def add_doctor(verbs) -> None:
     parser = verbs.add_parser(
         "doctor",
-        help="tell devices, versions, caches, and what is not installed, for an issue",
-        description="Print devices, versions, caches with their sizes, and the extras that are missing with the line\n"
-        "that installs each, as markdown to paste into an issue. Nothing is sent anywhere.",
+        help="print devices, versions, caches and missing extras, to paste into an issue",
+        description="Print the devices, the versions, the sizes of the caches, and the command that installs each\n"
+        "missing extra, as markdown to paste into an issue. Nothing is sent anywhere.",
         epilog="example:\n  dalle-mini doctor > doctor.md",
         formatter_class=Help,
     )

@@ -24,38 +24,42 @@ EVERY = 30  # seconds from one line to the next where no bar can be shown
 def add_encode(verbs) -> None:
     parser = verbs.add_parser(
         "encode",
-        help="turn captioned pictures into tokens to train on",
-        description="Read a dataset of captioned pictures, filter it, and write its VQGAN tokens as Parquet\n"
-        "shards with a manifest.json. A picture that cannot be used is counted and listed in dropped.parquet.\n"
-        "After an interruption, run the same command again: it goes on, and ends with the same files.",
+        help="encode captioned images as tokens to train on",
+        description="Read a dataset of captioned images, filter it, and write its VQGAN tokens as Parquet\n"
+        "shards with a manifest.json. Images that cannot be used are counted, and listed in dropped.parquet. After\n"
+        "an interruption, run the same command again: it continues, and ends with the same files.",
         epilog="examples:\n"
         "  dalle-mini encode photos encoded\n"
         "  dalle-mini encode 'gs://bucket/laion/*.tar' gs://bucket/encoded --english --duplicates near \\\n"
         "      --vqgan dalle-mini/vqgan_imagenet_f16_16384 --clip openai/clip-vit-base-patch32 --clip-scores\n"
-        "on many machines, as an array of 64 (SLURM, Kubernetes and jax.distributed tell it themselves):\n"
+        "on one of 64 machines (under SLURM, Kubernetes and jax.distributed the two options are not needed):\n"
         "  dalle-mini encode SOURCE OUT --shard-index 7 --shard-count 64",
         formatter_class=Help,
     )
     add = parser.add_argument
     add("source", metavar="SOURCE", type=expanded, help=SOURCES)
-    add("out", metavar="OUT", type=expanded, help="the folder to make, local or gs:// or s3://")
+    add("out", metavar="OUT", type=expanded, help="the folder to write: local, gs:// or s3://")
     add_source_options(parser)
     add_filter_options(parser)
 
     add = parser.add_argument_group("encoding").add_argument
-    add("--crops", metavar="HOW", default="center", help="center, or random:N for N random crops of each picture")
+    add("--crops", metavar="HOW", default="center", help="center, or random:N for N random crops of each image")
     add("--seed", metavar="N", type=int, default=0, help="seed of the random crops")
-    add("--quick-jpeg", action="store_true", help="decode large JPEG files at a fraction; a few tokens in 100 change")
-    add("--clip-scores", action="store_true", help="let CLIP judge each picture with its caption")
+    add(
+        "--quick-jpeg",
+        action="store_true",
+        help="decode large JPEG files at a fraction of their size; a few tokens in 100 change",
+    )
+    add("--clip-scores", action="store_true", help="store CLIP's score of each image and its caption")
     add(
         "--validation",
         metavar="SHARE",
         type=float,
         default=0.01,
-        help="share of pictures for validation, by their keys",
+        help="share of images kept for validation, chosen by their keys",
     )
-    add("--shard-rows", metavar="N", type=int, default=2**16, help="rows of a shard")
-    add("--batch-size", metavar="N", type=int, default=16, help="pictures of one VQGAN call on one device")
+    add("--shard-rows", metavar="N", type=int, default=2**16, help="rows in a shard")
+    add("--batch-size", metavar="N", type=int, default=16, help="images in one call of the VQGAN on one device")
 
     add = parser.add_argument_group("networks").add_argument
     add(
@@ -64,14 +68,29 @@ def add_encode(verbs) -> None:
         type=source,
         help="VQGAN's folder or Hugging Face repository (default: the shipped model's)",
     )
-    add("--clip", metavar="SOURCE", type=source, help="CLIP's, for --clip-scores (default: the shipped model's)")
+    add(
+        "--clip",
+        metavar="SOURCE",
+        type=source,
+        help="CLIP's folder or repository, for --clip-scores (default: the shipped model's)",
+    )
     add_hub_options(add, "VQGAN")
 
     add = parser.add_argument_group("work").add_argument
-    add("--workers", metavar="N", type=int, help="processes that read and decode (default: one a core); Ray's actors")
-    add("--engine", choices=("local", "ray"), default="local", help="this machine, or a Ray cluster (RAY_ADDRESS)")
-    add("--shard-index", metavar="I", type=int, help="do part I, from 0, of the work ...")
-    add("--shard-count", metavar="N", type=int, help="... of N (default: as an array launcher's environment says)")
+    add(
+        "--workers",
+        metavar="N",
+        type=int,
+        help="processes that read and decode (default: one per core); with Ray, its actors",
+    )
+    add("--engine", choices=("local", "ray"), default="local", help="use this machine, or a Ray cluster (RAY_ADDRESS)")
+    add("--shard-index", metavar="I", type=int, help="do part I of the work, counted from 0 ...")
+    add(
+        "--shard-count",
+        metavar="N",
+        type=int,
+        help="... of N parts (default: read from the environment of an array job)",
+    )
     parser.set_defaults(run=run_encode, computes=True, extra="data")
 
 
@@ -163,7 +182,7 @@ def describe(stage: str, now, seconds: float) -> str:
     if stage == "finish":
         return f"shards {now.parts_done / max(1, now.parts):.0%}"
     rate = now.images / seconds if seconds > 0 else 0.0
-    text = f"{now.images:,} pictures, {rate:,.{0 if rate >= 10 else 1}f} a second, part {now.parts_done} of {now.parts}"
+    text = f"{now.images:,} images, {rate:,.{0 if rate >= 10 else 1}f} a second, part {now.parts_done} of {now.parts}"
     if not now.total or not rate:
         return text
     left = max(0, round((now.total - now.images) / rate))
@@ -180,12 +199,10 @@ def _tell(out: str, outcome) -> None:
     if outcome.was_finished:
         console.answer(f"{out} is finished already: nothing to do")
     sizes = ", ".join(f"{split.rows:,} {name}" for name, split in manifest.splits.items())
-    console.answer(f"{out}: {manifest.rows:,} rows ({sizes}) of {manifest.kept:,} of {manifest.seen:,} pictures")
+    console.answer(f"{out}: {manifest.rows:,} rows ({sizes}) of {manifest.kept:,} of {manifest.seen:,} images")
     for reason, count in sorted(manifest.dropped.items(), key=lambda item: -item[1]):
         console.answer(f"  {count:>12,} dropped: {reason}")
     if manifest.crops_dropped:
-        console.answer(
-            f"  {manifest.crops_dropped:>12,} crops dropped by their CLIP score, of pictures that have others"
-        )
+        console.answer(f"  {manifest.crops_dropped:>12,} crops dropped by their CLIP score, of images that have others")
     used = sum(count > 0 for count in manifest.codebook_use)
     console.answer(f"  {used:,} of {len(manifest.codebook_use):,} codes are used")

@@ -13,25 +13,25 @@ from dalle_mini.runtime.paths import expanded
 from dalle_mini.settings import DECODE, DTYPES, PER_PROMPT, GenerationSettings, check_prompts
 
 SHOWN = 5  # failures of a batch that are told; its table has all
-ADVICE = "draw fewer pictures at once (--batch-size) or with smaller weights (--dtype bfloat16, --dtype int8)"
+ADVICE = "draw fewer images at once (--batch-size) or with smaller weights (--dtype bfloat16, --dtype int8)"
 
 
 def add_generate(verbs) -> None:
     parser = verbs.add_parser(
         "generate",
-        help="draw pictures from captions and keep the best",
-        description="Draw some candidates for each prompt, rank them with CLIP and keep the best. Each prompt\n"
-        "gets a folder in OUTPUT with the pictures, a captioned grid.png and a results.json. The same seed\n"
-        "gives the same pictures, whatever the other prompts and the number of candidates (on a CPU to the\n"
-        "bit; elsewhere rounding may depend on the number of candidates).",
+        help="draw images from captions and keep the best",
+        description="Draw several candidates for each prompt, rank them with CLIP and keep the best. Each prompt\n"
+        "gets a folder in OUTPUT with its images, a captioned grid.png and results.json. The same seed gives the\n"
+        "same images, whatever the other prompts and the number of candidates. (On a CPU they are\n"
+        "identical. On other hardware, rounding can depend on the number of candidates.)",
         epilog="example:\n"
         '  dalle-mini generate "a red apple on a blue background" "a small snail" --candidates 16 --keep 4 --seed 7\n'
-        "with the published model, from Hugging Face (private repositories want HF_TOKEN in the environment):\n"
+        "draw with the published model from Hugging Face (private repositories need HF_TOKEN in the environment):\n"
         '  dalle-mini generate "an avocado armchair" --model dalle-mini/dalle-mini \\\n'
         "      --vqgan dalle-mini/vqgan_imagenet_f16_16384 --clip openai/clip-vit-base-patch32\n"
-        "thousands of prompts; after an interruption, run the same command again:\n"
+        "draw thousands of prompts; after an interruption, run the same command again:\n"
         "  dalle-mini generate --prompts captions.csv --output drawn --candidates 8 --keep 1\n"
-        "a drawn picture again, alone; the lower half of a picture; what is white in a mask:\n"
+        "draw one image again; redraw the lower half of an image; redraw the white parts of a mask:\n"
         "  dalle-mini generate --replay pictures/a-red-apple/results.json --index 3\n"
         '  dalle-mini generate "a red apple" --picture photo.jpg --keep-top 0.5\n'
         '  dalle-mini generate "a red apple" --picture photo.jpg --mask mask.png',
@@ -40,30 +40,30 @@ def add_generate(verbs) -> None:
     defaults = GenerationSettings()  # told in the help; None tells what was not given from what was
     add = parser.add_argument
     add("prompt", nargs="*", metavar="PROMPT", help="a caption, in quotes")
-    add("--candidates", metavar="N", type=int, help=f"pictures drawn for each prompt (default: {defaults.candidates})")
-    add("--keep", metavar="N", type=int, help="pictures kept for each prompt (default: 4, or all of fewer)")
+    add("--candidates", metavar="N", type=int, help=f"images drawn for each prompt (default: {defaults.candidates})")
+    add("--keep", metavar="N", type=int, help="images kept for each prompt (default: 4, or all if there are fewer)")
 
     add = parser.add_argument_group("sampling").add_argument
-    add("--seed", metavar="N", type=int, help=f"0 to 4294967295 (default: {defaults.seed})")
-    add("--guidance", metavar="X", type=float, help="higher follows the caption more, 1 is off (default: the model's)")
-    add("--last-guidance", metavar="X", type=float, help="guidance changes linearly to this (default: it is constant)")
+    add("--seed", metavar="N", type=int, help=f"seed of all random choices, 0 to 4294967295 (default: {defaults.seed})")
+    add("--guidance", metavar="X", type=float, help="higher follows the caption more; 1 is off (default: the model's)")
+    add("--last-guidance", metavar="X", type=float, help="guidance changes linearly to X (default: no change)")
     add("--negative-prompt", metavar="TEXT", help="what not to draw; needs a guidance other than 1")
-    add("--temperature", metavar="X", type=float, help="below 1 is safer, above 1 wilder (default: the model's)")
+    add("--temperature", metavar="X", type=float, help="below 1 is safer, above 1 more varied (default: the model's)")
     add("--top-k", metavar="K", type=int, help="sample from the K likeliest tokens (default: the model's)")
-    add("--top-p", metavar="P", type=float, help="sample from the likeliest tokens of total probability P")
+    add("--top-p", metavar="P", type=float, help="sample from the likeliest tokens with a total probability of P")
 
-    add = parser.add_argument_group("start from a picture, of which some is kept").add_argument
-    add("--picture", metavar="FILE", type=expanded, help="its central square is taken")
-    add("--keep-top", metavar="X", type=float, help="keep this part of its height, such as 0.5, and draw the rest")
-    add("--mask", metavar="FILE", type=expanded, help="a picture of the same size: draw anew where it is white")
-    add("--vary", metavar="X", type=float, help="draw anew this part of it, at places picked by chance")
+    add = parser.add_argument_group("start from an image and keep a part of it").add_argument
+    add("--picture", metavar="FILE", type=expanded, help="the image; its central square is used")
+    add("--keep-top", metavar="X", type=float, help="keep this share of its height, such as 0.5, and redraw the rest")
+    add("--mask", metavar="FILE", type=expanded, help="an image of the same size; its white parts are redrawn")
+    add("--vary", metavar="X", type=float, help="redraw this share of the image, at random places")
 
     add = parser.add_argument_group("models").add_argument
     add(
         "--model",
         metavar="SOURCE",
         type=expanded,
-        help="a bundle of three models, or DalleBart alone: a folder, a Hugging Face repository (owner/name, "
+        help="a bundle of the three networks, or DalleBart alone: a folder, a Hugging Face repository (owner/name, "
         "owner/name@revision) or a wandb artifact (default: the shipped model)",
     )
     add("--vqgan", metavar="SOURCE", type=expanded, help="VQGAN's source (default: the bundle's)")
@@ -72,31 +72,31 @@ def add_generate(verbs) -> None:
     add(
         "--dtype",
         choices=DTYPES,
-        help=f"of the computation; int8: the decoder's weights in 8 bits (default: {DTYPES[0]})",
+        help=f"data type of the computation; int8 stores the decoder's weights in 8 bits (default: {DTYPES[0]})",
     )
     add(
         "--decode",
         choices=DECODE,
-        help="one token a pass of the decoder, or a window of tokens a pass; the pictures are the same (default: "
-        f"{DECODE[0]}, the quicker one by a table of measurements)",
+        help="decode one token per pass of the decoder, or a window of tokens per pass; the images are the same "
+        f"(default: {DECODE[0]}, the faster one by a table of measurements)",
     )
-    add("--batch-size", metavar="N", type=int, help="pictures drawn together (default: what fits in memory)")
+    add("--batch-size", metavar="N", type=int, help="images drawn together (default: as many as fit in memory)")
     add_distributed_option(add)
 
     add = parser.add_argument_group("files").add_argument
-    add("--output", metavar="FOLDER", type=expanded, default="pictures", help="where the prompts' folders go")
-    add("--overwrite", action="store_true", help="replace a prompt's earlier folder (default: number the new one)")
-    add("--progress-images", action="store_true", help="write partial pictures, and in the end an animated GIF")
+    add("--output", metavar="FOLDER", type=expanded, default="pictures", help="where each prompt gets its folder")
+    add("--overwrite", action="store_true", help="replace the earlier folder of a prompt (default: number the new one)")
+    add("--progress-images", action="store_true", help="also write unfinished images, and an animated GIF at the end")
     add(
         "--prompts",
         metavar="FILE",
         type=expanded,
-        help="draw all prompts of a file: .txt (one a line), .jsonl, .csv, .tsv or .parquet (column prompt, and "
-        f"id, {', '.join(PER_PROMPT)} if you like); resumes where it was interrupted, and ends with "
-        "results.parquet (results.csv without pyarrow)",
+        help="draw all prompts of a file: .txt (one per line), .jsonl, .csv, .tsv or .parquet (column prompt; optional "
+        f"columns id, {', '.join(PER_PROMPT)}); continues after an interruption, and writes results.parquet at the end "
+        "(results.csv without pyarrow)",
     )
-    add("--replay", metavar="FILE", type=expanded, help="draw a picture of this results.json again")
-    add("--index", metavar="N", type=int, help="which one, with --replay: 3 is 03.png (default: 1)")
+    add("--replay", metavar="FILE", type=expanded, help="draw one image of this results.json again")
+    add("--index", metavar="N", type=int, help="the number of that image: 3 is 03.png (default: 1)")
     parser.set_defaults(run=run_generate, computes=True)
 
 
@@ -113,7 +113,7 @@ def run_generate(args: argparse.Namespace) -> int:
         raise UserError(f"--batch-size is {args.batch_size}: it must be at least 1")
     _check_idle(args)
     if args.picture is None and (args.keep_top is not None or args.mask is not None or args.vary is not None):
-        raise UserError("--keep-top, --mask and --vary want a --picture")
+        raise UserError("--keep-top, --mask and --vary need a --picture")
     args.dtype = _or(args.dtype, DTYPES[0])
     with notices(), out_of_memory(ADVICE):
         if args.prompts is not None:
@@ -147,7 +147,7 @@ def _run_prompts(args: argparse.Namespace) -> int:
                 seconds = sum(result.timings.values())
                 console.answer(f"{folder}  best score {result.scores[0]:.2f}  {seconds:.1f} s")
     if writes:
-        console.answer(f"pictures of {len(prompts)} prompt{'s' * (len(prompts) > 1)} are in {output.resolve()}")
+        console.answer(f"images of {len(prompts)} prompt{'s' * (len(prompts) > 1)} are in {output.resolve()}")
     return 0
 
 
@@ -222,7 +222,7 @@ def _check_idle(args: argparse.Namespace) -> None:
     if args.replay is not None:
         drawing = ("candidates", "keep", *PER_PROMPT, "picture", "keep_top", "mask", "vary")
         idle = (*drawing, "dtype", "decode", "batch_size", "distributed", "progress_images")
-        way, reason = "--replay", "its file says how the picture is drawn"
+        way, reason = "--replay", "its file says how the image is drawn"
     elif args.prompts is not None:
         idle, way, reason = ("index", "progress_images"), "--prompts", "leave it out"
     else:

@@ -21,24 +21,35 @@ GIB = 2**30
 def add_plan(verbs) -> None:
     parser = verbs.add_parser(
         "plan",
-        help="tell what a training run needs on a TPU or GPU: memory, exchange, time and cost, without one",
-        description="Compile the update of a training run for hardware that is not here, and print what a device\n"
-        "keeps in memory, what devices exchange, and the least time and cost. For TPUs their own compiler does it\n"
-        f"({install_line('plan')}) and takes minutes; GPUs are estimated with the CPU's.\n"
-        "That a run does not fit is an answer like another: the exit code is 0.",
+        help="estimate the memory, time and cost of a training run on a TPU or GPU that you do not have",
+        description="Compile the update of a training run for other hardware, and print what each device keeps in\n"
+        "memory, what the devices exchange, and the least time and cost. TPUs need their own compiler, which takes\n"
+        f"minutes ({install_line('plan')}). GPUs are estimated with the CPU's\n"
+        "compiler. The exit code is 0 even if the run does not fit.",
         epilog="example:\n  dalle-mini plan mini --topology v3-8 loop.batch_size=512\n"
-        "Names count as clouds do: cores of v2, v3, v4, v5p (v3-8 and v4-8 are 4 chips), chips of v5e, v6e and GPUs.",
+        "The number in a name counts cores of v2, v3, v4 and v5p (v3-8 and v4-8 have 4 chips), but chips of v5e, v6e\n"
+        "and GPUs.",
         formatter_class=Help,
     )
     parser.intermixed = True
     add = parser.add_argument
-    add("config", metavar="CONFIG", type=expanded, help="a recipe, such as mini, or a file, as for `train`")
-    add("overrides", metavar="key=value", nargs="*", help="settings in place of the file's, such as mesh.model=2")
+    add(
+        "config",
+        metavar="CONFIG",
+        type=expanded,
+        help="a recipe, such as mini, or the path of a YAML file, as for `train`",
+    )
+    add(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        help="settings that replace those of the config, such as mesh.model=2",
+    )
     add(
         "--topology",
         metavar="NAME",
         required=True,
-        help="v3-8, v4-8, v5e-8, v5p-8, v6e-8, h100x8 ... up to 256 chips of TPU (v3-512, v4-512, v5e-256)",
+        help="the hardware: v3-8, v4-8, v5e-8, v5p-8, v6e-8, h100x8 ..., up to 256 TPU chips (v3-512, v4-512, v5e-256)",
     )
     add("--max-batch", action="store_true", help="find the largest loop.batch_size that fits; compiles several times")
     add("--json", action="store_true", help="end with one line of JSON")
@@ -61,7 +72,7 @@ def run_plan(args: argparse.Namespace) -> None:
         plan.check(run, topology)
 
         def make(run: Any, topology: Any) -> plan.Plan:
-            with waiting(f"compiling {run.loop.batch_size} pictures an update for {topology.name}"):
+            with waiting(f"compiling {run.loop.batch_size} images an update for {topology.name}"):
                 return in_thread(lambda: plan.make_plan(run, topology))
 
         found = plan.largest_plan(run, topology, make) if args.max_batch else make(run, topology)
@@ -81,7 +92,7 @@ def describe(plan: Any, run: Any) -> Iterator[str]:
     optimizer = f"{training.optimizer.name}, {training.dtype}, remat {training.remat}"
     yield f"{plan.parameters / 1e6:,.1f} M parameters, {optimizer}"
     yield f"mesh {data} x {model} (data x model), {split}"
-    yield f"{plan.batch_size:,} pictures an update, {plan.images_per_device:,} on each row of the mesh{microbatches}"
+    yield f"{plan.batch_size:,} images an update, {plan.images_per_device:,} on each row of the mesh{microbatches}"
     if plan.estimated:
         yield "an estimate: there is no GPU compiler here, the CPU's has laid out the memory and placed the exchanges"
     yield from ("", f"{'memory of a device':<34}{'GiB':>8}")
@@ -118,16 +129,16 @@ def _times(plan: Any) -> Iterator[str]:
     model, executed = plan.flops_per_image / 1e12, plan.executed_flops_per_image / 1e12
     again = f", {executed:.3f} with what is computed again" if executed > model else ""
     parts = (
-        ("arithmetic", bound.compute, f"{topology.flops / 1e12:.4g} TFLOP/s; {model:.3f} TFLOP a picture{again}"),
+        ("arithmetic", bound.compute, f"{topology.flops / 1e12:.4g} TFLOP/s; {model:.3f} TFLOP per image{again}"),
         ("memory traffic", bound.hbm, f"{topology.hbm_bandwidth / 1e9:,.0f} GB/s"),
         ("interconnect", bound.interconnect, f"{topology.interconnect / 1e9:,.0f} GB/s, {topology.links} links a chip"),
     )
     for name, seconds, rate in parts if plan.collectives is not None else parts[:2]:
         yield f"  {name:<16}{seconds:9.3f} s   at {rate}"
     yield f"  {'the longest':<16}{bound.seconds:9.3f} s   is {bound.limit}: MFU is at most {bound.mfu:.0%}"
-    yield f"  at most {bound.images_a_day / 1e6:,.2f} M pictures a day{_cost(bound)}"
+    yield f"  at most {bound.images_a_day / 1e6:,.2f} M images a day{_cost(bound)}"
     least, images = duration(plan.steps * bound.seconds), plan.steps * plan.batch_size / 1e6
-    yield f"  the run's {plan.steps:,} updates, {images:,.1f} M pictures: {least} or more"
+    yield f"  the run's {plan.steps:,} updates, {images:,.1f} M images: {least} or more"
 
 
 def _cost(bound: Any) -> str:
@@ -139,9 +150,7 @@ def _cost(bound: Any) -> str:
 
 def largest_line(plan: Any) -> str:
     if not plan.fits:
-        return (
-            "\nnot even one picture a device fits: split the model (mesh.model), or more loop.accumulation and devices"
-        )
+        return "\nnot even one image per device fits: split the model (mesh.model), or use more accumulation or devices"
     return f"\nlargest batch that fits (to 3 %): loop.batch_size={plan.batch_size}"
 
 

@@ -9,7 +9,7 @@ from dalle_mini.runtime.paths import expanded
 def add_hub_options(add: Callable, source: str) -> None:
     add("--revision", metavar="NAME", help=f"branch, tag or commit of {source}'s repository (default: main)")
     add("--cache-dir", metavar="FOLDER", type=expanded, help="where downloads are kept (default: Hugging Face's cache)")
-    add("--offline", action="store_true", help="use what is on this machine and make no request")
+    add("--offline", action="store_true", help="use only what is on this machine; make no request")
 
 
 def hub_options(args: argparse.Namespace) -> dict:

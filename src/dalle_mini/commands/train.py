@@ -20,32 +20,38 @@ ADVICE = (
 def add_train(verbs) -> None:
     parser = verbs.add_parser(
         "train",
-        help="train or fine-tune the model that draws, its VQGAN, or CLIP",
-        description="Train DalleBart on encoded pictures, a VQGAN on pictures (network: vqgan), or CLIP on pictures\n"
-        "and captions (network: clip), as a config says, into the folder OUTPUT. A run that is there is continued\n"
-        "from its last good checkpoint, to the bit; without CONFIG, with the one it was started with. On SIGTERM or\n"
-        "a cloud's notice the step is finished and saved, and the exit code is 75.",
+        help="train or fine-tune the model that draws, a VQGAN or CLIP",
+        description="Train the network that a config describes, and write the run into the folder OUTPUT. The network\n"
+        "is DalleBart, which learns from encoded images, a VQGAN (network: vqgan), which learns from images, or\n"
+        "CLIP (network: clip), which learns from images and captions. If the folder holds a run, it is continued\n"
+        "exactly from its last good checkpoint, and CONFIG can be left out. On SIGTERM or a cloud's notice,\n"
+        "the run finishes the step, saves, and ends with exit code 75.",
         epilog="example:\n"
         "  dalle-mini train mini --output runs/mini data.train=data/tokens\n"
-        "again, after a kill:\n"
+        "continue the run after a kill:\n"
         "  dalle-mini train --output runs/mini\n"
-        "the shipped model, on pictures of one's own (FOLDER: pictures, each with a .txt beside it):\n"
+        "fine-tune the shipped model on your own images (FOLDER: images, each with a .txt beside it):\n"
         "  dalle-mini train finetune-emoji --output runs/mine data.train=FOLDER\n"
-        "the shipped VQGAN, on pictures of one's own (without the last two settings: the published one):\n"
+        "fine-tune the shipped VQGAN on your own images (without the last two settings: the published one):\n"
         "  dalle-mini train vqgan-f16-256 --output runs/vqgan data.train=FOLDER training.init_from=shipped \\\n"
         "      training.perceptual.clip=shipped\n"
-        "the shipped CLIP, on pictures and captions of one's own (without the last setting: a published one):\n"
+        "fine-tune the shipped CLIP on your own images and captions (without the last setting: a published one):\n"
         "  dalle-mini train clip-finetune --output runs/clip data.train=FOLDER training.init_from=shipped",
         formatter_class=Help,
     )
     parser.intermixed = True
     add = parser.add_argument
     add("config", nargs="?", metavar="CONFIG", type=expanded, help="a recipe, such as mini, or the path of a YAML file")
-    add("--list", action=ListRecipes, nargs=0, help="list the recipes, and end")
-    add("settings", nargs="*", metavar="key=value", help="settings in place of the file's, e.g. loop.steps=100")
-    add("--output", metavar="FOLDER", type=expanded, required=True, help="the run's folder")
-    add("--resume", choices=RESUME, default="auto", help="auto continues a run that is there, never refuses to")
-    add("--allow-changes", action="store_true", help="continue even with settings that change what is learned")
+    add("--list", action=ListRecipes, nargs=0, help="list the recipes and exit")
+    add(
+        "settings",
+        nargs="*",
+        metavar="key=value",
+        help="settings that replace those of the config, such as loop.steps=100",
+    )
+    add("--output", metavar="FOLDER", type=expanded, required=True, help="the folder of the run")
+    add("--resume", choices=RESUME, default="auto", help="auto continues a run in the folder; never refuses to")
+    add("--allow-changes", action="store_true", help="continue the run although new settings change what it learns")
     add_distributed_option(add)
     parser.set_defaults(run=run_train, computes=True, meanwhile=_listening)
 

@@ -14,12 +14,12 @@ DTYPES = ("float32", "bfloat16", "float16")
 def add_convert(verbs) -> None:
     parser = verbs.add_parser(
         "convert",
-        help="turn published weights into our folder, or into a bundle",
-        description="Write DalleBart, VQGAN or CLIP as config.json and model.safetensors, whatever they came as:\n"
-        "Flax msgpack, torch, taming-transformers' .ckpt with its .yaml, sharded or not, from a folder, Hugging\n"
-        "Face or wandb. With --vqgan and --clip the result is a bundle of all three, with tokenizers and word\n"
-        "list, that `generate --model` takes. One tensor at a time is in memory. A training run's checkpoint\n"
-        "(RUN/checkpoints/STEP) is written as such a folder, too.",
+        help="convert weights to this package's format, or put three networks into a bundle",
+        description="Write DalleBart, VQGAN or CLIP as config.json and model.safetensors. SOURCE can hold Flax\n"
+        "msgpack, PyTorch files, or taming-transformers' .ckpt with its .yaml, sharded or not, in a folder, on\n"
+        "Hugging Face or in wandb. It can also be a checkpoint of a training run (RUN/checkpoints/STEP). With\n"
+        "--vqgan and --clip, TARGET is a bundle for `generate --model`: all three networks, their tokenizers and\n"
+        "the word list. Only one tensor at a time is in memory.",
         epilog="example:\n"
         "  dalle-mini convert dalle-mini/dalle-mini mini --vqgan dalle-mini/vqgan_imagenet_f16_16384 \\\n"
         "      --clip openai/clip-vit-base-patch32 --dtype float16\n"
@@ -33,10 +33,10 @@ def add_convert(verbs) -> None:
         type=expanded,
         help="a network or a bundle: a folder, a .ckpt, owner/name, or a wandb artifact; or a run's checkpoint",
     )
-    add("target", metavar="TARGET", type=expanded, help="the folder to make; it must not be there yet")
+    add("target", metavar="TARGET", type=expanded, help="the folder to write; it must not exist yet")
     add("--vqgan", metavar="SOURCE", type=expanded, help="VQGAN's source, for a bundle")
     add("--clip", metavar="SOURCE", type=expanded, help="CLIP's source, for a bundle")
-    add("--dtype", choices=DTYPES, help="type to store in (default: as stored in SOURCE)")
+    add("--dtype", choices=DTYPES, help="data type to store (default: as in SOURCE)")
     add_hub_options(add, "SOURCE")
     parser.set_defaults(run=run_convert)
 
@@ -54,14 +54,20 @@ def run_convert(args: argparse.Namespace) -> None:
 def add_info(verbs) -> None:
     parser = verbs.add_parser(
         "info",
-        help="tell what weights are: architecture, sizes, and what is missing",
-        description="Print architecture, parameter counts, stored types, tokens and file sizes of a network or a\n"
+        help="describe weights: architecture, sizes, and what is missing",
+        description="Print the architecture, parameter counts, stored types, tokens and file sizes of a network or a\n"
         "bundle, and what is missing. Only configs and headers are read.",
         epilog="example:\n  dalle-mini info mini",
         formatter_class=Help,
     )
     add = parser.add_argument
-    add("source", metavar="PATH", nargs="?", type=expanded, help="as for convert (default: the shipped model)")
+    add(
+        "source",
+        metavar="PATH",
+        nargs="?",
+        type=expanded,
+        help="a source as for `convert` (default: the shipped model)",
+    )
     add("--json", action="store_true", help="print JSON")
     add_hub_options(add, "PATH")
     parser.set_defaults(run=run_info)

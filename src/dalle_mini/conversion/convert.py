@@ -41,10 +41,6 @@ def part_of(fields: dict, folder: Path) -> str:
         return "clip"
     if kind in (None, "", "vqgan") and "ch_mult" in fields:  # the published VQGANs do not say what they are
         return "vqgan"
-    if {"training", "loop"} <= fields.keys():
-        final = folder / "final"
-        way_out = f"name {final}" if (final / CONFIG).is_file() else "it has no weights before its end"
-        raise UserError(f"{folder}: the folder of a training run, not of a model: {way_out}")
     raise UserError(
         f"{folder / CONFIG}: model_type={kind!r:.60} is none of dallebart, bart (as of 2021), vqgan, clip: "
         "it is another program's model"

@@ -249,7 +249,7 @@ def render(
     if color not in PALETTE:
         raise UserError(f"unknown background colour {color!r}: one of {', '.join(PALETTE)}")
     if size < GRID or size % GRID:
-        raise UserError(f"picture size {size} is not a multiple of {GRID} pixels")
+        raise UserError(f"image size {size} is not a multiple of {GRID} pixels")
     return _draw(find_font(font), emoji, color, size, scale, position)
 
 
@@ -266,7 +266,7 @@ def paste(image: np.ndarray, font: Path, emoji: Emoji, scale: int, position: tup
     """Draw an emoji into `image`, uint8 [size, size, 3], over what is there; scale and position as in `render`."""
     x, y = position
     if not (0 < scale <= GRID and 0 <= x <= GRID - scale and 0 <= y <= GRID - scale):
-        raise UserError(f"an emoji {scale} cells wide at cell ({x}, {y}) does not fit into a picture of {GRID} cells")
+        raise UserError(f"an emoji {scale} cells wide at cell ({x}, {y}) does not fit into an image of {GRID} cells")
     cell = image.shape[0] // GRID
     box = scale * cell
     colors, background = sprite(font, emoji.characters, box)
@@ -314,16 +314,16 @@ class EmojiImages:
         jitter: int = 1,
     ) -> None:
         if size < GRID or size % GRID:
-            raise UserError(f"picture size {size} is not a multiple of {GRID} pixels")
+            raise UserError(f"image size {size} is not a multiple of {GRID} pixels")
         cell = size // GRID if cell is None else cell
         if cell < 1 or (size // GRID) % cell:
-            raise UserError(f"cell {cell} does not divide a sixteenth of the picture, {size // GRID} pixels")
+            raise UserError(f"cell {cell} does not divide a sixteenth of the image, {size // GRID} pixels")
         if split not in ("train", "heldout"):
             raise UserError(f"unknown split {split!r}: 'train' or 'heldout'")
         if not 0 <= jitter <= (GRID - LARGE) // 2:
-            raise UserError(f"jitter {jitter}: 0 to {(GRID - LARGE) // 2} cells keep a large emoji in the picture")
+            raise UserError(f"jitter {jitter}: 0 to {(GRID - LARGE) // 2} cells keep a large emoji in the image")
         if length < 1:
-            raise UserError(f"length {length}: a source holds at least one picture")
+            raise UserError(f"length {length}: a source holds at least one image")
         self.size, self.seed, self.length, self.split, self.cell = size, seed, length, split, cell
         self.emoji = list(everyday_emoji(font) if emoji is None else emoji)
         if not self.emoji:

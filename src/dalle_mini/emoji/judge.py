@@ -135,7 +135,7 @@ class EmojiJudge:
         """Judge pictures, uint8 [n, size, size, 3]; `colors` are their backgrounds where they are known."""
         images = np.asarray(images)
         if images.dtype != np.uint8 or images.shape[1:] != (self.size, self.size, 3):
-            raise ValueError(f"pictures: uint8 [n, {self.size}, {self.size}, 3], not {images.dtype} {images.shape}")
+            raise ValueError(f"images: uint8 [n, {self.size}, {self.size}, 3], not {images.dtype} {images.shape}")
         colors = self.backgrounds(images) if colors is None else list(colors)
         judged = []
         for start in range(0, len(images), BATCH):

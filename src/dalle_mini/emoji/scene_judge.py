@@ -158,9 +158,9 @@ class SceneJudge:
         """Judge pictures, uint8 [n, size, size, 3], each for two emoji, which are among those compared with."""
         images = np.asarray(images)
         if images.dtype != np.uint8 or images.shape[1:] != (self.size, self.size, 3):
-            raise ValueError(f"pictures: uint8 [n, {self.size}, {self.size}, 3], not {images.dtype} {images.shape}")
+            raise ValueError(f"images: uint8 [n, {self.size}, {self.size}, 3], not {images.dtype} {images.shape}")
         if len(asked) != len(images):
-            raise ValueError(f"{len(images)} pictures, but {len(asked)} pairs of emoji")
+            raise ValueError(f"{len(images)} images, but {len(asked)} pairs of emoji")
         if unknown := [one.name for pair in asked for one in pair if one.characters not in self._index]:
             raise ValueError(f"{unknown[0]!r} is none of the {len(self._index)} emoji to compare with")
         judged = []

@@ -189,13 +189,13 @@ class EmojiScenes:
         jitter: int = 1,
     ) -> None:
         if size < GRID or size % GRID:
-            raise UserError(f"picture size {size} is not a multiple of {GRID} pixels")
+            raise UserError(f"image size {size} is not a multiple of {GRID} pixels")
         if split not in SPLITS:
             raise UserError(f"unknown split {split!r}: one of {', '.join(SPLITS)}")
         if jitter not in (0, 1):
-            raise UserError(f"jitter {jitter}: 0 or 1 cells keep a large emoji in the picture")
+            raise UserError(f"jitter {jitter}: 0 or 1 cells keep a large emoji in the image")
         if length < 1:
-            raise UserError(f"length {length}: a source holds at least one picture")
+            raise UserError(f"length {length}: a source holds at least one image")
         self.size, self.seed, self.length, self.split, self.jitter = size, seed, length, split, jitter
         self.emoji = list(scene_emoji(font) if emoji is None else emoji)
         families: dict[str, list[Emoji]] = {}

@@ -55,7 +55,7 @@ class EmojiSource:
 
     def __post_init__(self) -> None:
         if not 1 <= self.rows <= len(self.images):
-            raise UserError(f"rows {self.rows}: from 1 to {len(self.images)} emoji pictures can be encoded")
+            raise UserError(f"rows {self.rows}: from 1 to {len(self.images)} emoji images can be encoded")
 
     def origin(self) -> dict[str, Any]:
         return {"kind": "emoji", "rows": self.rows, **self.made_from}

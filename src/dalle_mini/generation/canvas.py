@@ -43,7 +43,7 @@ class Canvas:
         if not 0 <= self.vary <= 1:
             raise UserError(f"vary is {self.vary!r}: it is a fraction, from 0 to 1")
         if DRAWN not in self.tokens and not self.vary:
-            raise UserError("nothing would be drawn: keep less of the picture (top, mask), or vary some of it")
+            raise UserError("nothing would be drawn: keep less of the image (top, mask), or vary some of it")
 
     def forced(self, keys: jax.Array) -> np.ndarray:
         """The forced tokens of candidates with these keys, [C]: int32 [C, image_length], -1 where one is drawn.
@@ -64,7 +64,7 @@ class Canvas:
             UserError: the model has another number of tokens, or a token is beyond its codebook.
         """
         if len(self.tokens) != image_length:
-            raise UserError(f"the canvas has {len(self.tokens)} tokens, the model's pictures have {image_length}")
+            raise UserError(f"the canvas has {len(self.tokens)} tokens, the model's images have {image_length}")
         if max(self.tokens) >= codebook_size:
             raise UserError(f"the canvas has token {max(self.tokens)}, the codebook only {codebook_size}")
 
@@ -81,11 +81,11 @@ def check_kept(top: float | None, masked: bool, vary: float, names: Sequence[str
         UserError: a number is out of its range, or nothing would be drawn.
     """
     if top is not None and not 0 < top < 1:
-        raise UserError(f"{names[0]} is {top!r}: it is the part of the picture that is kept, between 0 and 1")
+        raise UserError(f"{names[0]} is {top!r}: it is the part of the image that is kept, between 0 and 1")
     if not 0 <= vary <= 1:
         raise UserError(f"{names[2]} is {vary!r}: it is a fraction, from 0 to 1")
     if top is None and not masked and not vary:
-        less, some = f"keep less of the picture ({names[0]}, {names[1]})", f"vary some of it ({names[2]})"
+        less, some = f"keep less of the image ({names[0]}, {names[1]})", f"vary some of it ({names[2]})"
         raise UserError(f"nothing would be drawn: {less}, or {some}")
 
 
@@ -123,12 +123,12 @@ def cells_to_draw(mask: Image.Image | np.ndarray, size: tuple[int, int], resolut
     image = as_image(mask, "mask")
     if image.size not in ((grid, grid), size):
         raise UserError(
-            f"the mask is {image.width} x {image.height}: it must be as large as the picture, "
+            f"the mask is {image.width} x {image.height}: it must be as large as the image, "
             f"{size[0]} x {size[1]}, or {grid} x {grid}, a pixel a token"
         )
     cells = white_cells(image, resolution, grid)
     if not cells.any():
-        raise UserError("the mask is empty in the picture's central square: paint white there what is to be drawn anew")
+        raise UserError("the mask is empty in the image's central square: paint white there what is to be drawn anew")
     return cells
 
 

@@ -50,9 +50,9 @@ def load_image(
         return _decoded(data, None, max_pixels, background=background)[0]
     except OSError as error:
         way_out = f" ({exceeded('image_bytes')})" if error.errno == errno.EFBIG else ""
-        raise UserError(f"{path}: cannot read the picture: {files.reason(error)}{way_out}") from error
+        raise UserError(f"{path}: cannot read the image: {files.reason(error)}{way_out}") from error
     except ValueError as error:  # a name with a zero byte
-        raise UserError(f"{path!r}: cannot read the picture: {error}") from error
+        raise UserError(f"{path!r}: cannot read the image: {error}") from error
     except BadImage as bad:
         raise UserError(f"{path}: {MESSAGES.get(bad.reason, bad.reason)}{bad.detail and ': '}{bad.detail}") from bad
 

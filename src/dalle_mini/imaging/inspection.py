@@ -180,7 +180,7 @@ def _inflated(data: bytes) -> bytes:
 
 def _gif(data: bytes) -> ImageFile:
     at = 13 + (3 << (data[10] & 7) + 1 if data[10] & 128 else 0)
-    parts = _parts("GIF blocks before the picture")
+    parts = _parts("GIF blocks before the image")
     for _ in parts:
         introducer = data[at]
         at += 1

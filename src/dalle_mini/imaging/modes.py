@@ -27,7 +27,7 @@ def as_image(image: Image.Image | np.ndarray) -> Image.Image:
             raise UserError(MESSAGES[bad.reason]) from None
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ValueError(f"a picture must be uint8 [height, width, 3], got {image.dtype} {list(image.shape)}")
+        raise ValueError(f"an image must be uint8 [height, width, 3], got {image.dtype} {list(image.shape)}")
     return Image.fromarray(image)
 
 

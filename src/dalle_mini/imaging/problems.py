@@ -11,13 +11,13 @@ UNREAD_NUMBERS = "kind of pixels not read"
 NO_RANGE = "no range of values"
 
 MESSAGES = {
-    EMPTY_FILE: "cannot read the picture: the file is empty",
-    NOT_AN_IMAGE: f"not a picture that can be read (formats: {', '.join(FORMATS)})",
-    IMAGE_DAMAGED: "cannot read the picture",
-    TOO_MANY_PIXELS: "the picture is too large; scale it down",
-    TOO_MUCH: "the picture would take too long to decode",
-    UNREAD_NUMBERS: "the picture's numbers are of a kind that is not read",
-    NO_RANGE: "the picture's numbers, floats or of 32 bits, are all the same, so that none is black or white",
+    EMPTY_FILE: "cannot read the image: the file is empty",
+    NOT_AN_IMAGE: f"not an image that can be read (formats: {', '.join(FORMATS)})",
+    IMAGE_DAMAGED: "cannot read the image",
+    TOO_MANY_PIXELS: "the image is too large; scale it down",
+    TOO_MUCH: "the image would take too long to decode",
+    UNREAD_NUMBERS: "the image's numbers are of a kind that is not read",
+    NO_RANGE: "the image's numbers, floats or of 32 bits, are all the same, so that none is black or white",
 }
 
 

@@ -192,8 +192,6 @@ class DalleBartConfig(Config):
         """Read a published config: DalleBart's, or that of 2021's model, a BART with an image vocabulary."""
         if values.get("model_type") == "bart":
             return cls._from_bart_of_2021(values)
-        if {"training", "loop"} <= values.keys():
-            raise UserError("config.json: of a training run, not of a model: name the folder `final` in it")
         for name in ("use_alibi", "tie_word_embeddings"):  # neither ran in the published code
             if values.get(name):
                 raise UserError(f"config.json: {name}={values[name]!r:.60} is not supported (supported: false)")

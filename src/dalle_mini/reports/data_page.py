@@ -20,8 +20,8 @@ LEAST_SIDE = 128  # pixels of the screen: smaller pictures are enlarged twice, o
 
 # Why each kind of row is worth a look.
 REMARKS = {
-    "Lowest CLIP scores": "the captions that CLIP thinks fit their pictures least",
-    "Fewest different codes": "often plain, blank or placeholder pictures",
+    "Lowest CLIP scores": "the captions that CLIP thinks fit their images least",
+    "Fewest different codes": "often plain, blank or placeholder images",
     "Shortest captions": "may say too little to learn from",
     "Longest captions": "may be page text rather than captions",
 }
@@ -33,21 +33,21 @@ def page(name: str, found: Survey, pictures: Mapping[tuple[str, str, int], str])
     side = manifest.vqgan.resolution
     body = [
         f"<h1>{html.escape(name)}</h1>",
-        f'<p class="lead">{manifest.rows:,} rows of {manifest.kept:,} pictures, as {manifest.vqgan.image_length} tokens'
+        f'<p class="lead">{manifest.rows:,} rows of {manifest.kept:,} images, as {manifest.vqgan.image_length} tokens'
         f" each by {html.escape(without_secrets(manifest.vqgan.source))} ({html.escape(manifest.vqgan.identity)})</p>",
         _figures(found),
         _drops(found),
-        f"<h2>Captions and pictures</h2>{_sampled(found)}{_charts(found)}",
+        f"<h2>Captions and images</h2>{_sampled(found)}{_charts(found)}",
         _codebook(manifest.codebook_use),
         "<h2>Random rows</h2>"
-        f'<p class="note">{len(found.random)} rows, drawn evenly; the pictures are what their tokens stand for'
+        f'<p class="note">{len(found.random)} rows, drawn evenly; the images are what their tokens stand for'
         f"{_enlarged(side)}.</p>",
         _rows(found.random, pictures, side),
     ]
     for title, rows in found.worst.items():
         body.append(f'<h2>{title}</h2><p class="note">{REMARKS[title]}</p>{_rows(rows, pictures, side)}')
     body.append(_settings(found))
-    return html_page(f"{name} · encoded pictures", body)
+    return html_page(f"{name} · encoded images", body)
 
 
 def _figures(found: Survey) -> str:
@@ -55,7 +55,7 @@ def _figures(found: Survey) -> str:
     dropped = sum(manifest.dropped.values())
     use = np.array(manifest.codebook_use)
     figures = [
-        ("pictures seen", f"{manifest.seen:,}", ""),
+        ("images seen", f"{manifest.seen:,}", ""),
         ("kept", f"{manifest.kept:,}", f"{manifest.kept / max(manifest.seen, 1):.1%}"),
         ("dropped", f"{dropped:,}", f"{dropped / max(manifest.seen, 1):.1%}"),
         *((f"{html.escape(split)} rows", f"{shards.rows:,}", "") for split, shards in manifest.splits.items()),
@@ -78,10 +78,10 @@ def _drops(found: Survey) -> str:
     reasons = [(reason, count) for reason, count in reasons if count]
     heading = "<h2>Dropped</h2>"
     if not reasons:
-        return f'{heading}<p class="note">Nothing: every picture that was seen is here.</p>'
-    note = f"<p>of {manifest.seen:,} pictures seen; the first reason to drop one is counted</p>"
+        return f'{heading}<p class="note">Nothing: every image that was seen is here.</p>'
+    note = f"<p>of {manifest.seen:,} images seen; the first reason to drop one is counted</p>"
     if manifest.crops_dropped:
-        note += f"<p>and {manifest.crops_dropped:,} crops of pictures of which others stayed</p>"
+        note += f"<p>and {manifest.crops_dropped:,} crops of images of which others stayed</p>"
     examples = ""
     if found.dropped:
         lines = [
@@ -138,7 +138,7 @@ def _charts(found: Survey) -> str:
         )
         charts.append(card("CLIP score", drawn, note=f"median {np.median(scores):.3f}, {len(scores):,} rows have one"))
     if found.captions.max() > 1:
-        charts.append(_lengths("Captions a picture", found.captions))
+        charts.append(_lengths("Captions per image", found.captions))
     return f'<div class="charts">{"".join(charts)}</div>'
 
 

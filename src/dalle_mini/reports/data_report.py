@@ -97,7 +97,7 @@ def _pictures(found: Survey, decoder, progress: Callable[[int, int], None]) -> d
             f"tokens from {tokens.min()} to {tokens.max()} of a codebook of {codes}: the shards are damaged"
         )
     if tokens.shape[1] != decoder.tokenizer.grid**2:
-        raise UserError(f"{tokens.shape[1]} tokens a picture, and the VQGAN's have {decoder.tokenizer.grid**2}")
+        raise UserError(f"{tokens.shape[1]} tokens per image, and the VQGAN's have {decoder.tokenizer.grid**2}")
     done = 0
 
     def count(more: int) -> None:

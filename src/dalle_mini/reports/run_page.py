@@ -33,7 +33,7 @@ CHARTS: tuple[tuple[str, dict[str, str], dict[str, bool]], ...] = (
     ("SSIM", {"ssim": "training", "eval_ssim": "evaluation"}, {}),
     ("Codebook use", {"eval_codebook_use": "evaluation"}, {"percent": True, "from_zero": True}),
     (
-        "Captions that find their picture",
+        "Captions that find their image",
         {
             "recall": "training, among the batch",
             "eval_recall": "first",
@@ -43,7 +43,7 @@ CHARTS: tuple[tuple[str, dict[str, str], dict[str, bool]], ...] = (
         {"percent": True, "from_zero": True},
     ),
     (
-        "Pictures that find their caption",
+        "Images that find their caption",
         {
             "eval_caption_recall": "first",
             "eval_caption_recall_at_5": "within five",
@@ -56,11 +56,11 @@ CHARTS: tuple[tuple[str, dict[str, str], dict[str, bool]], ...] = (
         {"eval_zero_shot": "right", "eval_zero_shot_top_5": "within five"},
         {"percent": True, "from_zero": True},
     ),
-    ("CLIP score of the pictures", {"sample_score": "mean"}, {}),
+    ("CLIP score of the images", {"sample_score": "mean"}, {}),
     ("Learning rate", {"learning_rate": "rate"}, {"from_zero": True}),
     ("Gradient norm", {"grad_norm": "gradients"}, {"may_be_log": True}),
     ("Parameter norm", {"param_norm": "parameters"}, {}),
-    ("Pictures a second", {"pictures_per_second": "training"}, {"from_zero": True}),
+    ("Images a second", {"pictures_per_second": "training"}, {"from_zero": True}),
     ("MFU", {"mfu": "training"}, {"percent": True, "from_zero": True}),
     (
         "Memory, GiB",
@@ -132,7 +132,7 @@ def _figures(records: Sequence[Mapping[str, Any]]) -> str:
     wanted = (
         ("loss", "loss", False),
         ("eval_loss", "evaluation loss", False),
-        ("pictures_per_second", "pictures a second", False),
+        ("pictures_per_second", "images a second", False),
         ("tokens_per_second", "tokens a second", False),
         ("mfu", "MFU", True),
         ("device_memory_peak_gib", "device memory, GiB", False),
@@ -192,7 +192,7 @@ def _pictures(out: Path) -> str:
         cells = "".join(_picture(folder, report, prompt) for folder, report in reports)
         body.append(f'<tr><th scope="row">{html.escape(prompt)}</th>{cells}</tr>')
     return (
-        '<h2>Pictures through time</h2><div class="card scroll"><table class="pictures">'
+        '<h2>Images through time</h2><div class="card scroll"><table class="pictures">'
         f'<tr><th scope="row">step</th>{head}</tr>{"".join(body)}</table></div>'
     )
 

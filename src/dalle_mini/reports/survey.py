@@ -84,7 +84,7 @@ def survey(
     """
     manifest = Manifest.read(folder)
     if not manifest.rows:
-        raise UserError(f"{folder}: no rows: all {manifest.seen:,} pictures were dropped")
+        raise UserError(f"{folder}: no rows: all {manifest.seen:,} images were dropped")
     chance = np.random.default_rng(seed)
     found = Survey(manifest, dropped=_dropped(folder, manifest.dropped_rows))
     groups, columns = _groups(folder, manifest), schema(manifest.vqgan.image_length, manifest.vqgan.codebook_size)

@@ -210,7 +210,7 @@ class Batch:
             except UserError as error:
                 raise UserError(f"{error}: name another --output") from None
         if pictures.exists():
-            raise UserError(f"{self.output} holds pictures of no batch: name another --output")
+            raise UserError(f"{self.output} holds images of no batch: name another --output")
         return {}
 
     def _asked(self, entry: Entry) -> dict:

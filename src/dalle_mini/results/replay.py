@@ -96,7 +96,7 @@ def read_entry(path: Path, index: int) -> Entry:
 def _entry(report, folder: Path, index: int) -> Entry:
     pictures = _field(report, "pictures", list)
     if not 1 <= index <= len(pictures):
-        has = f"it has pictures 1 to {len(pictures)}" if pictures else "it has no picture"
+        has = f"it has images 1 to {len(pictures)}" if pictures else "it has no image"
         raise UserError(f"--index is {index}, but {has}")
     picture = pictures[index - 1]
     file, number = _field(picture, "file", str), _field(picture, "candidate", int)

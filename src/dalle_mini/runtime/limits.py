@@ -33,7 +33,7 @@ class Limits:
     model_layers: int = _limit(256, "layers or blocks in a model's config")
     model_width: int = _limit(1 << 17, "features, channels or heads in a model's config")
     model_length: int = _limit(1 << 16, "positions in a model's config, and pixels of a side")
-    model_rows: int = _limit((1 << 31) - 1, "rows of a table in a model's config, and its other whole numbers")
+    model_rows: int = _limit((1 << 31) - 1, "rows of a table that a model's config describes, and each of its other whole numbers")
     preprocessing_side: int = _limit(4096, "pixels of a side in a preprocessor_config.json")
     tokenizer_bytes: int = _limit(64 << 20, "bytes of a tokenizer.json, a vocab.json or a merges.txt")
     tokenizer_tokens: int = _limit(4_000_000, "tokens, merges or added tokens of a tokenizer")
@@ -45,10 +45,10 @@ class Limits:
     pickle_steps: int = _limit(2_000_000, "instructions of a PyTorch file's pickle; a tensor takes about 25")
     tensors: int = _limit(100_000, "tensors of a weights file, and the modules that hold them, counted together")
     tensor_name: int = _limit(1024, "characters of a tensor's name, including its modules' names")
-    picture_bytes: int = _limit(64 << 20, "bytes of a picture file in a dataset")
+    picture_bytes: int = _limit(64 << 20, "bytes of an image file in a dataset")
     text_bytes: int = _limit(1 << 20, "bytes of a caption file, of one row of a list, or of one prompt of a table")
     key_characters: int = _limit(
-        4096, "characters of a picture's key in a table; instead of a longer key, the row's place is used"
+        4096, "characters of an image's key in a table; instead of a longer key, the row's place is used"
     )
     pattern_names: int = _limit(1_000_000, "names that the braces of a pattern expand to")
     tar_headers: int = _limit(1 << 18, "bytes of names and other headers of one tar member")
@@ -58,13 +58,13 @@ class Limits:
         64 << 20, "bytes of a column of a Parquet row group that grows more than 200 times when it is unpacked"
     )
     parquet_bytes: int = _limit(
-        1 << 30, "bytes of pictures and captions of a Parquet file, in addition to 1000 times the file's size"
+        1 << 30, "bytes of images and captions of a Parquet file, in addition to 1000 times the file's size"
     )
     prompts_bytes: int = _limit(256 << 20, "bytes of a file of prompts, and of its prompts after they are unpacked")
-    pixels: int = _limit(1 << 26, "pixels of a picture, width times height, unless --max-pixels is given")
-    image_side: int = _limit(1 << 20, "pixels of a picture's longer side")
-    image_bytes: int = _limit(512 << 20, "bytes of a picture file that you name yourself, as with --picture")
-    image_parts: int = _limit(100_000, "segments, chunks, blocks, strips or tiles of a picture file")
+    pixels: int = _limit(1 << 26, "pixels of an image, width times height, unless --max-pixels is given")
+    image_side: int = _limit(1 << 20, "pixels of an image's longer side")
+    image_bytes: int = _limit(512 << 20, "bytes of an image file that you name yourself, as with --picture")
+    image_parts: int = _limit(100_000, "segments, chunks, blocks, strips or tiles of an image file")
     jpeg_scans: int = _limit(100, "scans of a JPEG file; a progressive JPEG has about ten")
     rle_pixels: int = _limit(
         1 << 23, "pixels, and bytes, of a run-length encoded BMP file; Python needs a second for these"

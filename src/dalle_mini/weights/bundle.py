@@ -16,7 +16,7 @@ from typing import Any
 
 from dalle_mini.errors import UserError
 from dalle_mini.runtime import files, parsing
-from dalle_mini.weights.folder import CONFIG, check_not_a_run, load_config
+from dalle_mini.weights.folder import CONFIG, load_config
 from dalle_mini.weights.hub.repository import SHIPPED as SHIPPED  # a bundle
 from dalle_mini.weights.hub.repository import (
     SHIPPED_NAME,
@@ -72,9 +72,9 @@ def find_parts(
     config = place.first(f"dalle/{CONFIG}", CONFIG)
     if config is None:
         raise UserError(f"{place} holds no model: neither a bundle (dalle/, vqgan/, clip/) nor DalleBart's {CONFIG}")
-    if isinstance(place, Folder):
-        check_not_a_run(place.path)
     inside = "" if config == CONFIG else "dalle"
+    if not inside and isinstance(place, Folder):
+        load_config(place.path)  # tells if it is the folder of a training run
     if not inside and (vqgan is None or clip is None):
         advised = " ".join(f"--{part} {name}" for part, name in companions(place).items())
         raise UserError(
@@ -159,7 +159,7 @@ def check_fit(config, tokenizer, folders: Mapping[str, Path]) -> None:
         )
     if tokenizer.grid**2 != config.image_length:
         raise UserError(
-            f"{both}: its pictures are {tokenizer.grid}x{tokenizer.grid} tokens, the decoder's image_length is "
+            f"{both}: its images are {tokenizer.grid}x{tokenizer.grid} tokens, the decoder's image_length is "
             f"{config.image_length}: use the VQGAN that the model was trained with"
         )
 

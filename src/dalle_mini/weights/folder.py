@@ -54,10 +54,12 @@ def load_config(folder: str | Path) -> dict:
         UserError: no such folder, no config.json in it, it is not a JSON object, or the folder is a training run's.
     """
     folder = _existing(folder)
-    check_not_a_run(folder)
     path = (folder.parent if folder.is_file() else folder) / CONFIG
     if path.is_file():
-        return parsing.read_object(path, "config_bytes")
+        fields = parsing.read_object(path, "config_bytes")
+        if {"training", "loop"} <= fields.keys():
+            raise UserError(f"{folder}: the folder of a training run, not of a model: {_way_to_weights(folder)}")
+        return fields
     checkpoint = taming.find_checkpoint(folder)
     if checkpoint:
         return taming.vqgan_yaml_config(taming.find_yaml(checkpoint))
@@ -66,16 +68,11 @@ def load_config(folder: str | Path) -> dict:
     raise UserError(f"{folder} has no {CONFIG}: {_A_MODEL}")
 
 
-def check_not_a_run(folder: Path) -> None:
-    """Raises UserError for the folder of a training run, whose config.json is no model's; it names the weights."""
-    final = folder / "final"
+def _way_to_weights(run: Path) -> str:
+    final = run / "final"
     if (final / CONFIG).is_file():
-        raise UserError(f"{folder} is the folder of a training run: its weights are in {final}")
-    if (folder / "checkpoints").is_dir() and (folder / CONFIG).is_file():
-        raise UserError(
-            f"{folder} is the folder of a training run that has no final weights yet: `dalle-mini convert "
-            f"{folder / 'checkpoints' / 'STEP'} FOLDER` writes those of a checkpoint"
-        )
+        return f"name {final}"
+    return f"it has no weights before its end; `dalle-mini convert {run} FOLDER` writes those of its newest checkpoint"
 
 
 def load_tensors(folder: str | Path) -> Tensors:

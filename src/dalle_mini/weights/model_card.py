@@ -56,16 +56,16 @@ def model_card(folder: Path, repo_id: str, license: str = "apache-2.0") -> str:
 
 
 def _introduction(is_bundle: bool, loader: str) -> str:
-    family = f"[DALL·E mini]({SOURCE}) draws pictures from captions"
+    family = f"[DALL·E mini]({SOURCE}) draws images from captions"
     if is_bundle:
         return (
-            f"{family}: a BART encoder reads the caption, a BART decoder writes picture tokens, a VQGAN turns them "
-            "into a picture, and CLIP ranks many candidates. This is all of it."
+            f"{family}: a BART encoder reads the caption, a BART decoder writes image tokens, a VQGAN turns them "
+            "into an image, and CLIP ranks many candidates. This is all of it."
         )
     roles = {
-        "DalleBart": "the network that reads a caption and writes the tokens of a picture",
-        "VQGAN": "the network that turns picture tokens into a picture, and back",
-        "CLIP": "the network that tells how well a picture fits a caption",
+        "DalleBart": "the network that reads a caption and writes the tokens of an image",
+        "VQGAN": "the network that turns image tokens into an image, and back",
+        "CLIP": "the network that tells how well an image fits a caption",
     }
     return f"{family}. This is {roles[loader]}."
 
@@ -85,7 +85,7 @@ def _dalle_bart(config: dict) -> str:
     return (
         f"{config['encoder_layers']} encoder and {config['decoder_layers']} decoder layers of width "
         f"{config['d_model']}, {config['ln_positions']}, {'GLU' if config['use_glu'] else 'plain'} feed-forward; "
-        f"{config['max_text_length']} text tokens of {config['encoder_vocab_size']}, {config['image_length']} picture "
+        f"{config['max_text_length']} text tokens of {config['encoder_vocab_size']}, {config['image_length']} image "
         f"tokens of {config['image_vocab_size']}"
     )
 
@@ -93,7 +93,7 @@ def _dalle_bart(config: dict) -> str:
 def _vqgan(config: dict) -> str:
     downscale = 2 ** (len(config["ch_mult"]) - 1)
     return (
-        f"f{downscale}, pictures of {config['resolution']}x{config['resolution']}, codebook of {config['n_embed']} "
+        f"f{downscale}, images of {config['resolution']}x{config['resolution']}, codebook of {config['n_embed']} "
         f"with {config['embed_dim']} values each"
     )
 
@@ -101,7 +101,7 @@ def _vqgan(config: dict) -> str:
 def _clip(config: dict) -> str:
     vision = config["vision_config"]
     return (
-        f"pictures of {vision['image_size']}x{vision['image_size']} in patches of {vision['patch_size']}, "
+        f"images of {vision['image_size']}x{vision['image_size']} in patches of {vision['patch_size']}, "
         f"{vision['num_hidden_layers']} vision and {config['text_config']['num_hidden_layers']} text layers, "
         f"embeddings of {config['projection_dim']}"
     )

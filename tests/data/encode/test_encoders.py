@@ -151,7 +151,7 @@ def test_emoji_are_encoded_as_every_other_dataset(tmp_path):
 def test_more_emoji_than_there_are():
     pictures = EmojiImages(64, length=5, emoji=[Emoji("🐌", "snail")])
     for rows in (0, 6):
-        with pytest.raises(UserError, match=rf"rows {rows}: from 1 to 5 emoji pictures"):
+        with pytest.raises(UserError, match=rf"rows {rows}: from 1 to 5 emoji images"):
             EmojiSource(pictures, rows)
 
 

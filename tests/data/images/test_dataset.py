@@ -56,10 +56,10 @@ def test_rows_are_the_dataset_resized_and_cropped(dataset, tmp_path):
 def test_pictures_without_captions_are_for_who_needs_none(dataset, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "dalle_mini"):
         pack(open_source(str(dataset)), tmp_path, PACKING)
-    assert "39 pictures are packed; 1 dropped: not a picture" in caplog.text
+    assert "39 images are packed; 1 dropped: not a picture" in caplog.text
     assert "a/04" in names(PackedImages(tmp_path))  # a key stands for the caption
     small = Packing(SIZE, min_side=11, captions=False)
-    with pytest.raises(UserError, match=r"no picture of it can be used; 39 dropped: picture too small"):
+    with pytest.raises(UserError, match=r"no image of it can be used; 39 dropped: picture too small"):
         pack(open_source(str(dataset)), tmp_path / "small", small)
 
 
@@ -86,7 +86,7 @@ def test_an_interrupted_packing_goes_on(dataset, tmp_path, monkeypatch):
 
         patch.setattr(packed._Part, "finish", finish)
         pack(source, broken, PACKING)
-    with pytest.raises(UserError, match=r"packed pictures are damaged"):
+    with pytest.raises(UserError, match=r"packed images are damaged"):
         PackedImages(broken)
     kept = (broken / "000000.u8").stat().st_mtime_ns
     pack(source, broken, PACKING)
@@ -115,9 +115,9 @@ def test_processes_make_no_difference(dataset, tmp_path, monkeypatch):
 
 def test_another_dataset_or_size_is_refused(dataset, tmp_path):
     pack(open_source(str(dataset)), tmp_path, PACKING)
-    with pytest.raises(UserError, match=r"holds the pictures of another dataset or size"):
+    with pytest.raises(UserError, match=r"holds the images of another dataset or size"):
         pack(open_source(str(dataset)), tmp_path, Packing(16, min_side=None, captions=False))
-    with pytest.raises(UserError, match=r"holds the pictures of another dataset or size"):
+    with pytest.raises(UserError, match=r"holds the images of another dataset or size"):
         pack(open_source(str(dataset / "a")), tmp_path, PACKING)
 
 
@@ -125,7 +125,7 @@ def test_damage_is_noticed(dataset, tmp_path):
     pack(open_source(str(dataset)), tmp_path, PACKING)
     pixels = tmp_path / "000000.u8"
     pixels.write_bytes(pixels.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"damaged \(000000.u8 has not the size of 39 pictures\); delete it"):
+    with pytest.raises(UserError, match=r"damaged \(000000.u8 does not have the size of 39 images\); delete it"):
         PackedImages(tmp_path)
 
 
@@ -137,7 +137,7 @@ def test_what_is_held_out_is_never_trained_on(dataset, tmp_path):
     assert len(train) + len(held_out) == 39
     assert 3 <= len(held_out) <= 20
     assert train.origin() != held_out.origin()
-    with pytest.raises(UserError, match=r"none of its 39 pictures is held out: data.held_out is 1e-09"):
+    with pytest.raises(UserError, match=r"none of its 39 images is held out: data.held_out is 1e-09"):
         open_images(ImageData((str(dataset),), held_out=1e-9, min_side=None), SIZE, tmp_path, captions=False, seed=0)
 
 
@@ -207,7 +207,7 @@ def test_people_in_their_variants():
 
 
 def test_datasets_that_are_not_there(tmp_path):
-    with pytest.raises(UserError, match=r"data.train: name the pictures to learn from"):
+    with pytest.raises(UserError, match=r"data.train: name the images to learn from"):
         pack_datasets(ImageData(), SIZE, tmp_path, captions=False)
     with pytest.raises(UserError, match=r"there is no such file or folder"):
         pack_datasets(ImageData((str(tmp_path / "nothing"),)), SIZE, tmp_path, captions=False)

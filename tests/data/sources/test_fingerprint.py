@@ -132,4 +132,4 @@ def test_pictures_that_no_table_lists_are_told_of(tmp_path, caplog, kind):
         (dataset / name).write_bytes(PICTURE)
     with caplog.at_level(logging.WARNING, "dalle_mini"):
         told(dataset)
-    assert caplog.messages == [f"{dataset}: 2 of its 3 pictures are in no table there, and are not used"]
+    assert caplog.messages == [f"{dataset}: 2 of its 3 images are in no table there, and are not used"]

@@ -96,7 +96,7 @@ def test_labels_are_captions_by_their_names(tmp_path):
     assert [example.captions for example in found] == [("dog",), ("cat",), ()]
     with pytest.raises(UserError, match="which column holds the captions"):  # no one has asked for them
         open_source(str(tmp_path / "saved"))
-    with pytest.raises(UserError, match="--image-column is 'label', which holds int64: pictures are bytes or paths"):
+    with pytest.raises(UserError, match="--image-column is 'label', which holds int64: images are bytes or paths"):
         open_source(str(tmp_path / "saved"), image_column="label", caption_column="label")
 
 

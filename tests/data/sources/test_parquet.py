@@ -131,7 +131,7 @@ def test_columns_that_hold_something_else(tmp_path, column, kind):
     with pytest.raises(UserError, match=rf"--caption-column is '{column}', which holds {kind}.*: captions are text"):
         open_source(str(tmp_path), caption_column=column)
     if column in ("number", "when"):
-        with pytest.raises(UserError, match=rf"--image-column is '{column}', which holds {kind}.*: pictures are bytes"):
+        with pytest.raises(UserError, match=rf"--image-column is '{column}', which holds {kind}.*: images are bytes"):
             open_source(str(tmp_path), image_column=column)
 
 

@@ -44,7 +44,7 @@ def test_a_stray_archive_hides_no_pictures(tmp_path, stray, pattern):
     (tmp_path / stray).write_bytes(bytes(1024))
     with pytest.raises(UserError) as caught:
         open_source(str(tmp_path))
-    wanted = f"holds pictures and tars ({stray}): name '{tmp_path}/{pattern}' for the tars, or move them away"
+    wanted = f"holds images and tars ({stray}): name '{tmp_path}/{pattern}' for the tars, or move them away"
     assert str(caught.value) == f"{tmp_path}: {wanted}"
     assert kind(f"{tmp_path}/{pattern}") == "webdataset"
 
@@ -62,10 +62,10 @@ def test_a_metadata_parquet_lists_pictures(tmp_path):
         ("nowhere", "there is no such file or folder"),
         ("./no/where", "there is no such file or folder"),
         ("*.tar", "matches no file"),
-        ("empty", "holds no pictures, tars or Parquet"),
+        ("empty", "holds no images, tars or Parquet"),
         ("urls.csv", "img2dataset"),
         ("urls.txt", "img2dataset"),
-        ("notes.md", "pictures are read from"),
+        ("notes.md", "images are read from"),
         ("strange://x/y", "cannot be reached"),
         ("memory://nothing/here", "there is no such file or folder"),
     ],

@@ -117,7 +117,7 @@ def test_a_run_from_yaml(config, classes, tmp_path, capsys):
         cosine = scores.max() / np.exp(float(ranker.clip.logit_scale[...]))
         assert row["settings"]["cosines"][0] == pytest.approx(cosine, abs=1e-3)
     page = (out / "report.html").read_text()
-    assert "Captions that find their picture" in page and "Zero-shot classification" in page
+    assert "Captions that find their image" in page and "Zero-shot classification" in page
 
     again = recorded_run(out)
     assert again == load_run(path)
@@ -228,4 +228,4 @@ def test_mistakes_are_one_line(what, config, tmp_path, capsys):
 def test_pictures_without_captions_are_no_pairs(config, classes, tmp_path, capsys):
     path = config(data={"train": [str(classes)]})
     assert cli.main(["train", str(path), "--output", str(tmp_path / "run")]) == 2
-    assert "no picture of it can be used" in capsys.readouterr().err
+    assert "no image of it can be used" in capsys.readouterr().err

@@ -45,7 +45,7 @@ def test_they_are_listed(capsys):
     *lines, place = capsys.readouterr().out.splitlines()
     assert str(CONFIGS) in place
     assert [line.split()[0] for line in lines] == NAMES
-    assert "mini-2021       The first DALL·E mini (July 2021), by the numbers of its report: BART-large's" in lines[8]
+    assert "mini-2021       The first DALL·E mini (July 2021), with the settings of its report: BART" in lines[8]
     assert all(40 < len(line) < 160 for line in lines)
 
 

@@ -33,7 +33,7 @@ def trainer(tmp_path_factory):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (changed(image_length=25), "train data: 16 tokens a picture, not 25"),
+        (changed(image_length=25), "train data: 16 tokens per image, not 25"),
         (changed(image_vocab_size=8), "train data: tokens of 16 codes, image_vocab_size 8"),
         (changed(encoder_vocab_size=200), r"tokenizer.json: token ids go up to \d+ but .* has 200 rows"),
         (
@@ -51,8 +51,8 @@ def test_what_does_not_fit(tmp_path, config, message):
     ("values", "message"),
     [
         ({"token_noise": 40.0}, "training.token_noise 40.0: from 0 to 2, the most is a share of the tokens"),
-        ({"positions": 0}, "training.positions 0: 1 to 256, a picture's tokens"),
-        ({"positions": 257}, "training.positions 257: 1 to 256, a picture's tokens"),
+        ({"positions": 0}, "training.positions 0: 1 to 256, an image's tokens"),
+        ({"positions": 257}, "training.positions 257: 1 to 256, an image's tokens"),
         ({"caption_dropout": -0.1}, "training.caption_dropout -0.1: a share from 0 to 1"),
         ({"dtype": "float16"}, "training.dtype: 'float16' is none of bfloat16, float32"),
         ({"remat": "some"}, "training.remat: 'some' is none of none, dots, full"),

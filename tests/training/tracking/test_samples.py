@@ -105,7 +105,7 @@ def test_mistakes_show_at_the_start(golden_bundle, changed, message):
 def test_a_vqgan_of_other_pictures(golden_bundle, tmp_path):
     fields = json.loads((golden_bundle / "vqgan" / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(fields | {"resolution": 2 * fields["resolution"]}))
-    with pytest.raises(UserError, match="does not fit this run's model: its pictures are"):
+    with pytest.raises(UserError, match="does not fit this run's model: its images are"):
         sampler(golden_bundle, config(golden_bundle, vqgan=str(tmp_path)))
 
 
@@ -113,7 +113,7 @@ def test_trouble_while_drawing_ends_no_run(ours, caplog):
     drawing, params = ours
     broken = {**params, "lm_head": jax.tree.map(lambda leaf: leaf * float("nan"), params["lm_head"])}
     assert drawing.draw(broken) == []
-    assert "no pictures this time: the decoder's logits are not numbers" in caplog.text
+    assert "no images this time: the decoder's logits are not numbers" in caplog.text
 
 
 def test_parameters_that_are_sharded_and_padded(ours, expected):

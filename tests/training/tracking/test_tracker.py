@@ -39,7 +39,7 @@ def test_records(tmp_path, capsys):
     assert second == {"step": 5, "eval_loss": 0.5}
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert shown.err.splitlines() == ["toy 5/10  loss 0.25  12.3 pictures/s", "toy 5/10  eval_loss 0.5"]
+    assert shown.err.splitlines() == ["toy 5/10  loss 0.25  12.3 images/s", "toy 5/10  eval_loss 0.5"]
 
 
 def test_speed_and_what_is_used_of_the_device(tmp_path):
@@ -246,13 +246,13 @@ def test_the_line_on_a_terminal(capsys, monkeypatch):
     line.show(1, {"loss": 2.0, "grad_norm": 1.0, "param_norm": 3.0, "accuracy": 0.5}, 8.0)
     first = capsys.readouterr().err
     assert first.startswith("\r\x1b[K") and not first.endswith("\n")
-    assert first.startswith("\r\x1b[Ktoy 1/100  loss 2  8.0 pictures/s  ")
+    assert first.startswith("\r\x1b[Ktoy 1/100  loss 2  8.0 images/s  ")
     assert len(first.removeprefix("\r\x1b[K")) < 50  # one that wraps cannot be overwritten
     line.say("continuing")
     assert capsys.readouterr().err == "\r\x1b[Ktoy: continuing\n"
     line.show(2, {"loss": 2.0}, 8.0)
     line.close()
-    assert capsys.readouterr().err.endswith("8.0 pictures/s  0 s left\n")
+    assert capsys.readouterr().err.endswith("8.0 images/s  0 s left\n")
 
 
 def test_the_loss_comes_first_whatever_jax_makes_of_the_order(capsys, monkeypatch):
@@ -263,7 +263,7 @@ def test_the_loss_comes_first_whatever_jax_makes_of_the_order(capsys, monkeypatc
     assert next(iter(metrics)) == "accuracy"
     line = LiveLine(100, "toy")
     line.show(1, metrics, 8.0)
-    assert capsys.readouterr().err.startswith("\r\x1b[Ktoy 1/100  loss 2  8.0 pictures/s  ")
+    assert capsys.readouterr().err.startswith("\r\x1b[Ktoy 1/100  loss 2  8.0 images/s  ")
     line.show(1, {"eval_accuracy": 0.5, "eval_loss": 3.0}, None)
     assert capsys.readouterr().err.startswith("\r\x1b[Ktoy 1/100  eval_loss 3  eval_accuracy 0.5")
 

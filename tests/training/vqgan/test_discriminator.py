@@ -209,5 +209,5 @@ def test_settings_that_cannot_be(change, message):
 
 def test_pictures_that_it_cannot_see(tmp_path):
     config = dataclasses.replace(tiny_runs.VQGAN, discriminator=DiscriminatorConfig())
-    with pytest.raises(UserError, match=r"n_layers 3 needs pictures or crops of 24 pixels, not 8"):
+    with pytest.raises(UserError, match=r"n_layers 3 needs images or crops of 24 pixels, not 8"):
         tiny_runs.make("vqgan", tmp_path, tiny_runs.short_loop(), config)

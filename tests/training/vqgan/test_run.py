@@ -199,7 +199,7 @@ BAD = {
     "no start": ({"training": {"init_from": "./nowhere"}}, f"no such folder: {Path.cwd()}/nowhere"),
     "no vgg": ({"training": {"perceptual": {"kind": "lpips"}}}, "kind lpips needs the file of torchvision's VGG16"),
     "gumbel": ({"training": {"model": {"quantizer": "gumbel"}}}, "training a gumbel VQGAN is not supported"),
-    "judge": ({"training": {"discriminator": {"n_layers": 3}}}, "needs pictures or crops of 24 pixels, not 16"),
+    "judge": ({"training": {"discriminator": {"n_layers": 3}}}, "needs images or crops of 24 pixels, not 16"),
 }
 
 

@@ -88,8 +88,8 @@ def test_crops_lie_on_the_token_grid(tmp_path):
 @pytest.mark.parametrize(
     ("crop", "message"),
     [
-        (16, "training.crop 16: pictures of 8 pixels have no such crop"),
-        (0, "training.crop 0: pictures of 8"),
+        (16, "training.crop 16: images of 8 pixels have no such crop"),
+        (0, "training.crop 0: images of 8"),
         (3, "training.crop 3 is not a multiple of the 2 pixels of a token"),
     ],
 )

@@ -212,9 +212,9 @@ def _tokens(rows: pa.Table) -> np.ndarray:
 
 def _nothing(folder: LocalFolder | RemoteFolder, seen: int, dropped: Counter) -> str:
     if not seen:
-        return f"{folder}: nothing was kept: the source has no pictures"
+        return f"{folder}: nothing was kept: the source has no images"
     why = ", ".join(f"{count:,} {reason}" for reason, count in dropped.most_common())
-    return f"{folder}: nothing was kept: all {seen:,} pictures were dropped ({why}): {DROPPED} there lists them"
+    return f"{folder}: nothing was kept: all {seen:,} images were dropped ({why}): {DROPPED} there lists them"
 
 
 def _filter_counts(seen: int, dropped: Counter) -> tuple[FilterCount, ...]:

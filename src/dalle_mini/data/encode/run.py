@@ -94,7 +94,7 @@ class Run:
         self.weights, self.options = weights, options
         self.origin, self.parts = source.origin(), source.parts()  # before the networks, which take seconds to load
         if not self.parts:
-            raise UserError(f"{self.origin.get('source', 'the source')}: there are no pictures in it")
+            raise UserError(f"{self.origin.get('source', 'the source')}: there are no images in it")
         vqgan, ranker = self._models = weights.load(with_clip=options.clip_scores)
         self._networks: Networks | None = None
         self.vqgan = TokensOf(fingerprint(vqgan), vqgan.codebook_size, vqgan.grid**2, vqgan.resolution, weights.vqgan)

@@ -105,7 +105,7 @@ def pack_datasets(data: ImageData, resolution: int, folder: Path, *, captions: b
 
     if not data.train:
         choices = f"a folder, tars, Parquet files, or {DRAWN_NAMES[0]}"
-        raise UserError(f"data.train: name the pictures to learn from: {choices}")
+        raise UserError(f"data.train: name the images to learn from: {choices}")
     packing = Packing(resolution, data.min_side, data.max_aspect, captions)
     for spec in dict.fromkeys((*data.train, *(data.validation or ()))):
         if spec not in DRAWN_NAMES:

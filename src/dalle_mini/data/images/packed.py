@@ -94,14 +94,14 @@ def pack(source: Source, folder: Path, packing: Packing, processes: int | None =
         try:
             head, lines = _lines(folder, number)
         except (OSError, ValueError) as error:
-            raise UserError(f"{folder}: its packed pictures are damaged ({error}); delete it, to pack anew") from None
+            raise UserError(f"{folder}: its packed images are damaged ({error}); delete it, to pack anew") from None
         dropped += Counter(head.dropped)
         kept += len(lines)
     reasons = "".join(f"; {count} dropped: {reason}" for reason, count in dropped.most_common())
     if not kept:
-        raise UserError(f"{made_from['source'].get('source', folder)}: no picture of it can be used{reasons}")
+        raise UserError(f"{made_from['source'].get('source', folder)}: no image of it can be used{reasons}")
     if missing:
-        logger.warning("%s: %d pictures are packed%s", folder, kept, reasons)
+        logger.warning("%s: %d images are packed%s", folder, kept, reasons)
 
 
 def _begin(folder: Path, made_from: dict[str, Any], parts: int) -> None:
@@ -113,7 +113,7 @@ def _begin(folder: Path, made_from: dict[str, Any], parts: int) -> None:
             raise UserError(f"{error}; delete the folder, and it is made again") from None
         if _unnamed(found) != _unnamed(wanted):
             raise UserError(
-                f"{folder}: holds the pictures of another dataset or size than is asked for, or the dataset has "
+                f"{folder}: holds the images of another dataset or size than is asked for, or the dataset has "
                 "changed; delete it, or name another folder"
             )
         return
@@ -151,7 +151,7 @@ def _pack(folder: Path, parts: Sequence[tuple[int, Part]], packing: Packing, pro
             read.free()
             if time.monotonic() - said_at > SAY_EVERY:
                 said_at = time.monotonic()
-                logger.warning("%s: %d pictures packed so far", folder, done)
+                logger.warning("%s: %d images packed so far", folder, done)
 
 
 class _Dropped(Exception):
@@ -231,17 +231,17 @@ class PackedImages:
                 shape = (len(lines), size, size, 3)
                 path = _pixels_file(folder, number)
                 if path.stat().st_size != np.prod(shape):
-                    raise ValueError(f"{path.name} has not the size of {len(lines)} pictures")
+                    raise ValueError(f"{path.name} does not have the size of {len(lines)} images")
                 self._pixels.append(np.memmap(path, np.uint8, "r", shape=shape) if lines else np.empty(shape, np.uint8))
                 told = enumerate(map(decode, lines))
                 rows += [(number, row, key, caption, *others) for row, (key, caption, *others) in told]
         except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"{folder}: its packed pictures are damaged ({error}); delete it, to pack anew") from None
+            raise UserError(f"{folder}: its packed images are damaged ({error}); delete it, to pack anew") from None
         self.size = size
         held = [is_chosen(key, share) == (split == SPLITS[1]) for _, _, key, *_ in rows]
         self._rows = [row for row, wanted in zip(rows, held, strict=True) if wanted or split is None]
         if not self._rows:
-            raise UserError(f"{folder}: none of its {len(rows)} pictures is {split}: data.held_out is {share}")
+            raise UserError(f"{folder}: none of its {len(rows)} images is {split}: data.held_out is {share}")
 
     def __len__(self) -> int:
         return len(self._rows)

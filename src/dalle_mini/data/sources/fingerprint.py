@@ -110,4 +110,4 @@ class ListedImages:
         """Log a notice where there are more `images` than are listed."""
         others = images - len(np.unique(np.frombuffer(self._names, np.int64)))
         if others > 0:
-            logger.warning("%s: %d of its %d pictures are in no table there, and are not used", where, others, images)
+            logger.warning("%s: %d of its %d images are in no table there, and are not used", where, others, images)

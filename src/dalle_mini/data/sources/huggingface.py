@@ -287,7 +287,7 @@ def _refuse_to_decode(spec: str, dataset: Dataset | IterableDataset, layout: Lay
 
     kind = (dataset.features or {}).get(layout.image)
     if kind is not None and not isinstance(kind, Image) and not _is_plain(kind):
-        raise UserError(f"{spec}: --image-column is {layout.image!r}, which holds {kind!s:.80}: pictures are wanted")
+        raise UserError(f"{spec}: --image-column is {layout.image!r}, which holds {kind!s:.80}: images are wanted")
 
 
 def _is_plain(feature: Any) -> bool:

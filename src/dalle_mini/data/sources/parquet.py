@@ -276,7 +276,7 @@ def _refuse_urls(part: RowGroups, paths: Sequence[str]) -> None:
         return
     if first and first.startswith(("http://", "https://")):
         raise UserError(
-            f"{paths[0]}: the column {image!r} holds addresses on the web: download the pictures with "
+            f"{paths[0]}: the column {image!r} holds addresses on the web: download the images with "
             "img2dataset, and give its folder (docs/data.md shows the command)"
         )
 

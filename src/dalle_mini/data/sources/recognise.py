@@ -103,7 +103,7 @@ def _of_folder(spec: str, fs: AbstractFileSystem, root: str, options: Options) -
         name = files.relative(root, tars[0])
         ending = next(ending for ending in webdataset.SUFFIXES if name.endswith(ending))
         pattern = posixpath.join(spec, posixpath.dirname(name), f"*{ending}")
-        raise UserError(f"{spec}: holds pictures and tars ({name}): name '{pattern}' for the tars, or move them away")
+        raise UserError(f"{spec}: holds images and tars ({name}): name '{pattern}' for the tars, or move them away")
     if tars:  # img2dataset puts a .parquet and a .json of statistics beside each
         return _of_files(spec, fs, root, _of_split(tars, root, options.split), options)
     if tables or lists or (parquets and (not images or tells_images(fs, parquets, options))):
@@ -114,7 +114,7 @@ def _of_folder(spec: str, fs: AbstractFileSystem, root: str, options: Options) -
         if files.kind(fs, root) != "directory":
             raise UserError(f"{spec}: --split is {options.split!r}, and there is no such folder in it")
     if not images:
-        raise UserError(f"{spec}: holds no pictures, tars or Parquet files")
+        raise UserError(f"{spec}: holds no images, tars or Parquet files")
     return ImageFolder(spec, fs, root, options)
 
 
@@ -135,7 +135,7 @@ def _of_files(
             f"{paths[0]}: a list of addresses is for img2dataset, whose output is read (docs/data.md shows the "
             "command); a list of files on this machine is a metadata.csv or metadata.jsonl with a column file_name"
         )
-    raise UserError(f"{spec}: pictures are read from folders, .tar, .parquet and Hugging Face data sets")
+    raise UserError(f"{spec}: images are read from folders, .tar, .parquet and Hugging Face data sets")
 
 
 def _matching(fs: AbstractFileSystem, pattern: str, spec: str) -> list[str]:

@@ -116,9 +116,9 @@ def find_layout(where: str, names: Iterable[str], options: Options, kinds: Kinds
     else:
         image = _named(where, options.image_column, names, "--image-column")
     if image is None:
-        raise UserError(f"{where}: which column holds the pictures? Name it with --image-column: {listed(names, 30)}")
+        raise UserError(f"{where}: which column holds the images? Name it with --image-column: {listed(names, 30)}")
     if image in kinds.numbers:
-        wanted = "pictures are bytes or paths"
+        wanted = "images are bytes or paths"
         raise UserError(f"{where}: --image-column is {image!r}, which holds {kinds.numbers[image]}: {wanted}")
     looked_through = names
     if options.caption_column is None:

@@ -34,7 +34,7 @@ def fetch_dataset(
     else:
         names = _like(place.listing, f"{split}/*.parquet", *(["[!/]*.parquet"] if split == "train" else []))
     if not names and MANIFEST not in place.listing:
-        raise UserError(f"data set {repo_id}: neither a {MANIFEST} nor Parquet files of {split} pictures")
+        raise UserError(f"data set {repo_id}: neither a {MANIFEST} nor Parquet files of {split} images")
     first, *others = [MANIFEST, *names] if MANIFEST in place.listing else names
     path = place.fetch(first)
     with ThreadPoolExecutor(THREADS) as pool:

@@ -188,7 +188,7 @@ class Manifest:
             return cls.from_json(files.read_bytes(path, limits().json_bytes))
         except FileNotFoundError:
             raise UserError(
-                f"{folder}: no {MANIFEST}, so no encoded pictures: if they are raw, encode them into another folder "
+                f"{folder}: no {MANIFEST}, so no encoded images: if they are raw, encode them into another folder "
                 f"(dalle-mini encode {folder} OUT) and name that one; if an encode was interrupted, run it again"
             ) from None
         except (OSError, ParseError) as error:

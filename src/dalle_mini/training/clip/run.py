@@ -105,7 +105,7 @@ def _preprocessor(companions: Path | None, side: int) -> dict[str, Any]:
     clip_normalisation(found)
     if clip_sizes(found)[1] != side:
         raise UserError(
-            f"training.init_from: its preprocessor_config.json makes pictures of {clip_sizes(found)[1]} pixels, "
+            f"training.init_from: its preprocessor_config.json makes images of {clip_sizes(found)[1]} pixels, "
             f"its config.json wants {side}"
         )
     return found

@@ -88,7 +88,7 @@ class ZeroShot:
         known = np.array([label is not None for label in labels])
         if not known.any():
             raise UserError(
-                f"evaluation: none of {len(captions)} pictures has a caption that names one of the {len(names)} classes"
+                f"evaluation: none of {len(captions)} images has a caption that names one of the {len(names)} classes"
             )
         prompts = [template.replace("{}", name) for name in names for template in config.templates]
         return cls(images[known], np.array([label for label in labels if label is not None]), prompts, len(names))

@@ -96,7 +96,7 @@ def prepare(run: Seq2SeqRun, out: Path) -> Seq2SeqTrainer:
     """
     data, training = run.data, run.training
     if not data.train:
-        raise UserError("data.train: name the encoded pictures to learn from (dalle-mini encode makes them)")
+        raise UserError("data.train: name the encoded images to learn from (dalle-mini encode makes them)")
     index, count = data_share(make_mesh(run.mesh))  # what is wrong shows before the wait for the encoding
     # A run that goes on has weights of its own: those that it began with may be gone.
     goes_on = holds_checkpoints(run.loop.checkpoints_in(out))
@@ -171,7 +171,7 @@ def _check_tokens(training: Seq2SeqTraining, vqgan: str) -> None:
     if known is not None and vqgan not in known:
         raise UserError(
             f"training.init_from={training.init_from} knows the tokens of another VQGAN ({known[0]}) than the data's "
-            f"({vqgan}): encode the pictures with that one, or let it learn these anew with training.new_tokens=true"
+            f"({vqgan}): encode the images with that one, or let it learn these anew with training.new_tokens=true"
         )
 
 
@@ -221,7 +221,7 @@ def _encoded(run: Seq2SeqRun, source: str, folder: Path) -> str:
         if outcome.was_finished or kept is None:
             return
         dropped = "".join(f"; {count} dropped: {reason}" for reason, count in kept.dropped.items())
-        logger.warning("%s: %d of %d pictures are encoded%s", source, kept.kept, kept.seen, dropped)
+        logger.warning("%s: %d of %d images are encoded%s", source, kept.kept, kept.seen, dropped)
 
     first_process_does(encode_here)
     return str(folder)

@@ -102,7 +102,7 @@ class PromptSampler:
         try:
             return self._draw(nnx.merge(graphdef, jax.tree.map(jnp.asarray, whole)))
         except Exception as error:  # for example out of memory: samples are not worth a run
-            logger.warning("no pictures this time: %s", reason(error))
+            logger.warning("no images this time: %s", reason(error))
             return []
         finally:
             if self._pipe is not None:

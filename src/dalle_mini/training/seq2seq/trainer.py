@@ -78,7 +78,7 @@ class Seq2SeqTraining:
         if not 0 <= self.token_noise <= 2:
             raise UserError(f"training.token_noise {self.token_noise}: from 0 to 2, the most is a share of the tokens")
         if self.positions is not None and not 1 <= self.positions <= self.model.image_length:
-            raise UserError(f"training.positions {self.positions}: 1 to {self.model.image_length}, a picture's tokens")
+            raise UserError(f"training.positions {self.positions}: 1 to {self.model.image_length}, an image's tokens")
 
     @property
     def network(self) -> DalleBartConfig:
@@ -129,7 +129,7 @@ class Seq2SeqTrainer(Trainer):
         model = config.model
         for which, data in (("train", train), ("validation", held_out)):
             if data.image_length != model.image_length:
-                raise UserError(f"{which} data: {data.image_length} tokens a picture, not {model.image_length}")
+                raise UserError(f"{which} data: {data.image_length} tokens per image, not {model.image_length}")
             if data.codebook_size > model.image_vocab_size:
                 raise UserError(
                     f"{which} data: tokens of {data.codebook_size} codes, image_vocab_size {model.image_vocab_size}"

@@ -190,7 +190,7 @@ class LiveLine:
         shown = [f"{name} {float(metrics[name]):.4g}" for name in names]
         parts = [f"{self.label} {step}/{self.steps}".strip(), *shown[:1]]
         if rate is not None:
-            parts.append(f"{rate:.1f} pictures/s")
+            parts.append(f"{rate:.1f} images/s")
             left = self.seconds_left()
             if left is not None:
                 parts.append(f"{duration(left)} left")

@@ -62,7 +62,7 @@ class DiscriminatorConfig:
         least = 3 * 2**self.n_layers
         if side < least:
             raise UserError(
-                f"training.discriminator.n_layers {self.n_layers} needs pictures or crops of {least} pixels, not {side}"
+                f"training.discriminator.n_layers {self.n_layers} needs images or crops of {least} pixels, not {side}"
             )
 
 

@@ -122,7 +122,7 @@ class LPIPS:
     def check_side(self, side: int) -> None:
         """Raises UserError where images of `side` pixels are too small."""
         if side < LEAST_SIDE:
-            raise UserError(f"training.perceptual: LPIPS sees pictures or crops of {LEAST_SIDE} pixels, not of {side}")
+            raise UserError(f"training.perceptual: LPIPS sees images or crops of {LEAST_SIDE} pixels, not of {side}")
 
     @staticmethod
     def distance(weights: Any, images: jax.Array, others: jax.Array) -> jax.Array:
@@ -169,7 +169,7 @@ class CLIPFeatures:
             found = read_record(path, Preprocessing)
             mean, std = tuple(found["image_mean"]), tuple(found["image_std"])
         except (UserError, KeyError) as error:
-            raise UserError(f"{path}: cannot tell how CLIP wants its pictures ({error})") from None
+            raise UserError(f"{path}: cannot tell how CLIP wants its images ({error})") from None
         return cls(CLIP.from_pretrained(folder), mean, std)
 
     def check_side(self, side: int) -> None:

@@ -55,7 +55,7 @@ class Reconstructions:
             images, captions = self.trainer.held_out.batch(range(self.count))
             made, _ = reconstruct(vqgan, images)
         except Exception as error:  # for example out of memory: samples are not worth a run
-            logger.warning("no pictures this time: %s", reason(error))
+            logger.warning("no images this time: %s", reason(error))
             return []
         drawn = np.rint(255 * made).astype(np.uint8)
         return [

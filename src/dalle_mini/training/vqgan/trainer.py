@@ -129,9 +129,9 @@ class VQGANTraining:
         if model.quantizer == "gumbel":
             raise UserError("training.model.quantizer: training a gumbel VQGAN is not supported")
         if model.give_pre_end or model.in_channels != 3 or model.out_ch != 3:
-            raise UserError("training.model: only VQGANs that give pictures of 3 channels are trained")
+            raise UserError("training.model: only VQGANs that give images of 3 channels are trained")
         if self.crop is not None and not 0 < self.crop <= model.resolution:
-            raise UserError(f"training.crop {self.crop}: pictures of {model.resolution} pixels have no such crop")
+            raise UserError(f"training.crop {self.crop}: images of {model.resolution} pixels have no such crop")
         if self.crop is not None and self.crop % model.downscale:
             raise UserError(f"training.crop {self.crop} is not a multiple of the {model.downscale} pixels of a token")
         if self.discriminator is not None:
