@@ -33,7 +33,7 @@ class Limits:
     model_layers: int = _limit(256, "layers or blocks in a model's config")
     model_width: int = _limit(1 << 17, "features, channels or heads in a model's config")
     model_length: int = _limit(1 << 16, "positions in a model's config, and pixels of a side")
-    model_rows: int = _limit((1 << 31) - 1, "rows of a table that a model's config describes, and each of its other whole numbers")
+    model_rows: int = _limit((1 << 31) - 1, "rows of a table in a model, and other whole numbers of its config")
     preprocessing_side: int = _limit(4096, "pixels of a side in a preprocessor_config.json")
     tokenizer_bytes: int = _limit(64 << 20, "bytes of a tokenizer.json, a vocab.json or a merges.txt")
     tokenizer_tokens: int = _limit(4_000_000, "tokens, merges or added tokens of a tokenizer")
