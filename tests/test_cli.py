@@ -96,6 +96,7 @@ def test_a_long_prompt_is_noticed(tmp_path, capsys, golden_bundle):
             'missing: VERB; for example: dalle-mini generate "a red apple on a blue background" (see dalle-mini',
         ),
         (["encode", "photos"], "missing: OUT; for example: dalle-mini encode photos encoded (see dalle-mini encode"),
+        (["plan", "--topology", "v3-8"], "missing: CONFIG; for example: dalle-mini plan mini --topology v3-8"),
         (["convert", "mini"], "missing: TARGET; for example: dalle-mini convert runs/mine/checkpoints/4000 best"),
         (["paint", "a boat"], "paint"),
         (["generate"], 'say what to draw: dalle-mini generate "a red apple'),

@@ -69,11 +69,7 @@ def add_generate(verbs) -> None:
     add("--vqgan", metavar="SOURCE", type=expanded, help="VQGAN's source (default: the bundle's)")
     add("--clip", metavar="SOURCE", type=expanded, help="CLIP's source (default: the bundle's)")
     add_hub_options(add, "--model")
-    add(
-        "--dtype",
-        choices=DTYPES,
-        help=f"data type of the computation; int8 stores the decoder's weights in 8 bits (default: {DTYPES[0]})",
-    )
+    add("--dtype", choices=DTYPES, help=f"of the computation; int8: decoder weights in 8 bits (default: {DTYPES[0]})")
     add(
         "--decode",
         choices=DECODE,

@@ -253,7 +253,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         if message.startswith(MISSING):
             example = re.search(r"^ +((?:dalle-mini|python|eval) .*[^\\])$", self.epilog or "", re.MULTILINE)
-            message = f"missing: {message.removeprefix(MISSING)}" + (f"; for example: {example[1]}" if example else "")
+            names = [name for name in message.removeprefix(MISSING).split(", ") if "=" not in name]  # settings may lack
+            message = f"missing: {', '.join(names)}" + (f"; for example: {example[1]}" if example else "")
         raise UserError(f"{self._misspelled() or message} (see {self.prog} --help)")
 
     def _misspelled(self) -> str | None:
