@@ -20,7 +20,7 @@ from dalle_mini.runtime.installing import install_line
 
 OPTIONAL = ("datasets", "fsspec", "optax", "orbax", "pyarrow")  # packages of the extras that whole verbs need
 CURSOR = "\x1b[?25h"  # shows it
-NUMBERS = {int: "a whole number", float: "a number"}
+NUMBERS: dict[Any, str] = {int: "a whole number", float: "a number"}
 MISSING = "the following arguments are required: "  # argparse's words
 
 
