@@ -25,8 +25,10 @@ from dalle_mini.generation.optimize import (
 )
 from dalle_mini.generation.sampling import guide, mask_beyond, process_logits, sample_of_few
 from dalle_mini.models.dalle_bart import DalleBart
-from dalle_mini.runtime.xla import compiler_options
+from dalle_mini.models.layers import KVCache
+from dalle_mini.runtime.xla import Jit, compiler_options
 from dalle_mini.settings import SamplingParams
+from dalle_mini.weights.bundle import SHIPPED
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "dallebart"
 SCANNED, UNROLLED = GOLDEN / "a_normformer_glu_scan", GOLDEN / "b_normformer_glu_unrolled"
@@ -329,6 +331,53 @@ def test_smaller_weights_draw_a_picture_the_same_in_any_company(golden, dtype):
     together = generate(ready, golden, keys)
     for candidates in (slice(2, 3), slice(5, 12)):  # 6 and 42 rows, and 72
         np.testing.assert_array_equal(generate(ready, golden, keys[:, candidates]), together[:, candidates])
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    """A folder: this model's sums are long enough for their order to count."""
+    return SHIPPED / "dalle"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_a_steps_logits_are_the_same_in_any_company(shipped, dtype):
+    """To the bit, with one image of a caption too: the product of a single row has another rounding."""
+    model = DalleBart.from_pretrained(shipped, dtype=compute_dtypes(dtype)[0])
+    graphdef, params = nnx.split(optimize_for_decoding(model, int8=dtype == "int8"))
+    rng = np.random.default_rng(0)
+    ids = rng.integers(5, 4000, (3, 32))
+    tokens = rng.integers(0, 6000, (3, 16, 1))
+    past = rng.normal(size=(4, 2, 3, 16, 4, 64, 64)).astype(np.float32)  # layers, keys and values, P, C, H, T, K
+
+    @Jit
+    def prefill(params, ids, mask):
+        return nnx.merge(graphdef, params).prefill(ids, mask, 1, 64)[0]
+
+    @partial(Jit, short_sums=True)
+    def step(params, context, cache, tokens):
+        return nnx.merge(graphdef, params).step(tokens, context, cache, 50)[0]
+
+    def logits(captions, candidates):
+        context = prefill(params, ids[:captions], np.ones_like(ids[:captions]))
+        filled = past[:, :, :captions, :candidates].reshape(4, 2, -1, 4, 64, 64)
+        cache = [KVCache(*jnp.asarray(layer, context.cross[0][0].dtype)) for layer in filled]
+        return np.asarray(step(params, context, cache, tokens[:captions, :candidates]))[0, 0]
+
+    expected = logits(1, 9)
+    for company in ((2, 1), (1, 16)):
+        np.testing.assert_array_equal(logits(*company), expected, err_msg=str(company))
+
+
+def test_a_bfloat16_image_is_the_same_alone_and_among_others(shipped):
+    model = optimize_for_decoding(DalleBart.from_pretrained(shipped, dtype=jnp.bfloat16))
+    ids, keys = np.random.default_rng(0).integers(5, 4000, (4, 32)), keys_of(4, 3)
+    text = {f"{name}_uncond": np.ones_like(ids) for name in ("input_ids", "attention_mask")}
+    text |= {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    settings = {"guidance": 3.0, "temperature": 3.0, "top_k": 0}  # as random as the captions
+    together = generate(model, text, keys, **settings)
+    for row in range(4):
+        rows = slice(row, row + 1)
+        np.testing.assert_array_equal(generate(model, text, keys[rows, :1], rows, **settings), together[rows, :1])
 
 
 def test_bfloat16_weights_keep_their_type_and_can_be_restored(golden):

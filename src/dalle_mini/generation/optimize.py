@@ -33,7 +33,6 @@ from dalle_mini.models.linear import Linear, product
 from dalle_mini.models.token_model import TokenModel, TokenModelConfig, token_model_shapes
 from dalle_mini.weights.pretrained import compute_dtype
 
-LEAST_ROWS = 2  # in a step: the product of a single row is another routine with another rounding
 # Rows of bfloat16 that XLA multiplies at once on a CPU, where there are more than it takes at a time anyway: with 64
 # rows of 4,096 products took 1.6 times as long as with 72.
 AT_ONCE, ANYWAY = 12, 8

@@ -18,9 +18,9 @@ import numpy as np
 
 from dalle_mini.generation.canvas import Canvas
 from dalle_mini.generation.memory import chunked
-from dalle_mini.generation.optimize import LEAST_ROWS
 from dalle_mini.generation.sampling import stack
 from dalle_mini.generation.windows import window_of
+from dalle_mini.models.linear import LEAST_ROWS
 from dalle_mini.models.token_model import TokenModelConfig
 from dalle_mini.settings import SHARED, GenerationSettings
 

@@ -18,7 +18,7 @@ from flax import nnx
 
 from dalle_mini.errors import UserError
 from dalle_mini.models.config import DalleBartConfig
-from dalle_mini.models.linear import Linear
+from dalle_mini.models.linear import LEAST_ROWS, Linear
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -176,10 +176,12 @@ class Attention(nnx.Module):
         a key there is dropout.
         """
         keys, values = keys_values
-        scores = jnp.einsum("bhtk,bhsk->bhts", self._queries(x), keys)
-        positions = jnp.arange(x.shape[1]) if positions is None else positions
+        count = x.shape[1]
+        queries = jnp.pad(self._queries(x), ((0, 0), (0, 0), (0, max(LEAST_ROWS - count, 0)), (0, 0)))
+        scores = jnp.einsum("bhtk,bhsk->bhts", queries, keys)
+        positions = jnp.arange(count) if positions is None else positions
         weights = dropout(self._weights(scores, mask, positions), self.dropout, key)
-        return self._output(jnp.einsum("bhts,bhsk->bthk", weights, values), x.shape)
+        return self._output(jnp.einsum("bhts,bhsk->bthk", weights, values)[:, :count], x.shape)
 
     def keys_values(self, states):
         """states [B, S, D] to keys and values, each [B, H, S, K]."""

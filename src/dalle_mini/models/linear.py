@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+LEAST_ROWS = 2  # of a product, in decoding: that of a single row is another routine, with another rounding
+
 
 def product(x: jax.Array, kernel: jax.Array, dimensions, *, precision=None, out_sharding=None) -> jax.Array:
     """x [..., in] times kernel [in, out] -> [..., out]; `jax.lax.dot_general` as `nnx.Linear` calls it."""
