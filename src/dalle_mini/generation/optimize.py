@@ -5,8 +5,8 @@ layers are unstacked, because slicing a stack would copy every weight at every t
 reads them best, in as few bytes as the requested type allows.
 
 On a CPU the products of a row with the weights are the same to the bit for 2 rows as for 200, in each of the three
-types, so an image hardly depends on how many are drawn beside it. (Attention's sums may be rounded otherwise for a few
-rows. In float32 no token was seen to change by that; what is rounded to bfloat16 or int8 next may go the other way.)
+types, and so are attention's for 2 queries as for 40. So an image does not depend on how many are drawn beside it. A
+product of one row is another routine, so queries of cross-attention are filled up to two.
 
 - float32 weights lie in tiles on a CPU (`cpu/tiles.py`), and [out, in] elsewhere.
 - bfloat16 weights are half the bytes, and on a CPU products of them with bfloat16 rows, summed in float32, are quick.
