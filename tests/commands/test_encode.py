@@ -115,7 +115,7 @@ def test_a_dataset_that_has_changed_is_refused_and_the_same_by_another_name_is_n
     out, begun = tmp_path / "out", tmp_path / "begun"
     wanted = f"error: {out} was made of other content than the source has now: name another folder\n"
     assert encode(".", out, *more) == (2, "", wanted)
-    wanted = f"error: {begun}: the source changed since the run began: delete {begun}/.work to begin anew\n"
+    wanted = f"error: {begun}: the source changed since the run began: delete {begun}/.work to start again\n"
     assert encode(".", begun, *more) == (2, "", wanted)
 
 
@@ -163,13 +163,13 @@ def test_a_share_of_the_work(encode, folder, tmp_path, monkeypatch):
         (("nowhere", "out"), "nowhere: there is no such file or folder"),
         (("SOURCE", "out", "--crops", "some"), "--crops is 'some': it must be center, or random:N"),
         (("SOURCE", "out", "--validation", "2"), "--validation is 2.0: it must be a share"),
-        (("SOURCE", "out", "--min-clip-score", "0.3"), "--min-clip-score and --max-clip-score want --clip-scores"),
+        (("SOURCE", "out", "--min-clip-score", "0.3"), "--min-clip-score and --max-clip-score need --clip-scores"),
         (("SOURCE", "out", "--clip", "x"), "--clip would do nothing without --clip-scores"),
         (("SOURCE", "out", "--workers", "-1"), "--workers is -1: it must be at least 0"),
         (("SOURCE", "out", "--shard-index", "1"), "--shard-index and --shard-count go together"),
         (("SOURCE", "out", "--where", "score > 1"), "--where: the source has no column 'score'"),
         (("SOURCE", "/proc/out"), "/proc/out"),
-        (("SOURCE", " "), "argument OUT: it is blank: say what is meant, or leave it out"),
+        (("SOURCE", " "), "argument OUT: it is blank: give a value, or leave it out"),
         (("", "out"), "argument SOURCE: it is blank"),
         (("SOURCE", "out", "--vqgan", ""), "argument --vqgan: it is blank"),
     ],

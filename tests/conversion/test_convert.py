@@ -84,7 +84,7 @@ def test_a_bundle_draws_what_its_parts_draw(golden_bundle, tmp_path):
 def test_what_cannot_be_converted(tmp_path):
     taken = tmp_path / "taken"
     taken.mkdir()
-    with pytest.raises(UserError, match="taken is there already"):
+    with pytest.raises(UserError, match="taken exists already"):
         convert(SCANNED, taken)
     with pytest.raises(UserError, match="both --vqgan and --clip"):
         convert(SCANNED, tmp_path / "new", vqgan=VQGAN)
@@ -194,7 +194,7 @@ def test_a_run_that_was_quicker_keeps_its_folder(golden_bundle, tmp_path, monkey
         return network(*args)
 
     monkeypatch.setattr(convert_module, "_network", while_another_does)
-    with pytest.raises(UserError, match=r"new is there now, of another run"):
+    with pytest.raises(UserError, match=r"new now exists, by another run"):
         convert(golden_bundle / "vqgan", target)
     assert json.loads((target / "config.json").read_text())["model_type"] == "clip" and os.listdir(tmp_path) == ["new"]
 
@@ -203,7 +203,7 @@ def test_what_a_killed_run_left_is_removed_and_a_link_is_not_followed(golden_bun
     (tmp_path / ".new.0123abcd.partial").mkdir()
     (tmp_path / ".new.0123456789abcdef.partial").mkdir()
     (tmp_path / "new").symlink_to(tmp_path / "missing")
-    with pytest.raises(UserError, match="new is there already"):
+    with pytest.raises(UserError, match="new exists already"):
         convert(golden_bundle / "vqgan", tmp_path / "new")
     convert(golden_bundle / "vqgan", tmp_path / "other")
     assert sorted(os.listdir(tmp_path)) == ["new", "other"]

@@ -127,7 +127,7 @@ def _times(plan: Any) -> Iterator[str]:
 
     bound, topology = plan.bound, plan.topology
     model, executed = plan.flops_per_image / 1e12, plan.executed_flops_per_image / 1e12
-    again = f", {executed:.3f} with what is computed again" if executed > model else ""
+    again = f", {executed:.3f} including recomputation" if executed > model else ""
     parts = (
         ("arithmetic", bound.compute, f"{topology.flops / 1e12:.4g} TFLOP/s; {model:.3f} TFLOP per image{again}"),
         ("memory traffic", bound.hbm, f"{topology.hbm_bandwidth / 1e9:,.0f} GB/s"),

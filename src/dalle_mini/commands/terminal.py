@@ -235,7 +235,7 @@ class Parser(argparse.ArgumentParser):
 
     def _get_value(self, action, arg_string):
         if action.type is not None and not arg_string.strip():  # "$UNSET": the working directory is not meant
-            raise argparse.ArgumentError(action, "it is blank: say what is meant, or leave it out")
+            raise argparse.ArgumentError(action, "it is blank: give a value, or leave it out")
         try:
             return super()._get_value(action, arg_string)
         except argparse.ArgumentError:

@@ -43,7 +43,7 @@ def part_of(fields: dict, folder: Path) -> str:
         return "vqgan"
     raise UserError(
         f"{folder / CONFIG}: model_type={kind!r:.60} is none of dallebart, bart (as of 2021), vqgan, clip: "
-        "it is another program's model"
+        "the model belongs to another program"
     )
 
 
@@ -92,7 +92,7 @@ def convert(
     """
     named, source, target = source, os.path.expanduser(source), Path(target).expanduser()
     if os.path.lexists(target):
-        raise UserError(f"{target} is there already: choose another folder, or remove it")
+        raise UserError(f"{target} exists already: choose another folder, or remove it")
     if (vqgan is None) != (clip is None):
         raise UserError("a bundle needs both --vqgan and --clip (vqgan= and clip= in Python)")
     stored, stage, exported = None if dtype is None else jnp.dtype(dtype), target, None
@@ -120,7 +120,7 @@ def convert(
                     _network(part, folder, stage, stored)
             return [target]
         except FileExistsError:
-            raise UserError(f"{target} is there now, of another run: choose another folder, or remove it") from None
+            raise UserError(f"{target} now exists, by another run: choose another folder, or remove it") from None
         except OSError as error:
             raise UserError(f"cannot write {target}: {files.reason(error)}") from None
         except UserError as error:

@@ -128,7 +128,7 @@ def cells_to_draw(mask: Image.Image | np.ndarray, size: tuple[int, int], resolut
         )
     cells = white_cells(image, resolution, grid)
     if not cells.any():
-        raise UserError("the mask is empty in the image's central square: paint white there what is to be drawn anew")
+        raise UserError("the mask is empty in the image's central square: paint the part to redraw white")
     return cells
 
 

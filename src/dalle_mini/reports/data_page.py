@@ -81,7 +81,7 @@ def _drops(found: Survey) -> str:
         return f'{heading}<p class="note">Nothing: every image that was seen is here.</p>'
     note = f"<p>of {manifest.seen:,} images seen; the first reason to drop one is counted</p>"
     if manifest.crops_dropped:
-        note += f"<p>and {manifest.crops_dropped:,} crops of images of which others stayed</p>"
+        note += f"<p>and {manifest.crops_dropped:,} crops whose images have other crops that stayed</p>"
     examples = ""
     if found.dropped:
         lines = [

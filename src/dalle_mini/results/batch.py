@@ -239,7 +239,7 @@ class Batch:
             names = [name for name, value in self._asked(entry).items() if was.get(name) != value]
             raise UserError(
                 f"{self.output / PICTURES / entry.id} was drawn with another {' and '.join(names)} than prompt "
-                f"{entry.id} has now: name another --output, or draw it anew with --overwrite"
+                f"{entry.id} has now: name another --output, or redraw it with --overwrite"
             )
 
     def _results(self, pipe, entries, canvas, batch_size, progress) -> Iterator:

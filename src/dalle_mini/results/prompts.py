@@ -120,7 +120,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         from pyarrow import parquet
     except ImportError:
-        raise UserError(f"{path}: Parquet files want pyarrow: {install_line('batch')}") from None
+        raise UserError(f"{path}: Parquet files need pyarrow: {install_line('batch')}") from None
     with open_regular(path) as stream:
         try:
             footer = Footer(stream)

@@ -106,7 +106,7 @@ def test_a_damaged_staged_part_is_named(vqgan, tmp_path):
         ({"validation": 1.0}, "--validation is 1.0: it must be a share"),
         ({"shard_rows": 0}, "--shard-rows is 0"),
         ({"batch_size": 0}, "--batch-size is 0"),
-        ({"filters": Filters(min_clip_score=0.2)}, "--min-clip-score and --max-clip-score want --clip-scores"),
+        ({"filters": Filters(min_clip_score=0.2)}, "--min-clip-score and --max-clip-score need --clip-scores"),
     ],
 )
 def test_options_that_make_no_sense(changes, says):

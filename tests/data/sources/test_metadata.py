@@ -137,7 +137,7 @@ def test_usual_mistakes_of_tables(dataset, monkeypatch, name, sign):
         (f"{name}:8", (), reasons.ROW_DAMAGED),
     ]
     kind = {",": "comma", "\t": "tab"}[sign]
-    assert found[2].detail == f"3 values for 2 columns: a {kind} in a caption wants quotes around it"
+    assert found[2].detail == f"3 values for 2 columns: a {kind} in a caption needs quotes around it"
     assert found[3].detail.startswith("4 values")
 
 

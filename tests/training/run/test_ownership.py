@@ -149,7 +149,7 @@ def test_a_run_that_was_taken_for_dead_ends_at_its_next_save(tmp_path, monkeypat
         Claim(tmp_path / "second", shared).take()
 
     loop = sharing(shared, checkpoint_minutes=0.0)
-    with pytest.raises(UserError, match=r"shared: the run goes on in another process, from .*second: this one ends"):
+    with pytest.raises(UserError, match=r"shared: the run continues in another process, from .*second: this one ends"):
         run(Stopping(5, elsewhere), loop, tmp_path / "first")
     assert late[0] and max(steps(shared)) <= 6  # what was under way when the other began
     assert not (tmp_path / "first" / "final").exists()

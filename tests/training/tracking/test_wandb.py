@@ -153,7 +153,7 @@ def test_a_failure_amid_a_run_is_said_once_and_ends_nothing(wandb, tmp_path, cap
     tracker.close()
     err = capsys.readouterr().err
     assert err.count("wandb failed") == 1
-    assert f"toy: wandb failed, and this run goes on without it: {broken} cannot reach the service\n" in err
+    assert f"toy: wandb failed, and this run continues without it: {broken} cannot reach the service\n" in err
     assert [record["step"] for record in read_log(tmp_path / "log.jsonl")] == [1, 1, 2, 2, 3, 3]
 
 
@@ -165,7 +165,7 @@ def test_a_new_run_that_cannot_start_is_the_users_to_mend(wandb, tmp_path, capsy
     assert "\n" not in str(error.value)
     # One that is continued, by a watcher at night for one, goes on.
     Tracker(tmp_path, {}, 10, 5, tracking=ON).log(6, {"loss": 1.0})
-    assert "goes on without it" in capsys.readouterr().err
+    assert "continues without it" in capsys.readouterr().err
 
 
 def test_without_the_package(monkeypatch, tmp_path):

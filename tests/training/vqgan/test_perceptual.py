@@ -186,7 +186,7 @@ def test_clips_distance_is_of_any_size_and_has_a_gradient(features):
 def test_a_clip_that_does_not_tell_how_it_wants_pictures(golden_bundle, tmp_path):
     shutil.copytree(golden_bundle / "clip", tmp_path / "clip")
     (tmp_path / "clip" / "preprocessor_config.json").write_text("{}")
-    with pytest.raises(UserError, match=r"preprocessor_config.json: cannot tell how CLIP wants its images"):
+    with pytest.raises(UserError, match=r"preprocessor_config.json: cannot read how CLIP prepares its images"):
         open_distance(PerceptualConfig("clip", clip=str(tmp_path / "clip")))
     with pytest.raises(UserError, match=r"no such folder"):
         open_distance(PerceptualConfig("clip", clip=str(tmp_path / "nothing")))

@@ -303,7 +303,7 @@ def test_small_pickles_of_endless_values(tmp_path, monkeypatch):
         assert "m.bin" in error(path), kind
     legacy = save(tmp_path / "m.bin", STATE, legacy=True).read_bytes()
     (tmp_path / "m.bin").write_bytes(legacy.replace(instructions(["0", "1", "2"]) + b".", tree + b"."))
-    assert "it does not tell its storages by name" in error(tmp_path / "m.bin")
+    assert "it does not name its storages" in error(tmp_path / "m.bin")
     monkeypatch.setenv("DALLE_MINI_LIMITS", "pickle_steps=1000 tensors=2 tensor_name=20")
     path = save_zip(tmp_path / "m.bin", program({"a": Code(b"(" * 1000)}), storages)
     assert "its pickle has more than 1000 instructions (limit pickle_steps" in error(path)

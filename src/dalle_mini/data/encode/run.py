@@ -72,7 +72,7 @@ class EncodeOptions:
                 raise UserError(f"{option} is {shown(getattr(self, name))}: it may be at most {most}")
         ranged = self.filters.min_clip_score is not None or self.filters.max_clip_score is not None
         if ranged and not self.clip_scores:
-            raise UserError("--min-clip-score and --max-clip-score want --clip-scores (of a column: use --where)")
+            raise UserError("--min-clip-score and --max-clip-score need --clip-scores (for a column, use --where)")
 
 
 class Run:
@@ -205,7 +205,7 @@ class Run:
             names = found.pop("parts", None)
         except ParseError as error:
             raise UserError(f"{folder}/{RUN} is damaged ({error}): delete {folder}/{WORK}") from None
-        changed, way_out = f"{folder}: the source changed since the run began", f"delete {folder}/{WORK} to begin anew"
+        changed, way_out = f"{folder}: the source changed since the run began", f"delete {folder}/{WORK} to start again"
         self._compare(folder, found, changed, way_out)
         if names != self._names:
             raise UserError(f"{changed}: {way_out}")

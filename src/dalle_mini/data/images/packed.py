@@ -94,7 +94,7 @@ def pack(source: Source, folder: Path, packing: Packing, processes: int | None =
         try:
             head, lines = _lines(folder, number)
         except (OSError, ValueError) as error:
-            raise UserError(f"{folder}: its packed images are damaged ({error}); delete it, to pack anew") from None
+            raise UserError(f"{folder}: its packed images are damaged ({error}); delete it to pack again") from None
         dropped += Counter(head.dropped)
         kept += len(lines)
     reasons = "".join(f"; {count} dropped: {reason}" for reason, count in dropped.most_common())
@@ -236,7 +236,7 @@ class PackedImages:
                 told = enumerate(map(decode, lines))
                 rows += [(number, row, key, caption, *others) for row, (key, caption, *others) in told]
         except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"{folder}: its packed images are damaged ({error}); delete it, to pack anew") from None
+            raise UserError(f"{folder}: its packed images are damaged ({error}); delete it to pack again") from None
         self.size = size
         held = [is_chosen(key, share) == (split == SPLITS[1]) for _, _, key, *_ in rows]
         self._rows = [row for row, wanted in zip(rows, held, strict=True) if wanted or split is None]

@@ -293,7 +293,7 @@ def _records(file: _Lines, path: str, names: Sequence[str], place: Place) -> Ite
             yield Record(None, reasons.FILE_TOO_LARGE, first, stop)
         elif len(values := _no_more_than(len(names), values)) > len(names):
             sign = "tab" if path.endswith(".tsv") else "comma"
-            detail = f"{len(values)} values for {len(names)} columns: a {sign} in a caption wants quotes around it"
+            detail = f"{len(values)} values for {len(names)} columns: a {sign} in a caption needs quotes around it"
             yield Record(None, reasons.ROW_DAMAGED, first, stop, detail)
         elif values:
             yield Record(dict(zip(names, values, strict=False)), None, first, stop)

@@ -101,7 +101,7 @@ def _fetch(remote: RemoteFolder, files: dict[str, str | int], described: bytes |
             remote.fetch(name, incoming)
             if _told(incoming, wanted) != wanted:
                 why = f"it is not what {MANIFEST} says"
-                raise UserError(f"{remote}/{name}: damaged ({why}): encode again, or copy it anew")
+                raise UserError(f"{remote}/{name}: damaged ({why}): encode again, or copy it again")
             incoming.rename(path)
         finally:
             incoming.unlink(missing_ok=True)

@@ -91,7 +91,7 @@ def newest_whole(
     if damaged:
         raise UserError(
             f"{folder}: {listed(map(str, damaged))}: every checkpoint there is damaged; put back a copy, "
-            "or begin anew in another folder"
+            "or start again in another folder"
         )
     return None, {}, []
 

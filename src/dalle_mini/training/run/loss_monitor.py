@@ -58,7 +58,7 @@ class LossMonitor(Callback):
         where = f"{self.out / BAD_BATCHES} has the batch's keys" if rows else f"see {self.out / BAD_BATCHES}"
         if self.loop.on_bad_loss == "stop":
             raise BadLoss(
-                f"{self.trainer.name}: {complaint} ({where}): start anew in another folder, with a lower "
+                f"{self.trainer.name}: {complaint} ({where}): start again in another folder, with a lower "
                 "training.optimizer.learning_rate or more training.optimizer.warmup_steps, or continue with "
                 "loop.on_bad_loss=skip, which leaves such updates out"
             )

@@ -119,7 +119,7 @@ class Claim:
     def _refusal(self, owner: Mapping[str, Any]) -> UserError:
         other = owner.get("output", "another folder")
         if owner.get(RUN) == self.run:
-            return UserError(f"{self.folder}: the run goes on in another process, from {other}: this one ends")
+            return UserError(f"{self.folder}: the run continues in another process, from {other}: this one ends")
         return UserError(f"{self.folder}: these checkpoints belong to another run, that in {other}: {ADVICE}")
 
     def _read(self) -> bytes | None:

@@ -171,7 +171,7 @@ def _check_tokens(training: Seq2SeqTraining, vqgan: str) -> None:
     if known is not None and vqgan not in known:
         raise UserError(
             f"training.init_from={training.init_from} knows the tokens of another VQGAN ({known[0]}) than the data's "
-            f"({vqgan}): encode the images with that one, or let it learn these anew with training.new_tokens=true"
+            f"({vqgan}): encode the images with that one, or learn these from nothing with training.new_tokens=true"
         )
 
 

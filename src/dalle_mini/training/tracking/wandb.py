@@ -133,7 +133,7 @@ class WandbRun:
 
     def _give_up(self, error: Exception) -> None:
         self._run = None
-        self._say(f"wandb failed, and this run goes on without it: {reason(error)}")
+        self._say(f"wandb failed, and this run continues without it: {reason(error)}")
 
 
 def _read_identity(path: Path) -> str | None:

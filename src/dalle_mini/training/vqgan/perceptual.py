@@ -169,7 +169,7 @@ class CLIPFeatures:
             found = read_record(path, Preprocessing)
             mean, std = tuple(found["image_mean"]), tuple(found["image_std"])
         except (UserError, KeyError) as error:
-            raise UserError(f"{path}: cannot tell how CLIP wants its images ({error})") from None
+            raise UserError(f"{path}: cannot read how CLIP prepares its images ({error})") from None
         return cls(CLIP.from_pretrained(folder), mean, std)
 
     def check_side(self, side: int) -> None:

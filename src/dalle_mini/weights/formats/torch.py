@@ -143,7 +143,7 @@ def _read_legacy(path: Path, stream: _Stream) -> tuple[object, dict[str, Place]]
     if not (isinstance(system, dict) and system.get("little_endian") is True):
         raise UserError(f"{path} is not little-endian: save it again on an ordinary machine")
     if not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
-        raise ValueError("it does not tell its storages by name")
+        raise ValueError("it does not name its storages")
     places, position = {}, head.tell()
     for key in keys:
         storage = machine.storages[key]

@@ -111,7 +111,7 @@ def _bounded(chunks: Any, most: tuple[int, str] | None) -> Iterator[bytes]:
         if most is None:
             _told.left -= len(chunk)
             if got > _told.size or _told.left < 0:
-                raise OddAnswer(f"with more than the {_told.size} bytes that it had told of")
+                raise OddAnswer(f"with more than the {_told.size} bytes that it had announced")
         yield chunk
 
 
