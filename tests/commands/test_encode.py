@@ -62,7 +62,7 @@ def test_a_bad_dataset_is_kept_or_counted_to_the_last_picture(encode, tmp_path, 
     assert Counter(row["reason"] for row in dropped) == dataset.dropped
     for reason, count in dataset.dropped.items():
         assert re.search(rf"^ +{count} dropped: {re.escape(reason)}$", shown, re.MULTILINE)
-    assert f"{len(dataset.kept)} of {dataset.seen} pictures" in shown
+    assert f"{len(dataset.kept)} of {dataset.seen} images" in shown
 
 
 # Runs a command and prints the most memory that one of its processes had, KB. This process has had other children.
