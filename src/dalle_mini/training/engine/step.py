@@ -39,7 +39,8 @@ def step_program(trainer: Trainer, loop: LoopConfig, mesh_config: MeshConfig, me
     tx = in_groups(make_optimizer(trainer.optimizer, loop.steps, decay_vectors=trainer.decay_vectors), groups)
 
     key = jax.eval_shape(lambda: jax.random.key(0))
-    shapes = jax.eval_shape(partial(_random_state, trainer, tx), key)
+    random_state = partial(_random_state, trainer, tx)  # one object, which jax traces once for both uses
+    shapes = jax.eval_shape(random_state, key)
     shardings = sharding.state_shardings(mesh, mesh_config, shapes)
     whole, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
     state = jax.tree.map(_placed, shapes, shardings)
@@ -57,7 +58,7 @@ def step_program(trainer: Trainer, loop: LoopConfig, mesh_config: MeshConfig, me
         mesh=mesh,
         step=step,
         evaluate=evaluate,
-        init=partial(_first_state, trainer, tx, shardings),
+        init=partial(_first_state, trainer, tx, random_state, shardings),
         state=state,
         batch=batch,
         key=_placed(key, whole),
@@ -79,11 +80,13 @@ def _state_around(trainer: Trainer, tx: optax.GradientTransformation, params: An
     return _begin(trainer, tx, params, trainer.parameters(key)[1])
 
 
-def _first_state(trainer: Trainer, tx: optax.GradientTransformation, shardings: Any, key: jax.Array) -> TrainState:
+def _first_state(
+    trainer: Trainer, tx: optax.GradientTransformation, random_state: Callable, shardings: Any, key: jax.Array
+) -> TrainState:
     """The state before the first update, laid out on the mesh: of loaded parameters, or of random ones."""
     loaded = trainer.loaded()
     if loaded is None:
-        return jax.jit(partial(_random_state, trainer, tx), out_shardings=shardings)(key)
+        return jax.jit(random_state, out_shardings=shardings)(key)
     params = sharding.place(loaded, shardings.params)
     return jax.jit(partial(_state_around, trainer, tx), out_shardings=shardings)(params, key)
 
