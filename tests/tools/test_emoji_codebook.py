@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dalle_mini.emoji.art import DEBIAN_FONT, everyday_candidates
+from dalle_mini.emoji.art import everyday_candidates
 from dalle_mini.emoji.tidy import TidyScenes
 from dalle_mini.models import VQGAN, DalleBart
 from dalle_mini.models.config import DalleBartConfig, VQGANConfig
@@ -26,7 +26,6 @@ MODEL = VQGANConfig(
     patch_encoder=True,
     patch_decoder=True,
 )
-needs_font = pytest.mark.skipif(not DEBIAN_FONT.is_file(), reason="the package fonts-noto-color-emoji is not installed")
 
 
 @pytest.fixture
@@ -79,7 +78,6 @@ def test_k_means_has_no_twins(tool):
     assert apart[0] < 1e-5 and apart[1] > 1e-3
 
 
-@needs_font
 def test_codes_copy_patches_and_only_the_decoder_learns(tool, scenes, tmp_path):
     make_codebook, train_vqgan = tool("make_codebook"), tool("train_vqgan")
     make_codebook.make(tmp_path / "codebook", pictures=60, patches=3000, rounds=4, model=MODEL)

@@ -15,7 +15,6 @@ from flax import nnx
 
 import children
 import tiny_runs
-from dalle_mini.emoji.art import DEBIAN_FONT
 from dalle_mini.errors import UserError
 from dalle_mini.models import VQGAN
 from dalle_mini.models.fingerprint import fingerprint
@@ -104,7 +103,6 @@ def tool(monkeypatch):
     return importlib.import_module
 
 
-@pytest.mark.skipif(not DEBIAN_FONT.exists(), reason="needs Debian's package fonts-noto-color-emoji")
 def test_pictures_are_known_by_what_decides_them(tool):
     entry = tool("entry")
     train = entry.Pictures("train", 0)

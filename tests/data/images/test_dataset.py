@@ -12,7 +12,6 @@ from PIL import Image
 from dalle_mini.data.images.dataset import ImageData, MixedImages, open_images, pack_datasets
 from dalle_mini.data.images.packed import PackedImages, Packing, pack
 from dalle_mini.data.sources import open_source
-from dalle_mini.emoji.art import DEBIAN_FONT
 from dalle_mini.emoji.drawn import DrawnEmoji
 from dalle_mini.errors import UserError
 from dalle_mini.imaging.pixels import resize_and_crop
@@ -196,7 +195,6 @@ def test_settings_that_cannot_be(change, message):
         ImageData(**change)
 
 
-@pytest.mark.skipif(not DEBIAN_FONT.exists(), reason="needs Debian's package fonts-noto-color-emoji")
 def test_people_in_their_variants():
     data = ImageData(("emoji-scenes",), emoji_kinds=("sport and play",), people=True)
     with_people = DrawnEmoji("emoji-scenes", 32, 0, "train", data)
@@ -213,7 +211,6 @@ def test_datasets_that_are_not_there(tmp_path):
         pack_datasets(ImageData((str(tmp_path / "nothing"),)), SIZE, tmp_path, captions=False)
 
 
-@pytest.mark.skipif(not DEBIAN_FONT.exists(), reason="needs Debian's package fonts-noto-color-emoji")
 @pytest.mark.parametrize("kind", ["emoji", "emoji-scenes"])
 def test_what_is_drawn(kind, tmp_path):
     data = ImageData((kind,), emoji_kinds=("food",))
