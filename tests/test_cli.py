@@ -4,7 +4,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -24,14 +23,12 @@ def mistake(capsys, *arguments) -> str:
 
 
 def test_help_is_instant_and_imports_nothing_heavy():
-    # The best of three: other processes' load is not the command's.
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        shown = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, check=True).stdout
-        seconds.append(time.perf_counter() - started)
+    before = os.times()
+    shown = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, check=True).stdout
+    after = os.times()
     assert "generate" in shown and "example" in shown
-    assert min(seconds) < 0.7
+    # Of the processor: other processes' load is not the command's.
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 0.7
     code = "import sys, dalle_mini.cli; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"jax", "flax", "numpy", "PIL", "rich", "tokenizers"} & set(modules)
@@ -118,8 +115,8 @@ def test_a_long_prompt_is_noticed(tmp_path, capsys, golden_bundle):
         (["generate", "a boat", "--top-p", "-0.5"], "top_p"),
         (["generate", "a boat", "--top-p", "nan"], "top_p"),
         (["generate", "a boat", "--dtype", "int4"], "dtype"),
-        (["generate", "a boat", "--output", "/proc/nowhere"], "/proc/nowhere"),
-        (["generate", "a boat", "--model", "/nowhere"], "/nowhere"),
+        (["generate", "a boat", "--output", "/dev/null/nowhere"], "/dev/null/nowhere"),
+        (["generate", "a boat", "--model", "/dev/null/nowhere"], "/dev/null/nowhere"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(tmp_path, monkeypatch, capsys, arguments, named):
@@ -209,7 +206,7 @@ def test_ctrl_c_exits_130_without_a_partial_folder(tmp_path, golden_bundle):
     )
     process.stdout.readline()  # the first prompt is written: the command is in its work
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate()
     assert process.returncode == 130
     assert errors.strip() == "interrupted"
     assert all((folder / "results.json").is_file() for folder in output.iterdir())
@@ -225,7 +222,7 @@ def test_who_is_asked_to_stop_leaves_whole_folders_only(tmp_path, golden_bundle,
     )
     process.stdout.readline()
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate()
     assert (process.returncode, errors) == (128 + number, f"stopped by {name}\n")
     assert all((folder / "results.json").is_file() for folder in output.iterdir())
 
@@ -247,7 +244,7 @@ def test_an_interruption_amid_imports_is_one_line(name, code, line):
     process = subprocess.Popen([sys.executable, "-c", program], stdout=-1, stderr=-1, text=True)
     process.stdout.readline()
     process.send_signal(getattr(signal, name))
-    shown, errors = process.communicate(timeout=60)
+    shown, errors = process.communicate()
     assert (process.returncode, shown, errors) == (code, "", line)
 
 

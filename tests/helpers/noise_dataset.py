@@ -89,7 +89,7 @@ class NoiseDataset:
     parts_count: int = PARTS
     options: dict = field(default_factory=dict)  # of every part
     free: int = PARTS  # parts from this one on are held until the file `gate` is there
-    gate: str = "/nowhere"
+    gate: str = "/dev/null/never"
     seed: int = 0
     sparse_columns: ClassVar[bool] = False
 

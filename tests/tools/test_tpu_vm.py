@@ -232,7 +232,7 @@ def test_weights_that_cannot_be_copied_keep_their_machine(cloud):
 
 
 def wait_for(path):
-    for _ in range(300):
+    for _ in range(3000):
         if path.exists():
             return
         time.sleep(0.1)

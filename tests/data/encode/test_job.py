@@ -150,7 +150,7 @@ def test_killed_three_times_and_the_same_in_the_end(vqgan, whole, tmp_path):
         assert helpers
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        psutil.wait_procs(helpers, timeout=20)
+        psutil.wait_procs(helpers, timeout=300)
         assert not [helper for helper in helpers if helper.is_running()]  # they notice that they are alone
         assert staged(out) == wanted and not (out / "manifest.json").exists()
     before = {path: path.stat().st_mtime_ns for path in (out / ".work" / "parts").iterdir()}

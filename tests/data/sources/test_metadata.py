@@ -173,9 +173,9 @@ def test_columns_that_are_not_clear(dataset, content, options, message):
         open_source(str(dataset), **options)
 
 
-def test_an_image_root_that_is_no_folder(dataset):
+def test_an_image_root_that_is_no_folder(dataset, tmp_path):
     (dataset / "metadata.csv").write_text("file_name,caption\na.jpg,x\n")
-    for root in ("/nonexistent", str(dataset / "a.jpg")):
+    for root in (str(tmp_path / "nowhere"), str(dataset / "a.jpg")):
         with pytest.raises(UserError, match=rf"--image-root is '{root}': there is no such folder"):
             open_source(str(dataset), image_root=root)
 

@@ -237,7 +237,7 @@ def test_a_full_disk_and_a_cache_that_cannot_be_written(hub, monkeypatch, tmp_pa
 @pytest.mark.parametrize(
     ("source", "named"),
     [
-        ("/nowhere/at/all", "no such folder: /nowhere"),
+        ("/dev/null/nowhere", "no such folder: /dev/null/nowhere"),
         ("./nowhere", "no such folder: ./nowhere"),
         ("../acme/mini", "no such folder"),
         ("~/no/such/folder", "no such folder"),
