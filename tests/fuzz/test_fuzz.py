@@ -7,26 +7,29 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-QUICK, SLOW = 200, 2000  # cases a reader; the slow ones begin where the quick ones end
+QUICK, SLOW, HOURS = 60, 200, 2200  # of a reader's cases, where the quick ones, the slow ones and all end
 
 
-def run(cases: int, start: int) -> subprocess.CompletedProcess:
+def run(start: int, stop: int) -> subprocess.CompletedProcess:
     """In a process of its own: it forks, which a process that has run networks must not."""
     sys.path.insert(0, str(HERE))
     from readers import READERS
 
-    command = [sys.executable, str(HERE / "run.py"), "--cases", str(cases * len(READERS)), "--start", str(start)]
+    command = [sys.executable, str(HERE / "run.py"), "--start", str(start)]
+    command += ["--cases", str((stop - start) * len(READERS))]
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def test_damaged_files_end_well():
-    done = run(QUICK, 0)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-@pytest.mark.slow
-def test_thousands_of_damaged_files_end_well():
-    done = run(SLOW, QUICK)
+@pytest.mark.parametrize(
+    ("start", "stop"),
+    [
+        (0, QUICK),
+        pytest.param(QUICK, SLOW, marks=pytest.mark.slow),
+        pytest.param(SLOW, HOURS, marks=[pytest.mark.slow, pytest.mark.hours]),
+    ],
+)
+def test_damaged_files_end_well(start, stop):
+    done = run(start, stop)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

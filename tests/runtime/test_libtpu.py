@@ -50,6 +50,7 @@ def test_without_libtpu_nothing_changes(tmp_path, monkeypatch):
     assert environment == {}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs libtpu, which an extra brings")
 def test_no_command_prints_what_libtpu_says():
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("TPU_", "JAX_"))}

@@ -85,6 +85,7 @@ def test_clip_from_vocabulary_and_merges(clip, in_parts):
         assert ours.tolist() == wanted.tolist(), caption
 
 
+@pytest.mark.slow
 def test_clip_of_transformers(in_parts):
     transformers = pytest.importorskip("transformers", reason="needs the extra `oracle`")
     theirs = transformers.CLIPTokenizer.from_pretrained(in_parts)

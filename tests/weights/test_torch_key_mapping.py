@@ -100,6 +100,7 @@ def test_bart_without_the_prefix():
     assert {name: tensor.shape for name, tensor in bart(shapes).items()} == BART_IN_FLAX
 
 
+@pytest.mark.slow
 def test_bart_of_transformers(tmp_path):
     pytest.importorskip("torch", reason="needs the extra `oracle`")
     transformers = pytest.importorskip("transformers", reason="needs the extra `oracle`")
@@ -129,6 +130,7 @@ def test_bart_of_transformers(tmp_path):
 
 
 # Sizes small, ratios odd; three ways in which published configs say where a text ends.
+@pytest.mark.slow
 @pytest.mark.parametrize(("end", "act"), [(2, "quick_gelu"), (40, "gelu"), (49407, "quick_gelu")])
 def test_clip_of_transformers(tmp_path, end, act):
     torch = pytest.importorskip("torch", reason="needs the extra `oracle`")

@@ -41,6 +41,7 @@ def images():
     return np.random.default_rng(1).random((3, 16, 20, 3)).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_the_network_is_torchs(network, images):
     torch = pytest.importorskip("torch")
 

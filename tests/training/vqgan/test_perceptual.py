@@ -95,6 +95,7 @@ def torch_lpips(torch, states, one, other):
     return total.numpy()
 
 
+@pytest.mark.slow
 def test_lpips_is_the_published_one(files, lpips, pair):
     torch = pytest.importorskip("torch")
     found = jax.jit(lpips.distance)(lpips.weights, *pair)
@@ -102,6 +103,7 @@ def test_lpips_is_the_published_one(files, lpips, pair):
     np.testing.assert_allclose(found, torch_lpips(torch, files[1], *pair), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_torchs_own_files_are_read(files, lpips, tmp_path):
     torch = pytest.importorskip("torch")
     _, states = files

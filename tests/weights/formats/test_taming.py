@@ -159,6 +159,7 @@ def test_the_published_gumbel_f8_has_the_shapes_of_taming(tmp_path):
     assert shapes["encoder.down.3.attn.1.q.kernel"].shape == (1, 1, 512, 512)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantizer", ["nearest", "gumbel"])
 def test_the_same_as_in_torch(tmp_path, quantizer):
     torch = pytest.importorskip("torch", reason="needs the extra `oracle`")

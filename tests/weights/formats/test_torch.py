@@ -261,6 +261,7 @@ def test_damage_anywhere_is_a_user_error_or_does_no_harm(tmp_path, legacy):
             assert "\n" not in str(problem)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_what_torch_itself_writes(tmp_path, legacy, protocol):
     torch = pytest.importorskip("torch", reason="needs the extra `oracle`")
