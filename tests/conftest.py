@@ -15,6 +15,11 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(tempfile.gettempdir()) / f"dalle-mini-tests-{run}")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
+# Networks are so small here that compiling them is most of the time, and more than half of that is optimisation: spared
+# in this process and its children. `make test-golden` sets 0, so that the programs are those that users run.
+if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1":
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
+
 # A process in the background of a script hears no Ctrl-C, nor do its children; tests of Ctrl-C want it heard.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -30,6 +35,14 @@ def pytest_collection_modifyitems(items):
         return next((number for number, name in enumerate(LONGEST) if name in item.path.parts), len(LONGEST))
 
     items.sort(key=place)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def emoji_font():
+    """The font beside the golden values is drawn from, whether or not Debian's is installed."""
+    from dalle_mini.emoji import art
+
+    art.DEBIAN_FONT = GOLDEN / "emoji" / "NotoColorEmoji.ttf"
 
 
 @pytest.fixture(scope="session")

@@ -48,7 +48,7 @@ def config(golden_bundle, pile, tmp_path_factory):
         "training": {
             "init_from": str(golden_bundle),
             "dtype": "float32",
-            "optimizer": {"learning_rate": 0.01, "warmup_steps": 1},
+            "optimizer": {"learning_rate": 0.01, "warmup_steps": 1, "decay": "constant"},
         },
         "loop": {"steps": 4, "batch_size": 4, "log_every": 1, "eval_every": 4},
     }
@@ -208,10 +208,10 @@ def test_a_run_that_cannot_be_started_from(trained, tuning, tmp_path, capsys):
     [
         ("loop.stepps=3", "loop.stepps: no such setting; did you mean steps?"),
         ("loop.steps=none", "loop.steps: 'none' is not of type int"),
-        ("data.train=/nowhere", "no such folder: /nowhere"),
+        ("data.train=/dev/null/nowhere", "no such folder: /dev/null/nowhere"),
         ("data.train=memory://nowhere/pile", "memory://nowhere/pile: "),
         ("data.train=[]", "data.train: name the encoded images"),
-        ("training.init_from=/nowhere", "no such folder: /nowhere"),
+        ("training.init_from=/dev/null/nowhere", "no such folder: /dev/null/nowhere"),
         ("training.model.d_model=64", "is of another model than training.model: "),
         ("mesh.model=3", "mesh: data -1 x model 3 does not make the"),
     ],

@@ -4,8 +4,6 @@ import os
 import subprocess
 import sys
 
-QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compile quickly, run slowly
-
 
 def environment(devices: int | None = None, **more: str) -> dict[str, str]:
     """This process's variables and import path, for a child that has so many CPU devices."""
@@ -15,8 +13,8 @@ def environment(devices: int | None = None, **more: str) -> dict[str, str]:
 
 
 def output(script: str, *arguments: object, devices: int) -> str:
-    """The output of a script that ends well, on so many CPU devices with `QUICK` programs."""
+    """The output of a script that ends well, on so many CPU devices."""
     command = [sys.executable, script, *map(str, arguments)]
-    done = subprocess.run(command, env=environment(devices, **QUICK), capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment(devices), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout

@@ -7,6 +7,7 @@ As a script, `tiny_runs.py OUT TRAINER... [--die-at STEP]`, it runs them into OU
 import argparse
 import contextlib
 import dataclasses
+import functools
 import os
 import signal
 from pathlib import Path
@@ -31,6 +32,8 @@ from dalle_mini.training.vqgan import trainer as vqgan
 from dalle_mini.training.vqgan.trainer import VQGANTrainer, VQGANTraining
 
 NAMES = ("seq2seq", "vqgan", "clip")
+# The learning rate does not depend on the number of steps, so runs of any length share a compiled update.
+STEADY = {"warmup_steps": 2, "decay": "constant"}
 CAPTIONS = ["red", "green", "blue", "stripes", "a ring", "a dot", "night", "noise"]
 
 SEQ2SEQ = Seq2SeqTraining(
@@ -47,7 +50,7 @@ SEQ2SEQ = Seq2SeqTraining(
         decoder_attention_heads=2,
         decoder_ffn_dim=16,
     ),
-    optimizer=OptimizerConfig(learning_rate=0.02, warmup_steps=2),
+    optimizer=OptimizerConfig(learning_rate=0.02, **STEADY),
     dtype="float32",
 )
 VQGAN = VQGANTraining(
@@ -62,7 +65,7 @@ VQGAN = VQGANTraining(
         n_embed=16,
         norm_groups=4,
     ),
-    optimizer=dataclasses.replace(vqgan.OPTIMIZER, learning_rate=3e-3, warmup_steps=2),
+    optimizer=dataclasses.replace(vqgan.OPTIMIZER, learning_rate=3e-3, **STEADY),
     revive_every=3,
 )
 # Two entries that were revived at one vector are equally near to it: rounding decides which of them it moves.
@@ -87,8 +90,14 @@ CLIP = CLIPTraining(
         ),
         projection_dim=16,
     ),
-    optimizer=dataclasses.replace(clip.OPTIMIZER, learning_rate=3e-3, warmup_steps=2),
+    optimizer=dataclasses.replace(clip.OPTIMIZER, learning_rate=3e-3, **STEADY),
 )
+CONFIGS = dict(zip(NAMES, (SEQ2SEQ, VQGAN, CLIP), strict=True))
+# Those of runs that keep a running mean
+WITH_MEAN = {
+    name: dataclasses.replace(one, optimizer=dataclasses.replace(one.optimizer, ema=0.9))
+    for name, one in CONFIGS.items()
+}
 PREPROCESSOR = {
     "size": {"shortest_edge": 8},
     "crop_size": {"height": 8, "width": 8},
@@ -168,9 +177,14 @@ def short_loop(**changes) -> LoopConfig:
     return LoopConfig(**{"steps": 8, "batch_size": 4, "log_every": 1, "checkpoint_minutes": 0, **changes})
 
 
+@functools.cache  # or each test would trace it again
+def program_of(trainer, loop: LoopConfig):
+    return step_program(trainer, loop, MeshConfig(), make_mesh(MeshConfig()))
+
+
 def begin(trainer, loop: LoopConfig, seed: int = 0):
     """(program, state): what a run of the trainer starts with, on all devices."""
-    program = step_program(trainer, loop, MeshConfig(), make_mesh(MeshConfig()))
+    program = program_of(trainer, loop)
     return program, program.init(jax.random.key(seed))
 
 

@@ -1,6 +1,7 @@
 """Every variant of DalleBart: the published names of its tensors, its arithmetic, and decoding with a cache."""
 
 import dataclasses
+import functools
 import itertools
 import json
 from pathlib import Path
@@ -64,8 +65,9 @@ def variant(name):
     return dataclasses.replace(SMALL, **{"use_scan": None, **VARIANTS[name]})
 
 
+@functools.cache
 def make(config, key=0):
-    """A model whose every parameter is random, also those that start as zeros or ones."""
+    """A model whose every parameter is random, also those that start as zeros or ones. Its users leave it as it is."""
     model = DalleBart(config, rngs=nnx.Rngs(key))
     leaves, tree = jax.tree.flatten(nnx.state(model))
     keys = jax.random.split(jax.random.key(key + 1), len(leaves))

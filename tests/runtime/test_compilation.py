@@ -59,6 +59,8 @@ def test_a_cache_that_others_may_write_to_is_done_without(tmp_path, caplog):
     assert jax.config.jax_compilation_cache_dir is None
 
 
+# By these the tests keep compiled programs; a command chooses its folder itself.
+KEEPING = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
 PROGRAM = """if True:
     import jax, jax.numpy as jnp
     from dalle_mini.runtime.compilation import keep_compiled
@@ -69,7 +71,7 @@ PROGRAM = """if True:
 
 
 def test_a_damaged_program_is_written_anew(tmp_path):
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    environment = {name: value for name, value in os.environ.items() if name not in KEEPING}
     environment |= {"XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
 
     def run() -> tuple[str, str]:
@@ -88,7 +90,7 @@ def test_a_damaged_program_is_written_anew(tmp_path):
 
 def test_a_full_disk_is_told_once(tmp_path):
     code = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))\nif True:{PROGRAM[8:]}"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    environment = {name: value for name, value in os.environ.items() if name not in KEEPING}
     environment |= {"XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.stdout == "2.0\n"
@@ -96,7 +98,7 @@ def test_a_full_disk_is_told_once(tmp_path):
 
 
 def test_a_second_run_of_the_command_compiles_nothing(golden_bundle, tmp_path):
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    environment = {name: value for name, value in os.environ.items() if name not in KEEPING}
     environment |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "dalle_mini.cli", "generate", "a boat", "--candidates", "2"]
     command += ["--model", str(golden_bundle), "--output", str(tmp_path / "out")]
@@ -131,7 +133,7 @@ assert before and kept() == before, (before, kept())
 
 @pytest.mark.parametrize(("guidance", "dtype"), [(10, "float32"), (1, "int8")])
 def test_what_is_compiled_ahead_is_what_draws(golden_bundle, tmp_path, guidance, dtype):
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    environment = {name: value for name, value in os.environ.items() if name not in KEEPING}
     environment |= {"XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", AHEAD, str(golden_bundle), str(guidance), dtype]
     subprocess.run(command, check=True, env=environment)

@@ -4,17 +4,6 @@ from pathlib import Path
 import pytest
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """The networks here are so small that compiling them is all the time there is: half of it is optimisation."""
-    import jax
-
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 @pytest.fixture(scope="module")
 def never_ending(golden_bundle, tmp_path_factory) -> Path:
     """The config of a run of `dalle-mini train` that goes on until it is stopped."""

@@ -9,7 +9,7 @@ from dalle_mini.errors import UserError
 from dalle_mini.training.run.final import not_the_best
 from dalle_mini.training.run.loop import run
 from lines import LOOP, Judged, Line
-from tiny_runs import NAMES, Bare, make, short_loop
+from tiny_runs import NAMES, WITH_MEAN, Bare, make, short_loop
 
 
 @pytest.mark.parametrize(
@@ -65,5 +65,5 @@ class Worsening(Bare):
 @pytest.mark.parametrize("name", NAMES)
 def test_of_each_trainer(name, tmp_path, capsys):
     loop = short_loop(steps=2, eval_every=1, keep=1)
-    run(Worsening(make(name, tmp_path, loop)), loop, tmp_path)
+    run(Worsening(make(name, tmp_path, loop, WITH_MEAN[name])), loop, tmp_path)
     assert "has a higher evaluation loss (2) than step 1 (1)" in capsys.readouterr().err

@@ -36,7 +36,7 @@ MEASURED = {  # fields of the log that depend on the machine and the hour
 def start(*arguments, devices: int = 1, script=stopped_runs.__file__) -> subprocess.Popen:
     """The script in a process of its own, on so many CPU devices."""
     command = [sys.executable, script, *map(str, arguments)]
-    environment = children.environment(devices, **children.QUICK)
+    environment = children.environment(devices)
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
