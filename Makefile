@@ -18,17 +18,21 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: test-smoke help demo test test-slow test-golden docs clean
+.PHONY: help demo test test-slow test-hours test-golden test-smoke docs clean
 
 # The lowest jax that setup.cfg allows, and an interpreter for which pip finds the newest. Python 3.11 stays at jax 0.10.
 OLDEST_JAX := 0.10.0
 NEWEST_PYTHON ?= $(firstword $(wildcard $(shell pyenv root 2>/dev/null)/versions/3.13*/bin/python3.13) python3.13)
-GOLDEN_TESTS := tests/models tests/runtime/test_xla.py tests/test_pipeline.py tests/training/test_golden_curve.py
+# Compiled as users' programs are: the other tests leave out most optimisations (tests/conftest.py).
+OPTIMIZED := JAX_DISABLE_MOST_OPTIMIZATIONS=0
+GOLDEN_TESTS := -m "not slow" $(PYTEST_ARGS) \
+  tests/generation tests/models tests/runtime/test_xla.py tests/test_pipeline.py tests/test_shipped.py tests/training/test_golden_curve.py
 
 help:
 	@echo "make demo       six prompts drawn with the model in the package, into ./$(DEMO_OUTPUT)/showcase.png"
 	@echo "make test       lint, format, layers and types, and the quick tests"
-	@echo "make test-slow  the tests that take minutes"
+	@echo "make test-slow  the tests that take minutes, with torch and the TPU's compiler"
+	@echo "make test-hours  the longest of them: before a release"
 	@echo "make test-golden  the comparisons with the original program, on the oldest and the newest jax"
 	@echo "make docs       the site, into ./$(SITE)/html/index.html"
 	@echo "make test-smoke  a minute's work with the lowest versions of all libraries, and with the newest"
@@ -48,6 +52,12 @@ $(VENV)/.core: setup.cfg
 $(VENV)/.test: $(VENV)/.core
 	@echo "installing the test tools into $(VENV)"
 	@$(PIP_INSTALL) --editable '.[test]'
+	@touch $@
+
+# Programs that the slow tests compare ours with: torch, and the TPU's compiler.
+$(VENV)/.oracles: $(VENV)/.test
+	@echo "installing torch, transformers and libtpu into $(VENV)"
+	@$(PIP_INSTALL) --editable '.[test,oracle,plan]'
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.core
@@ -72,10 +82,13 @@ test: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow" -rs $(PYTEST_ARGS)
 
-test-slow: $(VENV)/.test
-	$(BIN)/python -m pytest -m slow -rs -x tests/training tests
+test-slow: $(VENV)/.oracles
+	$(BIN)/python -m pytest -m "slow and not hours" -rs $(PYTEST_ARGS)
+
+test-hours: $(VENV)/.oracles
+	$(BIN)/python -m pytest -m hours -rs $(PYTEST_ARGS)
 
 # A warning, such as a link that leads nowhere, is an error. The notebook is run again only where it has changed.
 docs: $(VENV)/.docs $(MERMAID)
@@ -84,16 +97,16 @@ docs: $(VENV)/.docs $(MERMAID)
 
 # `make test` has jax as pip chooses it for $(PYTHON); these have environments of their own beside it.
 test-golden: $(VENV)-oldest/.test
-	$(VENV)-oldest/bin/python -m pytest -m "not slow" $(GOLDEN_TESTS)
+	$(OPTIMIZED) $(VENV)-oldest/bin/python -m pytest $(GOLDEN_TESTS)
 	@if $(NEWEST_PYTHON) -c '' 2>/dev/null; then $(MAKE) $(VENV)-newest/.test && \
-	    $(VENV)-newest/bin/python -m pytest -m "not slow" $(GOLDEN_TESTS); \
+	    $(OPTIMIZED) $(VENV)-newest/bin/python -m pytest $(GOLDEN_TESTS); \
 	  else echo "not run on the newest jax: there is no $(NEWEST_PYTHON) (NEWEST_PYTHON=... names one)"; fi
 
 # A minute's work with the lowest versions of all libraries (Python 3.11), and with the newest.
 test-smoke: $(VENV)-lowest/.test
-	$(VENV)-lowest/bin/python -m pytest -m smoke tests/test_smoke.py
+	$(OPTIMIZED) $(VENV)-lowest/bin/python -m pytest -m smoke tests/test_smoke.py
 	@if $(NEWEST_PYTHON) -c '' 2>/dev/null; then $(MAKE) $(VENV)-newest/.test && \
-	    $(VENV)-newest/bin/python -m pytest -m smoke tests/test_smoke.py; \
+	    $(OPTIMIZED) $(VENV)-newest/bin/python -m pytest -m smoke tests/test_smoke.py; \
 	  else echo "not run on the newest jax: there is no $(NEWEST_PYTHON) (NEWEST_PYTHON=... names one)"; fi
 
 $(VENV)-lowest/.test: setup.cfg tests/lowest.txt
@@ -105,12 +118,12 @@ $(VENV)-lowest/.test: setup.cfg tests/lowest.txt
 $(VENV)-oldest/.test: setup.cfg
 	@$(PYTHON) -m venv $(@D)
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[train]' \
-	  jax==$(OLDEST_JAX) jaxlib==$(OLDEST_JAX) msgpack safetensors pytest
+	  jax==$(OLDEST_JAX) jaxlib==$(OLDEST_JAX) msgpack safetensors pytest pytest-xdist
 	@touch $@
 
 $(VENV)-newest/.test: setup.cfg
 	@$(NEWEST_PYTHON) -m venv $(@D)
-	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[train]' msgpack safetensors pytest
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[train]' msgpack safetensors pytest pytest-xdist
 	@touch $@
 
 clean:
