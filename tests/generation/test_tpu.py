@@ -23,3 +23,14 @@ def test_mega_draws_64_guided_candidates_on_a_v3_8(capsys):
         print("", *lines, sep="\n")
     assert figures["cores"] == 8
     assert max(figures[program]["sum_gb"] for program in ("prefill", "decode_steps")) < MEMORY / 1e9
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install '.[tpu]'")
+@pytest.mark.parametrize("topology", ["v3:2x2", "v5e:2x2"])
+def test_windows_are_compiled(topology):
+    options = ["--size", "tiny", "--candidates", "16", "--window", "8", "--topology", topology]
+    done = subprocess.run([sys.executable, SCRIPT, "--json", *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["cores"] == (8 if topology == "v3:2x2" else 4) and figures["decode_steps"]["sum_gb"] < 1
