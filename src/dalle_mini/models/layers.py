@@ -203,9 +203,11 @@ class Attention(nnx.Module):
         values = _written(cache.values, v, positions)
         seen = jnp.arange(keys.shape[2]) <= positions[..., None]  # [W, T] or [R, W, T]
         mask = seen if seen.ndim == 2 else seen[:, None]
-        scores = jnp.einsum("rhqk,rhtk->rhqt", self._unit(q), keys)
+        # A window and a single position are rounded alike: parallel decoding draws what sequential decoding draws.
+        queries = jnp.pad(self._unit(q), ((0, 0), (0, 0), (0, max(LEAST_ROWS - window, 0)), (0, 0)))
+        scores = jnp.einsum("rhqk,rhtk->rhqt", queries, keys)
         weights = self._weights(scores, mask, positions)
-        attended = jnp.einsum("rhqt,rhtk->rhqk", weights, values).swapaxes(1, 2)
+        attended = jnp.einsum("rhqt,rhtk->rhqk", weights, values)[:, :, :window].swapaxes(1, 2)
         return self._output(attended, x.shape), KVCache(keys, values)
 
     def _split(self, x):
