@@ -145,6 +145,11 @@ def _written(cache: jax.Array, new: jax.Array, positions: jax.Array) -> jax.Arra
     return write(cache, new, positions[:, 0])
 
 
+def enough(queries: jax.Array) -> jax.Array:
+    """Queries [B, H, T, K], padded to `LEAST_ROWS`: an image alone is rounded as one among others, a step as a window."""
+    return jnp.pad(queries, ((0, 0), (0, 0), (0, max(LEAST_ROWS - queries.shape[2], 0)), (0, 0)))
+
+
 class Attention(nnx.Module):
     """Multi-head attention with 2-D kernels.
 
@@ -177,8 +182,7 @@ class Attention(nnx.Module):
         """
         keys, values = keys_values
         count = x.shape[1]
-        queries = jnp.pad(self._queries(x), ((0, 0), (0, 0), (0, max(LEAST_ROWS - count, 0)), (0, 0)))
-        scores = jnp.einsum("bhtk,bhsk->bhts", queries, keys)
+        scores = jnp.einsum("bhtk,bhsk->bhts", enough(self._queries(x)), keys)
         positions = jnp.arange(count) if positions is None else positions
         weights = dropout(self._weights(scores, mask, positions), self.dropout, key)
         return self._output(jnp.einsum("bhts,bhsk->bthk", weights, values)[:, :count], x.shape)
@@ -203,9 +207,7 @@ class Attention(nnx.Module):
         values = _written(cache.values, v, positions)
         seen = jnp.arange(keys.shape[2]) <= positions[..., None]  # [W, T] or [R, W, T]
         mask = seen if seen.ndim == 2 else seen[:, None]
-        # A window and a single position are rounded alike: parallel decoding draws what sequential decoding draws.
-        queries = jnp.pad(self._unit(q), ((0, 0), (0, 0), (0, max(LEAST_ROWS - window, 0)), (0, 0)))
-        scores = jnp.einsum("rhqk,rhtk->rhqt", queries, keys)
+        scores = jnp.einsum("rhqk,rhtk->rhqt", enough(self._unit(q)), keys)
         weights = self._weights(scores, mask, positions)
         attended = jnp.einsum("rhqt,rhtk->rhqk", weights, values)[:, :, :window].swapaxes(1, 2)
         return self._output(attended, x.shape), KVCache(keys, values)
