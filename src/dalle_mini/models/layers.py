@@ -146,7 +146,10 @@ def _written(cache: jax.Array, new: jax.Array, positions: jax.Array) -> jax.Arra
 
 
 def enough(queries: jax.Array) -> jax.Array:
-    """Queries [B, H, T, K], padded to `LEAST_ROWS`: an image alone is rounded as one among others, a step as a window."""
+    """Queries [B, H, T, K], at least `LEAST_ROWS` by padding.
+
+    So an image alone is rounded as one among others, and a single step as a window of them.
+    """
     return jnp.pad(queries, ((0, 0), (0, 0), (0, max(LEAST_ROWS - queries.shape[2], 0)), (0, 0)))
 
 
