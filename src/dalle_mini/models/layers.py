@@ -153,6 +153,14 @@ def enough(queries: jax.Array) -> jax.Array:
     return jnp.pad(queries, ((0, 0), (0, 0), (0, max(LEAST_ROWS - queries.shape[2], 0)), (0, 0)))
 
 
+def each_query(product, queries: jax.Array) -> jax.Array:
+    """The product with queries [R, H, W, K], one at a time, so that a window is rounded as single steps are."""
+    if queries.shape[2] == 1:
+        return product(queries)
+    by_query = jax.lax.map(product, jnp.moveaxis(queries, 2, 0)[:, :, :, None])
+    return jnp.moveaxis(by_query[:, :, :, 0], 0, 2)
+
+
 class Attention(nnx.Module):
     """Multi-head attention with 2-D kernels.
 
@@ -210,9 +218,9 @@ class Attention(nnx.Module):
         values = _written(cache.values, v, positions)
         seen = jnp.arange(keys.shape[2]) <= positions[..., None]  # [W, T] or [R, W, T]
         mask = seen if seen.ndim == 2 else seen[:, None]
-        scores = jnp.einsum("rhqk,rhtk->rhqt", enough(self._unit(q)), keys)
+        scores = each_query(lambda query: jnp.einsum("rhqk,rhtk->rhqt", query, keys), self._unit(q))
         weights = self._weights(scores, mask, positions)
-        attended = jnp.einsum("rhqt,rhtk->rhqk", weights, values)[:, :, :window].swapaxes(1, 2)
+        attended = each_query(lambda query: jnp.einsum("rhqt,rhtk->rhqk", query, values), weights).swapaxes(1, 2)
         return self._output(attended, x.shape), KVCache(keys, values)
 
     def _split(self, x):
