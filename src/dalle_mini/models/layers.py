@@ -146,14 +146,11 @@ def _written(cache: jax.Array, new: jax.Array, positions: jax.Array) -> jax.Arra
 
 
 def enough(queries: jax.Array) -> jax.Array:
-    """Queries [B, H, T, K], at least `LEAST_ROWS` by padding.
-
-    So an image alone is rounded as one among others, and a single step as a window of them.
-    """
+    """Queries [B, H, T, K], padded to at least `LEAST_ROWS`: an image alone is rounded as one among others."""
     return jnp.pad(queries, ((0, 0), (0, 0), (0, max(LEAST_ROWS - queries.shape[2], 0)), (0, 0)))
 
 
-def each_query(product, queries: jax.Array) -> jax.Array:
+def each_query(product: Callable[[jax.Array], jax.Array], queries: jax.Array) -> jax.Array:
     """The product with queries [R, H, W, K], one at a time, so that a window is rounded as single steps are."""
     if queries.shape[2] == 1:
         return product(queries)
