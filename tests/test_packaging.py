@@ -28,6 +28,7 @@ OTHERS = {
     "min-dalle",
     "msgpack",
     "pytest",
+    "pytest-xdist",
     "safetensors",
     "skypilot",
     "torch",
