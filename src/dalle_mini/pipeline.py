@@ -4,7 +4,7 @@ The order of operations and the defaults are those of the published inference no
 key of its own, derived from (seed, prompt text, candidate number), and a row's arithmetic is the same whatever the
 other rows are and however many. So an image depends neither on the other prompts, nor on their order, nor on how many
 candidates are drawn beside it, nor on how many devices draw. (This holds on a CPU. A GPU's products may round
-otherwise for another number of rows, and so do parallel and sequential decoding in the smaller types.)
+otherwise for another number of rows.)
 """
 
 import concurrent.futures
