@@ -128,14 +128,16 @@ CONFIG = SimpleNamespace(cache_width=2048, image_length=256)
     ],
 )
 def test_the_window_is_asked_for_or_the_tables(options, platform, rows, window):
-    assert window_of(GenerationSettings(**options), CONFIG, platform, rows) == window
+    assert window_of(GenerationSettings(guidance=1.0, **options), CONFIG, platform, rows) == window
 
 
 def test_the_table_has_smaller_windows_for_more_rows():
-    windows = [window_of(GenerationSettings(), CONFIG, "cpu", rows) for rows in range(1, 100)]
-    assert windows == sorted(windows, reverse=True) and windows[0] >= 16 and windows[-1] == 1
-    large = SimpleNamespace(cache_width=24_576, image_length=256)
-    assert window_of(GenerationSettings(), large, "cpu", 1) == 1
+    for guidance in (1.0, 10.0):
+        settings = GenerationSettings(guidance=guidance)
+        windows = [window_of(settings, CONFIG, "cpu", rows) for rows in range(1, 100)]
+        assert windows == sorted(windows, reverse=True) and windows[0] >= 16 and windows[-1] == 1
+        large = SimpleNamespace(cache_width=24_576, image_length=256)
+        assert window_of(settings, large, "cpu", 1) == 1
 
 
 @pytest.mark.parametrize(
