@@ -151,11 +151,15 @@ def enough(queries: jax.Array) -> jax.Array:
 
 
 def each_query(product: Callable[[jax.Array], jax.Array], queries: jax.Array) -> jax.Array:
-    """The product with queries [R, H, W, K], one at a time, so that a window is rounded as single steps are."""
+    """The product with queries [R, H, W, K], on a CPU one at a time: a window is rounded there as single steps are."""
+
+    def one_by_one(queries):
+        by_query = jax.lax.map(product, jnp.moveaxis(queries, 2, 0)[:, :, :, None])
+        return jnp.moveaxis(by_query[:, :, :, 0], 0, 2)
+
     if queries.shape[2] == 1:
         return product(queries)
-    by_query = jax.lax.map(product, jnp.moveaxis(queries, 2, 0)[:, :, :, None])
-    return jnp.moveaxis(by_query[:, :, :, 0], 0, 2)
+    return jax.lax.platform_dependent(queries, cpu=one_by_one, default=product)
 
 
 class Attention(nnx.Module):
