@@ -1,5 +1,6 @@
 """A tiny bundle of random models: the golden folders of the parts, put together as `from_pretrained` wants them."""
 
+import gc
 import os
 import shutil
 import signal
@@ -24,6 +25,7 @@ AS_USERS_RUN = ("test_decode.py", "test_pipeline.py")  # these compare results t
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+MANY_MAPS = 20_000
 GOLDEN = Path(__file__).parent / "golden"
 sys.path.insert(0, str(Path(__file__).parent / "helpers"))  # child processes import them by name, too
 # Where workers share the files out, the longest come first: the last file is one worker's alone.
@@ -55,6 +57,16 @@ def emoji_font():
     from dalle_mini.emoji import art
 
     art.DEBIAN_FONT = GOLDEN / "emoji" / "NotoColorEmoji.ttf"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgotten_programs():
+    """Compiled programs do not pile up: each maps memory, and a process of Linux ends at its 65,530th map."""
+    yield
+    maps = Path("/proc/self/maps")
+    if "jax" in sys.modules and maps.is_file() and maps.read_bytes().count(b"\n") > MANY_MAPS:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
