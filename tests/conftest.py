@@ -19,7 +19,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 # Networks are so small here that compiling them is most of the time, and more than half of that is optimisation: spared
 # in this process and its children. `make test-golden` sets 0, so that the programs are those that users run.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-AS_USERS_RUN = ("test_decode.py", "test_pipeline.py")  # these compare results to the last bit, which depends on it
+# These compare results to the last bit, which depends on it.
+AS_USERS_RUN = ("test_decode.py", "test_pipeline.py", "test_windows.py")
 
 # A process in the background of a script hears no Ctrl-C, nor do its children; tests of Ctrl-C want it heard.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -39,18 +40,6 @@ def pytest_collection_modifyitems(items):
     items.sort(key=place)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def optimized(request):
-    import jax
-
-    name = "jax_disable_most_optimizations"
-    before = jax.config.read(name)
-    if request.path.name in AS_USERS_RUN:
-        jax.config.update(name, False)
-    yield
-    jax.config.update(name, before)
-
-
 @pytest.fixture(scope="session", autouse=True)
 def emoji_font():
     """The font beside the golden values is drawn from, whether or not Debian's is installed."""
@@ -60,13 +49,25 @@ def emoji_font():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def forgotten_programs():
-    """Compiled programs do not pile up: each maps memory, and a process of Linux ends at its 65,530th map."""
+def programs(request):
+    """Programs are compiled as `AS_USERS_RUN` says, those of fixtures too, and do not pile up.
+
+    Each maps memory, and Linux ends a process that has more than 65,530 maps.
+    """
+    import jax
+
+    name = "jax_disable_most_optimizations"
+    before = jax.config.read(name)
+    after = before and request.path.name not in AS_USERS_RUN
+    if after != before:
+        jax.clear_caches()
+        jax.config.update(name, after)
     yield
     maps = Path("/proc/self/maps")
-    if "jax" in sys.modules and maps.is_file() and maps.read_bytes().count(b"\n") > MANY_MAPS:
-        sys.modules["jax"].clear_caches()
+    if after != before or (maps.is_file() and maps.read_bytes().count(b"\n") > MANY_MAPS):
+        jax.clear_caches()
         gc.collect()
+    jax.config.update(name, before)
 
 
 @pytest.fixture(scope="session")
