@@ -242,7 +242,7 @@ def test_time_left_is_of_the_last_records_without_compiling():
 def test_the_line_on_a_terminal(capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "50")
-    line = LiveLine(100, "toy")
+    line = LiveLine(100, "toy", clock=lambda: 0.0)
     line.show(1, {"loss": 2.0, "grad_norm": 1.0, "param_norm": 3.0, "accuracy": 0.5}, 8.0)
     first = capsys.readouterr().err
     assert first.startswith("\r\x1b[K") and not first.endswith("\n")
