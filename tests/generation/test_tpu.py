@@ -1,6 +1,5 @@
 """The decoding loop through the TPU's own compiler, which runs without a TPU."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -13,7 +12,6 @@ MEMORY = 16e9  # of a core of a TPU v3
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install '.[tpu]'")
 def test_mega_draws_64_guided_candidates_on_a_v3_8(capsys):
     done = subprocess.run([sys.executable, SCRIPT, "--json"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -26,7 +24,6 @@ def test_mega_draws_64_guided_candidates_on_a_v3_8(capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install '.[tpu]'")
 @pytest.mark.parametrize("topology", ["v3:2x2", "v5e:2x2"])
 def test_windows_are_compiled(topology):
     options = ["--size", "tiny", "--candidates", "16", "--window", "8", "--topology", topology]
