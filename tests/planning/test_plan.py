@@ -244,13 +244,7 @@ def test_ctrl_c_ends_a_compile_at_once(config):
     assert running.returncode == 130
 
 
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install '.[plan]'"
-)
-
-
 @pytest.mark.slow
-@needs_libtpu
 @pytest.mark.parametrize(
     ("name", "chips", "devices", "gib"),
     [
@@ -272,7 +266,6 @@ def test_a_tiny_model_through_the_tpu_compiler(config, name, chips, devices, gib
 
 
 @pytest.mark.slow
-@needs_libtpu
 def test_what_does_not_fit_a_tpu_is_an_answer(config):
     wide = [f"training.model.{name}=32768" for name in ("d_model", "encoder_ffn_dim", "decoder_ffn_dim")]
     done = command(config, "--topology", "v3-8", "--json", *wide)
@@ -285,7 +278,6 @@ def test_what_does_not_fit_a_tpu_is_an_answer(config):
 
 
 @pytest.mark.slow
-@needs_libtpu
 @pytest.mark.parametrize(("name", "batch"), [("mini-2021", 3584), ("mega", 512)])
 def test_the_recipes_fit_a_v3_8(name, batch):
     """mini at 56 a core in 8 microbatches, and mega; weights travel in bfloat16 and activations not at all."""

@@ -51,7 +51,6 @@ def test_without_libtpu_nothing_changes(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs libtpu, which an extra brings")
 def test_no_command_prints_what_libtpu_says():
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("TPU_", "JAX_"))}
     code = "from dalle_mini.cli import main; main(['info']); import jax; jax.devices()"
