@@ -71,7 +71,7 @@ def drawn(pipe: DalleMini, requests: Sequence[Request], captions: int, images: i
         start = max(0, min(at, len(requests) - captions))
         group = requests[start : start + captions]
         for first in range(0, IMAGES, images):
-            devices = pipe.engine.devices
+            devices = pipe.engine.devices[:1]
             window = Group(group, 0, images, [(first, images)]).window(pipe.model.config, devices)
             options = decoding_arguments(group, first, images, window, pipe.vqgan.codebook_size, devices)
             found = generate_tokens(pipe.model, **options)

@@ -109,7 +109,7 @@ def _asked(request: Request, settings: GenerationSettings) -> Request:
 
 def auto(engine: Engine, request: Request) -> int:
     group = Group([request], 0, request.settings.candidates, [(0, request.settings.candidates)])
-    return group.window(engine.model.config, engine.devices)
+    return group.window(engine.model.config, engine.devices[:1])
 
 
 def measured(engine: Engine, requests: Sequence[Request], windows: Sequence[int]) -> list[str]:
@@ -125,7 +125,7 @@ def measured(engine: Engine, requests: Sequence[Request], windows: Sequence[int]
 def once(engine: Engine, request: Request, window: int) -> tuple[float, np.ndarray, np.ndarray]:
     """Seconds, tokens and passes of a caption's images."""
     count = request.settings.candidates
-    arguments = decoding_arguments([request], 0, count, window, engine.tokenizer.codebook_size, engine.devices)
+    arguments = decoding_arguments([request], 0, count, window, engine.tokenizer.codebook_size, engine.devices[:1])
     start = time.perf_counter()
     *_, decoded = decode_tokens(engine.model, every=engine.model.image_length, **arguments)
     jax.block_until_ready(decoded)

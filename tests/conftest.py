@@ -20,7 +20,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 # in this process and its children. `make test-golden` sets 0, so that the programs are those that users run.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # These compare results to the last bit, which depends on it.
-AS_USERS_RUN = ("test_decode.py", "test_pipeline.py", "test_windows.py")
+AS_USERS_RUN = ("test_decode.py", "test_pipeline.py", "test_shares.py", "test_windows.py")
 
 # A process in the background of a script hears no Ctrl-C, nor do its children; tests of Ctrl-C want it heard.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

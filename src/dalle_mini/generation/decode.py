@@ -305,7 +305,7 @@ def draw(
     return jnp.where(kept >= 0, kept, tokens)
 
 
-@jax.jit
+@Jit
 def final_tokens(state: DecodeState) -> tuple[jax.Array, jax.Array]:
     """Tokens int32 [P, C, image_length], zero where none is final yet, and passes int32 [P, C]: copies."""
     is_final = jnp.arange(state.tokens.shape[-1]) < state.position[..., None]

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, overload
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
@@ -22,13 +23,15 @@ from dalle_mini.errors import UserError
 from dalle_mini.generation.canvas import Canvas
 from dalle_mini.generation.decode import UNDRAWABLE, Decoded, decode_tokens
 from dalle_mini.generation.memory import batch_that_fits
+from dalle_mini.generation.optimize import weight_type
 from dalle_mini.generation.pixels import PixelDecoder
 from dalle_mini.generation.programs import replicated
 from dalle_mini.generation.ranking import ClipRanker
-from dalle_mini.generation.scheduling import Group, Request, decoding_arguments, schedule
+from dalle_mini.generation.scheduling import Group, Request, Share, decoding_arguments, least_rows, schedule
 from dalle_mini.generation.windows import widest
 from dalle_mini.models.image_tokenizer import ImageTokenizer
 from dalle_mini.models.token_model import TokenModel
+from dalle_mini.runtime.cores import side_by_side, workers
 from dalle_mini.settings import GenerationSettings, check_whole
 
 Progress = Callable[[str, int, int], None]
@@ -104,7 +107,7 @@ class Engine:
     Args:
         model: as `optimize_for_decoding` returns it.
         tokenizer, ranker: the other two.
-        devices: draw together; None is all local ones.
+        devices: draw together; None is all local ones. A CPU that is the only one draws on each of its cores.
     """
 
     def __init__(
@@ -114,7 +117,7 @@ class Engine:
         ranker: ClipRanker,
         devices: Sequence[jax.Device] | None = None,
     ):
-        self.devices = list(devices or jax.local_devices())
+        self.devices = workers(devices or jax.local_devices())
         self.tokenizer, self.ranker = tokenizer, ranker
         self.pixels = PixelDecoder(tokenizer, self.devices)
         self._compiled = False  # or about to be
@@ -125,7 +128,7 @@ class Engine:
 
         None frees the memory of the last one.
         """
-        if model is not None and len(self.devices) > 1:
+        if model is not None and len(set(self.devices)) > 1:
             model = replicated(model, self.devices)
         self.model: TokenModel = model  # type: ignore[assignment]  # None until the next call: nothing can be drawn
 
@@ -186,7 +189,9 @@ class Engine:
         if overlap is None:
             overlap = jax.default_backend() != "cpu"
         processes, process = (1, 0) if alone else (jax.process_count(), jax.process_index())
-        groups = list(schedule(requests, batch_size, alone=every is not None, processes=processes, process=process))
+        least = least_rows(self.model.config, weight_type(self.model))
+        among = {"processes": processes, "process": process}
+        groups = list(schedule(requests, batch_size, least=least, alone=every is not None, **among))
         images = sum(group.share * len(group.requests) for group in groups)
         calls = sum(len(group.calls) for group in groups)
         report = Totals(progress, images, calls, self.model.image_length)
@@ -229,7 +234,7 @@ class Engine:
             drawn.append(Drawn(tokens, passes, later(self._pixels, tokens, report)))
 
     def _tokens(self, group: Group, first: int, size: int, report: Totals, every: int | None) -> Iterator[Decoded]:
-        """The tokens of `size` candidates of each request, and of some more that make even shares, as they are drawn.
+        """The tokens of `size` candidates of each request, and of some more for several devices, as they are drawn.
 
         There is a pause at every multiple of `every`, and often enough to report progress.
         """
@@ -239,9 +244,14 @@ class Engine:
             pause = every if every and every % pause else pause
         before, passes_before, requests = report.done("tokens"), report.done("passes"), group.requests
         window = group.window(self.model.config, self.devices)
-        arguments = decoding_arguments(requests, first, size, window, self.tokenizer.codebook_size, self.devices)
-        for decoded in decode_tokens(self.model, every=pause, **arguments):
-            jax.block_until_ready(decoded)
+        parts, streams = group.shares(size, self.devices), []
+        for some, numbers in parts:
+            start, count = first + numbers.start, numbers.stop - numbers.start
+            arguments = decoding_arguments(
+                requests[some], start, count, window, self.tokenizer.codebook_size, self.devices
+            )
+            streams.append(decode_tokens(self.model, every=pause, **arguments))
+        for decoded in _together(parts, streams):
             if report.is_watched:
                 report.reach("passes", passes_before + int(np.max(decoded.passes)))
                 report.reach("tokens", before + decoded.drawn * size * len(requests))
@@ -288,6 +298,26 @@ class Engine:
         """Compile what pixels and scores need, while the first tokens are drawn. A failure shows when it runs."""
         self.pixels.compile(candidates)
         self.ranker.compile()
+
+
+def _together(parts: Sequence[Share], streams: Sequence[Iterator[Decoded]]) -> Iterator[Decoded]:
+    """What is drawn of a call's shares, from pause to pause; the arrays are computed."""
+
+    def advanced(stream: Iterator[Decoded]) -> Decoded | None:
+        return jax.block_until_ready(next(stream, None))
+
+    while decoded := [one for one in side_by_side(advanced, streams, len(streams)) if one is not None]:
+        yield decoded[0] if len(parts) == 1 else _joined(parts, decoded)
+
+
+def _joined(parts: Sequence[Share], decoded: Sequence[Decoded]) -> Decoded:
+    size = parts[-1].requests.stop, parts[-1].candidates.stop
+    tokens = np.empty((*size, decoded[0].tokens.shape[-1]), np.int32)
+    passes = np.empty(size, np.int32)
+    for part, one in zip(parts, decoded, strict=True):
+        count = part.candidates.stop - part.candidates.start  # there may be more, which nobody asked for
+        tokens[part], passes[part] = one.tokens[:, :count], one.passes[:, :count]
+    return Decoded(decoded[0].drawn, jnp.asarray(tokens), jnp.asarray(passes))
 
 
 def _in_thread(pool: concurrent.futures.Executor) -> Callable:

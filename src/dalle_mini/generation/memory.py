@@ -9,6 +9,7 @@ import jax
 import psutil
 
 from dalle_mini.generation.optimize import step_dtype
+from dalle_mini.generation.windows import SMALL
 from dalle_mini.models.image_tokenizer import TokenGrid
 from dalle_mini.models.token_model import TokenModelConfig
 
@@ -23,12 +24,14 @@ def batch_that_fits(
 ) -> int:
     """The images that all devices together draw in one call: at least 1 each, at most `MOST` each.
 
-    `window` is the most tokens that a pass draws of an image.
+    A CPU that `devices` names once for each core counts as often if the model is small. `window` is the most tokens
+    that a pass draws of an image.
     """
     room = SHARE * free_bytes(devices[0]) - decoding_bytes(tokenizer, devices[0])
+    together = len(devices if config.cache_width <= SMALL else set(devices))
     if devices[0].platform == "cpu":
-        room /= len(devices)  # which share the host's memory
-    return len(devices) * max(1, min(MOST, int(room // image_bytes(config, dtype, window))))
+        room /= together  # which share the host's memory
+    return together * max(1, min(MOST, int(room // image_bytes(config, dtype, window))))
 
 
 def image_bytes(config: TokenModelConfig, dtype, window: int = 1) -> int:
@@ -38,9 +41,21 @@ def image_bytes(config: TokenModelConfig, dtype, window: int = 1) -> int:
     return int(GROWTH * cache) + logits
 
 
+def calls_that_fit(devices: Sequence[jax.Device], size: int) -> int:
+    """The calls of `size` bytes each that may run at the same time: one a device, or a core as `workers` names them."""
+    if len(set(devices)) == len(devices):
+        return len(devices)
+    return max(1, min(len(devices), int(SHARE * free_bytes(devices[0]) // size)))
+
+
 def decoding_bytes(tokenizer: TokenGrid, device: jax.Device) -> int:
     """Estimated bytes for making pixels: eight of the largest feature maps at once, in float32."""
     return decoded_at_once(device) * 8 * 4 * tokenizer.widest
+
+
+def encoding_bytes(tokenizer: TokenGrid, images: int) -> int:
+    """Estimated bytes for making tokens of so many images in one call: four of the largest feature maps, in float32."""
+    return images * 4 * 4 * tokenizer.widest
 
 
 def decoded_at_once(device: jax.Device) -> int:

@@ -151,6 +151,12 @@ def optimized_shapes(config: TokenModelConfig, dtype, **options) -> tuple[nnx.Gr
     return nnx.split(nnx.eval_shape(lambda state: optimize_for_decoding(nnx.merge(graph, state), **options), state))
 
 
+def weight_type(model: TokenModel) -> str:
+    """The type of the weights that a step reads: "int8", or the one that the model was loaded in."""
+    is_int8 = isinstance(model, DalleBart) and isinstance(model.lm_head, Int8Linear)
+    return "int8" if is_int8 else jnp.dtype(model.dtype).name
+
+
 def is_optimized(model: DalleBart) -> bool:
     return not isinstance(model.lm_head, nnx.Linear)
 

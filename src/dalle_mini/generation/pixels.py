@@ -1,4 +1,4 @@
-"""Image tokens to pixels, on one device or several that take turns."""
+"""Image tokens to pixels, in several calls at a time: one on each device, or on each core of a CPU."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import numpy as np
 from flax import nnx
 
 from dalle_mini.generation.cpu.winograd import with_fewer_products
-from dalle_mini.generation.memory import chunked, decoded_at_once
+from dalle_mini.generation.memory import calls_that_fit, chunked, decoded_at_once, decoding_bytes
 from dalle_mini.imaging.pixels import to_uint8
 from dalle_mini.models.image_tokenizer import ImageTokenizer
 from dalle_mini.models.vqgan import VQGAN
+from dalle_mini.runtime.cores import side_by_side
 from dalle_mini.runtime.xla import Jit
 
 GRAY = 128  # where nothing is drawn yet
@@ -23,6 +24,10 @@ class PixelDecoder:
 
     On a CPU an image is decoded by itself, so that it has the same pixels whatever the others are, and by a VQGAN with
     fewer multiplications (`cpu/winograd.py`).
+
+    Args:
+        tokenizer: the network.
+        devices: that decode at the same time, such as `runtime.cores.workers` gives them.
     """
 
     def __init__(self, tokenizer: ImageTokenizer, devices: Sequence[jax.Device]):
@@ -30,8 +35,8 @@ class PixelDecoder:
         on_cpu = self.devices[0].platform == "cpu"
         quick = with_fewer_products(tokenizer) if on_cpu and isinstance(tokenizer, VQGAN) else tokenizer
         graphdef, state = nnx.split(quick)
-        alone = len(self.devices) == 1
-        self._states = [state] if alone else [jax.device_put(state, device) for device in self.devices]
+        alone = len(set(self.devices)) == 1
+        self._states = {device: state if alone else jax.device_put(state, device) for device in self.devices}
 
         def decode(state, tokens, width):
             return nnx.merge(graphdef, state).decode(tokens, width)
@@ -42,21 +47,23 @@ class PixelDecoder:
         """Be ready for so many images."""
         size = chunked(count, decoded_at_once(self.devices[0]))[0][1]
         rows = np.zeros((size, self.tokenizer.grid**2), np.int32)
-        for device, state in zip(self.devices, self._states, strict=True):
+        for device, state in self._states.items():
             self._decode.lower(state, jax.device_put(rows, device), None).compile()
 
     def __call__(self, tokens: np.ndarray, progress: Callable[[int], None] = lambda count: None) -> np.ndarray:
         """Tokens [n, image_length] to uint8 [n, H, W, 3]; `progress` is told of images as they are done."""
         calls, images = chunked(len(tokens), decoded_at_once(self.devices[0])), []
         size = calls[0][1]  # the last is padded: one shape to compile
-        for first in range(0, len(calls), len(self.devices)):
-            waiting = []
-            turn = calls[first : first + len(self.devices)]
-            for (start, count), device, state in zip(turn, self.devices, self._states, strict=False):
-                rows = np.pad(tokens[start : start + count], ((0, size - count), (0, 0)))
-                waiting.append((self._decode(state, jax.device_put(rows, device), None), count))
-            images += [to_uint8(pixels)[:count] for pixels, count in waiting]
-            progress(sum(count for _, count in waiting))
+
+        def decoded(number: int) -> np.ndarray:
+            (start, count), device = calls[number], self.devices[number % len(self.devices)]
+            rows = jax.device_put(np.pad(tokens[start : start + count], ((0, size - count), (0, 0))), device)
+            return to_uint8(self._decode(self._states[device], rows, None))[:count]
+
+        threads = calls_that_fit(self.devices, decoding_bytes(self.tokenizer, self.devices[0]))
+        for made in side_by_side(decoded, range(len(calls)), threads):
+            images.append(made)
+            progress(len(made))
         return np.concatenate(images)
 
     def top(self, tokens: np.ndarray, rows: int) -> np.ndarray:
@@ -74,6 +81,6 @@ class PixelDecoder:
         height = rows * (side // grid)
         for image, row in zip(images, tokens, strict=True):
             seen = jax.device_put(row.reshape(grid, grid)[mirrored].reshape(1, -1), self.devices[0])
-            pixels = self._decode(self._states[0], seen, None if decoded == grid else grid)
+            pixels = self._decode(self._states[self.devices[0]], seen, None if decoded == grid else grid)
             image[:height] = to_uint8(pixels)[0, :height]
         return images

@@ -16,6 +16,7 @@ from msgspec import Meta
 from dalle_mini.errors import UserError
 from dalle_mini.imaging.clip_pixels import clip_pixels, clip_sizes
 from dalle_mini.models.clip import CLIP
+from dalle_mini.runtime.cores import side_by_side, workers
 from dalle_mini.runtime.parsing import ParseError, check, read_object
 from dalle_mini.runtime.xla import Jit
 from dalle_mini.text import CaptionTokenizer
@@ -114,13 +115,16 @@ class ClipRanker:
         beyond the model's positions (77 in the published one), truncated.
         """
         text = self._text_embeds(self._state, *self._read(prompt))  # [1, projection_dim]
-        scores = np.empty(len(images), np.float32)
-        for start in range(0, len(images), self.chunk):
+
+        def scored(start: int) -> np.ndarray:
             pixels = clip_pixels(images[start : start + self.chunk], self.preprocessor_config)
             count = len(pixels)
             pixels = np.pad(pixels, ((0, self.chunk - count), (0, 0), (0, 0), (0, 0)))
-            scores[start : start + count] = np.asarray(self._image_logits(self._state, pixels, text))[:count, 0]
-        return scores
+            return np.asarray(self._image_logits(self._state, pixels, text))[:count, 0]
+
+        threads = len(workers(jax.local_devices()[:1]))
+        found = side_by_side(scored, range(0, len(images), self.chunk), threads)
+        return np.concatenate([np.empty(0, np.float32), *found])
 
     def compile(self) -> None:
         """Be ready for the first call of `scores`."""

@@ -1,7 +1,7 @@
 """Which images share a call of the decoder: requests to groups, a group to calls, a call to the decoder's arguments.
 
-Prompts of few candidates are drawn together, many candidates of one prompt in several calls. An image is the same
-either way: its key depends on seed, prompt and number alone.
+Prompts of few candidates are drawn together, many candidates of one prompt in several calls. The cores of a CPU divide
+the images of a call. An image is the same either way: its key depends on seed, prompt and number alone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,10 +19,15 @@ import numpy as np
 from dalle_mini.generation.canvas import Canvas
 from dalle_mini.generation.memory import chunked
 from dalle_mini.generation.sampling import stack
-from dalle_mini.generation.windows import window_of
+from dalle_mini.generation.windows import SMALL, window_of
 from dalle_mini.models.linear import LEAST_ROWS
 from dalle_mini.models.token_model import TokenModelConfig
 from dalle_mini.settings import SHARED, GenerationSettings
+
+# The fewest rows of a share by the type of the weights, where a model is so large that reading them binds. On two cores
+# two shares of DALL·E mini took these parts of one program's time, with 9 and with 32 guided images: 0.61 and 0.58 in
+# float32, 1.15 and 0.92 in bfloat16, 1.16 and 0.86 in int8; with 2 guided images 1.1 to 1.3 in all types.
+ROWS_OF_LARGE = {"float32": 8, "bfloat16": 32, "float16": 32, "int8": 32}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,27 +71,72 @@ class Group:
         share: candidates of each request that this process draws, the same in every process. Those beyond the last
             candidate are dropped in the end.
         calls: (number of the first candidate, candidates) of each call of the decoder.
+        least: rows of each of the shares that a call is divided into, as of `least_rows`.
     """
 
     requests: list[Request]
     number: int
     share: int
     calls: list[tuple[int, int]]
+    least: int = 1
 
     def window(self, config: TokenModelConfig, devices: Sequence[jax.Device]) -> int:
         """The tokens that a pass of the decoder draws of each image, in all calls of the group."""
-        settings, size = self.requests[0].settings, self.calls[0][1]
-        rows = -(-len(self.requests) * size * (1 + settings.guided) // len(devices))
+        settings, share = self.requests[0].settings, self.shares(self.calls[0][1], devices)[0]
+        rows = -(-share.images * (1 + settings.guided) // len(set(devices)))
         return window_of(settings, config, devices[0].platform, rows)
+
+    def shares(self, size: int, devices: Sequence[jax.Device]) -> list[Share]:
+        """Divide a call of `size` candidates among programs that run at the same time, one each time a device is named.
+
+        All shares are of one size, so that one program is compiled. If the images cannot be divided evenly, the last
+        share begins earlier and draws some images that the one before it draws too. Different devices divide each
+        program, and the call has one share.
+        """
+        count = len(self.requests)
+        rows = count * size * (1 + self.requests[0].settings.guided)
+        programs = max(1, min(len(devices) // len(set(devices)), rows // self.least))
+        of_requests = [Share(part, slice(0, size)) for part in _parts(count, programs)]
+        of_candidates = [Share(slice(0, count), part) for part in _parts(size, programs)]
+        return min(of_requests, of_candidates, key=lambda divided: divided[0].images)
+
+
+class Share(NamedTuple):
+    """The images of a call that one program draws: some candidates of some of its requests."""
+
+    requests: slice
+    candidates: slice
+
+    @property
+    def images(self) -> int:
+        return (self.requests.stop - self.requests.start) * (self.candidates.stop - self.candidates.start)
+
+
+def least_rows(config: TokenModelConfig, weights: str) -> int:
+    """The fewest rows of a share that is drawn by itself, with weights of that type, such as "int8"."""
+    return 1 if config.cache_width <= SMALL else ROWS_OF_LARGE[weights]
+
+
+def _parts(count: int, most: int) -> list[slice]:
+    size = -(-count // most)
+    starts = (min(start, count - size) for start in range(0, count, size))
+    return [slice(start, start + size) for start in starts]
 
 
 def schedule(
-    requests: Sequence[Request], batch_size: int, *, alone: bool = False, processes: int = 1, process: int = 0
+    requests: Sequence[Request],
+    batch_size: int,
+    *,
+    least: int = 1,
+    alone: bool = False,
+    processes: int = 1,
+    process: int = 0,
 ) -> Iterator[Group]:
     """The groups in which requests are drawn by this process, in order.
 
     Args:
         batch_size: images that one call draws at most.
+        least: rows of a share of a call, as of `least_rows`.
         alone: give each request a group of its own, so that it can be watched.
         processes, process: how many share the candidates, and which of them this is.
     """
@@ -95,7 +145,7 @@ def schedule(
         share = -(-together[0].settings.candidates // processes)
         first = together[0].first + process * share
         calls = [(first + start, size) for start, size in chunked(share, batch_size)]
-        yield Group(together, number, share, calls)
+        yield Group(together, number, share, calls, least)
         number += len(together)
 
 
@@ -118,9 +168,10 @@ def decoding_arguments(
 ) -> dict[str, Any]:
     """The arguments of `stream_tokens` for candidates `first` .. `first + count - 1` of each request.
 
-    There are some more candidates than asked for, where that makes even shares.
+    There are some more candidates than asked for, where several devices need them to divide the work evenly.
     """
-    rows = _candidates(len(devices), len(group), count, window * (1 + group[0].settings.guided))
+    different = len(set(devices))
+    rows = _candidates(different, len(group), count, window * (1 + group[0].settings.guided))
     keys = image_keys([(one.settings.seed, one.prompt) for one in group], np.arange(first, first + rows))
     forced = [one.canvas.forced(row) for one, row in zip(group, keys, strict=True) if one.canvas is not None]
     ids, mask = (np.stack([getattr(one, name) for one in group], axis=1) for name in ("ids", "mask"))  # [2, P, S]
@@ -135,7 +186,7 @@ def decoding_arguments(
         "sampler": group[0].settings.sampler,
         "window": window,
         "forced": np.stack(forced) if forced else None,
-        "devices": devices if len(devices) > 1 else None,
+        "devices": devices if different > 1 else None,
     }
 
 

@@ -16,6 +16,7 @@ types, and those that sum few terms.
 import functools
 import os
 import re
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -59,13 +60,16 @@ class Jit:
     def __init__(self, function: Callable, *, short_sums: bool = False, **options: Any):
         self._function, self._short_sums, self._options = function, short_sums, options
         self._programs: dict[Any, Callable] = {}
+        self._turn = threading.RLock()  # several threads that begin at once would all compile the same program
         functools.update_wrapper(self, function)
 
     def __call__(self, *arguments: Any) -> Any:
-        return self._program(arguments)(*arguments)
+        with self._turn:
+            return self._program(arguments)(*arguments)
 
     def lower(self, *arguments: Any) -> Any:
-        return self._program(arguments).lower(*arguments)
+        with self._turn:
+            return self._program(arguments).lower(*arguments)
 
     def eval_shape(self, *arguments: Any) -> Any:
         return self._program(arguments).eval_shape(*arguments)

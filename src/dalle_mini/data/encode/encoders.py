@@ -1,4 +1,7 @@
-"""The VQGAN's encoder, and CLIP where it is asked, on every local device: batches of one shape, devices in turn."""
+"""The VQGAN's encoder, and CLIP where it is asked, on every local device: batches of one shape, devices in turn.
+
+On a CPU several batches are encoded at the same time, one on each core.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from dalle_mini.generation.memory import calls_that_fit, encoding_bytes
 from dalle_mini.imaging.clip_pixels import clip_pixels
 from dalle_mini.models.image_tokenizer import ImageTokenizer, load_image_tokenizer
+from dalle_mini.runtime.cores import workers
 from dalle_mini.runtime.xla import Jit
 from dalle_mini.weights.bundle import SHIPPED_NAME, find_part
 
@@ -57,7 +62,7 @@ class Networks:
         ranker: CLIP, where scores are wanted.
         batch_size: pictures of every call: fewer are padded, so that one program is compiled and a picture's tokens
             depend on its batch alone.
-        devices: those of this host by default.
+        devices: those of this host by default. A CPU that is the only one encodes on each of its cores.
     """
 
     def __init__(
@@ -68,9 +73,13 @@ class Networks:
         devices: Sequence[jax.Device] | None = None,
     ) -> None:
         self.tokenizer, self.batch_size, self._ranker = vqgan, batch_size, ranker
-        self.devices, self._turn = list(devices or jax.local_devices()), 0
+        self.devices, self._turn = workers(devices or jax.local_devices()), 0
         self._vqgan, state = nnx.split(vqgan)
         self._states = self._on_each(state)
+        # The programs that one thread calls on a CPU run one after another. Other devices need no threads.
+        self._cores: ThreadPoolExecutor | None = None
+        if len(self.devices) > len(self._states):
+            self._cores = ThreadPoolExecutor(calls_that_fit(self.devices, encoding_bytes(vqgan, batch_size)))
         if ranker is not None:
             self._clip, state = nnx.split(ranker.clip)
             self._clip_states = self._on_each(state)
@@ -82,30 +91,37 @@ class Networks:
         Returns a function that waits for the tokens, int32 [n, image_length], and the scores, float32 [n] or None.
         Until it has returned, `images` must stay as they are.
         """
-        count, turn = len(images), self._turn
-        device, self._turn = self.devices[turn], (turn + 1) % len(self.devices)
+        count, device = len(images), self.devices[self._turn]
+        self._turn = (self._turn + 1) % len(self.devices)
         if count < self.batch_size:
             images = np.pad(images, ((0, self.batch_size - count), (0, 0), (0, 0), (0, 0)))
-        tokens = _encode(self._vqgan, self._states[turn], jax.device_put(images, device))
-        scores = None if self._ranker is None else self._score(self._ranker, turn, images, captions)
+        if self._cores is None:
+            return self._begin(device, images, captions, count)
+        return self._cores.submit(lambda: self._begin(device, images, captions, count)()).result
+
+    def _begin(
+        self, device: jax.Device, images: np.ndarray, captions: Sequence[str], count: int
+    ) -> Callable[[], tuple[np.ndarray, np.ndarray | None]]:
+        tokens = _encode(self._vqgan, self._states[device], jax.device_put(images, device))
+        scores = None if self._ranker is None else self._score(self._ranker, device, images, captions)
 
         def finish() -> tuple[np.ndarray, np.ndarray | None]:
             return np.asarray(tokens)[:count], None if scores is None else np.asarray(scores)[:count]
 
         return finish
 
-    def _score(self, ranker: ClipRanker, turn: int, images: np.ndarray, captions: Sequence[str]) -> jax.Array:
+    def _score(self, ranker: ClipRanker, device: jax.Device, images: np.ndarray, captions: Sequence[str]) -> jax.Array:
         """CLIP's cosine of each picture, as the VQGAN sees it, and its own caption."""
         texts = [*captions, *[""] * (self.batch_size - len(captions))]
         length = ranker.clip.config.text.max_position_embeddings
         config = ranker.preprocessor_config
         chunks = [images[start : start + CHUNK] for start in range(0, len(images), CHUNK)]
         pixels = np.concatenate(list(self._threads.map(lambda chunk: clip_pixels(chunk, config), chunks)))
-        inputs = jax.device_put((pixels, *ranker.tokenizer(texts, max_length=length)), self.devices[turn])
-        return _cosines(self._clip, self._clip_states[turn], *inputs)
+        inputs = jax.device_put((pixels, *ranker.tokenizer(texts, max_length=length)), device)
+        return _cosines(self._clip, self._clip_states[device], *inputs)
 
-    def _on_each(self, state: nnx.State) -> list[nnx.State]:
-        return [jax.device_put(state, device) for device in self.devices]
+    def _on_each(self, state: nnx.State) -> dict[jax.Device, nnx.State]:
+        return {device: jax.device_put(state, device) for device in set(self.devices)}
 
 
 @partial(Jit, static_argnums=0)

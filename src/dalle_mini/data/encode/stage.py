@@ -6,7 +6,6 @@ their reasons. Duplicates, splits and shards, which concern the dataset as a who
 
 import io
 import json
-import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from dalle_mini.data.sources.reasons import CLIP_SCORE
 from dalle_mini.data.tokens.shards import schema
 from dalle_mini.errors import UserError
 from dalle_mini.models.image_tokenizer import TokenGrid
+from dalle_mini.runtime.cores import usable_cores
 from dalle_mini.runtime.folders import WORK, LocalFolder, RemoteFolder
 from dalle_mini.runtime.hashing import hash_64
 from dalle_mini.runtime.parsing import convert, parse_json
@@ -136,11 +136,6 @@ def encode_parts(
                 finish_oldest()
         while waiting:
             finish_oldest()
-
-
-def usable_cores() -> int:
-    """That this process may use, which may be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
