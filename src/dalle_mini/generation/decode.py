@@ -19,7 +19,7 @@ next pass's drafts. Every image has its own window, so none waits for another.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -42,7 +42,7 @@ from dalle_mini.generation.programs import (
 )
 from dalle_mini.generation.sampling import guidance_at, guide, mask_beyond, sample
 from dalle_mini.models.token_model import TokenModel, TokenModelConfig
-from dalle_mini.runtime.xla import Jit
+from dalle_mini.runtime.xla import WHOLE_LOOPS, Jit
 from dalle_mini.settings import SamplingParams
 
 UNDRAWABLE = -1  # the token where the logits are not numbers: the weights are damaged, or too large for their type
@@ -96,6 +96,7 @@ def stream_tokens(
       window: positions that a pass of the network draws. 1 is sequential decoding. More of them draw the same tokens,
         but for rounding, in fewer passes of more work each.
       sampler: "id" or "rank", as in `GenerationSettings`.
+      loop: the form of the loop over the passes, for GPUs. The tokens do not depend on it.
       devices: share the captions where their number is a multiple of the devices', else the candidates. None computes
         where the model is.
 
@@ -201,22 +202,44 @@ def prefill(programs: Programs, params, text, keys) -> tuple[Any, DecodeState]:
     return programs.on_each_device(run, (ALL, TEXT, IMAGES), (CONTEXT, programs.state))(params, text, keys)
 
 
-@partial(Jit, short_sums=True, static_argnums=0, donate_argnames="state")
+def _on_gpu(programs: Programs, *_) -> dict[str, str]:
+    return WHOLE_LOOPS if programs.loop.graph else {}
+
+
+@partial(Jit, short_sums=True, on_gpu=_on_gpu, static_argnums=0, donate_argnames="state")
 def decode_steps(programs: Programs, params, context, state, keys, stop, sampling, forced) -> DecodeState:
     """Draw until the first `stop` tokens of every image are final."""
 
     def run(params, context, state, keys, stop, sampling, forced):
         model: TokenModel = nnx.merge(programs.graphdef, params)
         context = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), context)  # [G P, ...]
-        a_pass = one_step if programs.window == 1 else one_window
+        step = one_step if programs.window == 1 else one_window
+
+        def a_pass(state):
+            return step(programs, model, context, state, keys, sampling, forced)
+
         return jax.lax.while_loop(
-            lambda state: jnp.any(state.position < stop),
-            lambda state: a_pass(programs, model, context, state, keys, sampling, forced),
-            state,
+            lambda state: jnp.any(state.position < stop), partial(iteration, programs, a_pass, stop), state
         )
 
     ins = (ALL, CONTEXT, programs.state, IMAGES, ALL, PROMPTS, IMAGES)
     return programs.on_each_device(run, ins, programs.state)(params, context, state, keys, stop, sampling, forced)
+
+
+def iteration(programs: Programs, a_pass: Callable[[DecodeState], DecodeState], stop, state) -> DecodeState:
+    """The passes of one iteration of the loop. Those after the first `stop` tokens are final change nothing."""
+    if programs.loop.passes == 1:
+        return a_pass(state)
+
+    def unless_done(_, state):
+        done = jnp.all(state.position >= stop)
+        # Where it is done, the cache is written with what it holds already, or with what the next pass writes anyway.
+        again = state if programs.window > 1 else state._replace(position=jnp.minimum(state.position, stop - 1))
+        drawn = a_pass(again)
+        kept = jax.tree.map(partial(jnp.where, done), state._replace(cache=None), drawn._replace(cache=None))
+        return kept._replace(cache=drawn.cache)
+
+    return jax.lax.fori_loop(0, programs.loop.passes, unless_done, state, unroll=programs.loop.unrolled)
 
 
 def one_step(programs: Programs, model: TokenModel, context, state: DecodeState, keys, sampling, forced) -> DecodeState:

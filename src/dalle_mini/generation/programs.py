@@ -29,6 +29,26 @@ class DecodeState(NamedTuple):
     cache: Any  # the network's, G P C rows; on several devices one device's rows after another's
 
 
+class Loop(NamedTuple):
+    """The form of the decoding loop. Every form draws the same tokens; the default is for CPUs and TPUs.
+
+    On a GPU the host asks after each iteration whether another one follows, and the GPU waits for its answer.
+
+    Attributes:
+      passes: of one iteration. Those after the end are computed in vain.
+      unrolled: the program has a copy of the pass for each. Otherwise they are an inner loop of fixed length, which
+        compiles as fast as one pass, and for which a GPU does not ask.
+      graph: the whole loop is one CUDA graph, so a GPU never asks. Other platforms ignore it.
+    """
+
+    passes: int = 1
+    unrolled: bool = False
+    graph: bool = False
+
+
+PASS_BY_PASS = Loop()
+
+
 @dataclasses.dataclass(frozen=True)
 class Programs:
     """The static arguments of the two programs.
@@ -40,6 +60,7 @@ class Programs:
       codebook_size: ids from here on are never sampled.
       sampler: one of `SAMPLERS`.
       window: the positions of a pass; 1 is sequential decoding.
+      loop: the form of the loop over the passes.
       mesh: the devices that share the work, of `mesh_of`; None where there is one.
     """
 
@@ -50,6 +71,7 @@ class Programs:
     codebook_size: int
     sampler: str
     window: int
+    loop: Loop = PASS_BY_PASS
     mesh: Mesh | None = None
 
     @property
@@ -99,10 +121,12 @@ def call_of(
     devices: Sequence[jax.Device] | None = None,
     sampler: str = SAMPLERS[0],
     window: int = 1,
+    loop: Loop = PASS_BY_PASS,
     **rule,
 ) -> Call:
     """The arguments of `stream_tokens`, checked, as the programs take them."""
     check_whole("window", window, 1)
+    check_whole("loop.passes", loop.passes, 1)
     asked = dataclasses.replace(sampling or SamplingParams(), **rule)
     keys = keys[:, None] if keys.ndim == 1 else keys
     vocabulary = model.vocabulary_size
@@ -126,6 +150,7 @@ def call_of(
         codebook_size=codebook_size,
         sampler=sampler,
         window=min(window, model.image_length),
+        loop=loop,
         mesh=None if devices is None else mesh_of(devices, *keys.shape),
     )
     return Call(programs, params, np.stack(text).astype(np.int32), keys, sampling, kept)

@@ -26,6 +26,15 @@ SMALL = ("bfloat16", "float16", "int8")
 # The releases of jaxlib that know the flag: an unknown one ends the process.
 KNOWN = (0, 10), (0, 13)
 
+# With these options of a program, XLA makes one CUDA graph of a whole loop. By default it leaves WHILE out, makes a
+# graph of the loop's body, and reads the condition on the host. A graph has at least five operations by default, and a
+# loop counts as one: without the second option such a loop would have no graph at all. XLA has had WHILE since December
+# 2024 (openxla/xla#19528); it needs CUDA 12.3. An unknown name in the options of a program does not end the process.
+WHOLE_LOOPS = {
+    "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,CONDITIONAL,WHILE",
+    "xla_gpu_graph_min_graph_size": "1",
+}
+
 
 def ask_for_exact_products() -> None:
     """Set XLA's flag for programs that are not compiled here: a user's own, and those of single operations.
@@ -54,11 +63,18 @@ class Jit:
     """`jax.jit(function, **options)` whose programs are compiled as `compiler_options` says.
 
     A program counts as one in a smaller type if one of its arguments has such a type. A call within another program
-    becomes a part of that program.
+    becomes a part of that program. `on_gpu` tells from the arguments with which options a GPU's compiler is called.
     """
 
-    def __init__(self, function: Callable, *, short_sums: bool = False, **options: Any):
-        self._function, self._short_sums, self._options = function, short_sums, options
+    def __init__(
+        self,
+        function: Callable,
+        *,
+        short_sums: bool = False,
+        on_gpu: Callable[..., dict[str, str]] | None = None,
+        **options: Any,
+    ):
+        self._function, self._short_sums, self._on_gpu, self._options = function, short_sums, on_gpu, options
         self._programs: dict[Any, Callable] = {}
         self._turn = threading.RLock()  # several threads that begin at once would all compile the same program
         functools.update_wrapper(self, function)
@@ -85,8 +101,11 @@ class Jit:
         within = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
         chosen = None
         if not within:
-            chosen = compiler_options(_type(leaves), _platform(leaves), short_sums=self._short_sums)
-        key = None if chosen is None else chosen[FUSIONS]
+            platform = _platform(leaves)
+            chosen = compiler_options(_type(leaves), platform, short_sums=self._short_sums)
+            if self._on_gpu is not None and platform == "gpu" and _is_known():
+                chosen = self._on_gpu(*arguments) or None
+        key = None if chosen is None else ",".join(chosen.values())
         if key not in self._programs:
             self._programs[key] = jax.jit(self._function, compiler_options=chosen, **self._options)
         return self._programs[key]
