@@ -1,5 +1,6 @@
 """The fast decoder against the plain one."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -8,6 +9,7 @@ import pytest
 
 from dalle_mini.generation import generate_tokens
 from dalle_mini.generation.reference import draw_image
+from dalle_mini.generation.sampling import stack
 from dalle_mini.models.dalle_bart import DalleBart
 from dalle_mini.settings import SamplingParams
 
@@ -24,37 +26,36 @@ def golden():
     return dict(np.load(GOLDEN / "e_megalike_fp16_scan" / "golden.npz"))
 
 
+# Settings that one program draws: as many rows as settings, times the captions.
+GREEDY, OWN = SamplingParams(guidance=1.0, top_k=1), SamplingParams(guidance=1.0)
+TOGETHER = {
+    "unguided": [GREEDY, OWN],
+    "guided": [SamplingParams(top_k=1), SamplingParams(), SamplingParams(guidance=3.0, last_guidance=1.3)],
+    "top-p": [SamplingParams(temperature=2.5, top_k=20, top_p=0.9), SamplingParams(guidance=1.0, top_k=5, top_p=0.8)],
+    "no top-k": [SamplingParams(guidance=2.0, temperature=3.0, top_k=0), SamplingParams(guidance=2.0, top_k=9)],
+    "top-p alone": [SamplingParams(guidance=2.0, top_k=0, top_p=0.95)],
+}
+
+
 @pytest.mark.parametrize(("window", "sampler"), [(1, "rank"), (5, "id")])
-@pytest.mark.parametrize("uncond", ["the empty caption", "another caption"])
-@pytest.mark.parametrize(
-    "sampling",
-    [
-        SamplingParams(guidance=1.0, top_k=1),
-        SamplingParams(top_k=1),
-        SamplingParams(guidance=1.0),
-        SamplingParams(),
-        SamplingParams(guidance=3.0, last_guidance=1.3),
-        SamplingParams(temperature=2.5, top_k=20, top_p=0.9),
-        SamplingParams(guidance=2.0, top_k=0, top_p=0.95),
-        SamplingParams(guidance=2.0, temperature=3.0, top_k=0),
-    ],
-    ids=["greedy", "guided-greedy", "sampled", "guided", "schedule", "top-k-and-p", "top-p", "unlimited"],
-)
-def test_the_fast_decoder_draws_the_same_tokens(model, golden, sampling, uncond, window, sampler):
-    """Tokens for three prompts with two candidates each, drawn together."""
-    keys = jax.random.split(jax.random.key(3), (3, 2))
-    texts = golden["input_ids"], golden["attention_mask"]
-    other = golden["input_ids_uncond"], golden["attention_mask_uncond"]
-    if uncond == "another caption":
-        other = tuple(part[::-1] for part in texts)
+@pytest.mark.parametrize("settings", TOGETHER.values(), ids=TOGETHER)
+def test_the_fast_decoder_draws_the_same_tokens(model, golden, settings, window, sampler):
+    """Three captions with each of the settings, in one call. For every other row another caption is the empty one."""
+    top_k = model.config.sampling.top_k
+    each = [dataclasses.replace(one, top_k=top_k if one.top_k is None else one.top_k) for one in settings] * 3
+    rows = np.repeat(np.arange(3), len(settings))
+    texts = [golden[name][rows] for name in ("input_ids", "attention_mask")]
+    others = [golden[f"{name}_uncond"][rows] for name in ("input_ids", "attention_mask")]
+    for other, text in zip(others, texts, strict=True):
+        other[::2] = text[::-1][::2]
+    keys = jax.random.split(jax.random.key(3), len(rows))
     fast = generate_tokens(
-        model, *texts, keys, sampling=sampling, uncond_input_ids=other[0], uncond_attention_mask=other[1],
+        model, *texts, keys, sampling=stack(each), uncond_input_ids=others[0], uncond_attention_mask=others[1],
         codebook_size=64, window=window, sampler=sampler,
     )  # fmt: skip
-    for row in range(3):
-        text, against = ([part[row] for part in both] for both in (texts, other))
-        options = {"uncond": against, "codebook_size": 64, "sampler": sampler}
-        plain = [draw_image(model, text, key, sampling, **options) for key in keys[row]]
+    for row, one in enumerate(each):
+        text, against = ([part[row] for part in both] for both in (texts, others))
+        plain = draw_image(model, text, keys[row], one, uncond=against, codebook_size=64, sampler=sampler)
         np.testing.assert_array_equal(fast[row], plain)
 
 
