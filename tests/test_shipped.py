@@ -48,6 +48,7 @@ def known():
     return {name: by_name[name] for name in json.loads((SHIPPED / "emoji.json").read_text())}
 
 
+@pytest.mark.slow
 def test_the_background_is_what_is_asked_for(pipe):
     blue, green = pipe.generate(
         ["a lion on a blue background", "a lion on a green background"], candidates=8, keep=1, seed=0
@@ -113,6 +114,7 @@ def test_draws_what_is_asked_for(pipe, known):
         assert (seen.name, seen.color) == (name, color)
 
 
+@pytest.mark.slow
 def test_draws_two_where_they_are_asked_for(pipe, known):
     """The same two emoji, the other way round: who reads the caption as a bag of words draws one of them wrong."""
     judge = SceneJudge(128, list(known.values()), scales=(TINY, WIDTH))

@@ -15,7 +15,7 @@ from PIL import Image
 
 from dalle_mini.cli import main
 
-pytestmark = pytest.mark.smoke
+pytestmark = [pytest.mark.smoke, pytest.mark.slow]
 
 SMALL = """\
 network: seq2seq

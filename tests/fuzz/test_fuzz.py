@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-QUICK, SLOW, HOURS = 60, 200, 2200  # of a reader's cases, where the quick ones, the slow ones and all end
+QUICK, SLOW, HOURS = 30, 200, 2200  # of a reader's cases, where the quick ones, the slow ones and all end
 
 
 def run(start: int, stop: int) -> subprocess.CompletedProcess:

@@ -78,6 +78,7 @@ def test_k_means_has_no_twins(tool):
     assert apart[0] < 1e-5 and apart[1] > 1e-3
 
 
+@pytest.mark.slow
 def test_codes_copy_patches_and_only_the_decoder_learns(tool, scenes, tmp_path):
     make_codebook, train_vqgan = tool("make_codebook"), tool("train_vqgan")
     make_codebook.make(tmp_path / "codebook", pictures=60, patches=3000, rounds=4, model=MODEL)
