@@ -3,10 +3,10 @@
     python benchmarks/generation.py --size mini --candidates 1 9 --dtype float32 bfloat16
     python benchmarks/generation.py --size mini --peer .peer/bin/python      # min-dalle in the same run
 
-Random weights of the published shapes, guidance on. For each row: milliseconds a token step (the median over the
-stretches between pauses), seconds of the VQGAN, peak memory of a process that does only this, and the floor: the
-decoder's weights and the cache read at the bandwidth, or the arithmetic at the rate of large products of the same
-type, both measured just before, whichever takes longer.
+Random weights of the published shapes, guidance on, drawn on all cores as `dalle-mini generate` does. For each row:
+milliseconds a token step (the median over the stretches between pauses), seconds of the VQGAN, peak memory of a process
+that does only this, and the floor: the decoder's weights and the cache read at the bandwidth, or the arithmetic at the
+rate of large products of the same type, both measured just before, whichever takes longer.
 As `dalle-mini generate` does, it begins once more with huge pages where Linux has them
 (`dalle_mini/runtime/huge_pages.py`).
 `--peer` names a Python that has min-dalle (`python -m venv .peer && .peer/bin/pip install min-dalle torch`), which runs
@@ -32,11 +32,14 @@ from flax import nnx
 
 from dalle_mini.generation import stream_tokens
 from dalle_mini.generation.decode import CACHES
-from dalle_mini.generation.optimize import compute_dtypes, optimize_for_decoding
+from dalle_mini.generation.optimize import compute_dtypes, optimize_for_decoding, weight_type
 from dalle_mini.generation.pixels import PixelDecoder
+from dalle_mini.generation.scheduling import Group, Request, least_rows
 from dalle_mini.models import VQGAN, DalleBart
 from dalle_mini.models.config import DalleBartConfig, VQGANConfig
+from dalle_mini.runtime.cores import side_by_side, workers
 from dalle_mini.runtime.huge_pages import TUNABLES, start_again_with_huge_pages
+from dalle_mini.settings import GenerationSettings
 from dalle_mini.weights.pretrained import flatten, unflatten
 
 MINI = DalleBartConfig(encoder_ffn_dim=2730, decoder_ffn_dim=2730)
@@ -124,15 +127,19 @@ def measure(model, vqgan, candidates, bandwidth, rate) -> dict:
     keys = jax.random.split(jax.random.key(0), (1, candidates))
     ids, mask = np.ones((1, config.max_text_length), np.int32), np.ones((1, config.max_text_length), np.int32)
     uncond = {"uncond_input_ids": ids, "uncond_attention_mask": mask}
+    devices = workers(jax.devices()[:1])
+    request = Request("", "", GenerationSettings(guidance=10.0), ids, mask)
+    group = Group([request], 0, candidates, [(0, candidates)], least_rows(config, weight_type(model)))
+    shares = [keys[share] for share in group.shares(candidates, devices)]
 
-    def run(pauses: int) -> tuple[list[float], jax.Array]:
+    def run(pauses: int) -> tuple[list[float], np.ndarray]:
         """When each of the first pauses was reached, from the start; and the tokens then."""
         times, start = [], time.perf_counter()
-        stream = stream_tokens(model, ids, mask, keys, guidance=10.0, every=EVERY, **uncond)
-        for _, tokens in itertools.islice(stream, pauses):
-            jax.block_until_ready(tokens)
+        streams = [stream_tokens(model, ids, mask, some, guidance=10.0, every=EVERY, **uncond) for some in shares]
+        for _ in range(pauses):
+            seen = list(side_by_side(lambda stream: np.asarray(next(stream)[1])[0], streams, len(streams)))
             times.append(time.perf_counter() - start)
-        return times, tokens[0]
+        return times, np.concatenate(seen)[:candidates]
 
     times, tokens = run(config.image_length // EVERY)
     # The other stretches hold compilation: of the first program, and of one for each larger cache.
@@ -140,7 +147,7 @@ def measure(model, vqgan, candidates, bandwidth, rate) -> dict:
     steps = [step for number, step in enumerate(np.diff(times) / EVERY, 1) if number % compiling]
     step = float(np.median(steps))
     prefill = run(1)[0][0] - EVERY * steps[0]  # which had a cache as short
-    decode = PixelDecoder(vqgan, jax.devices()[:1])
+    decode = PixelDecoder(vqgan, devices)
     tokens = np.minimum(tokens, vqgan.config.n_embed - 1)
     decode(tokens[:1])
     seconds = []
