@@ -15,6 +15,7 @@ from dalle_mini.emoji.scene_judge import SceneJudge
 from dalle_mini.emoji.tidy import TINY, WIDTH
 from dalle_mini.models.fingerprint import stored_fingerprint
 from dalle_mini.pipeline import SHIPPED, DalleMini
+from dalle_mini.runtime import cores
 from dalle_mini.settings import GenerationSettings
 from dalle_mini.weights.bundle import SHIPPED_TOKENS
 
@@ -131,6 +132,18 @@ def test_a_picture_depends_on_its_own_seed_prompt_and_number_alone(pipe):
     one = pipe.generate(["a red apple"], candidates=1, keep=1, seed=3)[0]
     _, seven = pipe.generate(["a rocket", "a red apple"], candidates=7, keep=7, seed=3)
     np.testing.assert_array_equal(one.tokens[0], seven.tokens[seven.indices.index(0)])
+
+
+@pytest.mark.slow
+def test_cores_draw_what_one_draws(monkeypatch):
+    drawn = []
+    for count in (1, 2, 3, 8):
+        monkeypatch.setattr(cores, "usable_cores", lambda count=count: count)
+        on_cores = DalleMini.from_pretrained()
+        (result,) = on_cores.generate(["a red apple on a blue background"], candidates=5, keep=5)
+        images = np.stack([np.asarray(image) for image in result.images])
+        drawn.append((result.tokens.tolist(), images.tolist(), result.indices, result.scores))
+    assert drawn[1:] == drawn[:1] * 3
 
 
 @pytest.mark.slow
