@@ -1,6 +1,6 @@
 """min-dalle's own modules with random weights, timed: `min_dalle_peer.py SIZE DTYPE CANDIDATES...`, a JSON line each.
 
-Run by `generation.py --peer` with a Python that has min-dalle installed; the weights need not be downloaded.
+Run by `generation.py --peer` and by `gpu.py`, with a Python that has min-dalle. The weights need not be downloaded.
 """
 
 import contextlib
@@ -18,14 +18,15 @@ STEPS, SKIPPED, DECODED = 40, 8, 3
 
 def main() -> None:
     size, dtype, *counts = sys.argv[1:]
-    mega, dtype = size == "mega", getattr(torch, dtype)
+    mega, tiny, dtype = size == "mega", size == "tiny", getattr(torch, dtype)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_grad_enabled(False)
+    torch.set_default_device(device)  # random weights of mega take a minute on a CPU
     sizes = {
         "attention_head_count": 32 if mega else 16,
         "embed_count": 2048 if mega else 1024,
         "glu_embed_count": 4096 if mega else 2730,
-        "layer_count": 24 if mega else 12,
+        "layer_count": 24 if mega else 2 if tiny else 12,
         "device": device,
     }
     vocabulary = 50272 if mega else 50264

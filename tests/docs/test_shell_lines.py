@@ -245,6 +245,7 @@ EARLIER = [
 SHORTER = [
     (r"\btrain finetune-emoji\b", "loop.steps=2 loop.batch_size=2 loop.eval_every=2 training.optimizer.warmup_steps=1"),
     (r"\bgenerate (?!.*(--candidates|--replay))", "--candidates 4"),
+    (r"^python benchmarks/gpu\.py ", "--size tiny"),
 ]
 BLOCKS = {
     f"{page}:{block}": list(lines) for (page, block), lines in groupby(LINES, key=lambda line: (line.page, line.block))
