@@ -91,7 +91,7 @@ def add_encode(verbs) -> None:
         type=int,
         help="... of N parts (default: read from the environment of an array job)",
     )
-    parser.set_defaults(run=run_encode, computes=True, extra="data")
+    parser.set_defaults(run=run_encode, extra="data")
 
 
 def run_encode(args: argparse.Namespace) -> int:

@@ -93,7 +93,7 @@ def add_generate(verbs) -> None:
     )
     add("--replay", metavar="FILE", type=expanded, help="draw one image of this results.json again")
     add("--index", metavar="N", type=int, help="the number of that image: 3 is 03.png (default: 1)")
-    parser.set_defaults(run=run_generate, computes=True)
+    parser.set_defaults(run=run_generate)
 
 
 def run_generate(args: argparse.Namespace) -> int:

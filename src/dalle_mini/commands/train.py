@@ -53,7 +53,7 @@ def add_train(verbs) -> None:
     add("--resume", choices=RESUME, default="auto", help="auto continues a run in the folder; never refuses to")
     add("--allow-changes", action="store_true", help="continue the run although new settings change what it learns")
     add_distributed_option(add)
-    parser.set_defaults(run=run_train, computes=True, meanwhile=_listening)
+    parser.set_defaults(run=run_train, meanwhile=_listening)
 
 
 class ListRecipes(argparse.Action):
