@@ -253,7 +253,7 @@ class Engine:
             streams.append(decode_tokens(self.model, every=pause, **arguments))
         for decoded in _together(parts, streams):
             if report.is_watched:
-                report.reach("passes", passes_before + int(np.max(decoded.passes)))
+                report.reach("passes", passes_before + int(np.asarray(decoded.passes).max()))
                 report.reach("tokens", before + decoded.drawn * size * len(requests))
             yield decoded
 

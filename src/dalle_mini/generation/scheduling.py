@@ -173,7 +173,9 @@ def decoding_arguments(
     different = len(set(devices))
     rows = _candidates(different, len(group), count, window * (1 + group[0].settings.guided))
     keys = image_keys([(one.settings.seed, one.prompt) for one in group], np.arange(first, first + rows))
-    forced = [one.canvas.forced(row) for one, row in zip(group, keys, strict=True) if one.canvas is not None]
+    canvases = [one.canvas for one in group if one.canvas is not None]  # of all or of none
+    # A row of the keys is a program, which takes some 8 ms to be found at the first time.
+    forced = [canvas.forced(keys[number]) for number, canvas in enumerate(canvases)]
     ids, mask = (np.stack([getattr(one, name) for one in group], axis=1) for name in ("ids", "mask"))  # [2, P, S]
     return {
         "input_ids": ids[0],

@@ -53,7 +53,7 @@ class WinogradConv(nnx.Module):
 
     def __init__(self, conv: nnx.Conv):
         kernel = np.tensordot(KERNEL, np.asarray(conv.kernel[...], np.float64), axes=1)
-        self.kernel = nnx.Param(jnp.asarray(kernel[:, None], jnp.float32))
+        self.kernel = nnx.Param(jnp.asarray(kernel[:, None].astype(np.float32)))
         self.bias = None if conv.bias is None else nnx.Param(conv.bias[...])
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -80,7 +80,7 @@ class PhaseUpsample(nnx.Module):
         assert conv is not None and conv.bias is not None  # `by_phases` passes the others over
         kernel, self.bias = np.asarray(conv.kernel[...], np.float64), conv.bias
         kernel = np.einsum("yti,xsj,ijck->tscyxk", PHASES, PHASES, kernel, optimize=True)
-        self.kernel = nnx.Param(jnp.asarray(kernel.reshape(*kernel.shape[:3], -1), jnp.float32))
+        self.kernel = nnx.Param(jnp.asarray(kernel.reshape(*kernel.shape[:3], -1).astype(np.float32)))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         batch, height, width, _ = x.shape
