@@ -16,7 +16,6 @@ from dalle_mini.runtime.libtpu import quiet_libtpu
 from dalle_mini.training.run.preemption import held_back
 from dalle_mini.version import __version__
 
-
 COMPUTING = ("generate", "encode", "train")  # the verbs that run networks
 # Objects that Python makes until it looks for garbage. Imports and tracing make many that stay: by Python's own 700 the
 # search takes a twentieth of the time that `generate` takes from the command to the images.

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -6,7 +7,7 @@ import warnings
 import jax
 import pytest
 
-from dalle_mini.runtime import compilation
+from dalle_mini.runtime import compilation, traced
 from dalle_mini.runtime.compilation import keep_compiled
 
 
@@ -20,6 +21,7 @@ def settings(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(compilation.platformdirs, "user_cache_dir", lambda name: str(tmp_path / name))
     jax.config.update("jax_compilation_cache_dir", None)
+    monkeypatch.setattr(traced, "folder", None)
     yield
     for name, value in before.items():
         jax.config.update(name, value)
@@ -28,7 +30,7 @@ def settings(monkeypatch, tmp_path):
 def test_programs_are_kept_in_the_users_cache(tmp_path):
     folder = keep_compiled()
     assert folder.is_dir() and folder.is_relative_to(tmp_path / "dalle-mini")
-    assert jax.config.jax_compilation_cache_dir == str(folder)
+    assert jax.config.jax_compilation_cache_dir == str(folder) and traced.folder == folder
 
 
 def test_another_machine_or_version_has_a_folder_of_its_own(monkeypatch):
@@ -42,13 +44,13 @@ def test_another_machine_or_version_has_a_folder_of_its_own(monkeypatch):
 def test_a_users_choice_stays(monkeypatch, value):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", value)
     assert keep_compiled() is None
-    assert jax.config.jax_compilation_cache_dir is None
+    assert jax.config.jax_compilation_cache_dir is None and traced.folder is None
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path):
     (tmp_path / "dalle-mini").write_text("in the way")
     assert keep_compiled() is None
-    assert jax.config.jax_compilation_cache_dir is None
+    assert jax.config.jax_compilation_cache_dir is None and traced.folder is None
 
 
 def test_a_cache_that_others_may_write_to_is_done_without(tmp_path, caplog):
@@ -56,7 +58,7 @@ def test_a_cache_that_others_may_write_to_is_done_without(tmp_path, caplog):
     (tmp_path / "dalle-mini").chmod(0o777)
     assert keep_compiled() is None
     assert "dalle-mini may be written by other users" in caplog.text and "XDG_CACHE_HOME" in caplog.text
-    assert jax.config.jax_compilation_cache_dir is None
+    assert jax.config.jax_compilation_cache_dir is None and traced.folder is None
 
 
 # By these the tests keep compiled programs; a command chooses its folder itself.
@@ -97,18 +99,27 @@ def test_a_full_disk_is_told_once(tmp_path):
     assert done.stderr.count("\n") == 1 and "compiled programs cannot be kept (OSError" in done.stderr
 
 
-def test_a_second_run_of_the_command_compiles_nothing(golden_bundle, tmp_path):
+def test_a_second_run_of_the_command_traces_and_compiles_nothing(golden_bundle, tmp_path):
     environment = {name: value for name, value in os.environ.items() if name not in KEEPING}
     environment |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "dalle_mini.cli", "generate", "a boat", "--candidates", "2"]
     command += ["--model", str(golden_bundle), "--output", str(tmp_path / "out")]
 
-    def kept() -> set[str]:
-        subprocess.run(command, check=True, capture_output=True, env=environment, cwd=tmp_path)
-        return {path.name for path in (tmp_path / "cache").rglob("*-cache")}
+    def drawn(number: int, **more: str) -> tuple[str, list]:
+        subprocess.run(command, check=True, capture_output=True, env=environment | more, cwd=tmp_path)
+        folder = tmp_path / "out" / ("a-boat" if number == 1 else f"a-boat-{number}")
+        report = json.loads((folder / "results.json").read_text())
+        return (folder / "01.png").read_bytes(), [picture["score"] for picture in report["pictures"]]
 
-    first = kept()
-    assert first and kept() == first
+    def kept() -> dict[str, int]:
+        files = (path for path in (tmp_path / "cache").rglob("*") if path.is_file())
+        return {path.name: path.stat().st_mtime_ns for path in files if not path.name.endswith("-atime")}
+
+    first, before = drawn(1), kept()
+    programs = {name.partition("-")[0] for name in before if name.endswith(".traced")}
+    assert programs == {"prefill", "decode_steps", "decode", "text_embeds", "image_logits"}
+    assert drawn(2) == first and kept() == before
+    assert drawn(3, JAX_COMPILATION_CACHE_DIR="") == first  # nothing is kept, and all is traced
 
 
 AHEAD = """

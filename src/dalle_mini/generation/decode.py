@@ -165,7 +165,7 @@ def compile_tokens(
     model = nnx.merge(*optimized_shapes(config, dtype, int8=int8))
     call = call_of(model, input_ids, attention_mask, keys, **options)
     prefill.lower(call.programs, call.params, call.text, call.keys).compile()
-    context, state = jax.eval_shape(partial(prefill, call.programs), call.params, call.text, call.keys)
+    context, state = prefill.eval_shape(call.programs, call.params, call.text, call.keys)
     for room in cache_lengths(model, call.programs.window):
         state = state._replace(cache=jax.eval_shape(partial(model.grow, room=room), state.cache))
         stop = np.int32(room)
@@ -185,7 +185,7 @@ def cache_lengths(model: TokenModel, window: int = 1) -> list[int]:
     return sorted({-(-length * part // parts) for part in range(1, parts + 1)})
 
 
-@partial(Jit, static_argnums=0)
+@partial(Jit, kept=(), static_argnums=0)
 def prefill(programs: Programs, params, text, keys) -> tuple[Any, DecodeState]:
     """Read the captions, `text` int [G, 2, P, S]; returns their context, leaves [G, P, ...], and the first state."""
 
@@ -206,7 +206,7 @@ def _on_gpu(programs: Programs, *_) -> dict[str, str]:
     return WHOLE_LOOPS if programs.loop.graph else {}
 
 
-@partial(Jit, short_sums=True, on_gpu=_on_gpu, static_argnums=0, donate_argnames="state")
+@partial(Jit, short_sums=True, on_gpu=_on_gpu, kept=(), static_argnums=0, donate_argnames="state")
 def decode_steps(programs: Programs, params, context, state, keys, stop, sampling, forced) -> DecodeState:
     """Draw until the first `stop` tokens of every image are final."""
 

@@ -41,7 +41,7 @@ class PixelDecoder:
         def decode(state, tokens, width):
             return nnx.merge(graphdef, state).decode(tokens, width)
 
-        self._decode = Jit(decode, static_argnums=2)
+        self._decode = Jit(decode, kept=(graphdef,), static_argnums=2)
 
     def compile(self, count: int) -> None:
         """Be ready for so many images."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from flax import nnx
+from jax import export
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dalle_mini.generation.sampling import is_guided, resolve
@@ -27,6 +28,9 @@ class DecodeState(NamedTuple):
     passes: jax.Array  # int32, passes of the network so far
     tokens: jax.Array  # int32 [P, C, image_length], drafts from the position on
     cache: Any  # the network's, G P C rows; on several devices one device's rows after another's
+
+
+export.register_namedtuple_serialization(DecodeState, serialized_name="dalle_mini.DecodeState")
 
 
 class Loop(NamedTuple):

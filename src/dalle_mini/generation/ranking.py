@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Self, TypedDict
 
@@ -70,11 +71,11 @@ class ClipRanker:
         self.clip, self.tokenizer, self.preprocessor_config, self.chunk = clip, tokenizer, preprocessor_config, chunk
         graphdef, self._state = nnx.split(clip)
 
-        @Jit
+        @partial(Jit, kept=(graphdef,))
         def text_embeds(state: nnx.State, input_ids: jax.Array, attention_mask: jax.Array) -> jax.Array:
             return nnx.merge(graphdef, state).text_embeds(input_ids, attention_mask)
 
-        @Jit
+        @partial(Jit, kept=(graphdef,))
         def image_logits(state: nnx.State, pixels: jax.Array, text: jax.Array) -> jax.Array:
             clip = nnx.merge(graphdef, state)
             return clip.logits(clip.image_embeds(pixels), text)

@@ -18,6 +18,7 @@ from typing import NamedTuple, cast
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import export
 
 from dalle_mini.models.config import DalleBartConfig
 from dalle_mini.models.layers import (
@@ -272,6 +273,9 @@ class Context(NamedTuple):
 
     cross: list[tuple[jax.Array, jax.Array]]  # keys and values of each layer's cross-attention, [R, H, S, K]
     mask: jax.Array  # bool [R, 1, 1, S]
+
+
+export.register_namedtuple_serialization(Context, serialized_name="dalle_mini.Context")
 
 
 @partial(jax.jit, static_argnums=1)

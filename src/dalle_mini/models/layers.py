@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import export
 
 from dalle_mini.errors import UserError
 from dalle_mini.models.config import DalleBartConfig
@@ -134,6 +135,9 @@ class KVCache(NamedTuple):
 
     keys: jax.Array
     values: jax.Array
+
+
+export.register_namedtuple_serialization(KVCache, serialized_name="dalle_mini.KVCache")
 
 
 def _written(cache: jax.Array, new: jax.Array, positions: jax.Array) -> jax.Array:

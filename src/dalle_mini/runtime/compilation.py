@@ -12,6 +12,7 @@ import jax
 import jaxlib
 import platformdirs
 
+from dalle_mini.runtime import traced
 from dalle_mini.runtime.hashing import short_hash
 from dalle_mini.runtime.private import Unsafe, make_private
 from dalle_mini.version import __version__
@@ -49,6 +50,7 @@ def keep_compiled() -> Path | None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     _mend(folder)
+    traced.folder = folder
     return folder
 
 

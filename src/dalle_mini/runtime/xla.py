@@ -17,8 +17,10 @@ import functools
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+
+from dalle_mini.runtime import traced
 
 FUSIONS = "xla_cpu_experimental_ynn_fusion_type"  # the operations left to YNNPACK; empty: none
 SINGLE_PRODUCTS = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
@@ -63,7 +65,14 @@ class Jit:
     """`jax.jit(function, **options)` whose programs are compiled as `compiler_options` says.
 
     A program counts as one in a smaller type if one of its arguments has such a type. A call within another program
-    becomes a part of that program. `on_gpu` tells from the arguments with which options a GPU's compiler is called.
+    becomes a part of that program.
+
+    Args:
+        function: with positional arguments.
+        short_sums: as in `compiler_options`.
+        on_gpu: tells from the arguments with which options a GPU's compiler is called.
+        kept: all that the function closes over, if what is traced of it may be kept on disk (`traced.py`).
+        options: those of `jax.jit`.
     """
 
     def __init__(
@@ -72,10 +81,12 @@ class Jit:
         *,
         short_sums: bool = False,
         on_gpu: Callable[..., dict[str, str]] | None = None,
+        kept: Sequence[Any] | None = None,
         **options: Any,
     ):
         self._function, self._short_sums, self._on_gpu, self._options = function, short_sums, on_gpu, options
-        self._programs: dict[Any, Callable] = {}
+        self._kept = kept
+        self._programs: dict[Any, Any] = {}
         self._turn = threading.RLock()  # several threads that begin at once would all compile the same program
         functools.update_wrapper(self, function)
 
@@ -92,7 +103,7 @@ class Jit:
 
     def _cache_size(self) -> int:
         """The number of programs that were made, as `jax.jit`'s own method tells it."""
-        return sum(program._cache_size() for program in self._programs.values())  # type: ignore[attr-defined]  # jax's own
+        return sum(program._cache_size() for program in self._programs.values())
 
     def _program(self, arguments: tuple) -> Any:
         import jax
@@ -105,10 +116,16 @@ class Jit:
             chosen = compiler_options(_type(leaves), platform, short_sums=self._short_sums)
             if self._on_gpu is not None and platform == "gpu" and _is_known():
                 chosen = self._on_gpu(*arguments) or None
-        key = None if chosen is None else ",".join(chosen.values())
-        if key not in self._programs:
-            self._programs[key] = jax.jit(self._function, compiler_options=chosen, **self._options)
-        return self._programs[key]
+        key: Any = None if chosen is None else ",".join(chosen.values())
+        closure = None if within or traced.folder is None else self._kept
+        if closure is not None:
+            key = key, traced.kind(arguments, self._options.get("static_argnums"))
+        with self._turn:
+            if key not in self._programs:
+                options = {"compiler_options": chosen, **self._options}
+                kept = None if closure is None else traced.program(self._function, closure, arguments, **options)
+                self._programs[key] = kept or jax.jit(self._function, **options)
+            return self._programs[key]
 
 
 def _type(leaves: Iterable[Any]) -> str:
