@@ -187,9 +187,9 @@ def test_two_processes_write_at_once(tmp_path):
         assert name.startswith("f-")
 
 
-def test_programs_for_several_devices_are_traced_each_time(tmp_path):
+def test_where_there_are_several_devices_programs_are_traced_each_time(tmp_path):
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    for more, count in ((["both"], 0), ([], 1)):
+    for more in ([], ["both"]):
         command = [sys.executable, "-c", PROGRAM, str(tmp_path), *more]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True)
-        assert done.stdout == "2.0\n" and len(names(tmp_path)) == count
+        assert done.stdout == "2.0\n" and not names(tmp_path)

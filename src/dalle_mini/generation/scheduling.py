@@ -22,6 +22,7 @@ from dalle_mini.generation.sampling import stack
 from dalle_mini.generation.windows import SMALL, window_of
 from dalle_mini.models.linear import LEAST_ROWS
 from dalle_mini.models.token_model import TokenModelConfig
+from dalle_mini.runtime.xla import Jit
 from dalle_mini.settings import SHARED, GenerationSettings
 
 # The fewest rows of a share by the type of the weights, where a model is so large that reading them binds. On two cores
@@ -224,7 +225,7 @@ def image_keys(prompts: Sequence[tuple[int, str]], numbers: np.ndarray) -> jax.A
     return _keys(np.asarray([seed for seed, _ in prompts], np.uint32), np.stack(words), np.asarray(numbers, np.uint32))
 
 
-@jax.jit
+@partial(Jit, kept=())
 @partial(jax.vmap, in_axes=(0, 0, None))
 def _keys(seed: jax.Array, words: jax.Array, numbers: jax.Array) -> jax.Array:
     key = jax.random.key(seed, impl="threefry2x32")

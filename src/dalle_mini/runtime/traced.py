@@ -5,8 +5,8 @@ function and lowers it every time. `jax.export` writes the lowered function to a
 time. The compilation cache then has the program of the file, as it had that of the function.
 
 A file is named after all that decides the program: the function, the files of this package, the versions of jax and
-flax, JAX's settings, and the arguments' structure, shapes and types. Programs for a CPU's single device are kept. The
-others are traced each time, as is what `jax.export` cannot write.
+flax, JAX's settings, and the arguments' structure, shapes and types. They are kept where a CPU is the only device.
+Elsewhere programs are traced each time, as is what `jax.export` cannot write.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def kind(arguments: Sequence[Any], static: int | None) -> Hashable:
     leaves, tree = jax.tree.flatten(without(arguments, static))
     fixed = None if static is None else arguments[static]
     shapes = tuple((getattr(leaf, "shape", None), getattr(leaf, "dtype", None)) for leaf in leaves)
-    return fixed, tree, shapes, _devices(leaves)
+    return fixed, tree, shapes
 
 
 def without(arguments: Sequence[Any], static: int | None) -> tuple[Any, ...]:
@@ -124,8 +124,8 @@ def program(
             found.insert(static_argnums, *fixed)
         return function(*found)
 
-    devices = _devices(leaves)
-    if len(devices) > 1 or any(device.platform != "cpu" for device in devices):
+    devices = jax.local_devices()
+    if [device.platform for device in devices] != ["cpu"]:
         return None
     key = _key(function, [*closure, *fixed], given)
     exported = None if key is None else _exported(f"{function.__name__}-{key}", of_leaves, leaves)
@@ -206,14 +206,6 @@ def _key(function: Callable, static: Sequence[Any], arguments: Sequence[Any]) ->
     parts += [ADDRESS.sub("", repr(value)) for value in static]
     parts += [f"{name}={getattr(jax.config, name, None)}" for name in SETTINGS]
     return short_hash("\n".join(parts))
-
-
-def _devices(leaves: Sequence[Any]) -> frozenset[Any]:
-    """The devices that hold the arrays, or would."""
-    import jax
-
-    shardings = [leaf.sharding for leaf in leaves if getattr(leaf, "sharding", None) is not None]
-    return frozenset().union(*(one.device_set for one in shardings)) or frozenset(jax.local_devices()[:1])
 
 
 def _is_known(static: Any) -> bool:
