@@ -2,19 +2,26 @@
 
     python benchmarks/training.py --size mini --batch 8
     python benchmarks/training.py --size mini mega --batch 32 64 128 --remat dots full --json     # on a GPU
+    python benchmarks/training.py --layers 4 --batch 4 --dtype float32 bfloat16 --steps 3 --peer .peer/bin/python
 
 Random weights, random tokens, Adafactor. MFU is FLOPs by formula (training/engine/flops.py: forward and backward,
 nothing for what is computed again) over the device's peak (training/engine/hardware.py). A CPU has no such peak: there
 the same matrix products are run alone, one after the other, and their rate is the measure.
+
+`--peer` names a Python that has torch (`python -m venv .peer && .peer/bin/pip install torch`). It runs the same update
+in plain torch (`torch_peer.py`) after each of ours, in a process of its own.
 """
 
 import argparse
 import dataclasses
 import itertools
 import json
+import platform
 import statistics
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -51,13 +58,16 @@ def main() -> None:
     parser.add_argument("--optimizer", default="adafactor")
     parser.add_argument("--model-axis", type=int, default=1, help="devices that share each layer (default: 1)")
     parser.add_argument("--steps", type=int, default=5, help="that are measured (default: 5)")
+    parser.add_argument("--peer", metavar="PYTHON", help="also measure plain torch, which this Python has")
     parser.add_argument("--profile", metavar="FOLDER", help="write a trace of the measured steps there")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     args = parser.parse_args()
     devices = jax.devices()
-    print(f"{len(devices)} x {devices[0].device_kind}")
-    print("\n| size | batch | dtype | remat | s an update | pictures/s | TFLOP/s | MFU | products alone | share |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    name = processor() if devices[0].platform == "cpu" else devices[0].device_kind
+    print(f"{len(devices)} x {name}")
+    columns = ["s an update", "processor s", "pictures/s", "TFLOP/s", "MFU", "products alone", "share"]
+    columns += ["torch: s an update", "processor s", "times its speed"] if args.peer else []
+    print(f"\n| {' | '.join(['size', 'batch', 'dtype', 'remat', *columns])} |\n{'|---' * (4 + len(columns))}|")
     rows = []
     for size, batch, dtype, remat in itertools.product(args.size, args.batch, args.dtype, args.remat):
         config = SIZES[size]
@@ -70,11 +80,13 @@ def main() -> None:
                 raise
             row = None
         if row is None:
-            print(f"| {size} | {batch} | {dtype} | {remat} | does not fit | | | | | |", flush=True)
+            print(f"| {size} | {batch} | {dtype} | {remat} | does not fit {'| ' * len(columns)}|", flush=True)
         what = {"size": size, "batch": batch, "dtype": dtype, "remat": remat, "layers": args.layers}
         rows.append(what | {"fits": row is not None} | (row or {}))
         if row is None:
             continue
+        if args.peer:
+            rows[-1]["torch"] = peer(args.peer, config, batch, args.steps, dtype)
         print(shown(rows[-1]), flush=True)
     best = {}
     for size in args.size:
@@ -83,7 +95,7 @@ def main() -> None:
             best[size] = max(fitting, key=lambda row: row["pictures_per_second"])
             print(f"\nbest for {size}: {shown(best[size])}")
     if args.json:
-        found = {"device": devices[0].device_kind, "devices": len(devices), "rows": rows, "best": best}
+        found = {"device": name, "devices": len(devices), "rows": rows, "best": best}
         print(json.dumps(found))
 
 
@@ -97,12 +109,13 @@ def measure(config: DalleBartConfig, batch: int, dtype: str, remat: str, args) -
         jax.block_until_ready(metrics)
     if args.profile:
         jax.profiler.start_trace(args.profile)
-    seconds = []
+    seconds, used = [], []
     for _ in range(args.steps):
-        started = time.perf_counter()
+        started, began = time.perf_counter(), time.process_time()
         state, metrics = program.step(state, placed, key)
         jax.block_until_ready((state, metrics))
         seconds.append(time.perf_counter() - started)
+        used.append(time.process_time() - began)
     if args.profile:
         jax.profiler.stop_trace()
     step = statistics.median(seconds)
@@ -116,6 +129,7 @@ def measure(config: DalleBartConfig, batch: int, dtype: str, remat: str, args) -
     return {
         "seconds": step,
         "seconds_least": min(seconds),
+        "processor_seconds": statistics.median(used),
         "pictures_per_second": batch / step,
         "flops_per_second_per_device": rate,
         "mfu": rate / peak if peak and dtype == "bfloat16" else None,
@@ -123,6 +137,23 @@ def measure(config: DalleBartConfig, batch: int, dtype: str, remat: str, args) -
         "products_share": alone / step if alone else None,
         "peak_gib": memory / 2**30 if memory else None,
     }
+
+
+def peer(python: str, config: DalleBartConfig, batch: int, steps: int, dtype: str) -> dict[str, float | str]:
+    """What `torch_peer.py` measures with that Python."""
+    shape = json.dumps(dataclasses.asdict(config) | {"text_length": config.text_length})
+    script = Path(__file__).with_name("torch_peer.py")
+    command = [python, str(script), shape, str(batch), str(steps), dtype]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+def processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    flags = {"avx512f": "AVX-512", "avx512_bf16": "AVX-512 BF16", "amx_bf16": "AMX"}
+    known = {flag for line in lines if line.startswith("flags") for flag in line.split()}
+    extras = ", ".join(name for flag, name in flags.items() if flag in known)
+    return f"{names[0] if names else platform.machine()} ({len(names)} cores; {extras or 'no AVX-512'})"
 
 
 class RandomTokens:
@@ -192,10 +223,17 @@ def shown(row: dict) -> str:
         return "" if value is None else f"{100 * value:.0f} %"
 
     alone = "" if row["products_seconds"] is None else f"{row['products_seconds']:.2f} s"
+    torch = row.get("torch")
+    beside = (
+        ""
+        if torch is None
+        else (f" {torch['seconds']:.3f} | {torch['processor_seconds']:.2f} | {torch['seconds'] / row['seconds']:.2f} |")
+    )
     return (
         f"| {row['size']} | {row['batch']} | {row['dtype']} | {row['remat']} | {row['seconds']:.3f} | "
-        f"{row['pictures_per_second']:.2f} | {row['flops_per_second_per_device'] / 1e12:.2f} | {share(row['mfu'])} | "
-        f"{alone} | {share(row['products_share'])} |"
+        f"{row['processor_seconds']:.2f} | {row['pictures_per_second']:.2f} | "
+        f"{row['flops_per_second_per_device'] / 1e12:.2f} | {share(row['mfu'])} | "
+        f"{alone} | {share(row['products_share'])} |{beside}"
     )
 
 

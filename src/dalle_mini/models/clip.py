@@ -13,7 +13,7 @@ from flax import nnx
 from dalle_mini.errors import UserError
 from dalle_mini.models.config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from dalle_mini.models.layers import activation
-from dalle_mini.models.linear import Linear
+from dalle_mini.models.linear import Linear, einsum
 from dalle_mini.weights import key_mapping
 from dalle_mini.weights.pretrained import Pretrained
 
@@ -37,11 +37,11 @@ class Attention(nnx.Module):
         q, k, v = (
             proj(x).reshape(*x.shape[:2], self.heads, -1) for proj in (self.q_proj, self.k_proj, self.v_proj)
         )  # [batch, length, heads, head_dim]
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+        scores = einsum("bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k, out_dtype=jnp.float32)
         if mask is not None:
             scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-        return self.out_proj(jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape))
+        return self.out_proj(einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape))
 
 
 class MLP(nnx.Module):

@@ -31,7 +31,7 @@ from dalle_mini.models.layers import (
     optional,
     split_keys,
 )
-from dalle_mini.models.linear import Linear
+from dalle_mini.models.linear import Linear, product_p
 from dalle_mini.weights import key_mapping
 from dalle_mini.weights.pretrained import Pretrained
 
@@ -126,10 +126,16 @@ def make_layers(layer_class: type[Layer], make: Maker) -> Layer | nnx.List:
     return nnx.vmap(one)(jax.random.split(make.rngs.params(), make.layers))
 
 
+def _with_weights(primitive, *arrays, **parameters):
+    """Is it a product with weights? A policy of `jax.checkpoint`."""
+    known = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    return primitive is product_p or known(primitive, *arrays, **parameters)
+
+
 # The part of a layer's forward pass that is kept for the gradient: all, the products with weights, or its input.
 REMAT = {
     "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": _with_weights,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 

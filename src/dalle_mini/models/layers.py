@@ -19,7 +19,7 @@ from jax import export
 
 from dalle_mini.errors import UserError
 from dalle_mini.models.config import DalleBartConfig
-from dalle_mini.models.linear import LEAST_ROWS, Linear
+from dalle_mini.models.linear import LEAST_ROWS, Linear, einsum
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -198,10 +198,10 @@ class Attention(nnx.Module):
         """
         keys, values = keys_values
         count = x.shape[1]
-        scores = jnp.einsum("bhtk,bhsk->bhts", enough(self._queries(x)), keys)
+        scores = einsum("bhtk,bhsk->bhts", enough(self._queries(x)), keys)
         positions = jnp.arange(count) if positions is None else positions
         weights = dropout(self._weights(scores, mask, positions), self.dropout, key)
-        return self._output(jnp.einsum("bhts,bhsk->bthk", weights, values)[:, :count], x.shape)
+        return self._output(einsum("bhts,bhsk->bthk", weights, values)[:, :count], x.shape)
 
     def keys_values(self, states):
         """states [B, S, D] to keys and values, each [B, H, S, K]."""

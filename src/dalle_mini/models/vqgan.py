@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dalle_mini.models.config import VQGANConfig
+from dalle_mini.models.linear import einsum
 from dalle_mini.weights import key_mapping
 from dalle_mini.weights.pretrained import Pretrained
 
@@ -87,9 +88,9 @@ class AttnBlock(nnx.Module):
         batch, height, width, channels = x.shape
         h = self.norm(x)
         q, k, v = (layer(h).reshape(batch, height * width, channels) for layer in (self.q, self.k, self.v))
-        weights = jnp.einsum("bqc,bkc->bqk", q, k, preferred_element_type=jnp.float32) * channels**-0.5
+        weights = einsum("bqc,bkc->bqk", q, k, out_dtype=jnp.float32) * channels**-0.5
         weights = jax.nn.softmax(weights, axis=-1).astype(v.dtype)
-        attended = jnp.einsum("bqk,bkc->bqc", weights, v).reshape(x.shape)
+        attended = einsum("bqk,bkc->bqc", weights, v).reshape(x.shape)
         return x + self.proj_out(attended)
 
 

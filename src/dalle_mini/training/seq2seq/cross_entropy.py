@@ -11,6 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dalle_mini.models.linear import kernel_gradient
+
 POSITIONS = 64  # positions of a chunk
 
 
@@ -41,7 +43,12 @@ def _backward(vocab_size, kept, cotangents):
     scale = cotangents.total
     as_float32 = {"preferred_element_type": jnp.float32}
     hidden_grad = jnp.einsum("pbtv,dv->pbtd", slopes, kernel, **as_float32) * scale
-    kernel_grad = jnp.einsum("pbtd,pbtv->dv", _in_chunks(hidden), slopes, **as_float32) * scale
+    of_kernel = partial(jnp.einsum, "pbtd,pbtv->dv", **as_float32)
+    operands = _in_chunks(hidden), slopes
+    if hidden.dtype == jnp.bfloat16:
+        kernel_grad = jax.lax.platform_dependent(*operands, cpu=kernel_gradient, default=of_kernel) * scale
+    else:
+        kernel_grad = of_kernel(*operands) * scale
     bias_grad = None if bias is None else (slopes.sum((0, 1, 2), dtype=jnp.float32) * scale).astype(bias.dtype)
     hidden_grad = hidden_grad.swapaxes(0, 1).reshape(hidden.shape).astype(hidden.dtype)
     return hidden_grad, kernel_grad.astype(kernel.dtype), bias_grad, None, None
