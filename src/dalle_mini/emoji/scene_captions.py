@@ -135,8 +135,14 @@ def counted_caption(rng: random.Random, mention: Mention, in_a_row: bool) -> str
 
 def pair_caption(rng: random.Random, subject: Mention, relation: str, object: Mention) -> str:
     """One of the wordings for a subject in a relation to an object; `relation` is a key of `RELATIONS`."""
+    first = phrase(rng, subject)
+    return related(rng, first, relation, phrase(rng, object))
+
+
+def related(rng: random.Random, subject: tuple[str, bool], relation: str, object: tuple[str, bool]) -> str:
+    """As `pair_caption`, of noun phrases and whether they are plurals."""
     words = RELATIONS[relation]
-    (first, first_plural), (second, second_plural) = phrase(rng, subject), phrase(rng, object)
+    (first, first_plural), (second, second_plural) = subject, object
     style = rng.random()
     if style < 0.15:
         it = {"it": "them", "its": "their"} if second_plural else {"it": "it", "its": "its"}

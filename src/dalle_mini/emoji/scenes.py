@@ -104,11 +104,23 @@ class Background:
 
 @dataclass(frozen=True)
 class Thing:
-    """An emoji in its place, with the key of the size word that the caption gives it, if any."""
+    """An emoji in its place.
+
+    Attributes:
+        emoji: what it is.
+        box: where it is.
+        size: the key of the size word that the caption gives it, if any.
+        style: in scenes of several styles, a key of `styles.STYLES`.
+        color: the key of `recolor.COLORS` in which it is painted, if any.
+        flipped: whether it is mirrored.
+    """
 
     emoji: Emoji
     box: Box
     size: str | None = None
+    style: str = ""
+    color: str | None = None
+    flipped: bool = False
 
 
 @dataclass(frozen=True)
