@@ -23,7 +23,7 @@ from dalle_mini.emoji.splits import (
 from dalle_mini.emoji.styled import STYLED_SPLITS, StyledScenes, held_out_kinds
 from dalle_mini.emoji.styled_layout import SCALES, grid, most_scale, pair
 from dalle_mini.emoji.styles import SHIPPED_STYLES
-from dalle_mini.emoji.things import FACING, things
+from dalle_mini.emoji.things import FACING, is_person, things
 from dalle_mini.emoji.words import GENERAL, UNSAID, Lexicon, read_annotations
 from dalle_mini.errors import UserError
 
@@ -192,6 +192,7 @@ def test_painted_things_say_so(train):
     painted = [scene for scene in train if any(thing.color for thing in scene.things)]
     assert 0.02 < len(painted) / len(train) < 0.2
     assert len({thing.color for scene in painted for thing in scene.things if thing.color}) == len(COLORS)
+    assert not any(is_person(thing.emoji) for scene in painted for thing in scene.things if thing.color)
     right = [scene for scene in painted if all((t.color or "") in scene.caption.lower() for t in scene.things)]
     assert len(right) / len(painted) > 0.97  # the rest has a slip in that word
 

@@ -35,7 +35,7 @@ from dalle_mini.emoji.splits import (
 from dalle_mini.emoji.styled_captions import Captioner, Said
 from dalle_mini.emoji.styled_layout import SCALES, SMALL, USUAL, alone, grid, most_scale, pair
 from dalle_mini.emoji.styles import SHIPPED_STYLES, StyleArt, open_style
-from dalle_mini.emoji.things import FACING
+from dalle_mini.emoji.things import FACING, is_person
 from dalle_mini.emoji.words import Lexicon, lexicon
 from dalle_mini.errors import UserError
 
@@ -290,7 +290,9 @@ class _Shown:
         self._seen = frozenset(self.seen)
         # The colour of "a red envelope" is its name.
         self._paintable = frozenset(
-            one for one in there if art.is_paintable(one.characters) and not set(one.name.split()) & COLORS.keys()
+            one
+            for one in there
+            if art.is_paintable(one.characters) and not is_person(one) and not set(one.name.split()) & COLORS.keys()
         )
 
     def __contains__(self, emoji: Emoji) -> bool:

@@ -54,6 +54,11 @@ def things() -> tuple[Emoji, ...]:
     return tuple(Emoji(*names[one]) for one in chosen)
 
 
+def is_person(emoji: Emoji) -> bool:
+    """Whether it shows a human being, whose skin no word paints."""
+    return emoji.characters[0] in f"{PERSONS}\U0001f9d1" or emoji.name == "wind face"
+
+
 def drawn_things() -> list[str]:
     """The characters of all that is drawn of a style: the things, their near twins, and people of one code point.
 
