@@ -1,0 +1,78 @@
+import json
+
+import pytest
+
+from dalle_mini.errors import UserError
+from dalle_mini.text.known_words import FILE, NEAREST, KnownWords, related_words
+
+# What the CLDR says of some things, and what training captions said of them.
+GROUPS = [
+    ["couch", "lamp", "hotel", "sofa", "armchair"],
+    ["chair", "seat", "sit", "armchair"],
+    ["seat", "airplane", "travel"],
+    ["cat", "kitten", "kitty", "pet", "animal"],
+    ["dog", "puppy", "pooch", "pet", "animal"],
+    ["snail", "escargot", "slug", "animal"],
+    ["automobile", "car", "driving", "vehicle"],
+    ["ship", "cruise", "passenger", "vehicle"],
+    ["house", "home", "ranch", "building"],
+    ["guitar", "instrument", "music", "strum"],
+    ["hot", "beverage", "coffee", "tea", "caffeine"],
+]
+SEEN = """
+    a an the on and of with blue red background chair couch sofa cat kitten dog snail car ship house guitar coffee
+    airplane dragon octopus umbrella elephant strawberry woman's boot cherry box animal
+"""
+WORDS = SEEN.split()
+MODEL = KnownWords(WORDS, related_words(GROUPS, WORDS))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "told"),
+    [
+        ("an armchair", ["armchair: never seen; near: chair, couch, sofa"]),
+        ("a cat on a couch", []),
+        ("A CAT, and a Dog!", []),
+        ("two cats", ["two: never seen"]),
+        ("cherries", []),
+        ("boxes", []),
+        ("the cat's house", []),
+        ("a woman’s boot", []),
+        ("a slug", ["slug: never seen; near: snail, animal"]),
+        ("slugs on a ship", ["slugs: never seen; near: snail, animal"]),
+        ("kitty", ["kitty: never seen; near: cat, kitten, animal"]),
+        ("a pooch", ["pooch: never seen; near: dog, animal"]),
+        ("a vehicle", ["vehicle: never seen; near: car, ship"]),
+        ("a caffeine drink", ["caffeine: never seen; near: coffee", "drink: never seen"]),
+        ("a cruise", ["cruise: never seen; near: ship"]),
+        ("the ranch", ["ranch: never seen; near: house"]),
+        ("a gutiar", ["gutiar: never seen; near: guitar"]),
+        ("an elefant", ["elefant: never seen; near: elephant"]),
+        ("an umbrela on a dragn", ["umbrela: never seen; near: umbrella", "dragn: never seen; near: dragon"]),
+        ("strawbery", ["strawbery: never seen; near: strawberry"]),
+        ("asdfghjkl", ["asdfghjkl: never seen"]),
+        ("blorf blorf", ["blorf: never seen"]),
+        ("", []),
+        ("7 🐱 !", []),
+    ],
+)
+def test_what_a_model_has_not_seen(prompt, told):
+    assert [str(one) for one in MODEL.unknown(prompt)] == told
+
+
+def test_a_word_of_most_groups_comes_first():
+    related = related_words([["seat", "chair"], ["seat", "chair", "sofa"], ["seat", "sofa", "bed"]], ["chair", "sofa"])
+    assert related == {"seat": ["chair", "sofa"], "bed": ["sofa"]}
+    assert len(MODEL.nearest("pet")) <= NEAREST
+
+
+def test_a_vocabulary_is_kept_in_a_folder(tmp_path):
+    assert KnownWords.load(tmp_path) is None
+    MODEL.save(tmp_path)
+    again = KnownWords.load(tmp_path)
+    assert again.words == MODEL.words
+    assert again.unknown("an armchair") == MODEL.unknown("an armchair")
+    for damage in ("no json", "[]", json.dumps({"words": ["a"]})):
+        (tmp_path / FILE).write_text(damage)
+        with pytest.raises(UserError, match="not a vocabulary"):
+            KnownWords.load(tmp_path)
