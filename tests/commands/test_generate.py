@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from dalle_mini.pipeline import Preview
 from dalle_mini.results.replay import Entry
 from dalle_mini.results.write import Previews
 from dalle_mini.settings import GenerationSettings
+from dalle_mini.text.known_words import KnownWords
 
 
 @pytest.fixture
@@ -30,6 +32,21 @@ def generate(golden_bundle, tmp_path, capsys):
         return code, *capsys.readouterr()
 
     return run
+
+
+def test_words_that_a_model_has_not_seen_are_told(golden_bundle, tmp_path, capsys):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(golden_bundle, bundle)
+    drawing = ["generate", "a gutiar", "a boat", "--candidates", "1", "--model", str(bundle), "--output"]
+    assert main([*drawing, str(tmp_path / "one")]) == 0
+    assert "never seen" not in "".join(capsys.readouterr())
+    assert main(["info", str(bundle), "--words"]) != 0
+    assert "carries no vocabulary" in capsys.readouterr().err
+    KnownWords(["a", "boat", "guitar"]).save(bundle / "dalle")
+    assert main([*drawing, str(tmp_path / "two")]) == 0
+    assert capsys.readouterr().err.count("never seen") == 1
+    assert main(["info", str(bundle), "--words"]) in (0, None)
+    assert capsys.readouterr().out.split() == ["a", "boat", "guitar"]
 
 
 @pytest.fixture(scope="module")

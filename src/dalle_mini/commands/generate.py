@@ -133,6 +133,8 @@ def _run_prompts(args: argparse.Namespace) -> int:
     parts = _find_parts(args)
     _read_mask(picture, parts)
     writes = join(args.distributed)
+    if writes:
+        _tell_unknown_words(prompts, parts)
     with progress_bars(writes) as progress, Previews(output) as previews:
         pipe = _load(args, parts, prompts, settings)
         canvas = pipe.canvas(**picture) if picture else None
@@ -145,6 +147,18 @@ def _run_prompts(args: argparse.Namespace) -> int:
     if writes:
         console.answer(f"images of {len(prompts)} prompt{'s' * (len(prompts) > 1)} are in {output.resolve()}")
     return 0
+
+
+def _tell_unknown_words(prompts: list[str], parts: dict[str, Path]) -> None:
+    """Say which words of each prompt the model has never seen, if it carries a vocabulary."""
+    with starting():
+        from dalle_mini.text.known_words import KnownWords
+
+    if (words := KnownWords.load(parts["dalle"])) is None:
+        return
+    for prompt in prompts:
+        if unknown := words.unknown(prompt):
+            console.say(f"note: {'. '.join(map(str, unknown))}")
 
 
 def _drawn(pipe, args, prompts, settings, canvas, progress, previews):

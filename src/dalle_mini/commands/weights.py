@@ -5,6 +5,7 @@ import json
 
 from dalle_mini.commands.sources import add_hub_options, hub_options
 from dalle_mini.commands.terminal import Help, notices, starting
+from dalle_mini.errors import UserError
 from dalle_mini.runtime import console
 from dalle_mini.runtime.paths import expanded
 
@@ -69,6 +70,7 @@ def add_info(verbs) -> None:
         help="a source as for `convert` (default: the shipped model)",
     )
     add("--json", action="store_true", help="print JSON")
+    add("--words", action="store_true", help="print the words that the model has seen, if it carries a vocabulary")
     add_hub_options(add, "PATH")
     parser.set_defaults(run=run_info)
 
@@ -79,7 +81,14 @@ def run_info(args: argparse.Namespace) -> None:
             from dalle_mini.conversion.describe import describe
 
         described = describe(args.source, **hub_options(args))
-    if args.json:
+    if args.words:
+        from dalle_mini.text.known_words import KnownWords
+
+        found = [words for one in described if (words := KnownWords.load(one.folder)) is not None]
+        if not found:
+            raise UserError(f"{args.source or 'the shipped model'}: carries no vocabulary")
+        console.answer(*found[0].words)
+    elif args.json:
         console.answer(json.dumps([one.to_dict() for one in described]), limit=None)
     else:
         console.answer(*(line for one in described for line in str(one).split("\n")))
