@@ -9,6 +9,7 @@ import io
 import json
 import threading
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -33,6 +34,8 @@ from dalle_mini.emoji.packages import (
 )
 from dalle_mini.emoji.recolor import Dominant, dominant, painted
 from dalle_mini.errors import UserError
+from dalle_mini.imaging.decoding import decode_rgba
+from dalle_mini.imaging.problems import BadImage
 from dalle_mini.runtime import files
 from dalle_mini.runtime.hashing import short_hash
 
@@ -255,9 +258,12 @@ class StyleArt:
         """The emoji as it is kept: RGBA of 256 x 256 pixels. Raises UserError if the style lacks it."""
         if characters not in self:
             raise UserError(f"the style {self.name!r} does not have {characters}")
-        with self._lock:
-            content = self._zip.read(self._members[key(characters)])
-        return _opened(content)
+        try:
+            with self._lock:
+                content = self._zip.read(self._members[key(characters)])
+            return _opened(content)
+        except (OSError, zlib.error, zipfile.BadZipFile, BadImage) as error:
+            raise UserError(f"{self.path}: {characters} is damaged ({error}); delete it, then run: {FETCH}") from None
 
     def _sprite(self, characters: str, width: int, color: str | None = None, flipped: bool = False) -> Sprite:
         """An emoji in a box `width` pixels wide.
@@ -277,8 +283,7 @@ class StyleArt:
 
 
 def _opened(content: bytes) -> Image.Image:
-    with Image.open(io.BytesIO(content)) as image:
-        opened = image.convert("RGBA")
+    opened = decode_rgba(content)
     return opened if opened.size == (SIDE, SIDE) else opened.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
 
 

@@ -94,12 +94,17 @@ def decode_scaled(
     return _decoded(image, needed, max_pixels, problem)
 
 
+def decode_rgba(image: bytes) -> Image.Image:
+    """Decode a file's bytes into a PIL image of mode RGBA, as `decode_image`, with its transparency."""
+    return _decoded(image, None, None, background=None)[0]
+
+
 def _decoded(
     data: bytes,
     needed: int | None,
     max_pixels: int | None,
     problem: Callable[[int, int], str | None] = lambda width, height: None,
-    background: str = "white",
+    background: str | None = "white",
 ) -> tuple[Image.Image, tuple[int, int]]:
     """Pillow opens files here and nowhere else."""
     if not data:
@@ -124,7 +129,8 @@ def _decoded(
                 upright = eight_bits(image)
                 if file.orientation in TURNS:
                     upright = upright.transpose(TURNS[file.orientation])
-                return to_rgb(upright, background), (height, width) if file.orientation in LYING else (width, height)
+                shown = upright.convert("RGBA") if background is None else to_rgb(upright, background)
+                return shown, (height, width) if file.orientation in LYING else (width, height)
     except (BadImage, MemoryError):  # the image is within its bounds: it is the machine that lacks memory
         raise
     except TooMuch as error:
