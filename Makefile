@@ -18,7 +18,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-hours test-golden test-smoke docs clean
+.PHONY: help demo test test-slow test-hours test-golden test-golden-oldest test-golden-newest test-smoke docs clean
 
 # The lowest jax that setup.cfg allows, and an interpreter for which pip finds the newest. Python 3.11 stays at jax 0.10.
 OLDEST_JAX := 0.10.0
@@ -33,7 +33,7 @@ help:
 	@echo "make test       lint, format, layers and types, and the quick tests"
 	@echo "make test-slow  the tests that take minutes, with torch and the TPU's compiler"
 	@echo "make test-hours  the longest of them: before a release"
-	@echo "make test-golden  the comparisons with the original program, on the oldest and the newest jax"
+	@echo "make test-golden  the comparisons with the original program, on the oldest and the newest jax (-oldest, -newest: one)"
 	@echo "make docs       the site, into ./$(SITE)/html/index.html"
 	@echo "make test-smoke  a minute's work with the lowest versions of all libraries, and with the newest"
 	@echo "make clean      remove $(VENV)* and ./$(DEMO_OUTPUT)"
@@ -96,8 +96,12 @@ docs: $(VENV)/.docs $(MERMAID)
 	@echo "the site is in $(SITE)/html/index.html"
 
 # `make test` has jax as pip chooses it for $(PYTHON); these have environments of their own beside it.
-test-golden: $(VENV)-oldest/.test
+test-golden: test-golden-oldest test-golden-newest
+
+test-golden-oldest: $(VENV)-oldest/.test
 	$(OPTIMIZED) $(VENV)-oldest/bin/python -m pytest $(GOLDEN_TESTS)
+
+test-golden-newest:
 	@if $(NEWEST_PYTHON) -c '' 2>/dev/null; then $(MAKE) $(VENV)-newest/.test && \
 	    $(OPTIMIZED) $(VENV)-newest/bin/python -m pytest $(GOLDEN_TESTS); \
 	  else echo "not run on the newest jax: there is no $(NEWEST_PYTHON) (NEWEST_PYTHON=... names one)"; fi
