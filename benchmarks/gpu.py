@@ -66,7 +66,7 @@ AIM_PASS_MS, AIM_MFU = 1.5, 0.40
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What a row measures: `part` is "decode", "train" or "min-dalle"."""
+    """A row's measurement: `part` is "decode", "train" or "min-dalle"."""
 
     part: str
     size: str

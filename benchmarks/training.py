@@ -140,7 +140,7 @@ def measure(config: DalleBartConfig, batch: int, dtype: str, remat: str, args) -
 
 
 def peer(python: str, config: DalleBartConfig, batch: int, steps: int, dtype: str) -> dict[str, float | str]:
-    """What `torch_peer.py` measures with that Python."""
+    """The measurements of `torch_peer.py`, run by that Python."""
     shape = json.dumps(dataclasses.asdict(config) | {"text_length": config.text_length})
     script = Path(__file__).with_name("torch_peer.py")
     command = [python, str(script), shape, str(batch), str(steps), dtype]

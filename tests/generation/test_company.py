@@ -17,17 +17,7 @@ from dalle_mini.models.dalle_bart import DalleBart
 from dalle_mini.models.layers import KVCache
 from dalle_mini.runtime.xla import Jit
 from dalle_mini.weights.bundle import SHIPPED
-from golden_captions import SCANNED, generate, keys_of, load_golden
-
-
-@pytest.fixture(scope="module")
-def golden():
-    return load_golden(SCANNED)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return DalleBart.from_pretrained(SCANNED)
+from golden_captions import SCANNED, generate, keys_of
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16", "int8"])

@@ -32,16 +32,6 @@ ALL_IDS = 10**6  # a codebook_size that rules nothing out, as in the published p
 
 
 @pytest.fixture(scope="module")
-def golden():
-    return load_golden(SCANNED)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return DalleBart.from_pretrained(SCANNED)
-
-
-@pytest.fixture(scope="module")
 def mega():
     """A model whose last 16 of 80 ids are beyond its VQGAN's codebook of 64, and its golden values."""
     return DalleBart.from_pretrained(MEGALIKE), load_golden(MEGALIKE)

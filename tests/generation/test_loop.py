@@ -28,7 +28,7 @@ def model():
 
 
 def shown(model, **options):
-    """What is known at each pause: tokens drawn, tokens, and passes."""
+    """The number of final tokens, the tokens and the passes at each pause."""
     golden = np.load(FOLDER / "golden.npz")
     ids, mask = golden["input_ids"], golden["attention_mask"]
     uncond = {"uncond_input_ids": ids[::-1], "uncond_attention_mask": mask[::-1]}

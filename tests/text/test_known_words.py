@@ -5,7 +5,7 @@ import pytest
 from dalle_mini.errors import UserError
 from dalle_mini.text.known_words import FILE, NEAREST, KnownWords, related_words
 
-# What the CLDR says of some things, and what training captions said of them.
+# The CLDR's keywords of some things, and the words of training captions.
 GROUPS = [
     ["couch", "lamp", "hotel", "sofa", "armchair"],
     ["chair", "seat", "sit", "armchair"],

@@ -35,7 +35,7 @@ class Package:
 
     @property
     def spec(self) -> str:
-        """What `npm pack` wants."""
+        """The package as `npm pack` wants it."""
         return f"{self.name}@{self.version}"
 
     @property

@@ -167,7 +167,31 @@ class SceneExample:
     scene: Scene
 
 
-class EmojiScenes:
+class SceneSource:
+    """The common part of map-style sources of scenes. A subclass makes up scenes and draws them."""
+
+    size: int
+    length: int
+
+    def scene(self, index: int) -> Scene:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> SceneExample:
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return self.length
+
+    def caption(self, index: int) -> str:
+        """The caption of example `index`, without drawing it."""
+        return self.scene(index).caption
+
+    def batch(self, indices: Iterable[int]) -> tuple[np.ndarray, list[str]]:
+        """Images uint8 [n, size, size, 3] and their n captions."""
+        return batch_of([self[int(i)] for i in indices], self.size)
+
+
+class EmojiScenes(SceneSource):
     """A map-style source of captioned scenes: `len(source)`, `source[i]` -> `SceneExample`, as `EmojiImages` is one.
 
     Example i is a pure function of (seed, i, split) and the emoji given; it is the same scene at every picture size.
@@ -220,22 +244,11 @@ class EmojiScenes:
         self._font_path = font
         self._font: Path | None = None  # looked for when a picture is drawn: captions need none
 
-    def __len__(self) -> int:
-        return self.length
-
     def __getitem__(self, index: int) -> SceneExample:
         scene = self.scene(index)
         if self._font is None:
             self._font = find_font(self._font_path)
         return SceneExample(draw(scene, self.size, self._font), scene.caption, scene)
-
-    def caption(self, index: int) -> str:
-        """The caption of example `index`, without drawing it."""
-        return self.scene(index).caption
-
-    def batch(self, indices: Iterable[int]) -> tuple[np.ndarray, list[str]]:
-        """Images uint8 [n, size, size, 3] and their n captions."""
-        return batch_of([self[int(i)] for i in indices], self.size)
 
     def scene(self, index: int) -> Scene:
         """The scene of example `index`, without drawing it."""

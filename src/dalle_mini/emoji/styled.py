@@ -7,19 +7,31 @@ never shows.
 
 import itertools
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from dalle_mini.emoji.art import GRID, PALETTE, Emoji, batch_of, is_held_out
+from dalle_mini.emoji.art import GRID, PALETTE, Emoji, is_held_out
 from dalle_mini.emoji.captions import pick
 from dalle_mini.emoji.layout import ABOVE, IN_FRONT_OF, LEFT_OF, Box
 from dalle_mini.emoji.nouns import is_counted, spoken
 from dalle_mini.emoji.recolor import COLORS
 from dalle_mini.emoji.scene_captions import DOWN, NAMED_GRADIENTS, RELATIONS
-from dalle_mini.emoji.scenes import COUNTED, SINGLE, THREE, TRIES, TWO, Background, Scene, SceneExample, Thing, paint
+from dalle_mini.emoji.scenes import (
+    COUNTED,
+    SINGLE,
+    THREE,
+    TRIES,
+    TWO,
+    Background,
+    Scene,
+    SceneExample,
+    SceneSource,
+    Thing,
+    paint,
+)
 from dalle_mini.emoji.splits import (
     COLOR,
     PAINT,
@@ -65,7 +77,7 @@ class Shares:
     two_sizes: float = 0.1
 
 
-class StyledScenes:
+class StyledScenes(SceneSource):
     """A map-style source of captioned scenes: `len(source)`, `source[i]` -> `SceneExample`, as `EmojiScenes` is one.
 
     Example i is a pure function of (seed, i, split), the styles' files and the things; it is the same scene at every
@@ -115,20 +127,9 @@ class StyledScenes:
         self._shown = {name: _Shown(self.emoji, self.art[name]) for name in styles}
         self._captions = Captioner(self.words)
 
-    def __len__(self) -> int:
-        return self.length
-
     def __getitem__(self, index: int) -> SceneExample:
         scene = self.scene(index)
         return SceneExample(draw_styled(scene, self.size, self.art), scene.caption, scene)
-
-    def caption(self, index: int) -> str:
-        """The caption of example `index`, without drawing it."""
-        return self.scene(index).caption
-
-    def batch(self, indices: Iterable[int]) -> tuple[np.ndarray, list[str]]:
-        """Images uint8 [n, size, size, 3] and their n captions."""
-        return batch_of([self[int(i)] for i in indices], self.size)
 
     def scene(self, index: int) -> Scene:
         """The scene of example `index`, without drawing it."""

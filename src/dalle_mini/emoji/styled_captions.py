@@ -45,7 +45,7 @@ ON_COLOR = "{scene} on {color}"
 
 @dataclass(frozen=True)
 class Said:
-    """What of a scene's look the caption says; None is left open."""
+    """The parts of a scene's look that the caption says; None is left open."""
 
     ground: Background | None
     style: str | None

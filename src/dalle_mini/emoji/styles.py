@@ -171,7 +171,7 @@ def _rendered(svg: str) -> bytes:
 
 
 class Sprite(NamedTuple):
-    """What is drawn of an emoji, without the empty border of its box.
+    """An emoji as it is drawn, without the empty border of its box.
 
     Attributes:
         colors: premultiplied, uint8 [height, width * 3], read-only.

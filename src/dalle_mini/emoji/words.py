@@ -1,4 +1,4 @@
-"""What people call the things: names, everyday names, general words, and the keywords of the Unicode CLDR.
+"""The words that people have for the things: names, everyday and general words, and the keywords of the Unicode CLDR.
 
 "fox" is one thing. "flower" is any of nine: a general word asks for any of its things. Keywords are said alone, without
 an article: "halloween", "birthday".

@@ -301,7 +301,7 @@ class Engine:
 
 
 def _together(parts: Sequence[Share], streams: Sequence[Iterator[Decoded]]) -> Iterator[Decoded]:
-    """What is drawn of a call's shares, from pause to pause; the arrays are computed."""
+    """The tokens of a call's shares at each pause, as computed arrays."""
 
     def advanced(stream: Iterator[Decoded]) -> Decoded | None:
         return jax.block_until_ready(next(stream, None))

@@ -78,7 +78,7 @@ class KnownWords:
 
 
 def _stems(word: str) -> tuple[str, ...]:
-    """What a plural may be the plural of."""
+    """The words that this may be the plural of."""
     if word.endswith("'s"):
         return (word[:-2],)
     stems = [word[:-1]] if word.endswith("s") else []
