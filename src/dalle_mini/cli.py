@@ -16,7 +16,7 @@ from dalle_mini.runtime.libtpu import quiet_libtpu
 from dalle_mini.training.run.preemption import held_back
 from dalle_mini.version import __version__
 
-COMPUTING = ("generate", "encode", "train")  # the verbs that run networks
+COMPUTING = ("generate", "serve", "encode", "train")  # the verbs that run networks
 # Objects that Python makes until it looks for garbage. Imports and tracing make many that stay: by Python's own 700 the
 # search takes a twentieth of the time that `generate` takes from the command to the images.
 GARBAGE_AFTER = 50_000
@@ -53,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     from dalle_mini.commands.encode import add_encode
     from dalle_mini.commands.generate import add_generate
     from dalle_mini.commands.plan import add_plan
+    from dalle_mini.commands.serve import add_serve
     from dalle_mini.commands.terminal import Help, Parser
     from dalle_mini.commands.train import add_train
     from dalle_mini.commands.weights import add_convert, add_info
@@ -70,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="VERB", required=True, title="verbs", description="dalle-mini VERB --help lists the options of a verb"
     )
     add_generate(verbs)
+    add_serve(verbs)
     add_encode(verbs)
     add_data(verbs)
     add_train(verbs)

@@ -18,7 +18,10 @@ from dalle_mini.errors import UserError
 from dalle_mini.runtime import console, files, memory, stopping
 from dalle_mini.runtime.installing import install_line
 
-OPTIONAL = ("datasets", "fsspec", "optax", "orbax", "pyarrow")  # packages of the extras that whole verbs need
+# Packages of the extras that whole verbs need.
+OPTIONAL = (
+    "datasets", "fsspec", "optax", "orbax", "prometheus_client", "pyarrow", "python_multipart", "starlette", "uvicorn"
+)  # fmt: skip
 CURSOR = "\x1b[?25h"  # shows it
 NUMBERS: dict[Any, str] = {int: "a whole number", float: "a number"}
 MISSING = "the following arguments are required: "  # argparse's words

@@ -19,7 +19,7 @@ next pass's drafts. Every image has its own window, so none waits for another.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -128,8 +128,12 @@ def decode_tokens(
     *,
     every: int = EVERY,
     **options,
-) -> Iterator[Decoded]:
-    """`stream_tokens`, and the number of passes that each image takes."""
+) -> Generator[Decoded, np.ndarray | None]:
+    """`stream_tokens`, and the number of passes that each image takes.
+
+    Who draws with it may send bool [P, C] at a pause: images that nobody wants any more. Their rows run on, so that no
+    other image changes, but in parallel decoding no pass is made for them alone.
+    """
     model = optimize_for_decoding(model)
     call = call_of(model, input_ids, attention_mask, keys, **options)
     if call.programs.mesh is not None:
@@ -144,7 +148,9 @@ def decode_tokens(
             call.programs, call.params, context, state, call.keys, np.int32(stop), call.sampling, call.forced
         )
         if stop in pauses:
-            yield Decoded(stop, *final_tokens(state))
+            unwanted = yield Decoded(stop, *final_tokens(state))
+            if unwanted is not None and call.programs.window > 1:
+                state = state._replace(position=jnp.where(unwanted, model.image_length, state.position))
 
 
 def compile_tokens(

@@ -161,7 +161,7 @@ def grouped(requests: Sequence[Request], batch_size: int) -> Iterator[list[Reque
 
 def decoding_arguments(
     group: Sequence[Request],
-    first: int,
+    first: int | Sequence[int],
     count: int,
     window: int,
     codebook_size: int,
@@ -169,11 +169,13 @@ def decoding_arguments(
 ) -> dict[str, Any]:
     """The arguments of `stream_tokens` for candidates `first` .. `first + count - 1` of each request.
 
+    `first` may be a list, one number a request.
     There are some more candidates than asked for, where several devices need them to divide the work evenly.
     """
     different = len(set(devices))
     rows = _candidates(different, len(group), count, window * (1 + group[0].settings.guided))
-    keys = image_keys([(one.settings.seed, one.prompt) for one in group], np.arange(first, first + rows))
+    numbers = np.reshape(first, (-1, 1)) + np.arange(rows)
+    keys = image_keys([(one.settings.seed, one.prompt) for one in group], numbers)
     canvases = [one.canvas for one in group if one.canvas is not None]  # of all or of none
     # A row of the keys is a program, which takes some 8 ms to be found at the first time.
     forced = [canvas.forced(keys[number]) for number, canvas in enumerate(canvases)]
@@ -217,16 +219,17 @@ def _candidates(devices: int, prompts: int, candidates: int, rows: int) -> int:
 
 
 def image_keys(prompts: Sequence[tuple[int, str]], numbers: np.ndarray) -> jax.Array:
-    """JAX keys [prompts, n] of (seed, prompt) and the numbers of n candidates.
+    """JAX keys [prompts, n] of (seed, prompt) and the numbers of n candidates: int [n], or [prompts, n].
 
     A key is the seed's, into which the words of the prompt's SHA-256 and then the candidate's number are folded.
     """
     words = [np.frombuffer(hashlib.sha256(prompt.encode("utf-8")).digest(), "<u4") for _, prompt in prompts]
-    return _keys(np.asarray([seed for seed, _ in prompts], np.uint32), np.stack(words), np.asarray(numbers, np.uint32))
+    numbers = np.broadcast_to(np.asarray(numbers, np.uint32), (len(prompts), np.shape(numbers)[-1]))
+    return _keys(np.asarray([seed for seed, _ in prompts], np.uint32), np.stack(words), numbers)
 
 
 @partial(Jit, kept=())
-@partial(jax.vmap, in_axes=(0, 0, None))
+@jax.vmap
 def _keys(seed: jax.Array, words: jax.Array, numbers: jax.Array) -> jax.Array:
     key = jax.random.key(seed, impl="threefry2x32")
     key, _ = jax.lax.scan(lambda key, word: (jax.random.fold_in(key, word), None), key, words)

@@ -1,0 +1,73 @@
+"""One call of the decoder for candidates of several requests, any of which may be left while the others are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import numpy as np
+
+from dalle_mini.errors import UserError
+from dalle_mini.generation.decode import UNDRAWABLE, Decoded, decode_tokens
+from dalle_mini.generation.engine import Engine
+from dalle_mini.generation.optimize import weight_type
+from dalle_mini.generation.scheduling import Group, Request, decoding_arguments, least_rows
+from dalle_mini.runtime.cores import side_by_side
+
+
+def draw_jointly(
+    engine: Engine, requests: Sequence[Request], count: int, unwanted: Callable[[], np.ndarray]
+) -> Iterator[Decoded]:
+    """The tokens of `count` candidates of each request, from its own `first` on, at every row of tokens.
+
+    Args:
+        requests: of one kind, but for `first`; their settings ask for `count` candidates.
+        unwanted: asked at each pause which requests nobody wants any more, bool [requests]. Their rows run on masked:
+            the tokens of the others do not change. A program that draws nothing else ends, and so does the whole call.
+
+    Yields:
+        `Decoded`, whose tokens and passes are NumPy arrays [requests, count, ...].
+
+    Raises:
+        UserError: the logits are not numbers.
+    """
+    config, devices, length = engine.model.config, engine.devices, engine.model.image_length
+    group = Group(list(requests), 0, count, [(0, count)], least_rows(config, weight_type(engine.model)))
+    window = group.window(config, devices)
+    tokens = np.zeros((len(requests), count, length), np.int32)
+    passes = np.zeros((len(requests), count), np.int32)
+    streams = []
+    for share in group.shares(count, devices):
+        some, numbers = share
+        firsts = [request.first + numbers.start for request in requests[some]]
+        size = numbers.stop - numbers.start
+        arguments = decoding_arguments(requests[some], firsts, size, window, engine.tokenizer.codebook_size, devices)
+        stream = decode_tokens(engine.model, every=engine.tokenizer.grid, **arguments)
+        streams.append((share, arguments["keys"].shape, stream))
+    drawn = 0
+
+    def advanced(running) -> Decoded | None:
+        (some, _), shape, stream = running
+        if not drawn:
+            return jax.block_until_ready(next(stream))
+        try:
+            return jax.block_until_ready(stream.send(np.broadcast_to(gone[some, None], shape)))
+        except StopIteration:
+            return None
+
+    while True:
+        gone = np.asarray(unwanted())
+        streams = [one for one in streams if not gone[one[0].requests].all()]
+        found = list(side_by_side(advanced, streams, len(streams)))
+        if not found or found[0] is None:
+            return
+        for (share, _, _), decoded in zip(streams, found, strict=True):
+            assert decoded is not None  # all streams have the same pauses
+            wanted = share.candidates.stop - share.candidates.start  # there may be more, which nobody asked for
+            tokens[share], passes[share] = decoded.tokens[:, :wanted], decoded.passes[:, :wanted]
+            drawn = decoded.drawn
+        if (tokens[~gone] == UNDRAWABLE).any():
+            raise UserError(
+                "the decoder's logits are not numbers: its weights are damaged, or too large for this dtype"
+            )
+        yield Decoded(drawn, tokens, passes)  # type: ignore[arg-type]  # NumPy's

@@ -1,0 +1,47 @@
+"""The process: uvicorn, the log, and a stop that loses nothing."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+
+import uvicorn
+from starlette.applications import Starlette
+
+from dalle_mini.runtime import console
+
+STOP_SECONDS = 20  # that requests have to end when the server is asked to stop
+
+
+class JsonLines(logging.Handler):
+    """Writes records as lines of JSON on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        told = {"time": round(time.time(), 3), "level": record.levelname.lower(), "message": record.getMessage()}
+        told |= getattr(record, "fields", {})
+        if record.exc_info:
+            told["traceback"] = logging.Formatter().formatException(record.exc_info)
+        console.say(json.dumps(told, ensure_ascii=False, default=str))
+
+
+def serve(app: Starlette, host: str, port: int, root_path: str = "") -> None:
+    """Answer until SIGTERM or Ctrl-C."""
+    log = logging.getLogger("dalle_mini.serving")
+    log.setLevel(logging.INFO)
+    for name in ("dalle_mini", "uvicorn.error"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [JsonLines()], False
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        root_path=root_path,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=STOP_SECONDS,
+        timeout_keep_alive=30,
+        h11_max_incomplete_event_size=64 << 10,
+    )
+    uvicorn.Server(config).run()

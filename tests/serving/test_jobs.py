@@ -1,0 +1,93 @@
+"""Jobs over HTTP, drawn by a fake."""
+
+import base64
+import io
+import json
+
+import numpy as np
+from fake_drawer import FakeDrawer, tokens_of
+from PIL import Image
+
+
+def events(response):
+    """The (kind, data, id) of server-sent events."""
+    kind = id = None
+    for line in response.iter_lines():
+        name, _, value = line.partition(": ")
+        if name == "event":
+            kind = value
+        elif name == "id":
+            id = value
+        elif name == "data":
+            yield kind, json.loads(value), id
+            kind = id = None
+
+
+def watched(client, id, headers=None, **params):
+    with client.stream("GET", f"/jobs/{id}/events", headers=headers, params=params) as response:
+        assert response.status_code == 200
+        return list(events(response))
+
+
+def finished(client, **fields):
+    job = client.post("/jobs", json=fields)
+    assert job.status_code == 202, job.text
+    kind, job, _ = watched(client, job.json()["id"])[-1]
+    assert kind == "done"
+    return job
+
+
+def test_a_job_is_drawn_and_its_best_images_are_kept(client):
+    job = finished(client, prompt="a red apple", seed=7, candidates=8, n=3)
+    assert job["state"] == "done" and job["passes_done"] == job["passes_total"] == 128
+    scores = {number: float(tokens_of("a red apple", 7, number)[0]) for number in range(8)}
+    best = sorted(scores, key=lambda number: (-scores[number], number))[:3]
+    assert [image["candidate"] for image in job["images"]] == best
+    assert [image["number"] for image in job["images"]] == [1, 2, 3]
+    for image in job["images"]:
+        assert image["tokens"] == tokens_of("a red apple", 7, image["candidate"]).tolist()
+        png = client.get(image["url"])
+        assert png.status_code == 200 and png.headers["content-type"] == "image/png"
+        with Image.open(io.BytesIO(png.content)) as picture:
+            assert picture.text["dalle-mini"] == image["address"]
+            assert np.asarray(picture)[::4, ::4, 0].ravel().tolist() == image["tokens"]
+    assert image["address"].startswith("p=a%20red%20apple&s=7&i=") and "&m=0123456789ab" in image["address"]
+
+
+def test_events_come_in_order_and_can_be_resumed(serve):
+    client = serve(FakeDrawer(stepped=True))
+    id = client.post("/jobs", json={"prompt": "a fox", "candidates": 1, "n": 1}).json()["id"]
+    with client.stream("GET", f"/jobs/{id}/events") as response:
+        seen = []
+        for kind, data, number in events(response):
+            seen.append((kind, data, number))
+            if kind == "state" and data["state"] == "running":
+                client.drawer.step()
+            if kind == "partial":
+                break
+    kinds = [kind for kind, *_ in seen]
+    assert kinds[-1] == "partial" and seen[-1][1]["rows"] == 1 and seen[-1][1]["total"] == 4
+    png = base64.b64decode(seen[-1][1]["image"])
+    assert Image.open(io.BytesIO(png)).size == (16, 16)
+    client.drawer.step(3)
+    rest = watched(client, id, {"Last-Event-ID": seen[-1][2]})
+    assert not {number for *_, number in rest} & {number for *_, number in seen}
+    assert [kind for kind, *_ in rest][-2:] == ["image", "done"]
+    again = watched(client, id, {"Last-Event-ID": "of.another.server"})
+    assert [kind for kind, *_ in again][-2:] == ["image", "done"]
+
+
+def test_who_asks_for_much_does_not_starve_who_asks_for_little(serve, tmp_path):
+    client = serve(FakeDrawer(stepped=True), keys=("many", "one"), pictures=500)
+    many, one = ({"Authorization": f"Bearer {key}"} for key in ("many", "one"))
+    first = client.post("/jobs", json={"prompt": "much", "candidates": 500, "n": 1}, headers=many).json()["id"]
+    client.drawer.step(1)
+    second = client.post("/jobs", json={"prompt": "little", "candidates": 1, "n": 1}, headers=one).json()["id"]
+    client.drawer.step(3 + 2 * 4)
+    with client.stream("GET", f"/jobs/{second}/events", headers=one) as response:
+        assert list(events(response))[-1][1]["state"] == "done"
+    assert [part.count for call in client.drawer.calls[:2] for part in call] == [16, 1]
+    assert client.get(f"/jobs/{first}", headers=many).json()["state"] == "running"
+    assert client.get(f"/jobs/{first}", headers=one).status_code == 404
+    assert client.delete(f"/jobs/{first}", headers=one).status_code == 404
+    assert client.delete(f"/jobs/{first}", headers=many).json()["state"] == "cancelled"
