@@ -28,7 +28,8 @@ def running(drawer, folder, *, wait=True, **limits):
         started.wait(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
-        client.drawer, client.jobs = drawer, app.state.jobs
+        client.app, client.drawer = app, drawer
+        client.jobs, client.signer = app.state.jobs, app.state.signer
         while wait and client.get("/readyz").status_code != 200:
             started.wait(0.01)
         yield client

@@ -37,12 +37,13 @@ def draw_jointly(
     tokens = np.zeros((len(requests), count, length), np.int32)
     passes = np.zeros((len(requests), count), np.int32)
     streams = []
+    most = _most([request.settings.top_k or 0 for request in requests], engine)
     for share in group.shares(count, devices):
         some, numbers = share
         firsts = [request.first + numbers.start for request in requests[some]]
         size = numbers.stop - numbers.start
         arguments = decoding_arguments(requests[some], firsts, size, window, engine.tokenizer.codebook_size, devices)
-        stream = decode_tokens(engine.model, every=engine.tokenizer.grid, **arguments)
+        stream = decode_tokens(engine.model, every=engine.tokenizer.grid, most=most, **arguments)
         streams.append((share, arguments["keys"].shape, stream))
     drawn = 0
 
@@ -71,3 +72,15 @@ def draw_jointly(
                 "the decoder's logits are not numbers: its weights are damaged, or too large for this dtype"
             )
         yield Decoded(drawn, tokens, passes)  # type: ignore[arg-type]  # NumPy's
+
+
+def _most(top_k: Sequence[int], engine: Engine) -> int | None:
+    """How many of the likeliest tokens are looked at: the model's own number, or a power of two.
+
+    Who draws with every top_k there is must not have a program compiled for each.
+    """
+    largest, own = max(top_k), engine.model.config.sampling.top_k
+    if own and largest <= own:
+        return own
+    power = 1 << (largest - 1).bit_length()
+    return power if power < engine.tokenizer.codebook_size else None

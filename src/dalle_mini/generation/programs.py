@@ -126,9 +126,13 @@ def call_of(
     sampler: str = SAMPLERS[0],
     window: int = 1,
     loop: Loop = PASS_BY_PASS,
+    most: int | None = None,
     **rule,
 ) -> Call:
-    """The arguments of `stream_tokens`, checked, as the programs take them."""
+    """The arguments of `stream_tokens`, checked, as the programs take them.
+
+    `most` is how many of the likeliest tokens are looked at; None is the largest top_k. The tokens do not depend on it.
+    """
     check_whole("window", window, 1)
     check_whole("loop.passes", loop.passes, 1)
     asked = dataclasses.replace(sampling or SamplingParams(), **rule)
@@ -149,7 +153,7 @@ def call_of(
     programs = Programs(
         graphdef=graphdef,
         guided=guided,
-        most=int(sampling.top_k.max()),
+        most=int(sampling.top_k.max()) if most is None else most,
         unlimited=bool((sampling.top_k == 0).any()),
         codebook_size=codebook_size,
         sampler=sampler,

@@ -8,6 +8,8 @@ import contextlib
 import hashlib
 import hmac
 import json
+import os
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
@@ -109,23 +111,21 @@ class Signer:
         try:
             self._secret = files.read_bytes(file, 1000)
         except OSError:
-            import os
-            import secrets
-
             self._secret = secrets.token_bytes(32)
             files.write_whole(file, self._secret)
             os.chmod(file, 0o600)
 
-    def query(self, job: str, number: int, seconds: float) -> str:
-        """The query that signs the address of an image."""
+    def query(self, job: str, number: int, seconds: float, more: str = "") -> str:
+        """The query that signs the address of an image; `more` of it is signed too."""
         until = int(self._clock() + seconds)
-        return f"until={until}&sign={self._sign(job, number, until)}"
+        return f"until={until}&sign={self._sign(job, number, until, more)}{more}"
 
-    def allows(self, job: str, number: int, until: str, sign: str) -> bool:
-        if not (until.isdecimal() and len(until) < 15):
+    def allows(self, job: str, number: int, until: str, sign: str, more: str = "") -> bool:
+        if not (until.isascii() and until.isdecimal() and len(until) < 15):
             return False
-        is_right = hmac.compare_digest(self._sign(job, number, int(until)).encode(), sign.encode("utf-8", "replace"))
-        return is_right and int(until) >= self._clock()
+        right = self._sign(job, number, int(until), more)
+        return hmac.compare_digest(right.encode(), sign.encode("utf-8", "replace")) and int(until) >= self._clock()
 
-    def _sign(self, job: str, number: int, until: int) -> str:
-        return hmac.new(self._secret, f"{job}/{number}/{until}".encode(), hashlib.sha256).hexdigest()[:40]
+    def _sign(self, job: str, number: int, until: int, more: str) -> str:
+        text = f"{job}/{number}/{until}/{more}"
+        return hmac.new(self._secret, text.encode("utf-8", "replace"), hashlib.sha256).hexdigest()[:40]

@@ -97,7 +97,7 @@ def application(drawers: Sequence[Drawer], settings: ServerSettings) -> Starlett
         exception_handlers={Problem: _refuse, HTTPException: _refuse_plainly, Exception: _fail},
         lifespan=lifespan,
     )
-    app.state.jobs = jobs
+    app.state.jobs, app.state.signer = jobs, signer
     return app
 
 

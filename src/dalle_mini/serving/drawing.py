@@ -148,5 +148,5 @@ class Drawer(Protocol):
     def drop(self, job: str) -> None:
         """Draw no more of a job than must be: its part of the call runs on, masked, and ends in nothing."""
 
-    def watch(self, job: str, candidates: int) -> None:
-        """Give `Partial`s of so many of a job's first candidates from now on."""
+    def watch(self, job: str, below: int) -> None:
+        """Give `Partial`s of a job's candidates whose numbers are below this one from now on; 0 is none."""

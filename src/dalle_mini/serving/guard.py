@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import ipaddress
 import logging
+import re
 import time
 from collections import OrderedDict
 from urllib.parse import urlsplit
@@ -19,6 +20,7 @@ from dalle_mini.serving.settings import ServerSettings
 
 logger = logging.getLogger("dalle_mini.serving")
 OPEN = ("/healthz", "/readyz", "/openapi.json")  # without a key, and without counting
+SIGNED = re.compile(r"/jobs/[^/]+/images/[0-9]+\.png")  # may be asked for with a signature, which its route checks
 MOST_CLIENTS = 10_000  # that are remembered for a minute
 SECURITY = {
     "Content-Security-Policy": (
@@ -85,7 +87,8 @@ class Guard:
             found = [hmac.compare_digest(known, key.encode("utf-8", "replace")) for known in self._keys]
             if any(found):
                 scope["owner"] = scope["client_name"] = f"key {hashlib.sha256(key.encode()).hexdigest()[:16]}"
-            elif not is_open and not ("sign=" in scope["query_string"].decode("latin-1") and "/images/" in path):
+            elif not is_open and not (SIGNED.fullmatch(path) and b"sign=" in scope["query_string"]):
+                self._count(scope["client_name"])  # so that nobody tries many keys
                 raise Problem(401, "give an API key of this server: Authorization: Bearer KEY")
         if not is_open:
             self._count(scope["client_name"])

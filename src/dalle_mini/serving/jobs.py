@@ -36,6 +36,7 @@ from dalle_mini.serving.watching import EventLog
 logger = logging.getLogger("dalle_mini.serving")
 SMOOTH = 0.2  # weight of the newest call in the seconds that an image takes
 LOOK_AROUND = 1.0  # seconds from one look for clients that have vanished to the next
+EACH = 16  # images of a job that are drawn before it is another one's turn
 CLEAN_UP = 60.0  # seconds from one look for old images to the next
 TEXT, TOKENS = "dalle-mini", "dalle-mini-tokens"  # chunks of a PNG
 
@@ -97,19 +98,24 @@ class Jobs:
             thread.start()
         self._spawn(self._look_after())
 
+    def stop_soon(self) -> None:
+        """Begin no new call, from a handler of a signal; watchers are sent away when the present ones are over."""
+        self._loop.call_soon_threadsafe(lambda: self._spawn(self._end_calls()))
+
     async def stop(self) -> None:
-        """Finish the calls that are being drawn, which are kept; the jobs that wait are drawn after the next start."""
+        """Finish the calls that are being drawn, whose images are kept; what waits is drawn after the next start."""
+        await self._end_calls()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _end_calls(self) -> None:
         self._stops = True
-        async with self._news:
-            self._news.notify_all()
+        await self._wake()
         for thread in self._threads:
             await asyncio.to_thread(thread.join, 120)
         for job in self._jobs.values():
             job.log.end()
-        for task in list(self._tasks):
-            if task is not asyncio.current_task():
-                task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     @property
     def is_ready(self) -> bool:
@@ -177,15 +183,18 @@ class Jobs:
             await self._end(job, "cancelled")
 
     async def delete(self, record: Record) -> None:
+        self._jobs.pop(record.id, None)
         await asyncio.to_thread(self.store.end, record.id, "deleted")
 
     @contextlib.contextmanager
     def watching(self, job: Job, candidates: int) -> Iterator[None]:
         """While somebody watches a job: it is not given up, and its first candidates have partial images."""
         job.watchers += 1
+        if job.state == "queued":
+            self._tell_state(job, self._queue.order())
         if candidates and not job.is_over:
             for drawer in self._drawers:
-                drawer.watch(job.id, candidates)
+                drawer.watch(job.id, job.record.order.first + candidates)
         try:
             yield
         finally:
@@ -196,24 +205,22 @@ class Jobs:
             if not job.watchers and job.is_over:
                 self._jobs.pop(job.id, None)
 
-    def place(self, job: Job) -> int | None:
-        if job.state != "queued":
-            return None
-        order = self._queue.order()
-        return order.index(job.id) + 1 if job.id in order else len(order) + 1
-
-    def seconds_left(self, job: Job) -> float | None:
-        """An estimate: the images of those before it and its own, at the pace of the last calls."""
-        if self._seconds is None or job.is_over:
-            return None
+    def stand(self, job: Job, order: Sequence[str] | None = None) -> dict[str, Any]:
+        """The place in the queue, and an estimate of the seconds left; `order` is the queue's, if it is known."""
+        if job.is_over:
+            return {"place": None, "seconds_left": None}
+        order = self._queue.order() if order is None else order
+        place = None
         images: float = job.missing
         if job.state == "queued":
-            before = set(self._queue.order()[: (self.place(job) or 1) - 1])
-            ahead = [one for one in self._jobs.values() if one.id in before or one.state == "running"]
-            images += sum(min(one.missing, job.missing + 16) for one in ahead)
+            place = order.index(job.id) + 1 if job.id in order else len(order) + 1
+            before = [self._jobs[id] for id in order[: place - 1]]
+            drawn = [one for jobs in self._drawing.values() for one in jobs]
+            images += sum(min(one.missing, job.missing + EACH) for one in (*before, *drawn))
         elif job.total:
-            images -= min(job.missing, job.flying) * job.now / max(1, job.total)
-        return round(images * self._seconds / max(1, len(self._drawers)), 1)
+            images -= job.now * job.record.order.settings.candidates / job.total
+        seconds = None if self._seconds is None else round(images * self._seconds / len(self._drawers), 1)
+        return {"place": place, "seconds_left": seconds}
 
     def passes(self, job: Job) -> int:
         each = job.total // job.record.order.settings.candidates
@@ -243,7 +250,6 @@ class Jobs:
         order = job.record.order
         waiting = Waiting(job.id, job.record.client, order.prompt, order.settings, order.start, left)
         self._queue.add(waiting)
-        self._tell_state(job)
         self._spawn(self._wake())
 
     def _resume(self, record: Record) -> None:
@@ -286,10 +292,10 @@ class Jobs:
                 job.state, job.begun = "running", time.monotonic()
                 self.metrics.waited.observe(time.time() - job.record.created)
                 self._tell_state(job)
-            if job.watchers:
-                self._drawers[number].watch(job.id, 4)
-        for id in self._queue.order():
-            self._tell_state(self._jobs[id])
+        order = self._queue.order()
+        for id in order:
+            if self._jobs[id].watchers and self._jobs[id].state == "queued":
+                self._tell_state(self._jobs[id], order)
         return parts
 
     # --- a drawer's thread
@@ -446,9 +452,9 @@ class Jobs:
         for drawer in self._drawers:
             drawer.watch(job.id, 0)
 
-    def _tell_state(self, job: Job) -> None:
-        told = {"state": job.state, "place": self.place(job), "seconds_left": self.seconds_left(job)}
-        job.log.tell("state", told | {"error": job.error}, job.state)
+    def _tell_state(self, job: Job, order: Sequence[str] | None = None) -> None:
+        told = {"state": job.state, **self.stand(job, order), "error": job.error}
+        job.log.tell("state", told, job.state)
 
     def _alive(self, parts: Sequence[Part]) -> list[Job]:
         found = {part.job: self._jobs.get(part.job) for part in parts}

@@ -48,7 +48,7 @@ class JobRoutes:
 
     async def job_events(self, request: Request) -> Response:
         found, wanted = self._find(request), request.query_params.get("partials", str(PARTIALS))
-        if not (wanted.isdecimal() and len(wanted) < 5):
+        if not (wanted.isascii() and wanted.isdecimal() and len(wanted) < 5):
             raise Problem(400, "partials is the number of candidates with partial images", "partials")
         if isinstance(found, Job):
             return EventStream(self._follow(found, request.headers.get("last-event-id"), int(wanted)))
@@ -102,7 +102,7 @@ class JobRoutes:
 
     def _live(self, job: Job) -> dict[str, Any]:
         jobs = self._jobs
-        moving = {"place": jobs.place(job), "seconds_left": jobs.seconds_left(job), "passes_done": jobs.passes(job)}
+        moving = jobs.stand(job) | {"passes_done": jobs.passes(job)}
         return self._job(job.record, job.state, job.images) | moving | {"passes_total": job.total, "error": _error(job)}
 
     def _ended(self, record: Record) -> dict[str, Any]:

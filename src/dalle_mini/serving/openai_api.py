@@ -185,21 +185,20 @@ class OpenAIRoutes:
         if not wanted.url:
             return {"b64_json": base64_of(await self._file(job, number, wanted))}
         rank = job.images[number].number or 0
-        query = self._signer.query(job.id, rank, URL_SECONDS) + wanted.query
+        query = self._signer.query(job.id, rank, URL_SECONDS, wanted.query)
         return {"url": f"{request.base_url}v1/files/{job.id}/{rank}.{wanted.format}?{query}"}
 
     async def file(self, request: Request) -> Response:
         """An image at the address that `response_format: url` gave."""
         id, number, query = request.path_params["id"], request.path_params["number"], request.query_params
-        if not self._signer.allows(id, number, query.get("until", ""), query.get("sign", "")):
-            raise Problem(403, "this address has expired, or was changed", code="expired")
         names = {"format": "output_format", "quality": "output_compression", "size": "size"}
         fields: dict[str, Any] = {names[name]: value for name, value in query.items() if name in names}
-        if "output_compression" in fields:
-            fields["output_compression"] = (
-                int(fields["output_compression"]) if fields["output_compression"].isdecimal() else -1
-            )
+        if (quality := fields.get("output_compression")) is not None:
+            is_number = quality.isascii() and quality.isdecimal() and len(quality) < 4
+            fields["output_compression"] = int(quality) if is_number else -1
         wanted = read_wanted(fields)
+        if not self._signer.allows(id, number, query.get("until", ""), query.get("sign", ""), wanted.query):
+            raise Problem(403, "this address has expired, or was changed", code="expired")
         record = await asyncio.to_thread(self._jobs.store.find, id)
         images = [] if record is None else await asyncio.to_thread(self._jobs.store.images, id)
         image = next((one for one in images if one.number == number), None)

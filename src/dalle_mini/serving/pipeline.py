@@ -60,10 +60,11 @@ class PipelineDrawer:
     def drop(self, job: str) -> None:
         self._dropped.add(job)
 
-    def watch(self, job: str, candidates: int) -> None:
-        self._watched[job] = candidates
-        if not candidates:
-            del self._watched[job]
+    def watch(self, job: str, below: int) -> None:
+        if below:
+            self._watched[job] = below
+        else:
+            self._watched.pop(job, None)
 
     def draw(self, parts: Sequence[Part]) -> Iterator[Event]:
         ready: list[tuple[Part, Request]] = []

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import time
+from types import FrameType
 
 import uvicorn
 from starlette.applications import Starlette
 
 from dalle_mini.runtime import console
+from dalle_mini.serving.jobs import Jobs
 
 STOP_SECONDS = 20  # that requests have to end when the server is asked to stop
 
@@ -44,4 +46,16 @@ def serve(app: Starlette, host: str, port: int, root_path: str = "") -> None:
         timeout_keep_alive=30,
         h11_max_incomplete_event_size=64 << 10,
     )
-    uvicorn.Server(config).run()
+    Server(config, app.state.jobs).run()
+
+
+class Server(uvicorn.Server):
+    """A server that begins no new call from the first signal on, so that whoever waits hears of it at once."""
+
+    def __init__(self, config: uvicorn.Config, jobs: Jobs):
+        super().__init__(config)
+        self._jobs = jobs
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._jobs.stop_soon()
+        super().handle_exit(sig, frame)

@@ -150,7 +150,10 @@ class Store:
             for number, one in enumerate(ranked[:keep], 1):
                 db.execute("update images set number = ? where job = ? and candidate = ?", (number, job, one.candidate))
             db.execute("delete from images where job = ? and number is null", (job,))
-            db.execute("update jobs set state = 'done', ended = ?, bytes = ? where id = ?", (time.time(), size, job))
+            db.execute(
+                "update jobs set state = 'done', ended = ?, bytes = ?, pixels = null where id = ?",
+                (time.time(), size, job),
+            )
             db.execute("commit")
         for one in ranked[keep:]:
             self.image_file(job, one.candidate).unlink(missing_ok=True)
@@ -214,9 +217,9 @@ class Store:
         ).fetchall()
         for id, owner, client, created, state, asked, pixels, error, ended, kept in rows:
             told: dict[str, Any] = json.loads(asked)
-            start = None
-            if told["start"] is not None and (pixels is not None or told["start"]["tokens"] is not None):
-                start = unpacked_start(told["start"], pixels)
+            if told["start"] is not None and kept is not None:
+                told["start"]["tokens"], pixels = json.loads(kept), None  # the pixels are not needed any more
+            start = None if told["start"] is None else unpacked_start(told["start"], pixels)
             settings = GenerationSettings(**told["settings"])
             order = Order(told["prompt"], settings, told["first"], told["stay"], start, told["text_tokens"])
             yield Record(
