@@ -9,17 +9,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dalle_mini.emoji.art import everyday_candidates
-from dalle_mini.emoji.tidy import TidyScenes
 from dalle_mini.models import VQGAN, DalleBart
 from dalle_mini.models.config import DalleBartConfig, VQGANConfig
 from dalle_mini.models.fingerprint import fingerprint
 from dalle_mini.training.run.loop import run
 
 TOOLS = Path(__file__).parents[2] / "tools" / "train"
+ART = Path(__file__).parents[1] / "golden" / "art"
 MODEL = VQGANConfig(
-    ch_mult=(1, 1, 1, 1),
-    resolution=128,
+    ch_mult=(1, 1, 1, 1, 1),
+    resolution=256,
     z_channels=16,
     embed_dim=16,
     n_embed=64,
@@ -35,23 +34,22 @@ def tool(monkeypatch):
 
 
 @pytest.fixture
-def scenes(tool, monkeypatch):
-    """A small world, which the tools draw from."""
-    entry = tool("entry")
-    monkeypatch.setattr(entry.Pictures, "emoji", lambda self: everyday_candidates()[:12])
-    monkeypatch.setattr(entry, "EXAMPLES", 200)
-    return entry
+def world(tool, tmp_path):
+    """The file of a small world."""
+    path = tmp_path / "world.json"
+    tool("entry").World(0, ("noto", "flat"), str(ART)).save(path)
+    return path
 
 
 def test_the_patch_encoder_can_be_linear(tool):
     make_codebook = tool("make_codebook")
     rng = np.random.default_rng(0)
     vqgan = VQGAN(MODEL, rngs=nnx.Rngs(0))
-    mean, axes = rng.random(192, np.float32), rng.standard_normal((192, 16)).astype(np.float32)
+    mean, axes = rng.random(768, np.float32), rng.standard_normal((768, 16)).astype(np.float32)
     make_codebook.set_linear_encoder(vqgan, mean, axes)
-    images = rng.random((2, 128, 128, 3), np.float32)
-    patches = images.reshape(2, 16, 8, 16, 8, 3).swapaxes(2, 3).reshape(2, 16, 16, 192)
-    np.testing.assert_allclose(vqgan.encode_latents(images), (patches - mean) @ axes, atol=2e-4)
+    images = rng.random((2, 256, 256, 3), np.float32)
+    patches = images.reshape(2, 16, 16, 16, 16, 3).swapaxes(2, 3).reshape(2, 16, 16, 768)
+    np.testing.assert_allclose(vqgan.encode_latents(images), (patches - mean) @ axes, atol=4e-4)
 
 
 def test_k_means_finds_the_clusters_that_there_are(tool):
@@ -79,16 +77,17 @@ def test_k_means_has_no_twins(tool):
 
 
 @pytest.mark.slow
-def test_codes_copy_patches_and_only_the_decoder_learns(tool, scenes, tmp_path):
-    make_codebook, train_vqgan = tool("make_codebook"), tool("train_vqgan")
-    make_codebook.make(tmp_path / "codebook", pictures=60, patches=3000, rounds=4, model=MODEL)
+def test_codes_copy_patches_and_only_the_decoder_learns(tool, world, tmp_path):
+    entry, make_codebook, train_vqgan = tool("entry"), tool("make_codebook"), tool("train_vqgan")
+    small = entry.World.load(world)
+    make_codebook.make(tmp_path / "codebook", small, pictures=60, patches=3000, rounds=4, model=MODEL)
     start = VQGAN.from_pretrained(tmp_path / "codebook")
     start.save_pretrained(tmp_path / "half", dtype=jnp.float16)
     assert fingerprint(VQGAN.from_pretrained(tmp_path / "half")) == fingerprint(start)  # as a bundle has it
-    plain = np.full((1, 128, 128, 3), 255, np.uint8)  # the commonest patch has a code of its own, and but one
+    plain = np.full((1, 256, 256, 3), 255, np.uint8)  # the commonest patch has a code of its own, and but one
     tokens = np.asarray(start.encode(plain / 255.0))
     assert len(np.unique(tokens)) == 1
-    images, _ = TidyScenes(128, 5, 8, everyday_candidates()[:12]).batch(range(8))
+    images, _ = entry.Pictures("train", 5, small).source().batch(range(8))
     latents = start.encode_latents(images / np.float32(255))
     codes = start.codebook(start.quantize(latents))
     assert jnp.mean((latents - codes) ** 2) < 0.25 * jnp.var(latents)
@@ -98,7 +97,7 @@ def test_codes_copy_patches_and_only_the_decoder_learns(tool, scenes, tmp_path):
 
     training = train_vqgan.DecoderTraining(model=MODEL)
     loop = train_vqgan.LoopConfig(steps=4, batch_size=2, eval_every=4)
-    config = train_vqgan.Config(str(tmp_path / "codebook"), training, loop)
+    config = train_vqgan.Config(str(tmp_path / "codebook"), str(world), training, loop)
     run(train_vqgan.build(config), loop, tmp_path / "vqgan")
     end = VQGAN.from_pretrained(tmp_path / "vqgan" / "final")
     assert fingerprint(end) == fingerprint(start)  # its tokens are the same: they may be made before it is trained

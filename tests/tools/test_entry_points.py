@@ -18,9 +18,12 @@ import tiny_runs
 from dalle_mini.errors import UserError
 from dalle_mini.models import VQGAN
 from dalle_mini.models.fingerprint import fingerprint
+from dalle_mini.text import CaptionTokenizer
+from dalle_mini.text.known_words import KnownWords
 
 TOOLS = Path(__file__).parents[2] / "tools" / "train"
 RECIPE = TOOLS / "emoji.sh"
+ART = TOOLS.parents[1] / "tests" / "golden" / "art"
 SCRIPTS = sorted(path.name for path in TOOLS.glob("*.py") if path.name != "entry.py")
 
 # One process for all of them: they share seconds of imports.
@@ -105,14 +108,42 @@ def tool(monkeypatch):
 
 def test_pictures_are_known_by_what_decides_them(tool):
     entry = tool("entry")
-    train = entry.Pictures("train", 0)
-    assert train.origin() == entry.Pictures("train", 0).origin()
+    world = entry.World(art=str(ART))
+    train = entry.Pictures("train", 0, world)
+    assert train.origin() == entry.Pictures("train", 0, world).origin()
     for name, other in {
-        "split": entry.Pictures("heldout", 0),
-        "seed": entry.Pictures("train", 9),
-        "emoji": entry.Pictures("train", 0, distance=0.3),
+        "split": entry.Pictures("heldout", 0, world),
+        "seed": entry.Pictures("train", 9, world),
+        "emoji": entry.Pictures("train", 0, entry.World(100, art=str(ART))),
+        "art": entry.Pictures("train", 0, entry.World(styles=("noto", "3d"), art=str(ART))),
     }.items():
         assert {field for field, value in other.origin().items() if value != train.origin()[field]} == {name}
+
+
+def test_a_world_is_written_once(tool, tmp_path):
+    world, path = tool("entry").World, tmp_path / "runs" / "world.json"
+    pilot = world(100, ("noto", "3d"), str(ART))
+    assert len({one.name for one in pilot.emoji()}) == 100 and len(world().emoji()) > 700
+    pilot.save(path)
+    pilot.save(path)
+    assert world.load(path) == pilot and world.load("") == world()
+    with pytest.raises(UserError, match="another world"):
+        world(99).save(path)
+    for wrong in ("[]", '{"things": 3}', '{"things": 3, "styles": ["crayon"], "art": ""}'):
+        path.write_text(wrong)
+        with pytest.raises(UserError, match=r"world.json|crayon"):
+            world.load(path)
+
+
+def test_words_that_were_never_seen_are_told_by_the_bundle(tool, tmp_path):
+    make_tokenizers, world = tool("make_tokenizers"), tool("entry").World(art=str(ART))
+    make_tokenizers.make(tmp_path, world, captions=1500)
+    known = KnownWords.load(tmp_path / "dalle")
+    assert not known.unknown("Please draw a small 3d fox, kittens and a unicorn on a blue background")
+    assert [one.word for one in known.unknown("a blorfing fox asdfgh")] == ["blorfing", "asdfgh"]
+    words = {line.split()[0] for line in (tmp_path / "dalle" / "words.txt").read_text().splitlines()}
+    assert {"fox", "background"} <= words <= {*known.words} | {one + "s" for one in known.words} | words
+    assert CaptionTokenizer.from_pretrained(tmp_path / "clip")(["a fox"], 16)[1].sum() > 2
 
 
 def test_a_bundle_is_not_made_of_networks_that_never_met(tool, tmp_path):
@@ -167,7 +198,7 @@ def test_a_recipe_that_is_done_does_nothing_again(tmp_path):
     for folder in (*finished, "codebook", "tokenizers/dalle", "quality"):
         (runs / folder).mkdir(parents=True)
     (runs / "bundle").mkdir()
-    for file in ("tokenizers/dalle/words.txt", "quality/quality.json", "bundle/README.md"):
+    for file in ("world.json", "tokenizers/dalle/words.txt", "quality/quality.json"):
         (runs / file).touch()
 
     def scripts():
@@ -177,12 +208,12 @@ def test_a_recipe_that_is_done_does_nothing_again(tmp_path):
 
     encoding = ["encode_emoji.py", "encode_emoji.py"]
     assert scripts() == encoding
-    (runs / "bundle" / "README.md").unlink()
-    assert scripts() == [*encoding, "make_card.py"]
     (runs / "quality" / "quality.json").unlink()
-    assert scripts() == [*encoding, "emoji_quality.py", "make_card.py"]
+    assert scripts() == [*encoding, "styled_quality.py"]
     (runs / "bundle").rmdir()
-    assert scripts() == [*encoding, "make_bundle.py", "emoji_quality.py", "make_card.py"]
+    assert scripts() == [*encoding, "make_bundle.py", "styled_quality.py"]
+    (runs / "world.json").unlink()
+    assert scripts() == ["fetch_art.py", *encoding, "make_bundle.py", "styled_quality.py"]
 
 
 def test_the_recipe_goes_on_from_a_bundle_wherever_it_is_killed(tmp_path):
@@ -194,6 +225,7 @@ def test_the_recipe_goes_on_from_a_bundle_wherever_it_is_killed(tmp_path):
         (bundle / part).mkdir(parents=True)
         for name in ("config.json", "model.safetensors", "tokenizer.json", "words.txt"):
             (bundle / part / name).write_text(f"{part} {name}")
+    (bundle / "scenes.json").write_text('{"styles": ["noto"]}')
 
     def recipe(*arguments, code=0):
         called.write_text("")
@@ -227,6 +259,36 @@ def test_the_recipe_goes_on_from_a_bundle_wherever_it_is_killed(tmp_path):
     assert "nowhere: no bundle" in recipe("others", "nowhere", code=2)
     (runs / "bundle.txt").write_text(f"{tmp_path / 'another'}\n")
     assert "began from another bundle" in recipe("runs", "bundle", code=2)
+    (bundle / "scenes.json").write_text('{"tidy": true}')
+    assert "an earlier edition" in recipe("others", "bundle", code=2)
+
+
+def test_the_recipe_stops_in_time_and_does_as_much_as_it_is_told(tmp_path):
+    python, called, runs = tmp_path / "python", tmp_path / "called", tmp_path / "runs"
+    python.write_text(f'#!/bin/sh\necho "$@" >> {called}\n')
+    python.chmod(0o755)
+
+    def recipe(*options):
+        environment = {**os.environ, "PYTHON": str(python)}
+        return subprocess.run([RECIPE, *options, str(runs)], env=environment, capture_output=True, text=True)
+
+    assert recipe("--things", "100", "--percent", "1", "--minutes", "5", "--art", str(ART)).returncode == 0
+    lines = called.read_text()
+    assert f"fetch_art.py --folder {ART} --world {runs}/world.json --things 100" in lines
+    assert "--split train --rows 1200" in lines and "loop.steps=40\n" in lines
+    (runs).mkdir()
+    (runs / "world.json").write_text('{"things": 100, "styles": []}')
+    assert "another number of things" in recipe("--things", "99").stderr
+    assert "--things: a whole number" in recipe("--things", "all").stderr
+    assert "--thing: no such option" in recipe("--thing", "9").stderr
+    python.write_text("#!/bin/sh\nexec sleep 100\n")
+    script = RECIPE.read_text().replace("minutes * 60 - SECONDS", "minutes - SECONDS")  # a second
+    short = tmp_path / "tools" / "train" / "emoji.sh"
+    short.parent.mkdir(parents=True)
+    short.write_text(script)
+    environment = {**os.environ, "PYTHON": str(python)}
+    done = subprocess.run(["bash", short, "--minutes", "1", str(runs)], env=environment, capture_output=True)
+    assert done.returncode == 128 + 15  # a script of ours ends with 75 when it is asked to stop
 
 
 def test_the_recipe_is_bash():
@@ -252,7 +314,7 @@ ASKED = """if True:
         except BaseException:
             print("swallowed")  # as imports do
 
-    entry.main(entry.Pictures("train", 0), build, "a script")
+    entry.main(entry.World(), build, "a script")
 """
 
 

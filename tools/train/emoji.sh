@@ -1,36 +1,59 @@
 #!/usr/bin/env bash
-# The model that ships, from nothing: emoji font -> codebook -> VQGAN -> tokens -> seq2seq, twice -> CLIP -> bundle.
+# The emoji model, from nothing: art -> codebook -> VQGAN -> tokens -> seq2seq, twice -> CLIP -> bundle.
 #
-#   tools/train/emoji.sh [RUNS=runs/emoji [BUNDLE]]
+#   tools/train/emoji.sh [--things N] [--percent P] [--minutes M] [--art FOLDER] [RUNS=runs/emoji [BUNDLE]]
 #
-# With a BUNDLE that this recipe made, such as the one that ships, src/dalle_mini/assets/emoji, it goes on from there: with
-# its tokenizers, its codebook, its CLIP, and its seq2seq model to start from.
+#   --things N     learn N things instead of all, spread over all kinds: a pilot
+#   --percent P    so much of the training, of images as of updates (default: 100); 1 tries all stages in minutes
+#   --minutes M    stop after M minutes with exit code 75; the same command goes on from there
+#   --art FOLDER   where the art is kept (default: the user's cache)
+#
+# With a BUNDLE that this recipe made it goes on from there: with its tokenizers, its codebook, its CLIP, and its seq2seq
+# model to start from.
 #
 # Each stage continues where a kill left it, and is passed over once its output is there: run it again until it says
 # so. To make a stage anew, delete its output and those of the stages after it.
-# Needs the extra `train` and Debian's package fonts-noto-color-emoji. From nothing it took 2 h 15 min of 2 CPU cores, for
-# 97 % right emoji and 83 % right relations of two; what ships took an hour and a detour more (its card tells).
+# Needs the extras `train` and `art`, and npm once.
 set -euo pipefail
+things=0 percent=100 minutes= art=
+while [[ ${1:-} == --* ]]; do
+  case $1 in
+    --things | --percent | --minutes) [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || { echo "error: $1: a whole number" >&2; exit 2; } ;;&
+    --things) things=$2 ;;
+    --percent) percent=$2 ;;
+    --minutes) minutes=$2 ;;
+    --art) art=$(realpath -m "${2:?error: --art: a folder}") ;;
+    *) echo "error: $1: no such option" >&2; exit 2 ;;
+  esac
+  shift 2
+done
 runs=${1:+$(realpath -m "$1")}
 bundle=${2:+$(realpath -m "$2")}
 cd "$(dirname "$0")/../.."
-runs=${runs:-runs/emoji}
+runs=${runs:-$PWD/runs/emoji}
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 # On a CPU, two half batches side by side run up to twice as fast as one whole one (training/engine/sharding.py).
 export JAX_NUM_CPU_DEVICES=${JAX_NUM_CPU_DEVICES:-2}
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1} # as dalle_mini/runtime/huge_pages.py
+limited() { # COMMAND ...: ended when the minutes are over; training keeps what it has
+  echo "== ${*:2}" >&2
+  if [ -z "$minutes" ]; then
+    "$@"
+  else
+    local left=$((minutes * 60 - SECONDS))
+    [ "$left" -gt 0 ] || { echo "stopped: run the same command again" >&2; exit 75; }
+    timeout --foreground --preserve-status "$left" "$@"
+  fi
+}
 run() { # SCRIPT [ARGUMENT ...]
-  local script=tools/train/$1
-  shift
-  echo "== $script $*" >&2
-  "$python" "$script" "$@"
+  limited "$python" "tools/train/$1" "${@:2}"
 }
 seq2seq() { # NAME key=value ...
-  local out=$runs/$1
-  shift
-  echo "== dalle-mini train emoji --output $out $*" >&2
-  "$python" -m dalle_mini.cli train emoji --output "$out" "data.train=$runs/tokens" \
-    "data.validation=$runs/tokens-heldout" "data.tokenizer=$runs/tokenizers/dalle" "samples.vqgan=$runs/codebook" "$@"
+  limited "$python" -m dalle_mini.cli train emoji --output "$runs/$1" "data.train=$runs/tokens" \
+    "data.validation=$runs/tokens-heldout" "data.tokenizer=$runs/tokenizers/dalle" "samples.vqgan=$runs/codebook" "${@:2}"
+}
+part() { # NUMBER: so much of it as --percent asks for, at least 2
+  echo $(($1 * percent / 100 > 2 ? $1 * percent / 100 : 2))
 }
 
 adopt() { # FROM TO [FILE ...]: a copy without those files, there whole or not at all
@@ -50,6 +73,7 @@ if [ -n "$bundle" ]; then
   for part in dalle vqgan clip; do
     [ -f "$bundle/$part/config.json" ] || { echo "error: $bundle: no bundle, $part/config.json is missing" >&2; exit 2; }
   done
+  grep -qs styles "$bundle/scenes.json" || { echo "error: $bundle: made by an earlier edition of this recipe" >&2; exit 2; }
   [ ! -e "$runs/codebook" ] || [ -f "$runs/bundle.txt" ] || {
     echo "error: $runs: there is a run that began from nothing: name another folder" >&2
     exit 2
@@ -67,28 +91,33 @@ if [ -n "$bundle" ]; then
     adopt "$bundle/$part" "$runs/tokenizers/$part" config.json model.safetensors preprocessor_config.json tokens.json
   done
 fi
-[ -f "$runs/tokenizers/dalle/words.txt" ] || run make_tokenizers.py "$runs/tokenizers"
-[ -d "$runs/codebook" ] || run make_codebook.py "$runs/codebook"
-[ -d "$runs/vqgan/final" ] || run train_vqgan.py "$runs/vqgan" "codebook=$runs/codebook"
-run encode_emoji.py "$runs/codebook" "$runs/tokens" --split train --rows 32000
-run encode_emoji.py "$runs/codebook" "$runs/tokens-heldout" --split heldout --rows 512
+world=$runs/world.json
+[ "$things" = 0 ] || [ ! -f "$world" ] || grep -q "\"things\": $things," "$world" || {
+  echo "error: $runs: there is a run of another number of things: name another folder" >&2
+  exit 2
+}
+[ -f "$world" ] || run fetch_art.py ${art:+--folder "$art"} --world "$world" --things "$things"
+[ -f "$runs/tokenizers/dalle/words.txt" ] || run make_tokenizers.py "$runs/tokenizers" --world "$world"
+[ -d "$runs/codebook" ] || run make_codebook.py "$runs/codebook" --world "$world"
+[ -d "$runs/vqgan/final" ] || run train_vqgan.py "$runs/vqgan" "codebook=$runs/codebook" "world=$world" \
+  "loop.steps=$(part 4000)"
+run encode_emoji.py "$runs/codebook" "$runs/tokens" --world "$world" --split train --rows "$(part 120000)"
+run encode_emoji.py "$runs/codebook" "$runs/tokens-heldout" --world "$world" --split heldout --rows 512
 # First, cheaply, what a caption says of where things are: 32 tokens of each picture, half of the pictures told from the
 # caption alone. Then the pictures token by token.
 if [ ! -d "$runs/seq2seq-where/final" ]; then
   [ -d "$runs/start" ] || run make_start.py "$runs/codebook" "$runs/start"
   seq2seq seq2seq-where "training.init_from=$runs/start" training.positions=32 training.token_noise=2.0 \
-    training.optimizer.final_rate=0.3 loop.steps=2000 loop.batch_size=64 loop.accumulation=1
+    training.optimizer.final_rate=0.3 "loop.steps=$(part 5000)" loop.batch_size=64 loop.accumulation=1
 fi
-[ -d "$runs/seq2seq/final" ] || seq2seq seq2seq "training.init_from=$runs/seq2seq-where/final"
-[ -d "$runs/clip/final" ] || [ -d "$runs/clip-first/final" ] || run train_clip.py "$runs/clip-first" "tokenizer=$runs/tokenizers/clip"
+[ -d "$runs/seq2seq/final" ] || seq2seq seq2seq "training.init_from=$runs/seq2seq-where/final" "loop.steps=$(part 4000)"
+[ -d "$runs/clip/final" ] || [ -d "$runs/clip-first/final" ] || run train_clip.py "$runs/clip-first" \
+  "tokenizer=$runs/tokenizers/clip" "world=$world" "loop.steps=$(part 1200)"
 # Once it knows what is what, it learns to tell whole pictures from damaged ones.
-[ -d "$runs/clip/final" ] || run train_clip.py "$runs/clip" "tokenizer=$runs/tokenizers/clip" \
+[ -d "$runs/clip/final" ] || run train_clip.py "$runs/clip" "tokenizer=$runs/tokenizers/clip" "world=$world" \
   "training.init_from=$runs/clip-first/final" training.damage=0.3 training.optimizer.learning_rate=0.0005 \
-  loop.steps=400 loop.batch_size=96
+  "loop.steps=$(part 400)" loop.batch_size=96
 [ -d "$runs/bundle" ] || run make_bundle.py "$runs" "$runs/bundle"
-[ -f "$runs/quality/quality.json" ] || {
-  echo "== benchmarks/emoji_quality.py" >&2
-  "$python" benchmarks/emoji_quality.py --model "$runs/bundle" --output "$runs/quality"
-}
-[ -f "$runs/bundle/README.md" ] || run make_card.py "$runs/bundle" "$runs/quality/quality.json" --runs "$runs"
-echo "done: dalle-mini generate 'a red apple' --model $runs/bundle" >&2
+[ -f "$runs/quality/quality.json" ] || limited "$python" benchmarks/styled_quality.py --model "$runs/bundle" \
+  ${art:+--art "$art"} --output "$runs/quality"
+echo "done: dalle-mini generate 'a 3d red apple' --model $runs/bundle" >&2

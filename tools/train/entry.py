@@ -7,55 +7,115 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from dalle_mini.commands.terminal import Parser, ending
-from dalle_mini.emoji.art import Emoji, find_font
-from dalle_mini.emoji.tidy import TWINS_APART, TidyScenes
-from dalle_mini.emoji.vocabulary import scene_emoji
+from dalle_mini.emoji.art import Emoji
+from dalle_mini.emoji.packages import default_folder
+from dalle_mini.emoji.styled import StyledScenes
+from dalle_mini.emoji.styles import SHIPPED_STYLES, find_style, open_style
+from dalle_mini.emoji.things import things
+from dalle_mini.emoji.words import Lexicon, read_annotations
+from dalle_mini.errors import UserError
+from dalle_mini.runtime import files, parsing
 from dalle_mini.runtime.hashing import short_hash
 from dalle_mini.training.config.config_file import override
 from dalle_mini.training.run.loop import run
 from dalle_mini.training.run.preemption import Preemption
 
-SIZE = 128  # pixels
+SIZE = 256  # pixels
 EXAMPLES = 10_000_000  # enough never to come round again
+WORLD = "world.json"  # in the folder of the runs: what they learn
+
+
+@dataclass(frozen=True)
+class World:
+    """What a model learns to draw. `emoji.sh` writes it once, and every stage reads it.
+
+    Attributes:
+        things: how many, spread evenly over all kinds; 0 is all.
+        styles: keys of `styles.STYLES`.
+        art: the folder of the drawn styles; "" is the user's cache.
+    """
+
+    things: int = 0
+    styles: tuple[str, ...] = SHIPPED_STYLES
+    art: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.things <= len(things()):
+            raise UserError(f"things {self.things}: 0, which is all, to {len(things())}")
+        for style in self.styles:
+            find_style(style)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.art) if self.art else default_folder()
+
+    def emoji(self) -> list[Emoji]:
+        everything = things()
+        return [everything[number * len(everything) // self.things] for number in range(self.things)] or [*everything]
+
+    def words(self) -> Lexicon:
+        return Lexicon(read_annotations(self.folder), self.emoji())
+
+    def save(self, path: Path) -> None:
+        """Keep it. Raises UserError if the file tells of another world: what was made of that one would be mixed up."""
+        if path.exists():
+            if World.load(path) != self:
+                raise UserError(f"{path}: there is a run of another world: name another folder")
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_whole(path, json.dumps(asdict(self)) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> World:
+        """The world of a file; the whole one if `path` is ""."""
+        if not str(path):
+            return cls()
+        try:
+            found = parsing.read_object(path)
+            return cls(int(found["things"]), tuple(found["styles"]), str(found["art"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: not a world that tools/train/emoji.sh wrote ({error})") from None
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Captioned emoji scenes, yet to be drawn; `split` is one of `emoji_scenes.SPLITS`.
-
-    `distance` sets how easy the emoji are to tell apart, and so how many there are (`scene_emoji`).
-    """
+    """Captioned scenes, yet to be drawn; `split` is one of `styled.STYLED_SPLITS`."""
 
     split: str
     seed: int
-    distance: float = TWINS_APART
+    world: World = World()
 
-    def emoji(self) -> list[Emoji]:
-        return scene_emoji(distance=self.distance)
-
-    def source(self) -> TidyScenes:
-        return TidyScenes(SIZE, self.seed, EXAMPLES, self.emoji(), self.split)
+    def source(self) -> StyledScenes:
+        world = self.world
+        words = world.words()
+        return StyledScenes(SIZE, self.seed, EXAMPLES, world.styles, words.emoji, self.split, world.folder, words)
 
     def origin(self) -> dict[str, Any]:
         """The properties that decide which pictures these are; they are kept with everything made from them."""
-        emoji = [(one.characters, one.name) for one in self.emoji()]
+        world = self.world
+        emoji = [(one.characters, one.name) for one in world.emoji()]
+        art = {name: open_style(name, world.folder).fingerprint() for name in world.styles}
         return {
-            "scenes": "tidy",
+            "scenes": "styled",
             "split": self.split,
             "seed": self.seed,
             "size": SIZE,
             "emoji": short_hash(json.dumps(emoji).encode()),
-            "font": short_hash(find_font().read_bytes()),
+            "art": short_hash(json.dumps(art).encode()),
         }
 
 
-def parser(description: str) -> Parser:
-    """A parser that reports mistakes as a `UserError`: parse within `user_errors`."""
-    return Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser(description: str, world: bool = False) -> Parser:
+    """A parser that reports mistakes as a `UserError`: parse within `user_errors`. `world` adds --world."""
+    made = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if world:
+        made.add_argument("--world", metavar="FILE", default="", help=f"{WORLD} of the runs (default: all things)")
+    return made
 
 
 def main(

@@ -2,16 +2,19 @@
 
     python tools/train/fetch_art.py
     python tools/train/fetch_art.py --styles openmoji --folder art
+    python tools/train/fetch_art.py --world runs/emoji/world.json --things 100
 
 Each package has a pinned version, which is checked by its SHA-512. What is there already is not fetched again. Needs
 npm (Debian's package npm) and, to draw SVG, the Python package resvg-py (pip install '.[art]').
+
+--world writes what the other stages of emoji.sh are to learn.
 """
 
 import shutil
 import subprocess
 from pathlib import Path
 
-from entry import parser, user_errors
+from entry import WORLD, World, parser, user_errors
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from dalle_mini.emoji.packages import CLDR, Package, check_package, default_folder
@@ -54,13 +57,18 @@ if __name__ == "__main__":
     options.add_argument(
         "--styles", default=",".join(SHIPPED_STYLES), help=f"with commas between (default: {','.join(SHIPPED_STYLES)})"
     )
+    options.add_argument("--world", metavar="FILE", type=Path, help=f"{WORLD}, to write")
+    options.add_argument("--things", metavar="N", type=int, default=0, help="of the world (default: all)")
     with user_errors():
         args = options.parse_args()
+        world = World(args.things, tuple(args.styles.split(",")), str(args.folder.resolve()) if args.folder else "")
         folder = args.folder or default_folder()
-        styles = [find_style(name) for name in args.styles.split(",")]
+        styles = [find_style(name) for name in world.styles]
         for package in dict.fromkeys([*(style.package for style in styles), CLDR]):
             fetch(package, folder)
         for style in styles:
             draw(style, folder)
         write_annotations(folder / CLDR.file_name, folder / ANNOTATIONS, drawn_things())
+        if args.world is not None:
+            world.save(args.world)
         console.answer(f"{folder}: {', '.join(style.name for style in styles)}")

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
-from entry import Pictures, parser, user_errors
+from entry import WORLD, World, parser, user_errors
 from train_clip import PREPROCESSOR
 
 from dalle_mini.errors import UserError
@@ -21,6 +21,7 @@ from dalle_mini.runtime import console, files
 from dalle_mini.weights.bundle import TOKENS_RECORD
 
 NETWORKS = {"dalle": (DalleBart, "seq2seq"), "vqgan": (VQGAN, "vqgan"), "clip": (CLIP, "clip")}
+LICENCES = ("art_credits.md", "art_licences.md")  # beside this file
 
 
 def make(runs: Path, out: Path) -> None:
@@ -33,9 +34,12 @@ def make(runs: Path, out: Path) -> None:
             for path in (runs / "tokenizers" / name).iterdir():
                 shutil.copyfile(path, beside / name / path.name)
         files.write_whole(beside / "clip" / "preprocessor_config.json", json.dumps(PREPROCESSOR, indent=2) + "\n")
-        names = [emoji.name for emoji in Pictures("train", 0).emoji()]
+        world = World.load(runs / WORLD)
+        names = [emoji.name for emoji in world.emoji()]
         files.write_whole(beside / "emoji.json", json.dumps(names, indent=0) + "\n")
-        files.write_whole(beside / "scenes.json", json.dumps({"tidy": True}) + "\n")
+        files.write_whole(beside / "scenes.json", json.dumps({"styles": world.styles}) + "\n")
+        for name in LICENCES:
+            shutil.copyfile(Path(__file__).with_name(name), beside / name)
 
 
 def check_same_vqgan(seq2seq: Path, vqgan: VQGAN, folder: Path) -> None:
@@ -50,7 +54,9 @@ def check_same_vqgan(seq2seq: Path, vqgan: VQGAN, folder: Path) -> None:
 
 if __name__ == "__main__":
     options = parser(__doc__)
-    options.add_argument("runs", type=Path, help="the folder of the runs seq2seq, vqgan, clip and of the tokenizers")
+    options.add_argument(
+        "runs", type=Path, help="the folder of the runs seq2seq, vqgan, clip, of the tokenizers and of world.json"
+    )
     options.add_argument("out", type=Path, help="the bundle's folder, replaced if there")
     with user_errors():
         arguments = options.parse_args()

@@ -2,7 +2,7 @@
 
     python tools/train/make_codebook.py runs/emoji/codebook
 
-The world of the emoji scenes is closed: all patches of 8 x 8 pixels can be enumerated, and nothing has to be found by
+The world of the scenes is closed: all patches of 16 x 16 pixels can be enumerated, and nothing has to be found by
 gradients. The encoder is the patches' principal components, and the codebook is their k-means clusters there.
 Distances between codes are distances between pixels, and each patch gets the code that copies it best. The decoder
 begins as the clusters' means. train_vqgan.py then trains it to use the codes around a patch too; the seq2seq model need
@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from entry import Pictures, parser, user_errors
+from entry import Pictures, World, parser, user_errors
 from flax import nnx
 from train_vqgan import MODEL
 
@@ -33,9 +33,9 @@ SPREAD = 1.0  # root mean square of the entries of the patches' vectors
 TWINS = 1e-3
 
 
-def make(out: Path, pictures: int, patches: int, rounds: int, model=MODEL) -> None:
+def make(out: Path, world: World, pictures: int, patches: int, rounds: int, model=MODEL) -> None:
     started = time.monotonic()
-    values, counts = all_patches(pictures, patches, model.downscale)
+    values, counts = all_patches(Pictures("train", 1, world), pictures, patches, model.downscale)
     if len(values) < 2 * model.n_embed:
         raise UserError(
             f"{len(values)} different patches are too few for {model.n_embed} codes: more --pictures or --patches"
@@ -59,9 +59,9 @@ def make(out: Path, pictures: int, patches: int, rounds: int, model=MODEL) -> No
     console.answer(f"{out}: {time.monotonic() - started:.0f} s")
 
 
-def all_patches(pictures: int, most: int, side: int) -> tuple[np.ndarray, np.ndarray]:
+def all_patches(world: Pictures, pictures: int, most: int, side: int) -> tuple[np.ndarray, np.ndarray]:
     """Different patches of training pictures, float32 [n, side * side * 3] in [0, 1], and how often each was seen."""
-    source = Pictures("train", 1).source()
+    source = world.source()
     tables = []
     for start in range(0, pictures, 500):
         images, _ = source.batch(range(start, min(start + 500, pictures)))
@@ -167,7 +167,7 @@ def set_conv(conv: nnx.Conv, matrix: np.ndarray, bias: np.ndarray | None = None)
 
 
 if __name__ == "__main__":
-    options = parser(__doc__)
+    options = parser(__doc__, world=True)
     options.add_argument("out", type=Path, help="the folder of the VQGAN, whose decoder is yet to be trained")
     options.add_argument("--pictures", type=int, default=PICTURES, help=f"to take patches from (default: {PICTURES})")
     options.add_argument("--patches", type=int, default=PATCHES, help=f"different ones, at most (default: {PATCHES})")
@@ -177,4 +177,4 @@ if __name__ == "__main__":
         for name in ("pictures", "patches", "rounds"):
             if getattr(args, name) < 1:
                 raise UserError(f"--{name} {getattr(args, name)}: at least 1")
-        make(args.out, args.pictures, args.patches, args.rounds)
+        make(args.out, World.load(args.world), args.pictures, args.patches, args.rounds)

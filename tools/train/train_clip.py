@@ -7,7 +7,7 @@ Run it again to continue after a kill.
 
 from dataclasses import dataclass, field
 
-from entry import SIZE, Pictures, main
+from entry import SIZE, Pictures, World, main
 
 from dalle_mini.generation.ranking import PREPROCESSING
 from dalle_mini.models.config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
@@ -51,13 +51,14 @@ PREPROCESSOR = {
 @dataclass(frozen=True)
 class Config:
     tokenizer: str = "runs/emoji/tokenizers/clip"
-    training: CLIPTraining = field(default_factory=lambda: CLIPTraining(model=MODEL, cell=8))
+    world: str = ""  # world.json of the runs
+    training: CLIPTraining = field(default_factory=lambda: CLIPTraining(model=MODEL, cell=16))
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1000, batch_size=128, eval_every=100))
 
 
 def build(config: Config) -> CLIPTrainer:
     loop = config.loop
-    train, held_out = (Pictures(split, loop.seed) for split in ("train", "heldout"))
+    train, held_out = (Pictures(split, loop.seed, World.load(config.world)) for split in ("train", "heldout"))
     source = train.source()
     tokenizer = CaptionTokenizer.from_pretrained(config.tokenizer)
     some = [source.caption(index) for index in range(1000)]  # what it makes of them tells it from another tokenizer

@@ -2,7 +2,7 @@
 
     python tools/train/train_vqgan.py runs/emoji/vqgan codebook=runs/emoji/codebook loop.steps=4000
 
-128 x 128 pictures become 16 x 16 tokens (f8). Run it again to continue after a kill.
+256 x 256 pictures become 16 x 16 tokens (f16). Run it again to continue after a kill.
 """
 
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from entry import SIZE, Pictures, main
+from entry import SIZE, Pictures, World, main
 from flax import nnx
 
 from dalle_mini.models import VQGAN
@@ -23,7 +23,7 @@ from dalle_mini.training.vqgan.reconstructions import ReconstructionConfig, Reco
 from dalle_mini.training.vqgan.trainer import VQGANTrainer, VQGANTraining
 
 MODEL = VQGANConfig(
-    ch_mult=(1, 1, 1, 1),  # f8
+    ch_mult=(1, 1, 1, 1, 1),  # f16
     resolution=SIZE,
     z_channels=64,
     embed_dim=64,
@@ -48,6 +48,7 @@ class DecoderTraining:
 @dataclass(frozen=True)
 class Config:
     codebook: str = "runs/emoji/codebook"
+    world: str = ""  # world.json of the runs
     training: DecoderTraining = field(default_factory=DecoderTraining)
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(steps=2400, batch_size=16, log_every=10, eval_every=300)
@@ -80,7 +81,7 @@ class DecoderTrainer(VQGANTrainer):
 
 def build(config: Config) -> DecoderTrainer:
     loop = config.loop
-    train, held_out = (Pictures(split, loop.seed) for split in ("train", "heldout"))
+    train, held_out = (Pictures(split, loop.seed, World.load(config.world)) for split in ("train", "heldout"))
     data = {"train": train.origin(), "held_out": held_out.origin()}
     return DecoderTrainer(
         config.codebook,

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from dalle_mini.data.encode.filters import Filters
 from dalle_mini.data.sources.example import Example
 from dalle_mini.emoji.art import EmojiImages
+from dalle_mini.emoji.scenes import SceneSource
 from dalle_mini.errors import UserError
 
 PART_ROWS = 2048
@@ -17,7 +18,7 @@ UNFILTERED = Filters(min_caption=None, max_caption=None, max_aspect=None, min_si
 class EmojiPart:
     """Images `start` to `stop`, drawn when they are asked for."""
 
-    images: EmojiImages
+    images: EmojiImages | SceneSource
     start: int
     stop: int
 
@@ -48,7 +49,7 @@ class EmojiSource:
         UserError: there are not so many.
     """
 
-    images: EmojiImages
+    images: EmojiImages | SceneSource
     rows: int
     made_from: Mapping[str, Any] = field(default_factory=dict)
     sparse_columns: ClassVar[bool] = False

@@ -45,7 +45,7 @@ from dalle_mini.emoji.splits import (
     is_style_held_out,
 )
 from dalle_mini.emoji.styled_captions import Captioner, Said
-from dalle_mini.emoji.styled_layout import SCALES, SMALL, USUAL, alone, grid, most_scale, pair
+from dalle_mini.emoji.styled_layout import SCALES, SMALL, USUAL, alone, grid, most_scale, pair, pair_with_one, row
 from dalle_mini.emoji.styles import SHIPPED_STYLES, StyleArt, open_style
 from dalle_mini.emoji.things import FACING, is_person
 from dalle_mini.emoji.words import Lexicon, lexicon
@@ -271,13 +271,13 @@ class StyledScenes(SceneSource):
             return None
         one, first, second = (self._thing(rng, each, style, held_out == PAINT) for each in emoji)
         if rng.random() < 0.6:  # in a row
-            things = tuple(_at(each, box) for each, box in zip((first, one, second), _row(rng), strict=True))
+            things = tuple(_at(each, box) for each, box in zip((first, one, second), row(rng), strict=True))
             return things, self._captions.row(rng, things, told)
         name = pick(rng, ("under", "below", "above", "on top of"))
         pair_above = bool(RELATIONS[name].forward)
-        top, bottom = (0, USUAL) if pair_above else (USUAL, 0)
-        first, second = (_at(each, Box(x, top, USUAL)) for each, x in zip((first, second), (0, USUAL), strict=True))
-        one = _at(one, Box((GRID - USUAL) // 2, bottom, USUAL))
+        first, second, one = (
+            _at(each, box) for each, box in zip((first, second, one), pair_with_one(pair_above), strict=True)
+        )
         return (one, first, second), self._captions.pair_with_one(rng, (first, second), name, one, told)
 
 
@@ -305,10 +305,6 @@ class _Shown:
 
 def _at(thing: Thing, box: Box, size: str | None = None) -> Thing:
     return Thing(thing.emoji, box, size, thing.style, thing.color, thing.flipped)
-
-
-def _row(rng: random.Random) -> list[Box]:
-    return [Box(x + shift, 5, SMALL) for shift in [pick(rng, (0, 1))] for x in (0, SMALL, 2 * SMALL)]
 
 
 def held_out_kinds(scene: Scene) -> frozenset[str]:

@@ -3,17 +3,22 @@
 A thing is usually half the picture wide. "large" is three quarters, "small" 5 of 16 cells, "tiny" 3.
 """
 
+import itertools
 import random
 from collections.abc import Sequence
+from functools import lru_cache
 
 from dalle_mini.emoji.art import GRID
-from dalle_mini.emoji.captions import pick
-from dalle_mini.emoji.layout import ABOVE, LEFT_OF, Box
+from dalle_mini.emoji.captions import PLACES, pick
+from dalle_mini.emoji.layout import ABOVE, FACTS, IN_FRONT_OF, LEFT_OF, Box
 
 USUAL, LARGE, SMALL, TINY = 8, 12, 5, 3  # cells
 SCALES: dict[str | None, int] = {None: USUAL, "large": LARGE, "small": SMALL, "tiny": TINY}
 SIZES_SAID = {"large": ("large", "big", "huge"), "small": ("small", "little"), "tiny": ("tiny", "very small")}
 MARGIN = {USUAL: 0, LARGE: 0, SMALL: 1, TINY: 1}  # cells between a thing at an edge and the edge
+
+SCALES_OF_TWO = ((USUAL, USUAL), (SMALL, SMALL), (USUAL, SMALL), (SMALL, USUAL))
+DRAWS = 200  # of each kind of layout, which are few
 
 # Rows of some equal things.
 ROWS: dict[int, tuple[tuple[int, ...], ...]] = {
@@ -59,6 +64,18 @@ def grid(rng: random.Random, count: int, scale: int) -> list[Box]:
     return boxes
 
 
+def row(rng: random.Random) -> tuple[Box, ...]:
+    """Three small things side by side."""
+    shift = pick(rng, (0, 1))
+    return tuple(Box(x + shift, 5, SMALL) for x in (0, SMALL, 2 * SMALL))
+
+
+def pair_with_one(pair_above: bool) -> tuple[Box, Box, Box]:
+    """Two things side by side, and one under or over them."""
+    top, bottom = (0, USUAL) if pair_above else (USUAL, 0)
+    return Box(0, top, USUAL), Box(USUAL, top, USUAL), Box((GRID - USUAL) // 2, bottom, USUAL)
+
+
 def most_scale(count: int) -> int:
     """The usual size of `count` equal things."""
     return USUAL if count <= 4 else SMALL
@@ -82,3 +99,20 @@ def pair(rng: random.Random, fact: str, scales: Sequence[int], touching: bool) -
         return Box(pick(rng, (0, USUAL)), USUAL, one), Box(USUAL // 2, USUAL // 2, other)
     back = Box(5, 4, other)
     return Box(pick(rng, (back.x - 2, back.x + 2)), back.y + 2, one), back
+
+
+@lru_cache(maxsize=1)
+def layouts() -> tuple[tuple[Box, ...], ...]:
+    """Every layout that a scene can have: its boxes, one that is in front of another behind it in the list."""
+    rng = random.Random("dalle-mini layouts")
+    found = {pair_with_one(above) for above in (False, True)}
+    for _ in range(DRAWS):
+        found.add(row(rng))
+        found.update((alone(rng, scale, place),) for scale in SCALES.values() for place in PLACES)
+        for count in ROWS:
+            found.update(tuple(grid(rng, count, scale)) for scale in {SMALL, TINY, most_scale(count)})
+        for fact, scales in itertools.product(FACTS, SCALES_OF_TWO):
+            if fact != IN_FRONT_OF or scales[0] == scales[1]:
+                found.add(pair(rng, fact, scales, rng.random() < 0.5)[::-1])
+    # One layout for those that differ in the order of their boxes alone; where one is in front, the order tells it.
+    return tuple({frozenset(boxes) if len(boxes) != 2 else boxes: boxes for boxes in sorted(found, key=repr)}.values())

@@ -238,6 +238,7 @@ class StyleArt:
         self._paintable = {one: Dominant(*values) for one, values in json.loads(self._zip.read(PAINTABLE)).items()}
         self._lock = threading.Lock()
         self.sprite = lru_cache(maxsize=SPRITES)(self._sprite)
+        self._image = lru_cache(maxsize=4)(self.image)  # for several widths in turn
 
     def __contains__(self, characters: str) -> bool:
         return key(characters) in self._members
@@ -274,7 +275,7 @@ class StyleArt:
             color: a key of `recolor.COLORS`, in which the thing is painted. `is_paintable` must be true.
             flipped: mirror it.
         """
-        small = self.image(characters).convert("RGBa").resize((width, width), Image.Resampling.HAMMING)
+        small = self._image(characters).convert("RGBa").resize((width, width), Image.Resampling.HAMMING)
         if flipped:
             small = small.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if color is not None:
