@@ -1,3 +1,5 @@
+import importlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,7 @@ from dalle_mini.emoji.styles import SHIPPED_STYLES, open_style
 from dalle_mini.emoji.things import things
 from dalle_mini.emoji.words import Lexicon, read_annotations
 from dalle_mini.errors import UserError
+from dalle_mini.weights.bundle import SHIPPED
 
 ART = Path(__file__).parent.parent / "golden" / "art"
 ANNOTATIONS = read_annotations(ART)
@@ -166,3 +169,31 @@ def test_what_is_wrong_is_told():
     assert is_related(both, both.seen[1], both.seen[0], "in front of")
     assert is_related(both, both.seen[0], both.seen[1], "behind")
     assert not is_related(both, both.seen[0], both.seen[1], "in front of")
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    return importlib.import_module("styled_quality")
+
+
+def test_the_benchmark_tells_how_good_the_judge_is(benchmark, capsys):
+    assert benchmark.main(["--judge", "8", "--art", str(ART), "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["scenes"] == 8 and figures["thing_and_style"] > 0.9 and figures["false_specks"] == 0
+
+
+def test_the_benchmark_counts_picks_and_others(benchmark):
+    right, wrong = (dict.fromkeys(("things", "style", "clean"), value) for value in (True, False))
+    rows = [{"parts": [right, wrong]}, {"parts": [right, right]}, {"parts": [wrong, right]}, {"parts": [wrong, wrong]}]
+    found = benchmark.scores(rows)
+    assert found["prompts"] == 4 and found["things_and_style"] == 0.5
+    assert found["things"]["pick"] == 0.5 and found["things"]["random"] == 0.5 and found["things"]["any"] == 0.75
+    assert found["style"]["gain"] == 0.0 and found["style"]["gain_error"] > 0
+
+
+def test_the_benchmark_refuses_a_model_of_one_style(benchmark, capsys):
+    assert benchmark.main(["--model", "shipped", "--art", str(ART), "--prompts", "0"]) == 2
+    assert "at least 1" in capsys.readouterr().err
+    with pytest.raises(UserError, match="not a model of several styles"):
+        benchmark.known_world(SHIPPED)

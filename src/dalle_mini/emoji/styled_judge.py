@@ -151,7 +151,9 @@ class StyledJudge:
         busy = [box for box in self._boxes if np.sum(_loud(rest[_pixels(box, COARSE)])) > 0]
         gains = self._gains([_View(box, rest, ground) for box in busy])
         found = dict(zip(busy, gains, strict=True))
-        least, chosen, drawn = total, (), []
+        least = total
+        chosen: tuple[Box, ...] = ()
+        drawn: list[np.ndarray] = []
         for boxes in layouts():
             if any(box not in found for box in boxes):
                 continue

@@ -105,7 +105,7 @@ def pair(rng: random.Random, fact: str, scales: Sequence[int], touching: bool) -
 def layouts() -> tuple[tuple[Box, ...], ...]:
     """Every layout that a scene can have: its boxes, one that is in front of another behind it in the list."""
     rng = random.Random("dalle-mini layouts")
-    found = {pair_with_one(above) for above in (False, True)}
+    found: set[tuple[Box, ...]] = {pair_with_one(above) for above in (False, True)}
     for _ in range(DRAWS):
         found.add(row(rng))
         found.update((alone(rng, scale, place),) for scale in SCALES.values() for place in PLACES)
