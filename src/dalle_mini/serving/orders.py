@@ -104,15 +104,21 @@ def read_prompt(fields: Mapping[str, Any], default: str | None = None) -> str:
         raise Problem(400, "prompt is missing: say what to draw", "prompt", "missing_required_parameter")
     if not isinstance(prompt, str):
         raise Problem(400, "prompt must be text", "prompt")
-    if len(prompt) > LONGEST_PROMPT:
-        raise Problem(400, f"prompt has {len(prompt)} characters, more than {LONGEST_PROMPT}", "prompt")
+    check_length("prompt", prompt)
     return check("prompt", check_prompts, [prompt])[0]
+
+
+def check_length(name: str, text: Any) -> None:
+    """Raises Problem for text that is far longer than what the model reads."""
+    if isinstance(text, str) and len(text) > LONGEST_PROMPT:
+        raise Problem(400, f"{name} has {len(text)} characters, more than {LONGEST_PROMPT}", name)
 
 
 def read_settings(fields: Mapping[str, Any], most: int, n: int | None = None) -> GenerationSettings:
     """The settings, in which None stands for the model's own; `n` is how many images are returned if none is asked."""
     given = {name: fields[name] for name in KNOBS if fields.get(name) is not None}
     keep = n if fields.get("n") is None else fields["n"]
+    check_length("negative_prompt", fields.get("negative_prompt"))
     candidates = fields.get("candidates")
     if keep is not None:
         check("n", check_whole, "n", keep, 1, most)
