@@ -71,10 +71,10 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="VERB", required=True, title="verbs", description="dalle-mini VERB --help lists the options of a verb"
     )
     add_generate(verbs)
-    add_serve(verbs)
     add_encode(verbs)
     add_data(verbs)
     add_train(verbs)
+    add_serve(verbs)
     add_plan(verbs)
     add_convert(verbs)
     add_info(verbs)

@@ -1,17 +1,21 @@
 """Every Python snippet of README and docs/ runs as it is printed, with small models in place of the published ones."""
 
+import contextlib
 import re
 import textwrap
 
 import numpy as np
+import openai
 import pytest
 from PIL import Image
 
+import fake_server
 import token_folders
 from dalle_mini import DalleMini
 from dalle_mini.models import VQGAN
 from dalle_mini.models.fingerprint import fingerprint
 from dalle_mini.runtime import limits
+from fake_drawer import FakeDrawer
 from shell_lines import PAGES, ROOT
 
 SNIPPETS = [
@@ -49,7 +53,12 @@ def test_a_snippet_runs(snippet, golden_bundle, tmp_path, monkeypatch):
         names["pipe"] = DalleMini.from_pretrained()
     if "jit(step" in snippet:  # "a function of your own", as the page says
         names["step"] = lambda array: array
-    exec(compile(snippet, "snippet", "exec"), names)
+    with contextlib.ExitStack() as running:
+        if "client" in snippet:  # of a server
+            server = running.enter_context(fake_server.running(FakeDrawer(), tmp_path / "served"))
+            snippet = snippet.replace("http://127.0.0.1:8000", str(server.base_url))
+            names["client"] = openai.OpenAI(base_url=f"{server.base_url}/v1", api_key="none")
+        exec(compile(snippet, "snippet", "exec"), names)
 
 
 def published_or(bundle):

@@ -34,6 +34,8 @@ NOT_RUN = {
     r"\b(gs|s3)://": "needs a bucket",
     r"^sky |tpu_vm\.sh ": "needs a cloud",
     r"^docker ": "needs a Docker engine",
+    r"^dalle-mini serve": "runs until it is stopped",
+    r"^curl ": "needs a server; tests/serving/test_docs.py has one",
     r"^srun | --distributed\b": "needs several machines",
     r"^dalle-mini plan ": "takes minutes of the TPU's compiler, or of this machine's",
     r"^dalle-mini train .*\bruns/(mini|vqgan|clip)\b": "takes hours of a GPU or TPU",

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+
 from fake_drawer import FakeDrawer, tokens_of
-from test_jobs import events, finished, watched
+from serving_client import events, finished, watched
 
 SERVER = """
 import json, sys
@@ -51,7 +52,7 @@ class Process:
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30, trust_env=False)
 
     def start(self):
-        here = str(Path(__file__).parent)
+        here = str(Path(__file__).parents[1] / "helpers")
         command = [sys.executable, "-c", SERVER, str(self.folder), str(self.notes), here, str(self.port)]
         self.process = subprocess.Popen(command)
         while True:

@@ -6,9 +6,8 @@ import random
 import socket
 import string
 
-from test_jobs import finished
-
 from dalle_mini.serving.app import OPENAPI
+from serving_client import finished
 
 TRIES = 2000
 FILES = ["", "; filename=a"]

@@ -2,39 +2,12 @@
 
 import base64
 import io
-import json
 
 import numpy as np
-from fake_drawer import FakeDrawer, tokens_of
 from PIL import Image
 
-
-def events(response):
-    """The (kind, data, id) of server-sent events."""
-    kind = id = None
-    for line in response.iter_lines():
-        name, _, value = line.partition(": ")
-        if name == "event":
-            kind = value
-        elif name == "id":
-            id = value
-        elif name == "data":
-            yield kind, json.loads(value), id
-            kind = id = None
-
-
-def watched(client, id, headers=None, **params):
-    with client.stream("GET", f"/jobs/{id}/events", headers=headers, params=params) as response:
-        assert response.status_code == 200
-        return list(events(response))
-
-
-def finished(client, **fields):
-    job = client.post("/jobs", json=fields)
-    assert job.status_code == 202, job.text
-    kind, job, _ = watched(client, job.json()["id"])[-1]
-    assert kind == "done"
-    return job
+from fake_drawer import FakeDrawer, tokens_of
+from serving_client import events, finished, watched
 
 
 def test_a_job_is_drawn_and_its_best_images_are_kept(client):

@@ -11,31 +11,14 @@ import httpx
 import numpy as np
 import openai
 import pytest
-from fake_drawer import FakeDrawer, pixels_of, tokens_of
 from PIL import Image
 
-
-def sdk(client, key="any", **options):
-    return openai.OpenAI(base_url=f"{client.base_url}/v1", api_key=key, max_retries=0, **options)
+from fake_drawer import FakeDrawer, pixels_of, tokens_of
+from serving_client import mask_of, picture, sdk
 
 
 def opened(text: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(text)))
-
-
-def picture(size=(16, 16), mode="RGB", color=None) -> bytes:
-    image = Image.new(mode, size, color or ((10, 200, 30) if mode == "RGB" else (10, 200, 30, 255)))
-    image.save(buffer := io.BytesIO(), "PNG")
-    return buffer.getvalue()
-
-
-def mask_of(cells) -> bytes:
-    alpha = np.full((4, 4), 255, np.uint8)
-    alpha.flat[list(cells)] = 0
-    image = Image.fromarray(np.zeros((16, 16, 3), np.uint8))
-    image.putalpha(Image.fromarray(alpha).resize((16, 16), Image.Resampling.NEAREST))
-    image.save(buffer := io.BytesIO(), "PNG")
-    return buffer.getvalue()
 
 
 def test_generate(client):

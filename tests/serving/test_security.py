@@ -13,14 +13,13 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from fake_drawer import FakeDrawer
 from PIL import Image
-from test_jobs import finished
-from test_openai import picture
 
 import dalle_mini.serving
 from bad_dataset import bomb
 from dalle_mini.serving import guard
+from fake_drawer import FakeDrawer
+from serving_client import finished, picture
 
 CHUNK = 1 << 16
 

@@ -1,5 +1,6 @@
 """A drawer without networks: each image is its tokens, which depend on prompt, seed and number alone."""
 
+import dataclasses
 import hashlib
 import threading
 import time
@@ -56,8 +57,6 @@ class FakeDrawer:
         return ABOUT
 
     def check(self, prompt, settings):
-        import dataclasses
-
         if "unreadable" in prompt:
             raise UserError("the prompt has no words that the model can read")
         own = {name: getattr(ABOUT, name) for name in ("guidance", "temperature", "top_k")}
