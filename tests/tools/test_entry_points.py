@@ -181,9 +181,30 @@ def test_the_card_of_ones_own_run(tool, tmp_path):
         make_card.history(tmp_path)
 
 
+def test_the_card_tells_what_was_measured(tool, tmp_path):
+    make_card = tool("make_card")
+    share = {"pick": 0.96, "random": 0.9, "any": 1.0, "gain": 0.06, "gain_error": 0.01}
+    kind = {"prompts": 40, "things": share, "style": share | {"pick": 0.75}, "clean": share}
+    copies = {"noto": {"psnr": 25.44, "ssim": 0.9, "codes": 9}}
+    (tmp_path / "quality.json").write_text(json.dumps({"style": kind, "copies": copies, "candidates": 16}))
+    values = make_card.scores(tmp_path / "quality.json")
+    assert "never seen with it | 40 | 96 % (90 %) | 75 % (90 %) |  |  | 96 % (90 %) |" in values["SCORES"]
+    assert "| noto | 25.4 dB | 0.900 |" in values["COPIES"]
+    names = ("EMOJI", "STYLES", "STYLE_NAMES", "DALLE", "VQGAN", "CLIP", "SIZE")  # facts of the bundle
+    filled = make_card.fill(
+        make_card.TEMPLATE.read_text(), values | make_card.history(None) | dict.fromkeys(names, "7")
+    )
+    assert "@" not in filled
+    with pytest.raises(UserError, match=r"run benchmarks/styled_quality\.py first"):
+        make_card.scores(tmp_path / "nothing.json")
+    (tmp_path / "quality.json").write_text("{}")
+    with pytest.raises(UserError, match=r"not what benchmarks/styled_quality\.py writes"):
+        make_card.scores(tmp_path / "quality.json")
+
+
 def test_the_template_says_nothing_of_one_edition(tool):
     template = tool("make_card").TEMPLATE.read_text()
-    for word in ("edition", "three runs", "recall", "pick of 16", "3,789"):
+    for word in ("edition", "three runs", "recall", "pick of 16", "4,892"):
         assert word not in template
 
 
@@ -198,7 +219,7 @@ def test_a_recipe_that_is_done_does_nothing_again(tmp_path):
     for folder in (*finished, "codebook", "tokenizers/dalle", "quality"):
         (runs / folder).mkdir(parents=True)
     (runs / "bundle").mkdir()
-    for file in ("world.json", "tokenizers/dalle/words.txt", "quality/quality.json"):
+    for file in ("world.json", "tokenizers/dalle/words.txt", "quality/quality.json", "bundle/README.md"):
         (runs / file).touch()
 
     def scripts():
@@ -208,12 +229,14 @@ def test_a_recipe_that_is_done_does_nothing_again(tmp_path):
 
     encoding = ["encode_emoji.py", "encode_emoji.py"]
     assert scripts() == encoding
+    (runs / "bundle" / "README.md").unlink()
+    assert scripts() == [*encoding, "make_card.py"]
     (runs / "quality" / "quality.json").unlink()
-    assert scripts() == [*encoding, "styled_quality.py"]
+    assert scripts() == [*encoding, "styled_quality.py", "make_card.py"]
     (runs / "bundle").rmdir()
-    assert scripts() == [*encoding, "make_bundle.py", "styled_quality.py"]
+    assert scripts() == [*encoding, "make_bundle.py", "styled_quality.py", "make_card.py"]
     (runs / "world.json").unlink()
-    assert scripts() == ["fetch_art.py", *encoding, "make_bundle.py", "styled_quality.py"]
+    assert scripts() == ["fetch_art.py", *encoding, "make_bundle.py", "styled_quality.py", "make_card.py"]
 
 
 def test_the_recipe_goes_on_from_a_bundle_wherever_it_is_killed(tmp_path):

@@ -1,9 +1,7 @@
 """Write a model's card: the template's blanks filled from the bundle, the benchmark's figures and the training runs.
 
-    python benchmarks/emoji_quality.py --model runs/emoji/bundle --output runs/emoji/quality
-    python tools/train/make_card.py runs/emoji/bundle runs/emoji/quality/quality.json --runs runs/emoji
-
-The card of the model that ships has its own history at the end: --edition tools/train/shipped_edition.md.
+python benchmarks/styled_quality.py --model runs/emoji/bundle --output runs/emoji/quality
+python tools/train/make_card.py runs/emoji/bundle runs/emoji/quality/quality.json --runs runs/emoji
 """
 
 import math
@@ -13,7 +11,6 @@ from typing import Any
 
 from entry import parser, user_errors
 
-from dalle_mini.emoji.judge import pick_gain
 from dalle_mini.errors import UserError
 from dalle_mini.runtime import console, files, parsing
 from dalle_mini.weights.folder import load_tensors
@@ -26,6 +23,14 @@ STAGES = {
     "clip-first": "CLIP",
     "clip": "CLIP, with damaged copies",
 }
+KINDS = {  # of prompts in quality.json
+    "ground": "a thing in a style, on a colour never seen with it",
+    "style": "a thing in a style never seen with it",
+    "pair": "two things never seen together",
+    "unknown word": "a thing with an unknown word",
+    "everyday": "everyday words",
+}
+PARTS = ("things", "style", "ground", "relation", "clean")
 
 
 def fill(template: str, values: dict[str, str]) -> str:
@@ -45,45 +50,44 @@ def facts(bundle: Path) -> dict[str, str]:
     files = [path for path in bundle.rglob("*") if path.is_file() and path != bundle / "README.md"]
     values["SIZE"] = f"{sum(path.stat().st_size for path in files) / 1e6:.1f}"
     try:
-        values["EMOJI"] = str(len(parsing.read_json(bundle / "emoji.json")))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{bundle / 'emoji.json'}: cannot be read ({error}): make the bundle anew") from None
+        styles = parsing.read_object(bundle / "scenes.json")["styles"]
+        values |= {"EMOJI": str(len(parsing.read_json(bundle / "emoji.json"))), "STYLES": str(len(styles))}
+        values["STYLE_NAMES"] = ", ".join(styles)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{bundle}: emoji.json or scenes.json cannot be read ({error}): make the bundle anew") from None
     return values
 
 
 def scores(quality: Path) -> dict[str, str]:
-    """The figures that the benchmark measured."""
-    shares = {
-        "SINGLE": "single_accuracy",
-        "BACKGROUND": "background_accuracy",
-        "RANDOM_SINGLE": "random_single_accuracy",
-        "RANDOM_BACKGROUND": "random_background_accuracy",
-        "ANY": "any_single_accuracy",
-        "CEILING": "reconstructed_single_accuracy",
-        "PAIR": "pair_accuracy",
-        "RELATION": "relation_accuracy",
-        "RANDOM_PAIR": "random_pair_accuracy",
-        "RANDOM_RELATION": "random_relation_accuracy",
-        "ANY_PAIR": "any_pair_accuracy",
-        "ANY_RELATION": "any_relation_accuracy",
-        "CEILING_PAIR": "reconstructed_pair_accuracy",
-        "CEILING_RELATION": "reconstructed_relation_accuracy",
-        "EXACT_RELATION": "exact_relation_accuracy",
-        "USE": "codebook_use",
-    }
+    """The figures that the benchmark measured, as tables."""
+    if not quality.is_file():
+        raise UserError(f"{quality}: no such file: run benchmarks/styled_quality.py first")
     try:
-        figures = parsing.read_json(quality)
-        values = {name: f"{100 * figures[key]:.0f} %" for name, key in shares.items()}
-        plain = ("prompts", "scene_prompts", "candidates", "guidance", "temperature")
-        values |= {name.upper(): f"{figures[name]:g}" for name in plain}
-        right = [[row["emoji"]["name"] in one["names"] for one in row["judged"]] for row in figures["details"]]
-        gain, error = pick_gain(right)
-        values |= {"GAIN": f"{100 * gain:+.1f}", "GAIN_ERROR": "unknown" if error is None else f"{100 * error:.1f}"}
-        return {**values, "PSNR": f"{figures['vqgan_psnr']:.1f}", "RECONSTRUCTIONS": f"{figures['reconstructions']:,}"}
-    except FileNotFoundError:
-        raise UserError(f"{quality}: no such file: run benchmarks/emoji_quality.py first") from None
+        figures = parsing.read_object(quality)
+        rows = [row(what, figures[kind]) for kind, what in KINDS.items() if kind in figures]
+        head = [
+            "| prompts | number | right things | right style | background | relation | no specks |",
+            "|---" * 7 + "|",
+        ]
+        copies = [
+            f"| {style} | {found['psnr']:.1f} dB | {found['ssim']:.3f} |" for style, found in figures["copies"].items()
+        ]
+        return {
+            "SCORES": "\n".join([*head, *rows]),
+            "COPIES": "\n".join(["| style | PSNR | SSIM |", "|---|---|---|", *copies]),
+            "CANDIDATES": str(figures["candidates"]),
+        }
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{quality}: not what benchmarks/emoji_quality.py writes ({error})") from None
+        raise UserError(f"{quality}: not what benchmarks/styled_quality.py writes ({error})") from None
+
+
+def row(what: str, figures: dict[str, Any]) -> str:
+    """CLIP's picks of one kind of prompts, with a random candidate's share in brackets."""
+    cells = [
+        f"{100 * figures[part]['pick']:.0f} % ({100 * figures[part]['random']:.0f} %)" if part in figures else ""
+        for part in PARTS
+    ]
+    return f"| {what} | {figures['prompts']} | {' | '.join(cells)} |"
 
 
 def history(runs: Path | None) -> dict[str, str]:
@@ -125,24 +129,15 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
-def edition(path: Path | None) -> str:
-    """The text that follows the template's, if any."""
-    try:
-        return "" if path is None else "\n" + path.read_text("utf-8")
-    except (OSError, ValueError) as error:
-        raise UserError(f"--edition {path}: cannot be read ({error})") from None
-
-
 if __name__ == "__main__":
     options = parser(__doc__)
     options.add_argument("bundle", type=Path)
-    options.add_argument("quality", type=Path, help="quality.json of benchmarks/emoji_quality.py")
+    options.add_argument("quality", type=Path, help="quality.json of benchmarks/styled_quality.py")
     options.add_argument("--runs", type=Path, help="the folder of the training runs, for their steps, rates and times")
-    options.add_argument("--edition", type=Path, help="a text to put at the end")
     with user_errors():
         args = options.parse_args()
         values = facts(args.bundle) | scores(args.quality) | history(args.runs)
-        card = fill(TEMPLATE.read_text("utf-8"), values) + edition(args.edition)
+        card = fill(TEMPLATE.read_text("utf-8"), values)
         path = args.bundle / "README.md"
         files.write_whole(path, card)
         console.answer(path)
