@@ -95,16 +95,18 @@ def run_serve(args: argparse.Namespace) -> int:
     with starting():
         from dalle_mini.serving.app import application
         from dalle_mini.serving.pipeline import PipelineDrawer
-        from dalle_mini.serving.server import serve
+        from dalle_mini.serving.server import listening, serve
         from dalle_mini.weights.bundle import find_parts
 
+    at = listening(args.host, args.port)
     parts = find_parts(args.model, args.vqgan, args.clip, **hub_options(args))
     if args.host not in LOCAL and not settings.keys:
         console.say(f"warning: everybody who reaches {args.host} may draw: name API keys with --keys or {KEYS}")
     drawer = PipelineDrawer(lambda: _load(args, parts), str(args.model or "shipped"), args.batch_size)
     app = application([drawer], settings)
-    console.say(f"dalle-mini listens at http://{args.host}:{args.port}{args.root_path}/")
-    serve(app, args.host, args.port, args.root_path)
+    host = f"[{args.host}]" if ":" in args.host else args.host
+    console.say(f"dalle-mini listens at http://{host}:{at.getsockname()[1]}/")
+    serve(app, at, args.root_path)
     return 0
 
 

@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,7 +43,7 @@ async def json_object(request: Request) -> dict[str, Any]:
     return value
 
 
-async def in_time(work: Coroutine[Any, Any, T]) -> T:
+async def in_time(work: Awaitable[T]) -> T:
     """What reads a body. Raises Problem if it takes too long."""
     try:
         return await asyncio.wait_for(work, BODY_SECONDS)

@@ -83,7 +83,7 @@ class Part:
 
 
 class Progress(NamedTuple):
-    """How far a call is: passes of the decoder, at most `total`."""
+    """How far a call is, in passes of sequential decoding: one a token. Parallel decoding makes several at once."""
 
     done: int
     total: int

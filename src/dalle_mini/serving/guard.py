@@ -53,6 +53,9 @@ class Guard:
             await self._app(scope, receive, send)
             return
         clock, status = time.monotonic(), 499  # as nginx calls a client that has gone
+        root = scope.get("root_path", "")
+        if root and scope["path"].startswith(f"{root}{root}/"):  # a proxy that leaves its prefix on
+            scope["path"] = scope["path"].removeprefix(root)
 
         async def sent(message: Message) -> None:
             nonlocal status

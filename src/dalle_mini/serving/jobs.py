@@ -9,28 +9,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import io
 import logging
 import secrets
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
 from typing import Any
 
-import numpy as np
-from PIL import Image as Pillow
-from PIL.PngImagePlugin import PngInfo
-
 from dalle_mini.errors import UserError
-from dalle_mini.runtime import memory
-from dalle_mini.serving.drawing import About, Drawer, Drawn, Event, Failed, Part, Partial, Picture, Progress
+from dalle_mini.serving.drawing import About, Drawer, Drawn, Event, Failed, Part, Partial, Progress
 from dalle_mini.serving.fair import FairQueue, Waiting
+from dalle_mini.serving.job import Job, png_of
 from dalle_mini.serving.metrics import Metrics
 from dalle_mini.serving.orders import Order
 from dalle_mini.serving.problems import Problem
 from dalle_mini.serving.settings import ServerSettings
-from dalle_mini.serving.store import ENDED, Image, Record, Store
+from dalle_mini.serving.store import Image, Record, Store
+from dalle_mini.serving.threads import DrawingThread
 from dalle_mini.serving.watching import EventLog
 
 logger = logging.getLogger("dalle_mini.serving")
@@ -38,33 +32,6 @@ SMOOTH = 0.2  # weight of the newest call in the seconds that an image takes
 LOOK_AROUND = 1.0  # seconds from one look for clients that have vanished to the next
 EACH = 16  # images of a job that are drawn before it is another one's turn
 CLEAN_UP = 60.0  # seconds from one look for old images to the next
-TEXT, TOKENS = "dalle-mini", "dalle-mini-tokens"  # chunks of a PNG
-
-
-@dataclasses.dataclass
-class Job:
-    """A job that has not ended, or has while somebody watched it."""
-
-    record: Record
-    log: EventLog
-    total: int  # passes of all of its images, at most
-    state: str = "queued"
-    missing: int = 0  # candidates that are not on disk yet
-    flying: int = 0  # candidates that are being drawn
-    now: int = 0  # passes of the parts that are being drawn
-    watchers: int = 0
-    seen: float = 0.0  # the last sign of its client
-    images: list[Image] = dataclasses.field(default_factory=list)
-    error: str | None = None
-    begun: float | None = None
-
-    @property
-    def id(self) -> str:
-        return self.record.id
-
-    @property
-    def is_over(self) -> bool:
-        return self.state in ENDED
 
 
 class Jobs:
@@ -90,17 +57,15 @@ class Jobs:
         self._loop, self._news = asyncio.get_running_loop(), asyncio.Condition()
         for record in self.store.unfinished():
             self._resume(record)
-        self._threads = [
-            threading.Thread(target=self._draw_forever, args=(number,), name=f"drawer {number}", daemon=True)
-            for number in range(len(self._drawers))
-        ]
+        self._threads = [DrawingThread(number, one, self, self._loop) for number, one in enumerate(self._drawers)]
         for thread in self._threads:
             thread.start()
         self._spawn(self._look_after())
 
     def stop_soon(self) -> None:
         """Begin no new call, from a handler of a signal; watchers are sent away when the present ones are over."""
-        self._loop.call_soon_threadsafe(lambda: self._spawn(self._end_calls()))
+        with contextlib.suppress(AttributeError, RuntimeError):  # not begun yet, or over
+            self._loop.call_soon_threadsafe(lambda: self._spawn(self._end_calls()))
 
     async def stop(self) -> None:
         """Finish the calls that are being drawn, whose images are kept; what waits is drawn after the next start."""
@@ -222,20 +187,6 @@ class Jobs:
         seconds = None if self._seconds is None else round(images * self._seconds / len(self._drawers), 1)
         return {"place": place, "seconds_left": seconds}
 
-    def passes(self, job: Job) -> int:
-        each = job.total // job.record.order.settings.candidates
-        return job.total - job.missing * each + min(job.now, job.missing * each)
-
-    def wrap(self, image: Image, record: Record, about: About) -> dict[str, Any]:
-        """An image as clients are told of it, without its URL."""
-        return {
-            "number": image.number,
-            "candidate": image.candidate,
-            "score": round(image.score, 4),
-            "tokens": image.tokens.tolist(),
-            "address": record.order.address(image.candidate, about),
-        }
-
     # --- the queue
 
     def _enter(self, record: Record, left: list[tuple[int, int]]) -> Job:
@@ -274,7 +225,7 @@ class Jobs:
         async with self._news:
             self._news.notify_all()
 
-    async def _next(self, number: int) -> list[Part] | None:
+    async def next_parts(self, drawer: int) -> list[Part] | None:
         """The parts of a drawer's next call; None when the server stops. It waits until there are any."""
         assert self.about is not None
         async with self._news:
@@ -285,7 +236,7 @@ class Jobs:
             else:
                 return None
         jobs = [self._jobs[part.job] for part in parts]
-        self._drawing[number] = jobs
+        self._drawing[drawer] = jobs
         for job, part in zip(jobs, parts, strict=True):
             job.flying += part.count
             if job.state == "queued":
@@ -298,70 +249,43 @@ class Jobs:
                 self._tell_state(self._jobs[id], order)
         return parts
 
-    # --- a drawer's thread
+    # --- what a drawer's thread tells
 
-    def _draw_forever(self, number: int) -> None:
-        drawer = self._drawers[number]
-
-        def asked(coroutine) -> Any:
-            return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
-
-        try:
-            self._loop.call_soon_threadsafe(self._opened, drawer.open())
-            opened = threading.Event()
-            self._loop.call_soon_threadsafe(opened.set)
-            opened.wait()
-            kept: list[Future] = []  # images of the last call on their way to the disk
-            while (parts := asked(self._next(number))) is not None:
-                clock, before, kept, problem = time.monotonic(), kept, [], None
-                try:
-                    for event in drawer.draw(parts):
-                        if isinstance(event, Drawn):
-                            kept.append(asyncio.run_coroutine_threadsafe(self._heard(event), self._loop))
-                        else:
-                            self._loop.call_soon_threadsafe(self._noticed, event, parts)
-                except Exception as error:
-                    problem = _told(error)
-                for one in before:
-                    one.result()
-                asked(self._drawn(number, parts, time.monotonic() - clock, problem))
-            for one in kept:
-                one.result()
-        except Exception as error:
-            if not self._stops:
-                self._loop.call_soon_threadsafe(self._broke, _told(error))
-
-    def _opened(self, about: About) -> None:
+    def opened(self, about: About) -> None:
         self.about = self.about or about
         for job in self._jobs.values():
             job.total = about.image_length * job.record.order.settings.candidates
         logger.info("ready", extra={"fields": {"model": about.model, "weights": about.weights}})
 
-    def _broke(self, message: str) -> None:
+    def broke(self, message: str) -> None:
         self.failure = message
         logger.error("the model could not be loaded", extra={"fields": {"error": message}})
 
-    def _noticed(self, event: Event, parts: Sequence[Part]) -> None:
+    def noticed(self, event: Event, parts: Sequence[Part]) -> None:
         if isinstance(event, Progress):
             for job in self._alive(parts):
                 mine = sum(part.count for part in parts if part.job == job.id)
                 job.now = event.done * mine
-                job.log.tell("progress", {"done": self.passes(job), "total": job.total})
+                job.log.tell("progress", {"done": job.passes, "total": job.total})
         elif isinstance(event, Partial):
             if (watched := self._jobs.get(event.job)) is not None and not watched.is_over and watched.watchers:
                 watched.log.tell("partial", event, event.candidate)
         elif isinstance(event, Failed) and event.job in self._jobs:
             self._spawn(self._end(self._jobs[event.job], "failed", event.message))
 
-    async def _heard(self, drawn: Drawn) -> None:
+    async def keep(self, drawn: Drawn) -> None:
         """Keep what was drawn of a part, and see whether its job is whole."""
         job = self._jobs.get(drawn.job)
         if job is None or job.is_over:
             return
         try:
-            await asyncio.to_thread(self._keep, job.record, drawn)
+            await asyncio.to_thread(self._write, job.record, drawn)
         except Problem as problem:
             await self._end(job, "failed", problem.message)
+            return
+        except Exception as error:
+            logger.error("images could not be kept", exc_info=error)
+            await self._end(job, "failed", "the images could not be kept: the server's log has the reason")
             return
         if job.is_over:  # cancelled meanwhile
             await asyncio.to_thread(self.store.end, job.id, job.state, job.error)
@@ -372,9 +296,8 @@ class Jobs:
         if not job.missing:
             await self._finish(job)
 
-    async def _drawn(self, number: int, parts: Sequence[Part], seconds: float, problem: str | None) -> None:
-        """A call is over."""
-        self._drawing.pop(number, None)
+    async def call_ended(self, drawer: int, parts: Sequence[Part], seconds: float, problem: str | None) -> None:
+        self._drawing.pop(drawer, None)
         count = sum(part.count for part in parts)
         self.metrics.calls.observe(seconds)
         if problem is None:
@@ -389,20 +312,13 @@ class Jobs:
             if problem is not None and not job.is_over:
                 await self._end(job, "failed", problem)
 
-    def _keep(self, record: Record, drawn: Drawn) -> None:
+    def _write(self, record: Record, drawn: Drawn) -> None:
         assert self.about is not None
         images = [
-            (Image(one.candidate, None, one.score, one.tokens), self._png(record.order, one, drawn.kept))
+            (Image(one.candidate, None, one.score, one.tokens), png_of(record.order, one, drawn.kept, self.about))
             for one in drawn.pictures
         ]
         self.store.add_images(record.id, images, drawn.kept)
-
-    def _png(self, order: Order, picture: Picture, kept: tuple[int, ...] | None) -> bytes:
-        assert self.about is not None
-        texts = {TEXT: order.address(picture.candidate, self.about)}
-        if kept is not None:
-            texts[TOKENS] = " ".join(map(str, kept))
-        return png(picture.pixels, texts)
 
     # --- the end of a job
 
@@ -411,6 +327,9 @@ class Jobs:
             job.images = await asyncio.to_thread(self.store.finish, job.id, job.record.order.settings.keep or 1)
         except Problem as problem:
             await self._end(job, "failed", problem.message)
+            return
+        if job.is_over:  # cancelled meanwhile
+            await asyncio.to_thread(self.store.end, job.id, job.state, job.error)
             return
         job.state = "done"
         self._over(job)
@@ -484,22 +403,3 @@ class Jobs:
         task = self._loop.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _told(error: Exception) -> str:
-    """An exception of drawing, for clients: nothing of the machine but what a `UserError` says."""
-    if isinstance(error, UserError):
-        return str(error)
-    if memory.shortage(error) is not None:
-        return "the server has too little memory for this request: ask for fewer candidates"
-    logger.error("drawing failed", exc_info=error)
-    return "drawing failed: the server's log has the reason"
-
-
-def png(pixels: np.ndarray, texts: dict[str, str]) -> bytes:
-    """Pixels uint8 [H, W, 3] as a PNG with text chunks."""
-    info = PngInfo()
-    for name, text in texts.items():
-        info.add_text(name, text)
-    Pillow.fromarray(pixels).save(buffer := io.BytesIO(), "PNG", pnginfo=info)
-    return buffer.getvalue()

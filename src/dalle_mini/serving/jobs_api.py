@@ -11,7 +11,8 @@ from starlette.responses import FileResponse, JSONResponse, Response
 
 from dalle_mini.serving.answers import EventStream, Signer, base64_of, event, json_object
 from dalle_mini.serving.drawing import Partial
-from dalle_mini.serving.jobs import Job, Jobs, png
+from dalle_mini.serving.job import Job, png, told_image
+from dalle_mini.serving.jobs import Jobs
 from dalle_mini.serving.orders import read_order, read_prompt
 from dalle_mini.serving.problems import Problem
 from dalle_mini.serving.store import ENDED, Image, Record
@@ -102,7 +103,7 @@ class JobRoutes:
 
     def _live(self, job: Job) -> dict[str, Any]:
         jobs = self._jobs
-        moving = jobs.stand(job) | {"passes_done": jobs.passes(job)}
+        moving = jobs.stand(job) | {"passes_done": job.passes}
         return self._job(job.record, job.state, job.images) | moving | {"passes_total": job.total, "error": _error(job)}
 
     def _ended(self, record: Record) -> dict[str, Any]:
@@ -125,7 +126,7 @@ class JobRoutes:
         }
 
     def _image(self, image: Image, record: Record) -> dict[str, Any]:
-        told = self._jobs.wrap(image, record, self._jobs.need())
+        told = told_image(image, record, self._jobs.need())
         query = self._signer.query(record.id, image.number or 0, self._jobs.settings.keep_hours * 3600)
         return told | {"url": f"jobs/{record.id}/images/{image.number}.png?{query}"}
 

@@ -12,14 +12,15 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import numpy as np
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from dalle_mini.serving.answers import EventStream, Signer, base64_of, event, in_time, json_object, unless_gone
 from dalle_mini.serving.drawing import About, Partial, Start
 from dalle_mini.serving.fitting import FORMATS, Wanted, encoded
-from dalle_mini.serving.jobs import Job, Jobs
+from dalle_mini.serving.job import Job
+from dalle_mini.serving.jobs import Jobs
 from dalle_mini.serving.orders import Order, check, mask_cells, opened, read_prompt, read_settings, start_of
 from dalle_mini.serving.problems import Problem
 from dalle_mini.settings import check_whole
@@ -51,23 +52,28 @@ class OpenAIRoutes:
 
     async def edit(self, request: Request) -> Response:
         about = self._jobs.need()
-        async with request.form(max_files=20, max_fields=60) as form:
-            fields, files = await self._form(form)
+        fields, files = await self._form(request)
         start = await asyncio.to_thread(self._edited, fields, files, about)
         return await self._answer(request, "image_edit", fields, start)
 
     async def variation(self, request: Request) -> Response:
         about = self._jobs.need()
-        async with request.form(max_files=20, max_fields=60) as form:
-            fields, files = await self._form(form)
+        fields, files = await self._form(request)
         fields.setdefault("prompt", SOMETHING)
         start = await asyncio.to_thread(self._varied, fields, files, about)
         return await self._answer(request, "image_edit", fields, start)
 
     # --- reading
 
-    async def _form(self, form: Any) -> tuple[dict[str, Any], dict[str, bytes]]:
+    async def _form(self, request: Request) -> tuple[dict[str, Any], dict[str, bytes]]:
         """The fields, as numbers where they are some, and the files of a form. Raises Problem."""
+        form = await in_time(request.form(max_files=20, max_fields=60))
+        try:
+            return await self._read_form(form)
+        finally:
+            await form.close()
+
+    async def _read_form(self, form: FormData) -> tuple[dict[str, Any], dict[str, bytes]]:
         fields: dict[str, Any] = {}
         files: dict[str, bytes] = {}
         for name, value in form.multi_items():

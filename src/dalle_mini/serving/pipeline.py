@@ -91,7 +91,7 @@ class PipelineDrawer:
             engine, [request for _, request in ready], count, lambda: np.array([self._is_dropped(p) for p, _ in ready])
         ):
             tokens, rows = np.asarray(decoded.tokens), decoded.drawn // grid
-            yield Progress(int(np.max(decoded.passes)), length)
+            yield Progress(decoded.drawn, length)
             if decoded.drawn < length:
                 yield from self._partials([part for part, _ in ready], tokens, rows)
         if tokens is None:

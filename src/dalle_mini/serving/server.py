@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import time
 from types import FrameType
 
 import uvicorn
 from starlette.applications import Starlette
 
-from dalle_mini.runtime import console
+from dalle_mini.errors import UserError
+from dalle_mini.runtime import console, files
 from dalle_mini.serving.jobs import Jobs
 
 STOP_SECONDS = 20  # that requests have to end when the server is asked to stop
@@ -27,7 +29,25 @@ class JsonLines(logging.Handler):
         console.say(json.dumps(told, ensure_ascii=False, default=str))
 
 
-def serve(app: Starlette, host: str, port: int, root_path: str = "") -> None:
+def listening(host: str, port: int) -> socket.socket:
+    """A socket at that address; port 0 is any free one.
+
+    Raises:
+        UserError: the address cannot be had.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        found = socket.socket(family, socket.SOCK_STREAM)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+        return found
+    except OSError as error:
+        raise UserError(
+            f"cannot listen at {host}, port {port} ({files.reason(error)}): name another --host or --port"
+        ) from None
+
+
+def serve(app: Starlette, at: socket.socket, root_path: str = "") -> None:
     """Answer until SIGTERM or Ctrl-C."""
     log = logging.getLogger("dalle_mini.serving")
     log.setLevel(logging.INFO)
@@ -36,8 +56,6 @@ def serve(app: Starlette, host: str, port: int, root_path: str = "") -> None:
         logger.handlers, logger.propagate = [JsonLines()], False
     config = uvicorn.Config(
         app,
-        host=host,
-        port=port,
         root_path=root_path,
         log_config=None,
         access_log=False,
@@ -46,7 +64,7 @@ def serve(app: Starlette, host: str, port: int, root_path: str = "") -> None:
         timeout_keep_alive=30,
         h11_max_incomplete_event_size=64 << 10,
     )
-    Server(config, app.state.jobs).run()
+    Server(config, app.state.jobs).run([at])
 
 
 class Server(uvicorn.Server):

@@ -1,0 +1,78 @@
+"""A job in memory, and its images as clients get them."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from typing import Any
+
+import numpy as np
+from PIL import Image as Pillow
+from PIL.PngImagePlugin import PngInfo
+
+from dalle_mini.serving.drawing import About, Picture
+from dalle_mini.serving.orders import Order
+from dalle_mini.serving.store import ENDED, Image, Record
+from dalle_mini.serving.watching import EventLog
+
+TEXT, TOKENS = "dalle-mini", "dalle-mini-tokens"  # chunks of a PNG
+
+
+@dataclasses.dataclass
+class Job:
+    """A job that has not ended, or has while somebody watched it."""
+
+    record: Record
+    log: EventLog
+    total: int  # passes of all of its images, at most
+    state: str = "queued"
+    missing: int = 0  # candidates that are not on disk yet
+    flying: int = 0  # candidates that are being drawn
+    now: int = 0  # passes of the parts that are being drawn
+    watchers: int = 0
+    seen: float = 0.0  # the last sign of its client
+    images: list[Image] = dataclasses.field(default_factory=list)
+    error: str | None = None
+    begun: float | None = None
+
+    @property
+    def id(self) -> str:
+        return self.record.id
+
+    @property
+    def is_over(self) -> bool:
+        return self.state in ENDED
+
+    @property
+    def passes(self) -> int:
+        """Those that are done, of `total`."""
+        each = self.total // self.record.order.settings.candidates
+        return self.total - self.missing * each + min(self.now, self.missing * each)
+
+
+def told_image(image: Image, record: Record, about: About) -> dict[str, Any]:
+    """An image as clients are told of it, without its URL."""
+    return {
+        "number": image.number,
+        "candidate": image.candidate,
+        "score": round(image.score, 4),
+        "tokens": image.tokens.tolist(),
+        "address": record.order.address(image.candidate, about),
+    }
+
+
+def png_of(order: Order, picture: Picture, kept: tuple[int, ...] | None, about: About) -> bytes:
+    """A picture as a PNG with its settings, and with the tokens that it started from."""
+    texts = {TEXT: order.address(picture.candidate, about)}
+    if kept is not None:
+        texts[TOKENS] = " ".join(map(str, kept))
+    return png(picture.pixels, texts)
+
+
+def png(pixels: np.ndarray, texts: dict[str, str]) -> bytes:
+    """Pixels uint8 [H, W, 3] as a PNG with text chunks."""
+    info = PngInfo()
+    for name, text in texts.items():
+        info.add_text(name, text)
+    Pillow.fromarray(pixels).save(buffer := io.BytesIO(), "PNG", pnginfo=info)
+    return buffer.getvalue()
