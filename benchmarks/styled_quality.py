@@ -2,7 +2,7 @@
 
     python benchmarks/styled_quality.py --model runs/emoji/bundle
     python benchmarks/styled_quality.py --model runs/emoji/bundle --prompts 20 --candidates 4 --json
-    python benchmarks/styled_quality.py --judge 200
+    python benchmarks/styled_quality.py --judge 200 --vqgan runs/emoji/codebook
 
 Asks for what training never showed: things on a ground, things in a style, two things together, a thing with an
 unknown word; and for what new users type (everyday_prompts.txt). Draws candidates of each, ranks them with CLIP, and
@@ -10,7 +10,9 @@ judges CLIP's pick and some of the others without a network, against all things 
 held-out scenes in each style, CLIP's recall, and how much candidates differ where a caption leaves things open. Writes
 `quality.json` and a contact sheet for each kind into the output folder.
 
---judge takes no model: it tells how often the judge is right about that many scenes whose content is known.
+--judge and --vqgan take no model. --judge tells how often the judge is right about that many scenes whose content is
+known. --vqgan measures copies of held-out scenes in each style, and lets the judge see copies too. The VQGAN that
+make_codebook.py writes decodes as plain k-means patches: its figures are the bound that a trained decoder should pass.
 """
 
 import argparse
@@ -31,10 +33,11 @@ from dalle_mini.emoji.art import Emoji
 from dalle_mini.emoji.everyday import EverydayPrompt, read_everyday_prompts
 from dalle_mini.emoji.judge import pick_gain, shares
 from dalle_mini.emoji.packages import default_folder
+from dalle_mini.emoji.scenes import Scene
 from dalle_mini.emoji.styled import StyledScenes, draw_styled
 from dalle_mini.emoji.styled_judge import StyledJudge, StyledJudgement
 from dalle_mini.emoji.styled_prompts import KINDS, Verdict, held_out_prompts, right_scene, verdict
-from dalle_mini.emoji.styles import open_style
+from dalle_mini.emoji.styles import SHIPPED_STYLES, open_style
 from dalle_mini.emoji.things import drawn_things, things
 from dalle_mini.emoji.words import Lexicon, read_annotations
 from dalle_mini.errors import UserError
@@ -59,6 +62,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--model", metavar="FOLDER", help="a bundle (default: the shipped model)")
     add("--judge", metavar="N", type=int, help="judge N scenes whose content is known, and draw nothing")
+    add("--vqgan", metavar="FOLDER", help="measure what it copies, and draw nothing")
     add("--art", metavar="FOLDER", type=Path, help="of the drawn styles (default: the user's cache)")
     add("--prompts", metavar="N", type=int, default=100, help="of each kind, at most (default: 100)")
     add("--everyday", metavar="N", type=int, default=200, help="prompts in everyday words (default: 200)")
@@ -79,8 +83,8 @@ def measure(args: argparse.Namespace) -> None:
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: at least 1")
     folder = args.art or default_folder()
-    alone = args.judge is not None
-    figures = judge_the_judge(args.judge, folder, args.seed) if alone else measure_model(args, folder)
+    parts = args.judge is not None or args.vqgan is not None
+    figures = measure_parts(args, folder) if parts else measure_model(args, folder)
     for name, value in figures.items():
         if name != "details":
             print(f"{name}: {json.dumps(value)}")
@@ -88,23 +92,46 @@ def measure(args: argparse.Namespace) -> None:
         print(json.dumps({name: value for name, value in figures.items() if name != "details"}))
 
 
-def judge_the_judge(count: int, folder: Path, seed: int) -> dict[str, Any]:
-    """The shares of true things in true pictures that are seen, in their boxes, and of pictures with a false speck."""
+def measure_parts(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """A VQGAN's copies, and the judge on true pictures and on copies."""
+    from dalle_mini.models import VQGAN
+
+    figures: dict[str, Any] = {}
+    vqgan = VQGAN.from_pretrained(args.vqgan) if args.vqgan else None
+    if vqgan is not None:
+        figures |= measure_copies(vqgan, things(), SHIPPED_STYLES, folder)
+    if args.judge is not None:
+        figures |= judge_the_judge(args.judge, folder, args.seed, vqgan)
+    return figures
+
+
+def judge_the_judge(count: int, folder: Path, seed: int, vqgan: Any = None) -> dict[str, Any]:
+    """How often the judge is right about true pictures, and about what a VQGAN makes of them."""
     source = StyledScenes(SIZE, seed, 10**6, folder=folder)
     scenes = [source.scene(index) for index in range(count)]
     painted = [(thing.emoji.characters, thing.color) for one in scenes for thing in one.things if thing.color]
     judge = StyledJudge(folder=folder, painted=painted)
     images, _ = source.batch(range(count))
+    figures: dict[str, Any] = {
+        "scenes": count,
+        "drawings": len(judge.drawings),
+        "exact": seen_of(judge, scenes, images),
+    }
+    if vqgan is not None:
+        figures["copied"] = seen_of(judge, scenes, copies(vqgan, images))
+    return figures
+
+
+def seen_of(judge: StyledJudge, scenes: Sequence[Scene], images: np.ndarray) -> dict[str, float]:
+    """The shares of the things that are seen, in their boxes, and of the pictures with a false speck."""
     started = time.process_time()
     judged = judge(images)
-    seconds = (time.process_time() - started) / count
+    seconds = (time.process_time() - started) / len(images)
     seen = []
     for scene, found in zip(scenes, judged, strict=True):
         boxes = {one.box: one for one in found.seen}
         seen += [(boxes.get(thing.box), thing) for thing in scene.things]
     return {
-        "scenes": count,
-        "drawings": len(judge.drawings),
         "thing": share(one is not None and one.shows(thing.emoji) for one, thing in seen),
         "style": share(one is not None and one.has_style(thing.style) for one, thing in seen),
         "thing_and_style": share(one is not None and one.shows(thing.emoji, thing.style) for one, thing in seen),
@@ -137,11 +164,11 @@ def measure_model(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     say(f"drawing {len(drawn_things())} things in {len(styles)} styles to judge by")
     judge = StyledJudge(styles, folder)
     figures: dict[str, Any] = {"things": len(known), "styles": styles, "details": {}}
-    figures |= measure_copies(pipe, known, styles, folder) | measure_clip(pipe, known, styles, folder)
+    figures |= measure_copies(pipe.vqgan, known, styles, folder) | measure_clip(pipe, known, styles, folder)
     for kind in KINDS:
         prompts = held_out_prompts(kind, count_of(kind, args.prompts, known, styles), known, styles, args.seed)
         exact = [draw_styled(right_scene(one, styles), SIZE, art(styles, folder)) for one in prompts]
-        ceiling = judge(copies(pipe, np.stack(exact)))
+        ceiling = judge(copies(pipe.vqgan, np.stack(exact)))
         right = [dataclasses.asdict(verdict(*both)) for both in zip(prompts, ceiling, strict=True)]
         found = draw_and_judge(pipe, judge, prompts, settings, args.judged, output / f"{kind.replace(' ', '_')}.png")
         figures[kind] = scores(found) | {"copied": {part: share(one[part] for one in right) for part in PARTS}}
@@ -192,21 +219,21 @@ def scenes_of(known: Sequence[Emoji], styles: Sequence[str], folder: Path, count
     return source.batch(range(count))
 
 
-def copies(pipe, images: np.ndarray) -> np.ndarray:
+def copies(vqgan: Any, images: np.ndarray) -> np.ndarray:
     from dalle_mini.evaluation.reconstruction import reconstruct
     from dalle_mini.imaging.pixels import to_uint8
 
-    return to_uint8(reconstruct(pipe.vqgan, images)[0])
+    return to_uint8(reconstruct(vqgan, images)[0])
 
 
-def measure_copies(pipe, known: Sequence[Emoji], styles: Sequence[str], folder: Path) -> dict[str, Any]:
+def measure_copies(vqgan: Any, known: Sequence[Emoji], styles: Sequence[str], folder: Path) -> dict[str, Any]:
     """PSNR and SSIM of copied held-out scenes, by style."""
     from dalle_mini.evaluation.reconstruction import psnr, reconstruct, ssim
 
     found = {}
     for style in styles:
         images, _ = scenes_of(known, [style], folder, COPIES)
-        made, tokens = reconstruct(pipe.vqgan, images)
+        made, tokens = reconstruct(vqgan, images)
         found[style] = {"psnr": psnr(images, made), "ssim": ssim(images, made), "codes": len(np.unique(tokens))}
     return {"copies": found}
 
