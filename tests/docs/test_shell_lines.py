@@ -226,6 +226,12 @@ def prompts(path: Path) -> None:
     path.write_text(text + "\n")
 
 
+def program(path: Path, arguments: str = "") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'#!/bin/sh\nexec {sys.executable} {arguments} "$@"\n')
+    path.chmod(0o755)
+
+
 # (a pattern of lines, what they read, what makes it); a file or folder that an earlier line has made is left alone.
 INPUTS = [
     (r"\bphoto\.jpg\b", "photo.jpg", photo),
@@ -238,6 +244,7 @@ INPUTS = [
     (r"\bruns/vqgan/final\b", "runs/vqgan/final", part("vqgan")),
     (r"\bruns/clip/final\b", "runs/clip/final", part("clip")),
     (r"(--model|info) mini\b", "mini", part("")),
+    (r"--peer \.peer/bin/python\b", ".peer/bin/python", program),
 ]
 # (a pattern of lines, a line that makes what they read, the file by which it is known)
 EARLIER = [
@@ -248,6 +255,7 @@ SHORTER = [
     (r"\btrain finetune-emoji\b", "loop.steps=2 loop.batch_size=2 loop.eval_every=2 training.optimizer.warmup_steps=1"),
     (r"\bgenerate (?!.*(--candidates|--replay))", "--candidates 4"),
     (r"^python benchmarks/gpu\.py ", "--size tiny"),
+    (r"^python benchmarks/training\.py .*--peer ", "--size micro --layers 1 --dtype bfloat16 --steps 1"),
 ]
 BLOCKS = {
     f"{page}:{block}": list(lines) for (page, block), lines in groupby(LINES, key=lambda line: (line.page, line.block))
@@ -259,10 +267,8 @@ RUN = {name: lines for name, lines in BLOCKS.items() if any(reason_not_to_run(li
 @pytest.mark.parametrize("name", RUN)
 def test_the_lines_of_a_block_run(name, tmp_path):
     programs = tmp_path / "programs"
-    programs.mkdir()
-    for program, arguments in {"dalle-mini": "-m dalle_mini.cli", "python": ""}.items():
-        (programs / program).write_text(f'#!/bin/sh\nexec {sys.executable} {arguments} "$@"\n')
-        (programs / program).chmod(0o755)
+    program(programs / "dalle-mini", "-m dalle_mini.cli")
+    program(programs / "python")
     clone = tmp_path / "clone"
     clone.mkdir()
     for folder in ("tools", "benchmarks", "tests", "src"):
