@@ -4,9 +4,12 @@
     python benchmarks/generation.py --size mini --peer .peer/bin/python      # min-dalle in the same run
 
 Random weights of the published shapes, guidance on, drawn on all cores as `dalle-mini generate` does. For each row:
-milliseconds a token step (the median over the stretches between pauses), seconds of the VQGAN, peak memory of a process
-that does only this, and the floor: the decoder's weights and the cache read at the bandwidth, or the arithmetic at the
-rate of large products of the same type, both measured just before, whichever takes longer.
+milliseconds a token step (the median over the stretches between pauses), how many cores it keeps busy, seconds of the
+VQGAN, peak memory of a process that does only this, and two bounds. The floor is the decoder's weights and the cache
+read at the bandwidth, or the arithmetic at the rate of large products of the same type, both measured just before,
+whichever takes longer. "Products" are a step's products with weights alone, one after another in one program, as the
+model's layers make them. "Plain" are those that JAX makes with the same weights, as [in, out] or as [out, in]: the
+quicker ones.
 As `dalle-mini generate` does, it begins once more with huge pages where Linux has them
 (`dalle_mini/runtime/huge_pages.py`).
 `--peer` names a Python that has min-dalle (`python -m venv .peer && .peer/bin/pip install min-dalle torch`), which runs
@@ -31,14 +34,16 @@ import numpy as np
 from flax import nnx
 
 from dalle_mini.generation import stream_tokens
+from dalle_mini.generation.cpu.tiles import TiledLinear
 from dalle_mini.generation.decode import CACHES
-from dalle_mini.generation.optimize import compute_dtypes, optimize_for_decoding, weight_type
+from dalle_mini.generation.optimize import Int8Linear, RowLinear, compute_dtypes, optimize_for_decoding, weight_type
 from dalle_mini.generation.pixels import PixelDecoder
 from dalle_mini.generation.scheduling import Group, Request, least_rows
 from dalle_mini.models import VQGAN, DalleBart
 from dalle_mini.models.config import DalleBartConfig, VQGANConfig
 from dalle_mini.runtime.cores import side_by_side, workers
 from dalle_mini.runtime.huge_pages import TUNABLES, start_again_with_huge_pages
+from dalle_mini.runtime.xla import Jit
 from dalle_mini.settings import GenerationSettings
 from dalle_mini.weights.pretrained import flatten, unflatten
 
@@ -62,6 +67,11 @@ TINY_VQGAN = VQGANConfig(
 F16 = VQGANConfig(n_embed=16384)
 DECODED = 3  # times
 EVERY = 16  # steps from one pause to the next
+ALONE = 8  # steps' products in one program, which is called so many times
+COLUMNS = (
+    "size | candidates | dtype | ms a step | cores busy | products ms | plain ms | step / products | floor ms | "
+    "prefill s | VQGAN s | peak GB"
+)
 PEER = Path(__file__).with_name("min_dalle_peer.py")
 
 
@@ -88,10 +98,7 @@ def main() -> None:
                     print(
                         f"{row['device']}: reads {row['gb_s']:.0f} GB/s, {dtype} products {row['gflop_s']:.0f} GFLOP/s"
                     )
-                    print(
-                        "\n| size | candidates | dtype | ms a step | floor | of floor | prefill s | VQGAN s | peak GB |"
-                    )
-                    print("|---|---|---|---|---|---|---|---|---|")
+                    print(f"\n| {COLUMNS} |\n{'|---' * len(COLUMNS.split(' | '))}|")
                 rows.append(show(row))
             for dtype, candidates in itertools.product(("float32", "bfloat16"), args.candidates) if args.peer else ():
                 if size != "tiny":
@@ -132,21 +139,21 @@ def measure(model, vqgan, candidates, bandwidth, rate) -> dict:
     group = Group([request], 0, candidates, [(0, candidates)], least_rows(config, weight_type(model)))
     shares = [keys[share] for share in group.shares(candidates, devices)]
 
-    def run(pauses: int) -> tuple[list[float], np.ndarray]:
-        """When each of the first pauses was reached, from the start; and the tokens then."""
-        times, start = [], time.perf_counter()
+    def run(pauses: int) -> tuple[np.ndarray, np.ndarray]:
+        """Seconds and processor seconds of each of the first pauses, from the start; and the tokens then."""
+        times, start = [], clocks()
         streams = [stream_tokens(model, ids, mask, some, guidance=10.0, every=EVERY, **uncond) for some in shares]
         for _ in range(pauses):
             seen = list(side_by_side(lambda stream: np.asarray(next(stream)[1])[0], streams, len(streams)))
-            times.append(time.perf_counter() - start)
-        return times, np.concatenate(seen)[:candidates]
+            times.append(clocks() - start)
+        return np.stack(times, axis=1), np.concatenate(seen)[:candidates]
 
     times, tokens = run(config.image_length // EVERY)
     # The other stretches hold compilation: of the first program, and of one for each larger cache.
-    compiling = len(times) // CACHES
-    steps = [step for number, step in enumerate(np.diff(times) / EVERY, 1) if number % compiling]
+    compiling = times.shape[1] // CACHES
+    steps, used = [np.delete(np.diff(clock) / EVERY, np.s_[compiling - 1 :: compiling]) for clock in times]
     step = float(np.median(steps))
-    prefill = run(1)[0][0] - EVERY * steps[0]  # which had a cache as short
+    prefill = run(1)[0][0, 0] - EVERY * steps[0]  # which had a cache as short
     decode = PixelDecoder(vqgan, devices)
     tokens = np.minimum(tokens, vqgan.config.n_embed - 1)
     decode(tokens[:1])
@@ -156,14 +163,74 @@ def measure(model, vqgan, candidates, bandwidth, rate) -> dict:
         decode(tokens)
         seconds.append(time.perf_counter() - start)
     least = floor(model, candidates, bandwidth, rate)
+    alone, plain = seconds_of_products(model, 2 * candidates)
     return {
         "step_ms": 1e3 * step,
+        "cores": float(used.sum() / steps.sum()),
+        "products_ms": 1e3 * alone,
+        "plain_ms": 1e3 * plain,
+        "of_products": step / min(alone, plain),
         "floor_ms": 1e3 * least,
-        "of_floor": least / step,
         "prefill_s": prefill,
         "vqgan_s": float(np.median(seconds)),
         "peak_gb": peak_bytes() / 1e9,
     }
+
+
+def clocks() -> np.ndarray:
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def seconds_of_products(model, rows: int) -> tuple[float, float]:
+    """Seconds a step of its products with weights: by its own layers, and by plain products of the same weights."""
+    layers = [
+        layer
+        for path, layer in nnx.iter_modules(model)
+        if isinstance(layer, TiledLinear | RowLinear | Int8Linear)
+        and not ("cross_attn" in path and path[-1] in ("k_proj", "v_proj"))  # of the prefill
+    ]
+    graphs, states = zip(*(nnx.split(layer) for layer in layers), strict=True)
+    own = products_alone(
+        [lambda x, state, graph=graph: nnx.merge(graph, state)(x) for graph in graphs],
+        [jnp.ones((1, rows, inputs(layer)), jnp.float32) for layer in layers],
+        states,
+    )
+    plain = []
+    for axis in (0, 1):  # of the weights' inputs
+        weights = [jnp.array(narrow(layer) if axis else narrow(layer).T) for layer in layers]
+        xs = [jnp.ones((rows, weight.shape[axis]), weight.dtype) for weight in weights]
+        wide = jnp.int32 if weights[0].dtype == jnp.int8 else jnp.float32
+
+        def product(x, weight, axis=axis, wide=wide):
+            return jax.lax.dot_general(x, weight, (((1,), (axis,)), ((), ())), preferred_element_type=wide)
+
+        plain.append(products_alone([product] * len(weights), xs, weights))
+        del weights
+    return own, min(plain)
+
+
+def narrow(layer) -> jax.Array:
+    """Its weights, [out, in], in the type in which they are kept."""
+    return layer.kernel.T if isinstance(layer, TiledLinear) else layer.weight[...]
+
+
+def inputs(layer) -> int:
+    return layer.weight.shape[1]  # of tiles [tiles, in, TILE], and of rows [out, in]
+
+
+def products_alone(products, xs, weights) -> float:
+    """Seconds of all products, each of which waits for the one before."""
+
+    def rounds(xs, weights):
+        def one(_, last):
+            for product, x, weight in zip(products, xs, weights, strict=True):
+                y = product(x + last.astype(x.dtype), weight)
+                last = 1e-30 * y.max().astype(jnp.float32)
+            return last
+
+        return jax.lax.fori_loop(0, ALONE, one, jnp.float32(0))
+
+    return best(Jit(rounds, short_sums=True), xs, weights) / ALONE  # compiled as the decoding loop is
 
 
 def floor(model, candidates: int, bandwidth: float, rate: float) -> float:
@@ -208,8 +275,9 @@ def show(row: dict) -> dict:
         return format(row[name], spec) if name in row else ""
 
     name = row["size"] if row["program"] == "dalle-mini" else f"{row['size']} ({row['program']})"
-    cells = [name, row["candidates"], row["dtype"], number("step_ms", ".1f"), number("floor_ms", ".1f")]
-    cells += [number("of_floor", ".0%"), number("prefill_s", ".2f"), number("vqgan_s", ".1f"), number("peak_gb", ".1f")]
+    cells = [name, row["candidates"], row["dtype"], number("step_ms", ".1f"), number("cores", ".2f")]
+    cells += [number("products_ms", ".1f"), number("plain_ms", ".1f"), number("of_products", ".2f")]
+    cells += [number("floor_ms", ".1f"), number("prefill_s", ".2f"), number("vqgan_s", ".1f"), number("peak_gb", ".1f")]
     print("| " + " | ".join(map(str, cells)) + " |", flush=True)
     return row
 
