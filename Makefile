@@ -18,7 +18,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-hours test-golden test-golden-oldest test-golden-newest test-smoke docs clean
+.PHONY: help demo test test-slow test-hours test-golden test-golden-oldest test-golden-newest test-smoke test-smoke-lowest test-smoke-newest docs clean
 
 # The lowest jax that setup.cfg allows, and an interpreter for which pip finds the newest. Python 3.11 stays at jax 0.10.
 OLDEST_JAX := 0.10.0
@@ -35,7 +35,7 @@ help:
 	@echo "make test-hours  the longest of them: before a release"
 	@echo "make test-golden  the comparisons with the original program, on the oldest and the newest jax (-oldest, -newest: one)"
 	@echo "make docs       the site, into ./$(SITE)/html/index.html"
-	@echo "make test-smoke  a minute's work with the lowest versions of all libraries, and with the newest"
+	@echo "make test-smoke  a minute's work with the lowest versions of all libraries, and with the newest (-lowest, -newest: one)"
 	@echo "make clean      remove $(VENV)* and ./$(DEMO_OUTPUT)"
 	@echo "Each sets up $(VENV) first where it must. PYTHON=python3.12 picks the interpreter (now: $(PYTHON))."
 
@@ -107,8 +107,12 @@ test-golden-newest:
 	  else echo "not run on the newest jax: there is no $(NEWEST_PYTHON) (NEWEST_PYTHON=... names one)"; fi
 
 # A minute's work with the lowest versions of all libraries (Python 3.11), and with the newest.
-test-smoke: $(VENV)-lowest/.test
+test-smoke: test-smoke-lowest test-smoke-newest
+
+test-smoke-lowest: $(VENV)-lowest/.test
 	$(OPTIMIZED) $(VENV)-lowest/bin/python -m pytest -m smoke tests/test_smoke.py
+
+test-smoke-newest:
 	@if $(NEWEST_PYTHON) -c '' 2>/dev/null; then $(MAKE) $(VENV)-newest/.test && \
 	    $(OPTIMIZED) $(VENV)-newest/bin/python -m pytest -m smoke tests/test_smoke.py; \
 	  else echo "not run on the newest jax: there is no $(NEWEST_PYTHON) (NEWEST_PYTHON=... names one)"; fi
