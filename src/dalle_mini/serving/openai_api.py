@@ -67,7 +67,10 @@ class OpenAIRoutes:
 
     async def _form(self, request: Request) -> tuple[dict[str, Any], dict[str, bytes]]:
         """The fields, as numbers where they are some, and the files of a form. Raises Problem."""
-        form = await in_time(request.form(max_files=20, max_fields=60))
+        try:
+            form = await in_time(request.form(max_files=20, max_fields=60))
+        except ValueError as error:  # of the parser
+            raise Problem(400, f"the body is no form: {error}", code="invalid_form") from None
         try:
             return await self._read_form(form)
         finally:

@@ -83,6 +83,7 @@ class PipelineDrawer:
 
     def _draw(self, ready: list[tuple[Part, Request]]) -> Iterator[Event]:
         from dalle_mini.generation.joint import draw_jointly
+        from dalle_mini.runtime.cores import side_by_side
 
         engine, count = self.pipe.engine, ready[0][0].count
         grid, length = engine.tokenizer.grid, engine.model.image_length
@@ -96,17 +97,26 @@ class PipelineDrawer:
                 yield from self._partials([part for part, _ in ready], tokens, rows)
         if tokens is None:
             return
-        for (part, request), drawn in zip(ready, tokens, strict=True):
+        wanted = [number for number, (part, _) in enumerate(ready) if not self._is_dropped(part)]
+        if not wanted:
+            return
+        pixels = engine.pixels(tokens[wanted].reshape(-1, length))
+        pixels = pixels.reshape(len(wanted), count, *pixels.shape[1:])
+
+        def scored(place: int) -> np.ndarray:
+            return engine.ranker.scores(pixels[place], ready[wanted[place]][1].ranked_by)
+
+        found = side_by_side(scored, range(len(wanted)), len(engine.devices))
+        for number, images, scores in zip(wanted, pixels, found, strict=True):
+            part, request = ready[number]
             if self._is_dropped(part):
                 continue
-            pixels = engine.pixels(drawn)
-            scores = engine.ranker.scores(pixels, request.ranked_by)
             if not np.isfinite(scores).all():
                 yield Failed(part.job, "CLIP's scores are not numbers: its weights are damaged")
                 continue
             pictures = [
-                Picture(part.first + number, float(scores[number]), drawn[number].copy(), pixels[number])
-                for number in range(count)
+                Picture(part.first + place, float(scores[place]), tokens[number, place].copy(), images[place])
+                for place in range(count)
             ]
             yield Drawn(part.job, pictures, None if request.canvas is None else tuple(request.canvas.tokens))
 
