@@ -8,7 +8,7 @@ Asks for what training never showed: things on a ground, things in a style, two 
 unknown word; and for what new users type (everyday_prompts.txt). Draws candidates of each, ranks them with CLIP, and
 judges CLIP's pick and some of the others without a network, against all things in all styles. Also measured: copies of
 held-out scenes in each style, CLIP's recall, and how much candidates differ where a caption leaves things open. Writes
-`quality.json` and a contact sheet for each kind into the output folder.
+`quality.json` and a contact sheet for each kind into the output folder. A run that was ended goes on.
 
 --judge and --vqgan take no model. --judge tells how often the judge is right about that many scenes whose content is
 known. --vqgan measures copies of held-out scenes in each style, and lets the judge see copies too. The VQGAN that
@@ -21,7 +21,8 @@ import json
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ from dalle_mini.runtime import files, parsing
 from dalle_mini.settings import GenerationSettings
 
 EVERYDAY, OPEN = "everyday", "open"
+PARTIAL = "partial.json"  # in the output folder: what a run that was ended had measured
 PROMPTS = Path(__file__).with_name("everyday_prompts.txt")
 PARTS = [field.name for field in dataclasses.fields(Verdict)]
 SIZE, PAIRS, COPIES = 256, 256, 64  # pixels; held-out pairs for CLIP; copied scenes of each style
@@ -86,10 +88,11 @@ def measure(args: argparse.Namespace) -> None:
     parts = args.judge is not None or args.vqgan is not None
     figures = measure_parts(args, folder) if parts else measure_model(args, folder)
     for name, value in figures.items():
-        if name != "details":
-            print(f"{name}: {json.dumps(value)}")
+        if isinstance(value, dict):
+            value.pop("rows", None)
+        print(f"{name}: {json.dumps(value)}")
     if args.json:
-        print(json.dumps({name: value for name, value in figures.items() if name != "details"}))
+        print(json.dumps(figures))
 
 
 def measure_parts(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -99,7 +102,7 @@ def measure_parts(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     vqgan = VQGAN.from_pretrained(args.vqgan) if args.vqgan else None
     if vqgan is not None:
-        figures |= measure_copies(vqgan, things(), SHIPPED_STYLES, folder)
+        figures["copies"] = measure_copies(vqgan, things(), SHIPPED_STYLES, folder)
     if args.judge is not None:
         figures |= judge_the_judge(args.judge, folder, args.seed, vqgan)
     return figures
@@ -146,7 +149,6 @@ def share(values) -> float:
 
 
 def measure_model(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    started = time.perf_counter()
     settings = GenerationSettings(
         candidates=args.candidates,
         keep=args.candidates,
@@ -163,30 +165,49 @@ def measure_model(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     known, styles = known_world(pipe.folders["dalle"].parent)
     say(f"drawing {len(drawn_things())} things in {len(styles)} styles to judge by")
     judge = StyledJudge(styles, folder)
-    figures: dict[str, Any] = {"things": len(known), "styles": styles, "details": {}}
-    figures |= measure_copies(pipe.vqgan, known, styles, folder) | measure_clip(pipe, known, styles, folder)
-    for kind in KINDS:
+
+    def measure_kind(kind: str) -> dict[str, Any]:
         prompts = held_out_prompts(kind, count_of(kind, args.prompts, known, styles), known, styles, args.seed)
         exact = [draw_styled(right_scene(one, styles), SIZE, art(styles, folder)) for one in prompts]
         ceiling = judge(copies(pipe.vqgan, np.stack(exact)))
         right = [dataclasses.asdict(verdict(*both)) for both in zip(prompts, ceiling, strict=True)]
         found = draw_and_judge(pipe, judge, prompts, settings, args.judged, output / f"{kind.replace(' ', '_')}.png")
-        figures[kind] = scores(found) | {"copied": {part: share(one[part] for one in right) for part in PARTS}}
-        figures["details"][kind] = found
-        files.write_whole(output / "quality.json", json.dumps(figures, ensure_ascii=False) + "\n")
+        return found | {"copied": {part: share(one[part] for one in right) for part in PARTS}}
+
     there = {one.characters.replace("\ufe0f", "") for one in known}
     everyday = [
         one for one in read_everyday_prompts(PROMPTS) if all(there >= {*wanted.things} for wanted in one.wanted)
-    ]
-    if everyday := everyday[: args.everyday]:
-        found = draw_and_judge(pipe, judge, everyday, settings, args.judged, output / f"{EVERYDAY}.png")
-        figures[EVERYDAY] = scores(found)
-        figures["details"][EVERYDAY] = found
-    if args.open:
-        figures[OPEN] = measure_variety(pipe, judge, known[:: max(1, len(known) // args.open)][: args.open], settings)
-    figures |= {"candidates": args.candidates, "seed": args.seed, "minutes": (time.perf_counter() - started) / 60}
+    ][: args.everyday]
+    stages: dict[str, Callable[[], Any]] = {
+        "copies": lambda: measure_copies(pipe.vqgan, known, styles, folder),
+        "clip": lambda: measure_clip(pipe, known, styles, folder),
+        **{kind: partial(measure_kind, kind) for kind in KINDS},
+    }
+    if everyday:
+        sheet = output / f"{EVERYDAY}.png"
+        stages[EVERYDAY] = lambda: draw_and_judge(pipe, judge, everyday, settings, args.judged, sheet)
+    if chosen := known[:: max(1, len(known) // max(1, args.open))][: args.open]:
+        stages[OPEN] = lambda: measure_variety(pipe, judge, chosen, settings)
+    asked = {name: value for name, value in vars(args).items() if name not in ("output", "json", "art")}
+    about = json.loads(json.dumps({"asked": asked, "models": pipe.provenance()["models"]}))
+    figures = measured_before(output / PARTIAL, about)
+    for name, stage in stages.items():
+        if name not in figures:
+            figures[name] = stage()
+            files.write_whole(output / PARTIAL, json.dumps({"about": about, "figures": figures}) + "\n")
+    figures |= {"things": len(known), "styles": styles, "candidates": args.candidates, "seed": args.seed}
     files.write_whole(output / "quality.json", json.dumps(figures, ensure_ascii=False) + "\n")
+    (output / PARTIAL).unlink(missing_ok=True)
     return figures
+
+
+def measured_before(path: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """The figures of a run that was ended, if it asked the same of the same model."""
+    try:
+        found = parsing.read_object(path)
+        return found["figures"] if found["about"] == about else {}
+    except (UserError, OSError, ValueError, KeyError):
+        return {}
 
 
 def known_world(bundle: Path) -> tuple[list[Emoji], list[str]]:
@@ -235,7 +256,7 @@ def measure_copies(vqgan: Any, known: Sequence[Emoji], styles: Sequence[str], fo
         images, _ = scenes_of(known, [style], folder, COPIES)
         made, tokens = reconstruct(vqgan, images)
         found[style] = {"psnr": psnr(images, made), "ssim": ssim(images, made), "codes": len(np.unique(tokens))}
-    return {"copies": found}
+    return found
 
 
 def measure_clip(pipe, known: Sequence[Emoji], styles: Sequence[str], folder: Path) -> dict[str, Any]:
@@ -249,7 +270,7 @@ def measure_clip(pipe, known: Sequence[Emoji], styles: Sequence[str], folder: Pa
     ids, mask = ranker.tokenizer(captions, ranker.clip.config.text.max_position_embeddings)
     pictures = np.concatenate([ranker.clip.image_embeds(pixels[start : start + 32]) for start in range(0, PAIRS, 32)])
     found = recalls(unit(pictures), unit(np.asarray(ranker.clip.text_embeds(ids, mask))), captions)
-    return {"clip_recall": found["recall"], "clip_caption_recall": found["caption_recall"]}
+    return {"recall": found["recall"], "caption_recall": found["caption_recall"]}
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -264,8 +285,8 @@ def judged_parts(prompt: Any, found: StyledJudgement) -> dict[str, bool]:
 
 def draw_and_judge(
     pipe, judge: StyledJudge, prompts: Sequence[Any], settings: GenerationSettings, most: int, sheet: Path
-) -> list[dict[str, Any]]:
-    """For each prompt what of it CLIP's pick has, and what some of the other candidates have."""
+) -> dict[str, Any]:
+    """The scores, and under "rows" what of each prompt CLIP's pick and some of the other candidates have."""
     rows, entries = [], []
     captions = [getattr(one, "caption", None) or one.text for one in prompts]
     for number, (prompt, result) in enumerate(zip(prompts, pipe.generate_each(captions, settings), strict=True)):
@@ -284,7 +305,7 @@ def draw_and_judge(
     sheet.parent.mkdir(parents=True, exist_ok=True)
     with files.blamed(sheet), files.writing_whole(sheet) as file:
         page.save(file, format="PNG")
-    return rows
+    return scores(rows) | {"rows": rows}
 
 
 def scores(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

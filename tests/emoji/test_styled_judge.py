@@ -193,6 +193,16 @@ def test_the_benchmark_counts_picks_and_others(benchmark):
     assert found["style"]["gain"] == 0.0 and found["style"]["gain_error"] > 0
 
 
+def test_the_benchmark_goes_on_with_the_same_alone(benchmark, tmp_path):
+    path, about = tmp_path / "partial.json", {"asked": {"seed": 1}}
+    assert benchmark.measured_before(path, about) == {}
+    path.write_text(json.dumps({"about": about, "figures": {"copies": 1}}))
+    assert benchmark.measured_before(path, about) == {"copies": 1}
+    assert benchmark.measured_before(path, {"asked": {"seed": 2}}) == {}
+    path.write_text("{")
+    assert benchmark.measured_before(path, about) == {}
+
+
 def test_the_benchmark_refuses_a_model_of_one_style(benchmark, capsys):
     assert benchmark.main(["--model", "shipped", "--art", str(ART), "--prompts", "0"]) == 2
     assert "at least 1" in capsys.readouterr().err

@@ -119,6 +119,6 @@ fi
   "loop.steps=$(part 400)" loop.batch_size=96
 [ -d "$runs/bundle" ] || run make_bundle.py "$runs" "$runs/bundle"
 [ -f "$runs/quality/quality.json" ] || limited "$python" benchmarks/styled_quality.py --model "$runs/bundle" \
-  ${art:+--art "$art"} --output "$runs/quality"
+  ${art:+--art "$art"} --prompts "$(part 100)" --everyday "$(part 200)" --open "$(part 50)" --output "$runs/quality"
 [ -f "$runs/bundle/README.md" ] || run make_card.py "$runs/bundle" "$runs/quality/quality.json" --runs "$runs"
 echo "done: dalle-mini generate 'a 3d red apple' --model $runs/bundle" >&2
