@@ -130,6 +130,36 @@ def random_model(network, config, dtype):
 
 
 def measure(model, vqgan, candidates, bandwidth, rate) -> dict:
+    steps, used, prefill, tokens = time_steps(model, candidates)
+    step = float(np.median(steps))
+    decode = PixelDecoder(vqgan, workers(jax.devices()[:1]))
+    tokens = np.minimum(tokens, vqgan.config.n_embed - 1)
+    decode(tokens[:1])
+    seconds = []
+    for _ in range(DECODED):
+        start = time.perf_counter()
+        decode(tokens)
+        seconds.append(time.perf_counter() - start)
+    least = floor(model, candidates, bandwidth, rate)
+    alone, plain = seconds_of_products(model, 2 * candidates)
+    return {
+        "step_ms": 1e3 * step,
+        "cores": float(used.sum() / steps.sum()),
+        "products_ms": 1e3 * alone,
+        "plain_ms": 1e3 * plain,
+        "of_products": step / min(alone, plain),
+        "floor_ms": 1e3 * least,
+        "prefill_s": prefill,
+        "vqgan_s": float(np.median(seconds)),
+        "peak_gb": peak_bytes() / 1e9,
+    }
+
+
+def time_steps(model, candidates: int) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
+    """Draw the guided candidates of a caption on all cores.
+
+    Returns seconds and processor seconds of a step, [stretches between pauses], those of the prefill, and the tokens.
+    """
     config = model.config
     keys = jax.random.split(jax.random.key(0), (1, candidates))
     ids, mask = np.ones((1, config.max_text_length), np.int32), np.ones((1, config.max_text_length), np.int32)
@@ -152,29 +182,8 @@ def measure(model, vqgan, candidates, bandwidth, rate) -> dict:
     # The other stretches hold compilation: of the first program, and of one for each larger cache.
     compiling = times.shape[1] // CACHES
     steps, used = [np.delete(np.diff(clock) / EVERY, np.s_[compiling - 1 :: compiling]) for clock in times]
-    step = float(np.median(steps))
     prefill = run(1)[0][0, 0] - EVERY * steps[0]  # which had a cache as short
-    decode = PixelDecoder(vqgan, devices)
-    tokens = np.minimum(tokens, vqgan.config.n_embed - 1)
-    decode(tokens[:1])
-    seconds = []
-    for _ in range(DECODED):
-        start = time.perf_counter()
-        decode(tokens)
-        seconds.append(time.perf_counter() - start)
-    least = floor(model, candidates, bandwidth, rate)
-    alone, plain = seconds_of_products(model, 2 * candidates)
-    return {
-        "step_ms": 1e3 * step,
-        "cores": float(used.sum() / steps.sum()),
-        "products_ms": 1e3 * alone,
-        "plain_ms": 1e3 * plain,
-        "of_products": step / min(alone, plain),
-        "floor_ms": 1e3 * least,
-        "prefill_s": prefill,
-        "vqgan_s": float(np.median(seconds)),
-        "peak_gb": peak_bytes() / 1e9,
-    }
+    return steps, used, float(prefill), tokens
 
 
 def clocks() -> np.ndarray:

@@ -15,7 +15,6 @@ each addition of such sums.
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from dalle_mini.runtime.processor import processor
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -219,17 +220,6 @@ def scores() -> dict[str, np.ndarray]:
         mask = np.cumsum(ids == ids.max(), axis=1) - (ids == ids.max()) < 1  # to the first end
         found[f"end to end by {guidance}: scores"] = similarity(clip, pixels, ids, mask.astype(np.int32))
     return found
-
-
-def processor() -> str:
-    """Its name, and whether it multiplies bfloat16 and int8 in tiles (AMX)."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-    features = next((line.split() for line in lines if line.startswith("flags")), [])
-    return f"{name}, {'with' if 'amx_tile' in features else 'without'} AMX"
 
 
 if __name__ == "__main__":

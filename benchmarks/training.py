@@ -16,7 +16,6 @@ import argparse
 import dataclasses
 import itertools
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dalle_mini.models.config import DalleBartConfig
+from dalle_mini.runtime.processor import processor
 from dalle_mini.training.config.sections import REMAT, LoopConfig, MeshConfig, OptimizerConfig
 from dalle_mini.training.engine.flops import products, training_flops
 from dalle_mini.training.engine.hardware import peak_flops
@@ -145,15 +145,6 @@ def peer(python: str, config: DalleBartConfig, batch: int, steps: int, dtype: st
     script = Path(__file__).with_name("torch_peer.py")
     command = [python, str(script), shape, str(batch), str(steps), dtype]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-
-
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    flags = {"avx512f": "AVX-512", "avx512_bf16": "AVX-512 BF16", "amx_bf16": "AMX"}
-    known = {flag for line in lines if line.startswith("flags") for flag in line.split()}
-    extras = ", ".join(name for flag, name in flags.items() if flag in known)
-    return f"{names[0] if names else platform.machine()} ({len(names)} cores; {extras or 'no AVX-512'})"
 
 
 class RandomTokens:

@@ -15,7 +15,7 @@ from flax import nnx
 
 from dalle_mini.errors import UserError
 from dalle_mini.generation import decode, generate_tokens, programs, stream_tokens
-from dalle_mini.generation.cpu.tiles import TiledLinear
+from dalle_mini.generation.cpu.tiles import USUAL, WHOLE, TiledLinear
 from dalle_mini.generation.optimize import (
     Int8Linear,
     optimize_for_decoding,
@@ -280,10 +280,13 @@ def test_what_is_prepared_depends_on_where_it_will_compute(model, platform, kind
     assert {leaf.dtype.name for leaf in jax.tree.leaves(nnx.to_pure_dict(params)["decoder"])} == kinds
 
 
+@pytest.mark.parametrize("tile", [USUAL, WHOLE])
 @pytest.mark.parametrize("terms", [256, 768, 2730, 3001])
-def test_long_products_of_float32_are_made_of_short_sums(terms):
+def test_long_products_of_float32_are_made_of_short_sums(terms, tile):
     """Whatever library multiplies: their error is that of chains of 256 terms. (3001 is a prime: it stays whole.)"""
-    ready = TiledLinear(nnx.Linear(terms, 100, use_bias=False, rngs=nnx.Rngs(0)))
+    linear = nnx.Linear(terms, 100, use_bias=False, rngs=nnx.Rngs(0))
+    ready = TiledLinear(linear, tile)
+    np.testing.assert_array_equal(ready.kernel, linear.kernel[...])
     graphdef, params = nnx.split(ready)
     program = jax.jit(
         lambda params, x: nnx.merge(graphdef, params)(x),

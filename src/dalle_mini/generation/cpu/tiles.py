@@ -7,42 +7,52 @@ ones, so that they are as exact by YNNPACK (`runtime.xla`) as by XLA itself, whi
 
 from __future__ import annotations
 
+from functools import partial
 from typing import cast
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-TILE = 96  # outputs: of 64, 96, 128, 192 and 512 the one that serves 1, 9 and 32 guided images well
+from dalle_mini.runtime.processor import kind
+
+# Outputs of a tile, by the kind of processor (`runtime/processor.py`): `python benchmarks/tiles.py` measures on the one
+# that it runs on. WHOLE is a single tile with all outputs. Kinds that nobody has measured take USUAL.
+TILES = {"AVX-512 BF16": 96}
+USUAL, WHOLE = 96, 0
 # Rows in one product of tiles: fewer or more are other routines of XLA's, with another rounding (1 to 3 and 64 on).
 FEWEST, MOST = 4, 48
 CHAIN = 256  # terms summed one after the other, as many as XLA's own products sum so
 
 
 class TiledLinear(nnx.Module):
-    """x W + b with weight [ceil(out / 96), in, 96]; what is beyond the last output is zero."""
+    """x W + b with weight [tiles, in, tile]; what is beyond the last output is zero.
 
-    def __init__(self, linear: nnx.Linear):
+    `tile` is the number of a tile's outputs; None is that of this kind of processor.
+    """
+
+    def __init__(self, linear: nnx.Linear, tile: int | None = None):
         self.outputs = linear.kernel.shape[1]
-        self.weight = nnx.Param(_tiled(linear.kernel[...]))
+        width = TILES.get(kind(), USUAL) if tile is None else tile
+        self.weight = nnx.Param(_tiled(linear.kernel[...], width or self.outputs))
         self.bias = None if linear.bias is None else nnx.Param(linear.bias[...])
         self.dtype = linear.dtype
 
     @property
     def kernel(self) -> jax.Array:
-        tiles, inputs, _ = self.weight.shape
-        return self.weight[...].swapaxes(0, 1).reshape(inputs, tiles * TILE)[:, : self.outputs]
+        inputs = self.weight.shape[1]
+        return self.weight[...].swapaxes(0, 1).reshape(inputs, -1)[:, : self.outputs]
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        tiles, inputs, _ = self.weight.shape
+        tiles, inputs, width = self.weight.shape
         sums = _short_sums(inputs)
-        weight = self.weight[...].astype(self.dtype).reshape(tiles, sums, inputs // sums, TILE)
+        weight = self.weight[...].astype(self.dtype).reshape(tiles, sums, inputs // sums, width)
 
         def product(rows: jax.Array) -> jax.Array:
             rows = rows.reshape(len(rows), sums, -1).swapaxes(0, 1)
             rows = jnp.broadcast_to(rows, (tiles, *rows.shape))
             parts = jax.lax.dot_general(rows, weight, (((3,), (2,)), ((0, 1), (0, 1))))
-            return cast(jax.Array, sum(parts[:, number] for number in range(sums)))  # [tiles, rows, TILE]
+            return cast(jax.Array, sum(parts[:, number] for number in range(sums)))  # [tiles, rows, width]
 
         rows = x.astype(self.dtype).reshape(-1, x.shape[-1])
         count = len(rows)
@@ -59,9 +69,9 @@ def _short_sums(terms: int) -> int:
     return next((count for count in range(fewest, 4 * fewest) if terms % count == 0), 1)
 
 
-@jax.jit
-def _tiled(kernel: jax.Array) -> jax.Array:
+@partial(jax.jit, static_argnums=1)
+def _tiled(kernel: jax.Array, width: int) -> jax.Array:
     inputs, outputs = kernel.shape
-    tiles = -(-outputs // TILE)
-    kernel = jnp.pad(kernel, ((0, 0), (0, tiles * TILE - outputs)))
-    return kernel.reshape(inputs, tiles, TILE).swapaxes(0, 1)
+    tiles = -(-outputs // width)
+    kernel = jnp.pad(kernel, ((0, 0), (0, tiles * width - outputs)))
+    return kernel.reshape(inputs, tiles, width).swapaxes(0, 1)
