@@ -2,6 +2,7 @@
 
 import base64
 import io
+from urllib.parse import unquote
 
 import numpy as np
 from PIL import Image
@@ -64,3 +65,12 @@ def test_who_asks_for_much_does_not_starve_who_asks_for_little(serve, tmp_path):
     assert client.get(f"/jobs/{first}", headers=one).status_code == 404
     assert client.delete(f"/jobs/{first}", headers=one).status_code == 404
     assert client.delete(f"/jobs/{first}", headers=many).json()["state"] == "cancelled"
+
+
+def test_the_address_of_an_edit_has_the_tokens_that_it_started_from(client):
+    tokens = [5, -1, *range(14)]
+    job = finished(client, prompt="a red apple", candidates=1, tokens=tokens, vary=0.5)
+    address = dict(part.split("=", 1) for part in job["images"][0]["address"].split("&"))
+    kept = base64.urlsafe_b64decode(unquote(address["c"]))
+    assert np.frombuffer(kept, "<i2").tolist() == tokens
+    assert address["v"] == "0.5"

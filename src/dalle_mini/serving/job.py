@@ -15,7 +15,7 @@ from dalle_mini.serving.orders import Order
 from dalle_mini.serving.store import ENDED, Image, Record
 from dalle_mini.serving.watching import EventLog
 
-TEXT, TOKENS = "dalle-mini", "dalle-mini-tokens"  # chunks of a PNG
+TEXT = "dalle-mini"  # the chunk of a PNG that holds its address
 
 
 @dataclasses.dataclass
@@ -57,16 +57,13 @@ def told_image(image: Image, record: Record, about: About) -> dict[str, Any]:
         "candidate": image.candidate,
         "score": round(image.score, 4),
         "tokens": image.tokens.tolist(),
-        "address": record.order.address(image.candidate, about),
+        "address": record.order.address(image.candidate, about, record.kept),
     }
 
 
 def png_of(order: Order, picture: Picture, kept: tuple[int, ...] | None, about: About) -> bytes:
-    """A picture as a PNG with its settings, and with the tokens that it started from."""
-    texts = {TEXT: order.address(picture.candidate, about)}
-    if kept is not None:
-        texts[TOKENS] = " ".join(map(str, kept))
-    return png(picture.pixels, texts)
+    """A picture as a PNG with its address."""
+    return png(picture.pixels, {TEXT: order.address(picture.candidate, about, kept)})
 
 
 def png(pixels: np.ndarray, texts: dict[str, str]) -> bytes:

@@ -290,6 +290,7 @@ class Jobs:
         if job.is_over:  # cancelled meanwhile
             await asyncio.to_thread(self.store.end, job.id, job.state, job.error)
             return
+        job.record = dataclasses.replace(job.record, kept=drawn.kept)
         job.missing -= len(drawn.pictures)
         job.now = 0
         self.metrics.images.inc(len(drawn.pictures))

@@ -57,8 +57,8 @@ class Order:
             told |= {"keep_top": start.keep_top, "vary": start.vary, "mask": list(start.cells)}
         return told
 
-    def address(self, candidate: int, about: About) -> str:
-        """The fragment of the page's address that draws one image again."""
+    def address(self, candidate: int, about: About, kept: Sequence[int] | None = None) -> str:
+        """The fragment of the page's address that draws one image again; `kept` are the tokens that it started from."""
         settings = self.settings
         parts = {"p": self.prompt, "s": settings.seed, "i": candidate, "m": about.weights}
         for letter, name in (("g", "guidance"), ("t", "temperature"), ("k", "top_k")):
@@ -68,6 +68,10 @@ class Order:
             parts["q"] = settings.top_p
         if settings.negative_prompt.strip():
             parts["x"] = settings.negative_prompt
+        if kept is not None and self.start is not None:
+            parts["c"] = base64.urlsafe_b64encode(np.asarray(kept, "<i2").tobytes()).decode()
+            if self.start.vary:
+                parts["v"] = self.start.vary
         return "&".join(f"{letter}={quote(str(value), safe='')}" for letter, value in parts.items())
 
 
