@@ -13,6 +13,8 @@ PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 SITE := build/docs
 # The script that draws the diagrams of the site.
 MERMAID := build/mermaid.min.js
+# The tests of the page in a browser.
+WEB := tests/web
 
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -84,7 +86,13 @@ test: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -m "not slow" -rs $(PYTEST_ARGS)
 
-test-slow: $(VENV)/.oracles
+# Drives the page of `dalle-mini serve` in chromium.
+$(WEB)/node_modules/.package-lock.json: $(WEB)/package-lock.json
+	@cd $(WEB) && npm ci --silent --no-audit --no-fund || \
+	  { echo "error: npm could not install what the page's tests need; on Debian and Ubuntu install npm" >&2; exit 2; }
+	@touch $@
+
+test-slow: $(VENV)/.oracles $(WEB)/node_modules/.package-lock.json
 	$(BIN)/python -m pytest -m "slow and not hours" -rs $(PYTEST_ARGS)
 
 test-hours: $(VENV)/.oracles
