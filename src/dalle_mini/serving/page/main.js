@@ -70,6 +70,7 @@ async function draw(order) {
   try {
     await easel.draw(order);
     byId("wall").scrollIntoView({ block: "nearest" });
+    if (!document.activeElement || document.activeElement === document.body) byId("cancel").focus(); // what had it is gone
   } catch (problem) {
     fail(problem.message + (problem.wait ? ` (in ${Math.ceil(problem.wait)} seconds)` : ""));
   }
@@ -157,11 +158,13 @@ function listen() {
   byId("again").addEventListener("click", () => more(knobs(asked ?? form.read())));
   addEventListener("hashchange", () => openAddressed() || drawAddress());
   addEventListener("dragover", (event) => {
+    if (!event.dataTransfer.types.includes("Files")) return;
     event.preventDefault();
     document.body.classList.add("dropping");
   });
   addEventListener("dragleave", () => document.body.classList.remove("dropping"));
   addEventListener("drop", (event) => {
+    if (!event.dataTransfer.types.includes("Files")) return;
     event.preventDefault();
     document.body.classList.remove("dropping");
     open(event.dataTransfer.files[0]);

@@ -38,8 +38,10 @@ export class Progress {
 
   /** Nothing is drawn any more. `link` is what else one may draw, `{text, fragment}`. */
   end(text, { canDrawAgain = false, link = null } = {}) {
+    const hadFocus = document.activeElement === byId("cancel");
     this.bar.hidden = byId("cancel").hidden = true;
     byId("again").hidden = !canDrawAgain;
+    if (hadFocus) byId(canDrawAgain ? "again" : "prompt").focus();
     say(byId("status"), text);
     if (link) byId("status").append(" ", el("a", { href: `#${link.fragment}` }, link.text));
   }
