@@ -74,3 +74,42 @@ def test_the_address_of_an_edit_has_the_tokens_that_it_started_from(client):
     kept = base64.urlsafe_b64decode(unquote(address["c"]))
     assert np.frombuffer(kept, "<i2").tolist() == tokens
     assert address["v"] == "0.5"
+
+
+def test_an_address_has_what_draws_the_image_again(client):
+    plain = finished(client, prompt="a & b=c/é", seed=3, candidates=2, n=1)["images"][0]["address"]
+    assert plain.startswith("p=a%20%26%20b%3Dc%2F%C3%A9&s=3&i=") and plain.endswith("&m=0123456789ab")
+    knobs = {"guidance": 2.5, "temperature": 0.5, "top_k": 7, "top_p": 0.9, "negative_prompt": "a cat"}
+    told = finished(client, prompt="a fox", candidates=1, n=1, **knobs)["images"][0]["address"]
+    assert told == "p=a%20fox&s=0&i=0&m=0123456789ab&g=2.5&t=0.5&k=7&q=0.9&x=a%20cat"
+
+
+def test_one_candidate_is_drawn_alone(client):
+    all_of_them = finished(client, prompt="a fox", seed=5, candidates=4, n=4)["images"]
+    for image in all_of_them:
+        (alone,) = finished(client, prompt="a fox", seed=5, first=image["candidate"], candidates=1, n=1)["images"]
+        assert {**alone, "number": 0, "url": ""} == {**image, "number": 0, "url": ""}
+
+
+def test_words_that_the_model_has_never_seen(client):
+    told = client.get("/words", params={"prompt": "une chaise"}).json()
+    assert told == {"known": True, "unknown": [{"word": "chaise", "nearest": ["chair"]}]}
+    assert client.get("/words").status_code == 400
+
+
+def test_partials_only_of_the_candidates_that_are_wanted(serve):
+    client = serve(FakeDrawer(0.1))
+    for wanted in (0, 1, 3):
+        job = client.post("/jobs", json={"prompt": "a fox", "seed": wanted, "candidates": 4, "n": 1, "first": 2}).json()
+        seen = {data["candidate"] for kind, data, _ in watched(client, job["id"], partials=wanted) if kind == "partial"}
+        assert seen == set(range(2, 2 + wanted))
+
+
+def test_two_watch_one_job(serve):
+    client = serve(FakeDrawer(stepped=True))
+    id = client.post("/jobs", json={"prompt": "a fox", "candidates": 1, "n": 1}).json()["id"]
+    with client.stream("GET", f"/jobs/{id}/events") as response:
+        seen = events(response)
+        next(seen)
+        client.drawer.step(4)
+        assert watched(client, id)[-1][0] == "done" and list(seen)[-1][0] == "done"

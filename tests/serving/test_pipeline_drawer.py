@@ -143,3 +143,19 @@ def test_the_model_is_told(pipe, drawer):
     assert about.checksums == {part: one["sha256"] for part, one in pipe.provenance()["models"].items()}
     assert about.grid**2 == about.image_length and len(about.weights) == 12
     assert drawer.unknown_words("a red apple") is None
+
+
+def test_programs_do_not_pile_up(pipe, drawer, monkeypatch):
+    """Each top_k has no program of its own, and the programs of many kinds are forgotten; the tokens stay."""
+    forgotten = []
+    monkeypatch.setattr("jax.clear_caches", lambda: forgotten.append(len(drawer._programs)))
+    monkeypatch.setattr("dalle_mini.serving.pipeline.MOST_PROGRAMS", 3)
+    drawer._programs.clear()
+    for top_k in (9, 10, 12, 16):
+        (found,) = drawn(drawer.draw([part(drawer, "a fox", top_k=top_k)])).values()
+        wanted = expected(pipe, "a fox", 0, 2, top_k=top_k)
+        assert {one.candidate: (one.tokens.tolist(), one.score) for one in found.pictures} == wanted
+    assert len(drawer._programs) == 1 and not forgotten
+    for count in (1, 2, 4, 8):
+        list(drawer.draw([part(drawer, "a fox", count=count, top_k=3)]))
+    assert forgotten == [3] and len(drawer._programs) == 1

@@ -37,7 +37,7 @@ def draw_jointly(
     tokens = np.zeros((len(requests), count, length), np.int32)
     passes = np.zeros((len(requests), count), np.int32)
     streams = []
-    most = _most([request.settings.top_k or 0 for request in requests], engine)
+    most = _most(requests, engine)
     for share in group.shares(count, devices):
         some, numbers = share
         firsts = [request.first + numbers.start for request in requests[some]]
@@ -74,12 +74,17 @@ def draw_jointly(
         yield Decoded(drawn, tokens, passes)  # type: ignore[arg-type]  # NumPy's
 
 
-def _most(top_k: Sequence[int], engine: Engine) -> int | None:
+def kind_of_program(requests: Sequence[Request], engine: Engine) -> tuple:
+    """Calls of so many requests, of one kind, run the same programs."""
+    return requests[0].kind[:-1], _most(requests, engine), any(one.settings.top_k == 0 for one in requests)
+
+
+def _most(requests: Sequence[Request], engine: Engine) -> int | None:
     """How many of the likeliest tokens are looked at: the model's own number, or a power of two.
 
     Who draws with every top_k there is must not have a program compiled for each.
     """
-    largest, own = max(top_k), engine.model.config.sampling.top_k
+    largest, own = max(one.settings.top_k or 0 for one in requests), engine.model.config.sampling.top_k
     if own and largest <= own:
         return own
     power = 1 << (largest - 1).bit_length()

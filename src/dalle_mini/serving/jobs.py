@@ -374,6 +374,8 @@ class Jobs:
 
     def _tell_state(self, job: Job, order: Sequence[str] | None = None) -> None:
         told = {"state": job.state, **self.stand(job, order), "error": job.error}
+        if job.state != "queued":
+            job.log.forget("state", "queued")
         job.log.tell("state", told, job.state)
 
     def _alive(self, parts: Sequence[Part]) -> list[Job]:

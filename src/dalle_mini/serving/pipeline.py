@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 ON_CPU = 16  # images of a call: more do not make a CPU faster, and whoever comes next waits for them
 WARM = "a red apple"
+MOST_PROGRAMS = 64  # kinds of calls whose programs stay in memory; on disk they all stay
 ALONE, IN_COMPANY = 8, 4  # partial images of each image, and the most images of a call that have some
 
 
@@ -38,6 +39,7 @@ class PipelineDrawer:
         self._text = threading.Lock()  # of the tokenizers, which `check` uses as well
         self._dropped: set[str] = set()
         self._watched: dict[str, int] = {}
+        self._programs: set[tuple] = set()
 
     def open(self) -> About:
         from dalle_mini.text.known_words import KnownWords
@@ -82,11 +84,12 @@ class PipelineDrawer:
         self._dropped.clear()
 
     def _draw(self, ready: list[tuple[Part, Request]]) -> Iterator[Event]:
-        from dalle_mini.generation.joint import draw_jointly
+        from dalle_mini.generation.joint import draw_jointly, kind_of_program
         from dalle_mini.runtime.cores import side_by_side
 
         engine, count = self.pipe.engine, ready[0][0].count
         grid, length = engine.tokenizer.grid, engine.model.image_length
+        self._note_program((len(ready), kind_of_program([request for _, request in ready], engine)))
         tokens = None
         for decoded in draw_jointly(
             engine, [request for _, request in ready], count, lambda: np.array([self._is_dropped(p) for p, _ in ready])
@@ -131,6 +134,15 @@ class PipelineDrawer:
             if most > 0 and not self._is_dropped(part):
                 for number, image in enumerate(pixels.top(tokens[place, :most], rows)):
                     yield Partial(part.job, part.first + number, rows, total, image)
+
+    def _note_program(self, kind: tuple) -> None:
+        """Forget the compiled programs when there are many, as clients may ask for every combination of settings."""
+        import jax
+
+        if kind not in self._programs and len(self._programs) >= MOST_PROGRAMS:
+            jax.clear_caches()
+            self._programs.clear()
+        self._programs.add(kind)
 
     def _is_dropped(self, part: Part) -> bool:
         return part.job in self._dropped

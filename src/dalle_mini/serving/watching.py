@@ -45,10 +45,10 @@ class EventLog:
         self._events[subject] = Told(next(self._numbers), kind, subject, data)
         self._wake()
 
-    def forget(self, kind: str) -> None:
-        """Drop all events of a kind that nobody needs any more."""
-        for subject in [subject for subject in self._events if subject[0] == kind]:
-            del self._events[subject]
+    def forget(self, *subject: Any) -> None:
+        """Drop all events of a kind, or of a kind and what follows, that nobody needs any more."""
+        for one in [one for one in self._events if one[: len(subject)] == subject]:
+            del self._events[one]
 
     def end(self) -> None:
         self.is_over = True
