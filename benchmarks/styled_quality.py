@@ -278,9 +278,12 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def judged_parts(prompt: Any, found: StyledJudgement) -> dict[str, bool]:
+    """What a picture gets right of that which the prompt says."""
     if isinstance(prompt, EverydayPrompt):
         return {"things": prompt.is_right(found.characters()), "clean": found.specks == 0}
-    return dataclasses.asdict(verdict(prompt, found))
+    parts = dataclasses.asdict(verdict(prompt, found))
+    unasked = [name for name in ("style", "ground", "relation") if getattr(prompt, name) is None]
+    return {part: value for part, value in parts.items() if part not in unasked}
 
 
 def draw_and_judge(
@@ -311,13 +314,14 @@ def draw_and_judge(
 def scores(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Shares of CLIP's picks, of random candidates, and of prompts with any; how much the pick gains."""
     found: dict[str, Any] = {"prompts": len(rows)}
-    for part in rows[0]["parts"][0]:
-        right = [[one[part] for one in row["parts"]] for row in rows]
-        pick, mean, some = shares(right)
-        gain, error = pick_gain(right)
-        found[part] = {"pick": pick, "random": mean, "any": some, "gain": gain, "gain_error": error}
-    if "style" in rows[0]["parts"][0]:
-        found["things_and_style"] = share(row["parts"][0]["things"] and row["parts"][0]["style"] for row in rows)
+    for part in PARTS:
+        right = [[one[part] for one in row["parts"]] for row in rows if part in row["parts"][0]]
+        if right:
+            pick, mean, some = shares(right)
+            gain, error = pick_gain(right)
+            found[part] = {"pick": pick, "random": mean, "any": some, "gain": gain, "gain_error": error}
+    if styled := [row["parts"][0] for row in rows if "style" in row["parts"][0]]:
+        found["things_and_style"] = share(best["things"] and best["style"] for best in styled)
     return found
 
 

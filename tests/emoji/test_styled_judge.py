@@ -190,6 +190,8 @@ def test_the_benchmark_counts_picks_and_others(benchmark):
     found = benchmark.scores(rows)
     assert found["prompts"] == 4 and found["things_and_style"] == 0.5
     assert found["things"]["pick"] == 0.5 and found["things"]["random"] == 0.5 and found["things"]["any"] == 0.75
+    rows = [{"parts": [{"things": True, "clean": True}]}, {"parts": [dict.fromkeys(("things", "style"), True)]}]
+    assert "style" not in benchmark.scores(rows[:1]) and benchmark.scores(rows)["style"]["pick"] == 1.0
     assert found["style"]["gain"] == 0.0 and found["style"]["gain_error"] > 0
 
 
