@@ -102,12 +102,17 @@ def run_serve(args: argparse.Namespace) -> int:
     parts = find_parts(args.model, args.vqgan, args.clip, **hub_options(args))
     if args.host not in LOCAL and not settings.keys:
         console.say(f"warning: everybody who reaches {args.host} may draw: name API keys with --keys or {KEYS}")
-    drawer = PipelineDrawer(lambda: _load(args, parts), str(args.model or "shipped"), args.batch_size)
+    drawer = PipelineDrawer(lambda: _load(args, parts), _name(args.model), args.batch_size)
     app = application([drawer], settings)
     host = f"[{args.host}]" if ":" in args.host else args.host
     console.say(f"dalle-mini listens at http://{host}:{at.getsockname()[1]}/")
     serve(app, at, args.root_path)
     return 0
+
+
+def _name(model: str | None) -> str:
+    """The model's name for clients, who are told no paths of this machine."""
+    return "shipped" if model is None else Path(model).name if Path(model).exists() else str(model)
 
 
 def _load(args: argparse.Namespace, parts: dict[str, Path]):

@@ -31,6 +31,15 @@ PAGE, OPENAPI = HERE / "page", HERE / "openapi.json"
 WITH_KEY = ("/v1/images", "/v1/models", "/jobs", "/words", "/about", "/metrics")
 
 
+class Page(StaticFiles):
+    """The page. A browser asks each time whether a file has changed, so that it never mixes those of two versions."""
+
+    def file_response(self, *args, **kwargs) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
+
+
 def application(drawers: Sequence[Drawer], settings: ServerSettings) -> Starlette:
     """The server as an ASGI application; it begins to load the model when it is started.
 
@@ -81,7 +90,7 @@ def application(drawers: Sequence[Drawer], settings: ServerSettings) -> Starlett
         Route("/v1/images/edits", openai.edit, methods=["POST"]),
         Route("/v1/images/variations", openai.variation, methods=["POST"]),
         Route("/v1/files/{id}/{number:int}.{suffix}", openai.file),
-        Mount("/", StaticFiles(directory=PAGE, html=True)),
+        Mount("/", Page(directory=PAGE, html=True)),
     ]
     cross = Middleware(
         CORSMiddleware,

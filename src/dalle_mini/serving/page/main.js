@@ -3,22 +3,15 @@
 import * as about from "./about.js";
 import * as address from "./address.js";
 import { askJson, door } from "./api.js";
-import { byId, el } from "./dom.js";
+import { byId } from "./dom.js";
 import { Easel } from "./easel.js";
+import * as examples from "./examples.js";
 import * as form from "./form.js";
 import { Progress } from "./progress.js";
 import * as shelf from "./shelf.js";
 import { BEST, Wall } from "./tiles.js";
 import { Viewer } from "./viewer.js";
 import * as words from "./words.js";
-
-const EXAMPLES = [
-  "a snail to the left of a red car",
-  "a cake on top of a piano",
-  "two cats under a rainbow",
-  "a rocket on a black background",
-  "an octopus below a crown on a sea gradient",
-];
 
 let model = null; // what /about tells
 let asked = null; // what hangs on the wall was drawn by it
@@ -66,6 +59,7 @@ function fail(message) {
 }
 
 async function draw(order) {
+  byId("image").close();
   byId("draw").disabled = true;
   try {
     await easel.draw(order);
@@ -171,14 +165,10 @@ function listen() {
   });
   byId("open-file").addEventListener("click", () => byId("file").click());
   byId("file").addEventListener("change", () => open(byId("file").files[0]));
-  const examples = EXAMPLES.map((prompt) => {
-    const click = () => {
-      form.write({ prompt, seed: "" }, model);
-      byId("order").requestSubmit();
-    };
-    return el("li", {}, el("button", { type: "button", class: "example", onclick: click }, prompt));
+  examples.show(model.weights, (prompt, seed) => {
+    form.write({ prompt, seed }, model);
+    byId("order").requestSubmit();
   });
-  byId("examples").querySelector("ul").append(...examples);
   words.watch(form.fit);
   shelf.listen(hang);
   about.listen(() => model);

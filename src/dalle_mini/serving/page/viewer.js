@@ -81,7 +81,6 @@ export class Viewer {
     const order = { prompt: prompt || this.asked.prompt };
     for (const name of KNOBS) if (this.asked[name] != null && this.asked[name] !== "") order[name] = this.asked[name];
     if (kept) Object.assign(order, kept, { tokens: this.images[this.at].tokens });
-    this.dialog.close();
     this.draw(order);
   }
 
