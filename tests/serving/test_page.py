@@ -30,7 +30,10 @@ def address(tmp_path):
     command = [sys.executable, "-m", "dalle_mini", "serve", "--port", str(port), "--per-minute", "0"]
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(
-            [*command, "--model", str(bundle), "--folder", str(tmp_path / "served")], stdout=log, stderr=log
+            [*command, "--model", str(bundle), "--folder", str(tmp_path / "served")],
+            env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"},  # as users' programs are
+            stdout=log,
+            stderr=log,
         )
     try:
         wait_until_ready(f"http://127.0.0.1:{port}/", server)

@@ -19,6 +19,7 @@ from PIL import Image
 import dalle_mini.serving
 from bad_dataset import bomb
 from dalle_mini.serving import guard
+from dalle_mini.serving.app import PAGE
 from fake_drawer import FakeDrawer
 from serving_client import finished, picture
 
@@ -338,3 +339,9 @@ def test_behind_a_proxy_with_a_prefix(tmp_path):
             assert url.startswith("http://x/draw/v1/files/") and (await client.get(url)).status_code == 200
 
     anyio.run(ask)
+
+
+def test_the_page_needs_no_key(serve):
+    client = serve(keys=("secret",))
+    for file in [path for path in PAGE.rglob("*") if path.is_file()]:
+        assert client.get(f"/{file.relative_to(PAGE)}").status_code == 200, file

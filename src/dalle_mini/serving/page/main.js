@@ -1,17 +1,17 @@
 // The page: puts the parts together.
 
-import * as about from "./about.js";
 import * as address from "./address.js";
 import { askJson, door } from "./api.js";
 import { byId } from "./dom.js";
 import { Easel } from "./easel.js";
 import * as examples from "./examples.js";
 import * as form from "./form.js";
+import * as panel from "./panel.js";
 import { Progress } from "./progress.js";
 import * as shelf from "./shelf.js";
 import { BEST, Wall } from "./tiles.js";
+import * as unknown from "./unknown.js";
 import { Viewer } from "./viewer.js";
-import * as words from "./words.js";
 
 let model = null; // what /about tells
 let asked = null; // what hangs on the wall was drawn by it
@@ -128,7 +128,7 @@ async function open(file) {
     return;
   }
   form.write(found.order, model);
-  words.look(form.fit);
+  unknown.look(form.fit);
   const isOther = found.weights && found.weights !== model.weights;
   const text = isOther ? "Its settings are back. Other weights drew it." : "Its settings are back.";
   progress.end(text, { link: isOther ? null : { text: "Draw this very picture again", fragment } });
@@ -169,9 +169,9 @@ function listen() {
     form.write({ prompt, seed }, model);
     byId("order").requestSubmit();
   });
-  words.watch(form.fit);
+  unknown.watch(form.fit);
   shelf.listen(hang);
-  about.listen(() => model);
+  panel.listen(() => model);
 }
 
 door.askForKey = () =>
