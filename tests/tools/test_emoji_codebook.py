@@ -1,5 +1,6 @@
 """tools/train/make_codebook.py and the decoder that train_vqgan.py trains behind it."""
 
+import dataclasses
 import importlib
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from dalle_mini.emoji.art import PALETTE
 from dalle_mini.models import VQGAN, DalleBart
 from dalle_mini.models.config import DalleBartConfig, VQGANConfig
 from dalle_mini.models.fingerprint import fingerprint
@@ -74,6 +76,27 @@ def test_k_means_has_no_twins(tool):
         distances = np.sum((codes[:, None].astype(np.float64) - codes) ** 2, axis=-1)
         apart.append(np.min(distances + 1e3 * np.eye(64)))
     assert apart[0] < 1e-5 and apart[1] > 1e-3
+
+
+def test_plain_ground_is_copied_without_a_grid(tool):
+    """Each colour of a ground comes back within half a grey level, and the same in all pixels."""
+    make_codebook = tool("make_codebook")
+    rng = np.random.default_rng(3)
+    colors = np.array(list(PALETTE.values()), np.float32) / 255
+    plain = np.tile(colors, (1, 256))
+    # Things on the grounds, and patches that are nearly plain: their means would move the codes of the plain ones.
+    edges = np.where(rng.random((600, 1)) * 256 < np.repeat(np.arange(256), 3), plain[rng.integers(0, 12, 600)], 0.3)
+    nearly = plain[rng.integers(0, 12, 600)] + 0.02 * rng.standard_normal((600, 768))
+    values = np.concatenate([plain, edges, nearly]).astype(np.float32)
+    counts = np.where(np.arange(len(values)) < 12, 50, 1).astype(np.float32)
+    model = dataclasses.replace(MODEL, n_embed=128)
+    vqgan = make_codebook.learned(values, counts, 4, model)
+    pictures = np.broadcast_to(colors[:, None, None], (12, 32, 32, 3))
+    tokens = vqgan.encode(pictures)
+    assert len(np.unique(tokens)) == 12
+    copies = np.asarray(vqgan.decode(tokens)) * 255
+    assert np.max(np.ptp(copies, axis=(1, 2))) < 0.05
+    np.testing.assert_allclose(copies, pictures * 255, atol=0.5)
 
 
 @pytest.mark.slow

@@ -3,10 +3,10 @@
     python tools/train/make_codebook.py runs/emoji/codebook
 
 The world of the scenes is closed: all patches of 16 x 16 pixels can be enumerated, and nothing has to be found by
-gradients. The encoder is the patches' principal components, and the codebook is their k-means clusters there.
-Distances between codes are distances between pixels, and each patch gets the code that copies it best. The decoder
-begins as the clusters' means. train_vqgan.py then trains it to use the codes around a patch too; the seq2seq model need
-not wait for that.
+gradients. The encoder is the patches' mean colour and principal components, and the codebook is their k-means clusters
+there. Distances between codes are distances between pixels, and each patch gets the code that copies it best. The
+decoder begins as the clusters' means. train_vqgan.py then trains it to use the codes around a patch too; the seq2seq
+model need not wait for that.
 """
 
 import time
@@ -21,6 +21,7 @@ from train_vqgan import MODEL
 
 from dalle_mini.errors import UserError
 from dalle_mini.models import VQGAN
+from dalle_mini.models.config import VQGANConfig
 from dalle_mini.runtime import console, files
 
 PICTURES = 4000
@@ -33,17 +34,26 @@ SPREAD = 1.0  # root mean square of the entries of the patches' vectors
 TWINS = 1e-3
 
 
-def make(out: Path, world: World, pictures: int, patches: int, rounds: int, model=MODEL) -> None:
+def make(out: Path, world: World, pictures: int, patches: int, rounds: int, model: VQGANConfig = MODEL) -> None:
     started = time.monotonic()
     values, counts = all_patches(Pictures("train", 1, world), pictures, patches, model.downscale)
     if len(values) < 2 * model.n_embed:
         raise UserError(
             f"{len(values)} different patches are too few for {model.n_embed} codes: more --pictures or --patches"
         )
-    mean, axes = principal_axes(values, model.embed_dim)
+    vqgan = learned(values, counts, rounds, model)
+    with files.blamed(out), files.written_beside(out) as beside:
+        vqgan.save_pretrained(beside)
+    console.answer(f"{out}: {time.monotonic() - started:.0f} s")
+
+
+def learned(values: np.ndarray, counts: np.ndarray, rounds: int, model: VQGANConfig) -> VQGAN:
+    """A VQGAN of patches [patches, side * side * 3] in [0, 1], which were seen so often [patches]."""
+    mean, axes = patch_axes(values, model.embed_dim)
     vectors = (values - mean) @ axes
     scale = SPREAD / np.sqrt(np.mean(vectors**2))
-    codes, error = k_means(vectors, counts, model.n_embed, rounds, TWINS / scale**2)
+    # Thrice as far apart as they must be: float16 brings some nearer to each other.
+    codes, error = k_means(vectors, counts, model.n_embed, rounds, 3 * TWINS / scale**2, are_plain(values))
     noise = float(np.mean(np.sum((values - mean - vectors @ axes.T) ** 2, axis=1)) + error) / values.shape[1]
     if lesser_twins((codes * scale).astype(np.float16), np.ones(len(codes)), TWINS).any():
         raise UserError(f"some of the {len(codes)} codes are alike: more --rounds or --patches tell them apart")
@@ -54,9 +64,7 @@ def make(out: Path, world: World, pictures: int, patches: int, rounds: int, mode
     vqgan.codebook.embedding[...] = jnp.asarray(codes * scale)
     # Rounded as a bundle stores them: the tokens that are made with these weights are then the bundle's.
     nnx.update(vqgan, jax.tree.map(lambda x: x.astype(jnp.float16).astype(x.dtype), nnx.state(vqgan, nnx.Param)))
-    with files.blamed(out), files.written_beside(out) as beside:
-        vqgan.save_pretrained(beside)
-    console.answer(f"{out}: {time.monotonic() - started:.0f} s")
+    return vqgan
 
 
 def all_patches(world: Pictures, pictures: int, most: int, side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -78,26 +86,46 @@ def all_patches(world: Pictures, pictures: int, most: int, side: int) -> tuple[n
     return values.astype(np.float32) / 255, counts[chosen].astype(np.float32)
 
 
-def principal_axes(values: np.ndarray, dimensions: int) -> tuple[np.ndarray, np.ndarray]:
-    """The mean [n] and the first principal axes [n, dimensions] of points [points, n]."""
-    mean = values.mean(axis=0)
+def patch_axes(values: np.ndarray, dimensions: int) -> tuple[np.ndarray, np.ndarray]:
+    """A mean [n] and axes [n, dimensions] of patches [patches, n]: their mean colour, then principal axes of the rest.
+
+    With principal axes alone, a patch of one colour comes back some grey levels off, differently in each pixel, and
+    plain ground shows a grid. So the mean is one colour too.
+    """
+    color = np.tile(np.eye(3, dtype=values.dtype), (values.shape[1] // 3, 1)) / np.sqrt(values.shape[1] / 3)
+    mean = (color @ (color.T @ values.mean(axis=0))).astype(values.dtype)
     centred = values - mean
-    _, axes = np.linalg.eigh(centred.T @ centred)
-    return mean, np.ascontiguousarray(axes[:, ::-1][:, :dimensions])
+    rest = centred - (centred @ color) @ color.T
+    _, axes = np.linalg.eigh(rest.T @ rest)
+    return mean, np.concatenate([color, axes[:, ::-1][:, : dimensions - 3]], axis=1)
+
+
+def are_plain(values: np.ndarray) -> np.ndarray:
+    """Which patches [patches, n] are of one colour."""
+    pixels = values.reshape(len(values), -1, 3)
+    return np.all(pixels == pixels[:, :1], axis=(1, 2))
 
 
 def k_means(
-    vectors: np.ndarray, counts: np.ndarray, clusters: int, rounds: int, twins: float = 0.0
+    vectors: np.ndarray,
+    counts: np.ndarray,
+    clusters: int,
+    rounds: int,
+    twins: float = 0.0,
+    kept: np.ndarray | None = None,
 ) -> tuple[np.ndarray, float]:
     """Lloyd's k-means of weighted points: centres [clusters, n], and the mean squared distance to the nearest one.
 
     It begins at points, the most frequent ones among them. Centres without points, and those nearer than `twins`
-    (squared) to one with more of them, move to the points that are served worst.
+    (squared) to one with more of them, move to the points that are served worst. A centre that begins at one of the
+    `kept` points [points] stays there.
     """
     rng = np.random.default_rng(0)
     frequent = np.argsort(-counts)[: clusters // 8]
     others = np.setdiff1d(np.arange(len(vectors)), frequent)
-    centres = vectors[np.concatenate([frequent, rng.choice(others, clusters - len(frequent), replace=False)])]
+    first = np.concatenate([frequent, rng.choice(others, clusters - len(frequent), replace=False)])
+    centres = vectors[first]
+    stays = np.zeros(clusters, bool) if kept is None else kept[first]
     # Plain backgrounds are most of every picture: as they are, they would be all that counts.
     weights = np.minimum(counts, 50)
     points = jnp.asarray(np.pad(vectors, [(0, -len(vectors) % BLOCK), (0, 0)])).reshape(-1, BLOCK, vectors.shape[1])
@@ -106,12 +134,13 @@ def k_means(
         places, distances = (np.asarray(one).ravel()[: len(vectors)] for one in nearest(points, jnp.asarray(centres)))
         totals = np.bincount(places, weights, clusters)
         sums = np.stack([np.bincount(places, weights * column, clusters) for column in vectors.T], axis=1)
-        centres = np.where(totals[:, None] > 0, sums / np.maximum(totals, 1e-9)[:, None], centres).astype(np.float32)
+        moves = (totals > 0) & ~stays
+        centres = np.where(moves[:, None], sums / np.maximum(totals, 1e-9)[:, None], centres).astype(np.float32)
         idle = (totals == 0) | lesser_twins(centres, totals, twins)
         if turn + 1 >= rounds and not idle.any():
             break
         worst = np.argsort(-weights * distances)[: np.sum(idle)]
-        centres[idle] = vectors[worst]
+        centres[idle], stays[idle] = vectors[worst], False
         console.answer(f"k-means {turn + 1}: {np.mean(distances):.4f}, {np.mean(idle):.1%} idle")
     return centres, float(np.mean(distances))
 
