@@ -278,7 +278,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def judged_parts(prompt: Any, found: StyledJudgement) -> dict[str, bool]:
-    """What a picture gets right of that which the prompt says."""
+    """Which parts of its prompt a picture gets right."""
     if isinstance(prompt, EverydayPrompt):
         return {"things": prompt.is_right(found.characters()), "clean": found.specks == 0}
     parts = dataclasses.asdict(verdict(prompt, found))

@@ -1,4 +1,4 @@
-"""What clients of a server do, for its tests."""
+"""A client of a server, for its tests."""
 
 import io
 import json

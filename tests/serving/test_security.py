@@ -1,4 +1,4 @@
-"""What strangers send: each item has a test of its own."""
+"""Requests of strangers: each item has a test of its own."""
 
 import ast
 import base64
@@ -306,7 +306,7 @@ def test_the_page_may_load_nothing_from_elsewhere(client):
 
 
 def test_pixels_of_others_never_come_back(client):
-    """What a job starts from is not told, and not kept after its end."""
+    """The image that a job starts from is not told, and not kept after its end."""
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(buffer := io.BytesIO(), "PNG")
     job = finished(

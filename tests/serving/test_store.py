@@ -1,4 +1,4 @@
-"""What is on disk."""
+"""Jobs and images on disk."""
 
 import numpy as np
 import pytest

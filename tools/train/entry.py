@@ -32,7 +32,7 @@ WORLD = "world.json"  # in the folder of the runs: what they learn
 
 @dataclass(frozen=True)
 class World:
-    """What a model learns to draw. `emoji.sh` writes it once, and every stage reads it.
+    """The world that a model learns to draw. `emoji.sh` writes it once, and every stage reads it.
 
     Attributes:
         things: how many, spread evenly over all kinds; 0 is all.

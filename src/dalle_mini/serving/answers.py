@@ -1,4 +1,4 @@
-"""What the routes share: bodies with limits, server-sent events, and clients that hang up."""
+"""The common part of the routes: bodies with limits, server-sent events, and clients that hang up."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def json_object(request: Request) -> dict[str, Any]:
 
 
 async def in_time(work: Awaitable[T]) -> T:
-    """What reads a body. Raises Problem if it takes too long."""
+    """The callable that reads a body. Raises Problem if it takes too long."""
     try:
         return await asyncio.wait_for(work, BODY_SECONDS)
     except TimeoutError:
@@ -52,7 +52,7 @@ async def in_time(work: Awaitable[T]) -> T:
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """What the work returns. Raises ClientDisconnect, and cancels it, when the client hangs up. The body was read."""
+    """The result of the work. Raises ClientDisconnect, and cancels it, when the client hangs up. The body was read."""
 
     async def gone() -> None:
         while (await receive())["type"] != "http.disconnect":

@@ -1,4 +1,4 @@
-"""What stands before all routes: keys, limits, headers, numbers and the log."""
+"""The guard before all routes: keys, limits, headers, numbers and the log."""
 
 from __future__ import annotations
 

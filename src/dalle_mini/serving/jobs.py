@@ -87,7 +87,7 @@ class Jobs:
         return self.about is not None and not self._stops
 
     def need(self) -> About:
-        """What draws. Raises Problem while it is not ready."""
+        """The model that draws. Raises Problem while it is not ready."""
         if self.failure is not None:
             raise Problem(503, f"the model could not be loaded: {self.failure}", code="not_ready")
         if self.about is None or self._stops:

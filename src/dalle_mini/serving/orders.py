@@ -29,7 +29,7 @@ FIELDS = ("prompt", "n", "candidates", *KNOBS, "first", "stay", "image", "mask",
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """What a client wants drawn.
+    """A client's order.
 
     Attributes:
         prompt: as it was given.
@@ -135,7 +135,7 @@ def read_settings(fields: Mapping[str, Any], most: int, n: int | None = None) ->
 
 
 def read_start(fields: Mapping[str, Any], about: About, pixels: int) -> Start | None:
-    """What the images start from, by the fields image, tokens, mask, keep_top and vary."""
+    """The canvas that the images start from, by the fields image, tokens, mask, keep_top and vary."""
     image, tokens, mask = (fields.get(name) for name in ("image", "tokens", "mask"))
     top, vary = fields.get("keep_top"), fields.get("vary") or 0.0
     if image is None and tokens is None:

@@ -1,4 +1,4 @@
-"""What a client is told when a request cannot be answered: OpenAI's shape of errors."""
+"""The answer to a request that cannot be served: OpenAI's shape of errors."""
 
 from __future__ import annotations
 

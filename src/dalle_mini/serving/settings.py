@@ -1,4 +1,4 @@
-"""What a server allows, checked before anything heavy is imported."""
+"""The limits of a server, checked before anything heavy is imported."""
 
 import dataclasses
 from pathlib import Path

@@ -206,7 +206,7 @@ class Store:
         return len(gone)
 
     def bytes(self) -> int:
-        """Of images that are kept."""
+        """The size of all images that are kept."""
         with self._lock:
             return self._db.execute("select coalesce(sum(bytes), 0) from jobs").fetchone()[0]
 

@@ -19,7 +19,7 @@ logger = logging.getLogger("dalle_mini.serving")
 
 
 class Owner(Protocol):
-    """What a thread needs of the queue's owner; all of it is called in the event loop."""
+    """The part that a thread needs of the queue's owner; all of it is called in the event loop."""
 
     def opened(self, about: About) -> None:
         """The model is loaded and warm."""
