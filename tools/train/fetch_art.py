@@ -4,7 +4,7 @@
     python tools/train/fetch_art.py --styles openmoji --folder art
     python tools/train/fetch_art.py --world runs/emoji/world.json --things 100
 
-Each package has a pinned version, which is checked by its SHA-512. A file that is there already is not fetched again. Needs
+Each package has a pinned version, which is checked by its SHA-512. Files that are there are not fetched again. Needs
 npm (Debian's package npm) and, to draw SVG, the Python package resvg-py (pip install '.[art]').
 
 --world writes what the other stages of emoji.sh are to learn.

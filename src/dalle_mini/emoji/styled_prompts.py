@@ -41,7 +41,7 @@ class StyledPrompt:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Which parts of a prompt a picture gets right: all things and nothing else; their style; ground; relation; no specks."""
+    """Which parts of a prompt a picture gets right: all things and nothing else; style; ground; relation; no specks."""
 
     things: bool
     style: bool

@@ -38,7 +38,7 @@ class Wanted:
 
     @property
     def query(self) -> str:
-        """The words that an address needs to give the image so."""
+        """The query of an address that gives the image in this form."""
         parts = [] if self.format == "png" else [f"&format={self.format}"]
         parts += [] if self.quality is None else [f"&quality={self.quality}"]
         return "".join(parts) + ("" if self.size is None else f"&size={self.told(0)}")
