@@ -87,7 +87,8 @@ def test_plain_ground_is_copied_without_a_grid(tool):
     # Things on the grounds, and patches that are nearly plain: their means would move the codes of the plain ones.
     edges = np.where(rng.random((600, 1)) * 256 < np.repeat(np.arange(256), 3), plain[rng.integers(0, 12, 600)], 0.3)
     nearly = plain[rng.integers(0, 12, 600)] + 0.02 * rng.standard_normal((600, 768))
-    values = np.concatenate([plain, edges, nearly]).astype(np.float32)
+    crowd = np.repeat(plain, 60, axis=0) + 1e-3 * rng.standard_normal((720, 768)) + 1e-3
+    values = np.concatenate([plain, edges, nearly, crowd]).astype(np.float32)
     counts = np.where(np.arange(len(values)) < 12, 50, 1).astype(np.float32)
     model = dataclasses.replace(MODEL, n_embed=128)
     vqgan = make_codebook.learned(values, counts, 4, model)

@@ -118,7 +118,7 @@ def k_means(
 
     It begins at points, the most frequent ones among them. Centres without points, and those nearer than `twins`
     (squared) to one with more of them, move to the points that are served worst. A centre that begins at one of the
-    `kept` points [points] stays there.
+    `kept` points [points] stays there, and others make way for it.
     """
     rng = np.random.default_rng(0)
     frequent = np.argsort(-counts)[: clusters // 8]
@@ -136,7 +136,7 @@ def k_means(
         sums = np.stack([np.bincount(places, weights * column, clusters) for column in vectors.T], axis=1)
         moves = (totals > 0) & ~stays
         centres = np.where(moves[:, None], sums / np.maximum(totals, 1e-9)[:, None], centres).astype(np.float32)
-        idle = (totals == 0) | lesser_twins(centres, totals, twins)
+        idle = (totals == 0) | lesser_twins(centres, totals + stays * totals.sum(), twins)
         if turn + 1 >= rounds and not idle.any():
             break
         worst = np.argsort(-weights * distances)[: np.sum(idle)]
