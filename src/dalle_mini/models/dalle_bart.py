@@ -225,7 +225,7 @@ class Stack(nnx.Module):
     def run(self, tokens, body, options: ForwardOptions, positions=None):
         """The whole stack on tokens [B, T], `x = body(layer, x, key)` being a layer; [B, T, D].
 
-        They are at `positions`, int [T], or where None the first T.
+        They are at `positions`, int [T] or [B, T], or where None the first T.
         """
         for_embeddings, for_layers = options.split(2)
         if positions is None:
@@ -263,7 +263,7 @@ class Decoder(Stack):
         )
 
     def __call__(self, tokens, states, attention_mask, options: ForwardOptions = PLAIN, positions=None):
-        """Teacher forcing: tokens [B, T] at rising `positions` [T], encoder states [B, S, D] -> [B, T, D]."""
+        """Teacher forcing: tokens [B, T] at rising `positions`, [T] or [B, T], and states [B, S, D] -> [B, T, D]."""
         length = tokens.shape[1]
         cross_mask = attention_mask[:, None, None, :].astype(bool)
         causal_mask = jnp.tril(jnp.ones((length, length), bool))

@@ -13,7 +13,7 @@ from dalle_mini.errors import UserError
 from dalle_mini.models import DalleBart
 from dalle_mini.text import CaptionTokenizer
 from dalle_mini.training.config.sections import OptimizerConfig
-from dalle_mini.training.seq2seq.trainer import Seq2SeqTraining
+from dalle_mini.training.seq2seq.trainer import Seq2SeqTraining, changing_positions
 from dalle_mini.weights.bundle import TOKENS_RECORD
 from tiny_runs import CAPTIONS, SEQ2SEQ, Tokens, begin, make, short_loop, train
 
@@ -53,6 +53,8 @@ def test_what_does_not_fit(tmp_path, config, message):
         ({"token_noise": 40.0}, "training.token_noise 40.0: from 0 to 2, the most is a share of the tokens"),
         ({"positions": 0}, "training.positions 0: 1 to 256, an image's tokens"),
         ({"positions": 257}, "training.positions 257: 1 to 256, an image's tokens"),
+        ({"prefer_changes": 2.0}, "training.prefer_changes 2.0: 1 to 1, with training.positions"),
+        ({"prefer_changes": 9.0, "positions": 32}, "training.prefer_changes 9.0: 1 to 8, with training.positions"),
         ({"caption_dropout": -0.1}, "training.caption_dropout -0.1: a share from 0 to 1"),
         ({"dtype": "float16"}, "training.dtype: 'float16' is none of bfloat16, float32"),
         ({"remat": "some"}, "training.remat: 'some' is none of none, dots, full"),
@@ -157,3 +159,41 @@ def test_an_update_can_learn_some_positions(trainer, tmp_path):
     wanted = -jnp.take_along_axis(jax.nn.log_softmax(scores), labels[:, positions][..., None], axis=-1)
     assert float(found.weight) == labels[:, positions].size
     assert float(found.total) == pytest.approx(float(wanted.sum()), rel=1e-5)
+
+
+def test_positions_that_change_are_preferred_and_the_expected_loss_stays():
+    plain = jnp.full((4000, 32), 7).at[:, 10:14].set(jnp.arange(4))
+    positions, often = changing_positions(plain, 8, 3.0, jax.random.key(0))
+    assert positions.shape == (4000, 8) and np.all(np.diff(positions) > 0)
+    drawn = np.bincount(np.ravel(positions), minlength=32) / 4000
+    changes = np.isin(np.arange(32), [0, 10, 11, 12, 13, 14])
+    assert drawn[changes].mean() == pytest.approx(3 * drawn[~changes].mean(), rel=0.02)
+    np.testing.assert_allclose(drawn, np.asarray(often[0]) * 8 / 32, atol=0.03)
+    losses = jnp.arange(32.0) ** 2
+    counted = jnp.take_along_axis(losses / often, positions, axis=1)
+    assert float(counted.mean()) == pytest.approx(float(losses.mean()), rel=0.02)
+
+
+def test_an_update_learns_positions_of_each_image(trainer, tmp_path):
+    """The loss is the weighted mean over those that are drawn; preferring nothing is as before."""
+    some = make("seq2seq", tmp_path, short_loop(), dataclasses.replace(SEQ2SEQ, positions=4, prefer_changes=2.0))
+    params, _ = some.parameters(jax.random.key(0))
+    batch = jax.tree.map(jnp.asarray, some.batch(0))
+    key = jax.random.key(3)
+    found = some.loss(params, batch, key)
+    labels = batch["labels"].astype(jnp.int32)
+    positions, often = changing_positions(labels, 4, 2.0, jax.random.split(key, 3)[2])
+    model = nnx.merge(some.graphdef, params)
+    start = jnp.full((len(labels), 1), model.config.decoder_start_token_id)
+    shifted = jnp.concatenate([start, labels[:, :-1]], axis=1)
+    total = weight = 0.0
+    for row in range(len(labels)):  # one image alone, whose positions are those of all rows
+        one = slice(row, row + 1)
+        at = positions[row]
+        hidden = model.hidden(batch["input_ids"][one], batch["attention_mask"][one], shifted[one, at], positions=at)
+        scores = model.logits(hidden)[0, :, : model.config.image_vocab_size + 1]
+        picked = jnp.take_along_axis(jax.nn.log_softmax(scores), labels[row, at][:, None], axis=-1)[:, 0]
+        total -= float(jnp.sum(picked / often[row, at]))
+        weight += float(jnp.sum(1 / often[row, at]))
+    assert float(found.total) == pytest.approx(total, rel=1e-4)
+    assert float(found.weight) == pytest.approx(weight, rel=1e-5)

@@ -53,6 +53,9 @@ class Seq2SeqTraining:
             1: with 2.0, half of the images have to be told from the caption alone.
         positions: how many of an image's tokens an update learns, drawn anew each time; None is all. Few cost little.
             They teach what the caption says of where things are, but not how a token follows from those before it.
+        prefer_changes: how many times as often as others those positions are learned whose token is not the one before
+            it: edges and things, where most of a picture is plain ground. Each image then has positions of its own. A
+            loss counts by how seldom its position is drawn, so that its expectation is that of all positions.
         dtype: the type of the computation; parameters, softmax, logits and loss are float32 in any case.
         remat: what is kept for the gradient: all ("none"), products with weights ("dots") or layers' inputs ("full").
         init_from: weights to start from instead of random ones: a model's folder or repository, a bundle, "shipped", or
@@ -65,6 +68,7 @@ class Seq2SeqTraining:
     caption_dropout: float = 0.1
     token_noise: float = 0.0
     positions: int | None = None
+    prefer_changes: float = 1.0
     dtype: str = "bfloat16"
     remat: str = "none"
     init_from: str | None = source_setting()
@@ -79,6 +83,9 @@ class Seq2SeqTraining:
             raise UserError(f"training.token_noise {self.token_noise}: from 0 to 2, the most is a share of the tokens")
         if self.positions is not None and not 1 <= self.positions <= self.model.image_length:
             raise UserError(f"training.positions {self.positions}: 1 to {self.model.image_length}, an image's tokens")
+        most = self.model.image_length / (self.positions or self.model.image_length)
+        if not 1 <= self.prefer_changes <= most:
+            raise UserError(f"training.prefer_changes {self.prefer_changes}: 1 to {most:g}, with training.positions")
 
     @property
     def network(self) -> DalleBartConfig:
@@ -148,7 +155,10 @@ class Seq2SeqTrainer(Trainer):
 
     def settings(self) -> dict[str, Any]:
         data = {"vqgan": self.train.vqgan, "train": self.train.origin(), "held_out": self.held_out.origin()}
-        return {"training": dataclasses.asdict(self.config), "data": data}
+        training = dataclasses.asdict(self.config)
+        if self.config.prefer_changes == 1:  # runs that began before it was a setting go on
+            del training["prefer_changes"]
+        return {"training": training, "data": data}
 
     def parameters(self, key: jax.Array) -> tuple[Any, Any]:
         return initial_parameters(DalleBart, self.config.model, key), ()
@@ -184,7 +194,11 @@ class Seq2SeqTrainer(Trainer):
             weights = weights * (mask if mask.ndim == 2 else mask[:, None])
         positions = self._positions(positions_key)
         if positions is not None:
-            shifted, labels, weights = (one[:, positions] for one in (shifted, labels, weights))
+            if self.config.prefer_changes > 1 and positions_key is not None:
+                positions, often = changing_positions(labels, len(positions), self.config.prefer_changes, positions_key)
+                weights = weights / often
+            at = positions if positions.ndim == 2 else positions[None]
+            shifted, labels, weights = (jnp.take_along_axis(one, at, axis=1) for one in (shifted, labels, weights))
         options = ForwardOptions(dropout_key, self.config.remat, keep_rows)
         hidden = model.hidden(batch["input_ids"], batch["attention_mask"], shifted, options, positions)
         head = model.lm_head
@@ -242,3 +256,18 @@ class Seq2SeqTrainer(Trainer):
         share = self.config.token_noise * jax.random.uniform(share_key, (len(labels), 1))
         wrong = jax.random.uniform(where_key, labels.shape) < share
         return jnp.where(wrong, jax.random.randint(token_key, labels.shape, 0, self.train.codebook_size), labels)
+
+
+def changing_positions(labels: jax.Array, count: int, preference: float, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Some positions of each image [B, count], rising, which prefer tokens that differ from those before them.
+
+    Also how often each position is drawn [B, T], beside all being drawn alike. The draw is systematic: points one apart
+    from a random start, on a line where each position is as long as it is probable. That is exact, and spreads them.
+    """
+    changes = jnp.pad(labels[:, 1:] != labels[:, :-1], [(0, 0), (1, 0)], constant_values=True)
+    lengths = jnp.where(changes, preference, 1.0)
+    often = lengths / lengths.mean(axis=1, keepdims=True)
+    ends = jnp.cumsum(often * count / labels.shape[1], axis=1)
+    points = jax.random.uniform(key, (len(labels), 1)) + jnp.arange(count)
+    positions = jnp.sum(ends[:, None, :] <= points[:, :, None], axis=-1)
+    return jnp.minimum(positions, labels.shape[1] - 1), often
