@@ -2,6 +2,7 @@
 #
 #   docker build --tag dalle-mini .
 #   docker build --tag dalle-mini:gpu --build-arg EXTRAS=gpu,train,batch .
+#   docker build --tag dalle-mini:serve --build-arg EXTRAS=serve .
 #
 # The command works in /work and keeps downloads and compiled programs in /cache. Mount a folder of yours in place of each.
 # Here images come to ./pictures, and the model is read from ./mini:
@@ -11,6 +12,7 @@
 #   dalle dalle-mini generate "a red apple"
 #   dalle dalle-mini generate "an avocado armchair" --model mini
 #   dalle --gpus all dalle-mini:gpu train finetune-emoji --output runs/mine data.train=my-pictures
+#   docker run --rm --publish 127.0.0.1:8000:8000 dalle-mini:serve serve --host 0.0.0.0 --folder /cache/serve
 #
 # A GPU needs NVIDIA's driver and its container toolkit on the host; JAX brings CUDA. EXTRAS are those of docs/install.md.
 FROM python:3.12-slim-bookworm AS build

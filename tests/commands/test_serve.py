@@ -116,6 +116,8 @@ def test_a_warning_without_keys(golden_bundle, tmp_path, capsys, monkeypatch, ho
         (["--keep-hours", "-1"], "--keep-hours is -1"),
         (["--keep-hours", "nan"], "--keep-hours is nan"),
         (["--batch-size", "0"], "--batch-size is 0"),
+        (["--replicas", "2"], "--replicas needs --ray"),
+        (["--ray", "--replicas", "0"], "--replicas is 0"),
         (["--keys", "/no/such/file"], "--keys /no/such/file cannot be read"),
         (["--host", "192.0.2.1"], "cannot listen at 192.0.2.1"),
         (["--model", "/no/such/model"], "no such folder"),
@@ -126,6 +128,16 @@ def test_mistakes_are_told_in_one_line(capsys, tmp_path, words, told):
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.startswith("error: ") and captured.err.count("\n") == 1
     assert told in captured.err
+
+
+def test_without_ray_one_line_names_the_extras(golden_bundle, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "dalle_mini.serving.replicas", raising=False)
+    words = ["--port", "0", "--folder", str(tmp_path / "served"), "--model", str(golden_bundle), "--ray"]
+    assert main(["serve", *words]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: --ray needs Ray Serve: pip install") and "[serve,ray]" in told
+    assert told.count("\n") == 1
 
 
 def test_a_file_of_keys(tmp_path):

@@ -12,8 +12,11 @@ from dalle_mini.serving.settings import ServerSettings
 
 @contextlib.contextmanager
 def running(drawer, folder, *, wait=True, **limits):
-    """A server on a free port of loopback, in a thread; yields a client of it, which knows `.drawer` and `.jobs`."""
-    app = application([drawer], ServerSettings(folder=folder, **limits))
+    """A server on a free port of loopback, in a thread; yields a client of it, which knows `.drawer` and `.jobs`.
+
+    `drawer` is one, or a list of several.
+    """
+    app = application(drawer if isinstance(drawer, list) else [drawer], ServerSettings(folder=folder, **limits))
     config = uvicorn.Config(app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=5)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
@@ -28,7 +31,7 @@ def running(drawer, folder, *, wait=True, **limits):
         while wait and client.get("/readyz").status_code != 200:
             started.wait(0.01)
         yield client
-        if drawer.steps is not None:
+        if getattr(drawer, "steps", None) is not None:
             drawer.step(10_000)
         server.should_exit = True
         thread.join()

@@ -1,15 +1,23 @@
 """`dalle-mini serve`: the pipeline behind HTTP."""
 
 import argparse
+import contextlib
+import functools
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dalle_mini.commands.sources import add_hub_options, hub_options
 from dalle_mini.commands.terminal import Help, starting
 from dalle_mini.errors import UserError
 from dalle_mini.runtime import console
+from dalle_mini.runtime.installing import install_line
 from dalle_mini.runtime.paths import expanded
 from dalle_mini.settings import DTYPES
+
+if TYPE_CHECKING:
+    from dalle_mini.serving.drawing import Drawer
 
 KEYS = "DALLE_MINI_KEYS"  # in the environment: keys with commas between
 LOCAL = ("127.0.0.1", "::1", "localhost")
@@ -51,6 +59,8 @@ def add_serve(verbs) -> None:
     add_hub_options(add, "--model")
     add("--dtype", choices=DTYPES, default=DTYPES[0], help="of the computation; int8: decoder weights in 8 bits")
     add("--batch-size", metavar="N", type=int, help="images drawn together (default: what fits in memory; 16 on a CPU)")
+    add("--ray", action="store_true", help="draw in replicas of Ray Serve, on this machine or a cluster (RAY_ADDRESS)")
+    add("--replicas", metavar="N", type=int, help="of the model, with --ray; one takes one GPU, if any (default: 1)")
 
     add = parser.add_argument_group("limits").add_argument
     add("--folder", metavar="FOLDER", type=expanded, help="of the queue and the images (default: in the user's data)")
@@ -83,6 +93,10 @@ def run_serve(args: argparse.Namespace) -> int:
         raise UserError(f"--root-path is {args.root_path!r}: it begins with /, such as /draw")
     if args.batch_size is not None and args.batch_size < 1:
         raise UserError(f"--batch-size is {args.batch_size}: it must be at least 1")
+    if args.replicas is not None and not args.ray:
+        raise UserError("--replicas needs --ray: without it one process draws")
+    if args.replicas is not None and args.replicas < 1:
+        raise UserError(f"--replicas is {args.replicas}: it must be at least 1")
     folder = Path(args.folder) if args.folder else Path(platformdirs.user_data_dir("dalle-mini")) / "serve"
     names = ("queue", "pictures", "body_bytes", "pixels", "per_minute", "keep_hours", "keep_bytes", "patience")
     settings = ServerSettings(
@@ -94,20 +108,43 @@ def run_serve(args: argparse.Namespace) -> int:
     )
     with starting():
         from dalle_mini.serving.app import application
-        from dalle_mini.serving.pipeline import PipelineDrawer
         from dalle_mini.serving.server import listening, serve
         from dalle_mini.weights.bundle import find_parts
 
     at = listening(args.host, args.port)
-    parts = find_parts(args.model, args.vqgan, args.clip, **hub_options(args))
+    find_parts(args.model, args.vqgan, args.clip, **hub_options(args))  # so that a mistake is told at once
     if args.host not in LOCAL and not settings.keys:
         console.say(f"warning: everybody who reaches {args.host} may draw: name API keys with --keys or {KEYS}")
-    drawer = PipelineDrawer(lambda: _load(args, parts), _name(args.model), args.batch_size)
-    app = application([drawer], settings)
-    host = f"[{args.host}]" if ":" in args.host else args.host
-    console.say(f"dalle-mini listens at http://{host}:{at.getsockname()[1]}/")
-    serve(app, at, args.root_path)
+    with _drawers(args, folder) as drawers:
+        app = application(drawers, settings)
+        host = f"[{args.host}]" if ":" in args.host else args.host
+        console.say(f"dalle-mini listens at http://{host}:{at.getsockname()[1]}/")
+        serve(app, at, args.root_path)
     return 0
+
+
+def _drawers(args: argparse.Namespace, folder: Path) -> "contextlib.AbstractContextManager[Sequence[Drawer]]":
+    """The drawer of this process, or those of Ray's replicas.
+
+    Raises:
+        UserError: Ray is not installed, or its cluster is too small.
+    """
+    make = functools.partial(_drawer, argparse.Namespace(**{**vars(args), "run": None, "meanwhile": None}))
+    if not args.ray:
+        return contextlib.nullcontext([make()])
+    with starting():
+        try:
+            from dalle_mini.serving.replicas import replicas
+        except ImportError:
+            raise UserError(f"--ray needs Ray Serve: {install_line('serve', 'ray')}") from None
+    return replicas(args.replicas or 1, make, folder)
+
+
+def _drawer(args: argparse.Namespace) -> "Drawer":
+    """The drawer of the flags' model; a replica makes it in its own process."""
+    from dalle_mini.serving.pipeline import PipelineDrawer
+
+    return PipelineDrawer(lambda: _load(args), _name(args.model), args.batch_size)
 
 
 def _name(model: str | None) -> str:
@@ -115,11 +152,13 @@ def _name(model: str | None) -> str:
     return "shipped" if model is None else Path(model).name if Path(model).exists() else str(model)
 
 
-def _load(args: argparse.Namespace, parts: dict[str, Path]):
+def _load(args: argparse.Namespace):
     from dalle_mini.pipeline import DalleMini
     from dalle_mini.runtime.compilation import keep_compiled
+    from dalle_mini.weights.bundle import find_parts
 
     keep_compiled()
+    parts = find_parts(args.model, args.vqgan, args.clip, **hub_options(args))
     return DalleMini.from_parts(parts, dtype=args.dtype)
 
 
