@@ -140,6 +140,22 @@ def test_without_ray_one_line_names_the_extras(golden_bundle, tmp_path, capsys, 
     assert told.count("\n") == 1
 
 
+@pytest.mark.slow
+def test_a_server_with_replicas_that_is_killed_loses_no_job(served, pipe):
+    words = ("--ray", "--replicas", "1")
+    first = served(*words)
+    asked = {"prompt": "a red apple", "candidates": 4, "n": 2, "stay": True}
+    ids = [first.client.post("/jobs", json={**asked, "seed": seed}).json()["id"] for seed in range(3)]
+    first.end(signal.SIGKILL)
+    second = served(*words)
+    for seed, id in enumerate(ids):
+        (result,) = pipe.generate(["a red apple"], candidates=4, keep=2, seed=seed)
+        images = watched(second.client, id)[-1][1]["images"]
+        assert [image["tokens"] for image in images] == result.tokens.tolist()
+    assert second.end(signal.SIGTERM) == 143
+    assert "Traceback" not in "".join(second.told)
+
+
 def test_a_file_of_keys(tmp_path):
     from dalle_mini.commands.serve import _keys
     from dalle_mini.errors import UserError

@@ -7,11 +7,9 @@ import sys
 
 import psutil
 import pytest
-import ray
 
 from dalle_mini.errors import UserError
 from dalle_mini.serving.drawing import Part
-from dalle_mini.serving.replicas import replicas
 from dalle_mini.settings import GenerationSettings
 from fake_drawer import ABOUT, FakeDrawer, tokens_of
 from fake_server import running
@@ -20,8 +18,16 @@ from serving_client import events, finished, watched
 pytestmark = pytest.mark.slow
 
 
+def replicas(*words):
+    from dalle_mini.serving.replicas import replicas  # which takes seconds to import
+
+    return replicas(*words)
+
+
 @pytest.fixture(scope="module")
 def cluster():
+    import ray
+
     path = os.pathsep.join(entry for entry in sys.path if entry)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
     yield
