@@ -15,7 +15,7 @@
 # so. To make a stage anew, delete its output and those of the stages after it.
 # Needs the extras `train` and `art`, and npm once.
 set -euo pipefail
-things=0 percent=100 minutes= art=
+things=0 percent=100 minutes='' art=''
 while [[ ${1:-} == --* ]]; do
   case $1 in
     --things | --percent | --minutes) [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || { echo "error: $1: a whole number" >&2; exit 2; } ;;&

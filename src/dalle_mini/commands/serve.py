@@ -39,9 +39,7 @@ def add_serve(verbs) -> None:
     add = parser.add_argument
     add("--host", metavar="ADDRESS", default="127.0.0.1", help="where to listen; 0.0.0.0 is everywhere")
     add("--port", metavar="N", type=int, default=8000, help="where to listen; 0 is any free port")
-    add(
-        "--root-path", metavar="PATH", default="", help="the prefix under which a proxy shows the server, such as /draw"
-    )
+    add("--root-path", metavar="PREFIX", default="", help="where a proxy shows the server, such as /draw")
     add(
         "--keys",
         metavar="FILE",
