@@ -143,4 +143,4 @@ $(VENV)-newest/.test: setup.cfg
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-lowest $(VENV)-oldest $(VENV)-newest $(DEMO_OUTPUT) $(SITE) $(MERMAID)
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-oldest $(VENV)-newest $(DEMO_OUTPUT) $(SITE) $(MERMAID) build/tests
