@@ -28,7 +28,7 @@ PICTURES = 4000
 PATCHES = 200_000  # different ones, at most
 ROUNDS = 15  # of k-means
 BLOCK = 4096  # patches compared at a time
-SPREAD = 1.0  # root mean square of the entries of the patches' vectors
+SPREAD = 1.0  # root mean square of the entries of the patches' vectors, to the nearest power of two
 # Squared distance of such vectors. Patches that differ by one grey level in a pixel are nearer, and there are many of
 # them around each plain background; half of all codes are further than 7 from the next one.
 TWINS = 1e-3
@@ -51,7 +51,8 @@ def learned(values: np.ndarray, counts: np.ndarray, rounds: int, model: VQGANCon
     """A VQGAN of patches [patches, side * side * 3] in [0, 1], which were seen so often [patches]."""
     mean, axes = patch_axes(values, model.embed_dim)
     vectors = (values - mean) @ axes
-    scale = SPREAD / np.sqrt(np.mean(vectors**2))
+    # A power of two, so that float16 holds the axes of the mean colour exactly: all of their entries would err alike.
+    scale = 2.0 ** np.round(np.log2(SPREAD / np.sqrt(np.mean(vectors**2))))
     # Thrice as far apart as they must be: float16 brings some nearer to each other.
     codes, error = k_means(vectors, counts, model.n_embed, rounds, 3 * TWINS / scale**2, are_plain(values))
     noise = float(np.mean(np.sum((values - mean - vectors @ axes.T) ** 2, axis=1)) + error) / values.shape[1]
@@ -93,7 +94,7 @@ def patch_axes(values: np.ndarray, dimensions: int) -> tuple[np.ndarray, np.ndar
     plain ground shows a grid. So the mean is one colour too.
     """
     color = np.tile(np.eye(3, dtype=values.dtype), (values.shape[1] // 3, 1)) / np.sqrt(values.shape[1] / 3)
-    mean = (color @ (color.T @ values.mean(axis=0))).astype(values.dtype)
+    mean = (color @ (color.T @ values.mean(axis=0))).astype(np.float16).astype(values.dtype)  # as it will be kept
     centred = values - mean
     rest = centred - (centred @ color) @ color.T
     _, axes = np.linalg.eigh(rest.T @ rest)
