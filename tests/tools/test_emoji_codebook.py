@@ -11,6 +11,8 @@ import pytest
 from flax import nnx
 
 from dalle_mini.emoji.art import PALETTE
+from dalle_mini.emoji.scene_captions import DOWN, NAMED_GRADIENTS
+from dalle_mini.emoji.scenes import Background, paint
 from dalle_mini.models import VQGAN, DalleBart
 from dalle_mini.models.config import DalleBartConfig, VQGANConfig
 from dalle_mini.models.fingerprint import fingerprint
@@ -79,19 +81,22 @@ def test_k_means_has_no_twins(tool):
     assert apart[0] < 1e-5 and apart[1] > 1e-3
 
 
-def test_plain_ground_is_copied_without_a_grid(tool):
-    """Each colour of a ground comes back within half a grey level, and the same in all pixels."""
+def test_ground_is_copied_without_a_grid(tool):
+    """Colours come back within half a grey level, the same in all pixels, and gradients within one."""
     make_codebook = tool("make_codebook")
     rng = np.random.default_rng(3)
     colors = np.array(list(PALETTE.values()), np.float32) / 255
     plain = np.tile(colors, (1, 256))
+    gradients = np.stack([paint(Background(colors, DOWN), 256) for colors in NAMED_GRADIENTS]) / np.float32(255)
+    smooth = gradients[:, :, :16].reshape(-1, 768)
     # Things on the grounds, and patches that are nearly plain: their means would move the codes of the plain ones.
-    edges = np.where(rng.random((600, 1)) * 256 < np.repeat(np.arange(256), 3), plain[rng.integers(0, 12, 600)], 0.3)
-    nearly = plain[rng.integers(0, 12, 600)] + 0.02 * rng.standard_normal((600, 768))
+    edges = np.where(rng.random((1200, 1)) * 256 < np.repeat(np.arange(256), 3), plain[rng.integers(0, 12, 1200)], 0.3)
+    nearly = plain[rng.integers(0, 12, 600)] + 0.1 * rng.standard_normal((600, 768))
     crowd = np.repeat(plain, 60, axis=0) + 1e-3 * rng.standard_normal((720, 768)) + 1e-3
-    values = np.concatenate([plain, edges, nearly, crowd]).astype(np.float32)
-    counts = np.where(np.arange(len(values)) < 12, 50, 1).astype(np.float32)
-    model = dataclasses.replace(MODEL, n_embed=128)
+    ground = np.concatenate([plain, smooth])
+    values = np.concatenate([ground, edges, nearly, crowd]).astype(np.float32)
+    counts = np.where(np.arange(len(values)) < len(ground), 50, 1).astype(np.float32)
+    model = dataclasses.replace(MODEL, n_embed=1152)
     vqgan = make_codebook.learned(values, counts, 4, model)
     pictures = np.broadcast_to(colors[:, None, None], (12, 32, 32, 3))
     tokens = vqgan.encode(pictures)
@@ -99,6 +104,7 @@ def test_plain_ground_is_copied_without_a_grid(tool):
     copies = np.asarray(vqgan.decode(tokens)) * 255
     assert np.max(np.ptp(copies, axis=(1, 2))) < 0.05
     np.testing.assert_allclose(copies, pictures * 255, atol=0.5)
+    np.testing.assert_allclose(vqgan.decode(vqgan.encode(gradients)) * 255, gradients * 255, atol=1)
 
 
 @pytest.mark.slow

@@ -54,7 +54,7 @@ def learned(values: np.ndarray, counts: np.ndarray, rounds: int, model: VQGANCon
     # A power of two, so that float16 holds the axes of the mean colour exactly: all of their entries would err alike.
     scale = 2.0 ** np.round(np.log2(SPREAD / np.sqrt(np.mean(vectors**2))))
     # Thrice as far apart as they must be: float16 brings some nearer to each other.
-    codes, error = k_means(vectors, counts, model.n_embed, rounds, 3 * TWINS / scale**2, are_plain(values))
+    codes, error = k_means(vectors, counts, model.n_embed, rounds, 3 * TWINS / scale**2, are_ground(values))
     noise = float(np.mean(np.sum((values - mean - vectors @ axes.T) ** 2, axis=1)) + error) / values.shape[1]
     if lesser_twins((codes * scale).astype(np.float16), np.ones(len(codes)), TWINS).any():
         raise UserError(f"some of the {len(codes)} codes are alike: more --rounds or --patches tell them apart")
@@ -88,23 +88,29 @@ def all_patches(world: Pictures, pictures: int, most: int, side: int) -> tuple[n
 
 
 def patch_axes(values: np.ndarray, dimensions: int) -> tuple[np.ndarray, np.ndarray]:
-    """A mean [n] and axes [n, dimensions] of patches [patches, n]: their mean colour, then principal axes of the rest.
+    """A mean [n] and axes [n, dimensions] of patches [patches, n].
 
-    With principal axes alone, a patch of one colour comes back some grey levels off, differently in each pixel, and
-    plain ground shows a grid. So the mean is one colour too.
+    The axes are the mean colour, a colour that grows from the top to the bottom, and principal axes of the rest. With
+    principal axes alone, a patch of plain ground or of a gradient comes back some grey levels off, differently in each
+    pixel, and the ground shows a grid. So the mean is one colour too.
     """
-    color = np.tile(np.eye(3, dtype=values.dtype), (values.shape[1] // 3, 1)) / np.sqrt(values.shape[1] / 3)
+    side = round(np.sqrt(values.shape[1] / 3))
+    rows = np.stack([np.ones(side), np.linspace(-1, 1, side)])
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True) * np.sqrt(side)
+    ground = np.einsum("kr,x,cd->rxckd", rows, np.ones(side), np.eye(3)).reshape(-1, 6).astype(values.dtype)
+    color = ground[:, :3]
     mean = (color @ (color.T @ values.mean(axis=0))).astype(np.float16).astype(values.dtype)  # as it will be kept
     centred = values - mean
-    rest = centred - (centred @ color) @ color.T
+    rest = centred - (centred @ ground) @ ground.T
     _, axes = np.linalg.eigh(rest.T @ rest)
-    return mean, np.concatenate([color, axes[:, ::-1][:, : dimensions - 3]], axis=1)
+    return mean, np.concatenate([ground, axes[:, ::-1][:, : dimensions - 6]], axis=1)
 
 
-def are_plain(values: np.ndarray) -> np.ndarray:
-    """Which patches [patches, n] are of one colour."""
-    pixels = values.reshape(len(values), -1, 3)
-    return np.all(pixels == pixels[:, :1], axis=(1, 2))
+def are_ground(values: np.ndarray) -> np.ndarray:
+    """Which patches [patches, n] have rows of one colour each, as plain ground and gradients have."""
+    side = round(np.sqrt(values.shape[1] / 3))
+    rows = values.reshape(len(values), side, side, 3)
+    return np.all(rows == rows[:, :, :1], axis=(1, 2, 3))
 
 
 def k_means(
