@@ -37,7 +37,26 @@ def test_a_score_does_not_depend_on_the_other_pictures_and_nothing_recompiles(ra
     scores = ranker.scores(images, PROMPTS[1])
     np.testing.assert_array_equal(scores, np.tile(ranker.scores(images[:3], PROMPTS[1]), 7))
     assert ranker.scores(images[:0], PROMPTS[1]).shape == (0,)
-    assert ranker._image_logits._cache_size() == ranker._text_embeds._cache_size() == 1
+    programs = ranker._image_embeds, ranker._logits, ranker._text_embeds
+    assert [program._cache_size() for program in programs] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("counts", [(1,) * 16, (3, 9, 1, 2), (1, 0, 7, 8, 1)])
+def test_prompts_share_calls_and_change_no_bit_of_a_score(ranker, counts, monkeypatch):
+    rng = np.random.default_rng(sum(counts))
+    images = [rng.integers(0, 256, (count, 40, 40, 3), dtype=np.uint8) for count in counts]
+    prompts = [PROMPTS[number % len(PROMPTS)] for number in range(len(counts))]
+    alone = [
+        np.concatenate([np.empty(0, np.float32), *(ranker.scores(image[None], prompt) for image in some)])
+        for some, prompt in zip(images, prompts, strict=True)
+    ]
+    calls, told, embeds = [], [], ranker._image_embeds
+    monkeypatch.setattr(ranker, "_image_embeds", lambda *given: calls.append(1) or embeds(*given))
+    found = ranker.scores_of(images, prompts, told.append)
+    for some, wanted in zip(found, alone, strict=True):
+        np.testing.assert_array_equal(some, wanted)
+    assert sum(told) == sum(counts) and len(calls) == -(-sum(counts) // ranker.chunk)
+    assert ranker.scores_of([], []) == []
 
 
 def test_empty_and_very_long_prompts_have_scores(ranker, golden):

@@ -278,15 +278,13 @@ class Engine:
         timings = {"tokens": seconds / size, "pictures": sum(took for _, took in made) / size}
         window = group.window(self.model.config, self.devices)
         clock = time.perf_counter()
-        scores = []
-        for request, candidates in zip(group.requests, images, strict=True):
-            scores.append(self.ranker.scores(candidates, request.ranked_by))
-            if not np.isfinite(scores[-1]).all():
-                raise UserError("CLIP's scores are not numbers: its weights are damaged, or too large for this dtype")
-            report.add("scores", len(candidates))
+        prompts = [request.ranked_by for request in group.requests]
+        scores = np.stack(self.ranker.scores_of(list(images), prompts, partial(report.add, "scores")))
+        if not np.isfinite(scores).all():
+            raise UserError("CLIP's scores are not numbers: its weights are damaged, or too large for this dtype")
         timings["scores"] = (time.perf_counter() - clock) / size
         passes = np.concatenate([call.passes for call in drawn], axis=1)
-        rows: tuple[np.ndarray, ...] = tokens, images, np.stack(scores), passes
+        rows: tuple[np.ndarray, ...] = tokens, images, scores, passes
         if processes > 1:
             rows = gathered(rows, group.requests[0].settings.candidates)
         return [

@@ -85,7 +85,6 @@ class PipelineDrawer:
 
     def _draw(self, ready: list[tuple[Part, Request]]) -> Iterator[Event]:
         from dalle_mini.generation.joint import draw_jointly, kind_of_program
-        from dalle_mini.runtime.cores import side_by_side
 
         engine, count = self.pipe.engine, ready[0][0].count
         grid, length = engine.tokenizer.grid, engine.model.image_length
@@ -105,11 +104,7 @@ class PipelineDrawer:
             return
         pixels = engine.pixels(tokens[wanted].reshape(-1, length))
         pixels = pixels.reshape(len(wanted), count, *pixels.shape[1:])
-
-        def scored(place: int) -> np.ndarray:
-            return engine.ranker.scores(pixels[place], ready[wanted[place]][1].ranked_by)
-
-        found = side_by_side(scored, range(len(wanted)), len(engine.devices))
+        found = engine.ranker.scores_of(list(pixels), [ready[number][1].ranked_by for number in wanted])
         for number, images, scores in zip(wanted, pixels, found, strict=True):
             part, request = ready[number]
             if self._is_dropped(part):
