@@ -3,7 +3,7 @@ import json
 import pytest
 
 from dalle_mini.errors import UserError
-from dalle_mini.text.known_words import FILE, NEAREST, KnownWords, related_words
+from dalle_mini.text.known_words import FILE, NEAREST, KnownWords, edit_distance, related_words
 
 # The CLDR's keywords of some things, and the words of training captions.
 GROUPS = [
@@ -58,6 +58,31 @@ MODEL = KnownWords(WORDS, related_words(GROUPS, WORDS))
 )
 def test_what_a_model_has_not_seen(prompt, told):
     assert [str(one) for one in MODEL.unknown(prompt)] == told
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "distance"),
+    [
+        ("fox", "fox", 0),
+        ("fox", "", 3),
+        ("gutiar", "guitar", 1),
+        ("strawbery", "strawberry", 1),
+        ("elefant", "elephant", 2),
+        ("dinasour", "dinosaur", 2),
+        ("sun", "moon", 3),
+    ],
+)
+def test_slips_of_the_pen(one, other, distance):
+    assert edit_distance(one, other) == edit_distance(other, one) == distance
+
+
+def test_a_compound_is_near_its_last_noun_and_what_is_related_to_it():
+    model = KnownWords(["chair", "couch", "arm", "book", "ice", "cream"], {"chair": ["couch", "ice cream"], "book": []})
+    assert model.nearest("armchair") == ("chair", "couch", "ice cream")
+    assert model.nearest("bookworm") == ("book",)
+    assert model.nearest("chairman") == ("chair", "couch", "ice cream")
+    assert model.nearest("icebox") == ()  # "ice" is no noun with relatives, and short
+    assert KnownWords(["chair", "ice"], {"chair": ["ice cream"]}).nearest("armchair") == ("chair",)
 
 
 def test_a_word_of_most_groups_comes_first():

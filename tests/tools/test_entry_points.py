@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,7 @@ from dalle_mini.text.known_words import KnownWords
 TOOLS = Path(__file__).parents[2] / "tools" / "train"
 RECIPE = TOOLS / "emoji.sh"
 ART = TOOLS.parents[1] / "tests" / "golden" / "art"
+CLDR = ART.parent / "cldr"  # the words of all things
 SCRIPTS = sorted(path.name for path in TOOLS.glob("*.py") if path.name != "entry.py")
 
 # One process for all of them: they share seconds of imports.
@@ -144,6 +145,53 @@ def test_words_that_were_never_seen_are_told_by_the_bundle(tool, tmp_path):
     words = {line.split()[0] for line in (tmp_path / "dalle" / "words.txt").read_text().splitlines()}
     assert {"fox", "background"} <= words <= {*known.words} | {one + "s" for one in known.words} | words
     assert CaptionTokenizer.from_pretrained(tmp_path / "clip")(["a fox"], 16)[1].sum() > 2
+
+
+@pytest.mark.parametrize(
+    ("word", "near"),
+    [
+        ("armchair", ["chair", "couch", "bed"]),
+        ("spaceship", ["ship"]),
+        ("motorboat", ["boat"]),
+        ("houseboats", ["boat"]),
+        ("doghouse", ["house", "church", "classical building"]),
+        ("raincoat", ["coat", "necktie", "t-shirt"]),
+        ("rainstorm", ["rain", "umbrella", "rainbow"]),
+        ("catfish", ["fish", "octopus", "whale"]),
+        ("seahorse", ["horse"]),
+        ("bookcase", ["book"]),
+        ("raindrop", ["drop", "droplet"]),
+        ("goose", ["duck", "bird", "animal"]),
+        ("toothbrush", ["bathroom", "clean", "teeth"]),
+        ("elephnat", ["elephant"]),
+        ("avocato", ["avocado"]),
+        ("dinasour", ["dinosaur"]),
+        ("giraf", ["giraffe"]),
+        ("pinguin", ["penguin"]),
+        ("strawbery", ["strawberry"]),
+        ("watermellon", ["watermelon"]),
+        ("wizzard", ["wizard"]),
+        ("kitttens", ["kitten"]),
+        ("skyscraper", []),
+        ("asdfghjkl", []),
+    ],
+)
+def test_the_nearest_words_in_the_vocabulary_of_the_whole_world(whole_vocabulary, word, near):
+    assert [(one.word, [*one.near]) for one in whole_vocabulary.unknown(f"a {word}")] == [(word, near)]
+
+
+def test_plurals_of_things_are_known(whole_vocabulary):
+    assert not whole_vocabulary.unknown("a mice, wolves, cherries, loaves, buses, firefighters and a sofa")
+
+
+@pytest.fixture
+def whole_vocabulary(tool):
+    return make_whole_vocabulary(tool("make_tokenizers"), tool("entry").World(art=str(CLDR)))
+
+
+@lru_cache(maxsize=1)
+def make_whole_vocabulary(make_tokenizers, world):
+    return make_tokenizers.known_words(world, {"a", "and"})
 
 
 def test_a_bundle_is_not_made_of_networks_that_never_met(tool, tmp_path):

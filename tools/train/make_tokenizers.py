@@ -12,11 +12,12 @@ from pathlib import Path
 
 from entry import Pictures, World, parser, user_errors
 
+from dalle_mini.emoji.nouns import is_counted, plural
 from dalle_mini.emoji.phrases import MEANINGLESS, TRAILING
 from dalle_mini.emoji.words import read_annotations
 from dalle_mini.runtime.files import write_whole
 from dalle_mini.text import CaptionNormalizer
-from dalle_mini.text.known_words import KnownWords, related_words
+from dalle_mini.text.known_words import NEAREST, KnownWords, related_words
 from dalle_mini.text.train_tokenizer import train_caption_tokenizer, train_clip_tokenizer
 
 WORD = re.compile(r"[a-z]+")
@@ -43,13 +44,20 @@ def make(out: Path, world: World, captions: int = CAPTIONS) -> None:
 def known_words(world: World, common: set[str]) -> KnownWords:
     """The words of the things, those that captions say often, and what each other word of the CLDR is near to."""
     lexicon = world.words()
-    texts = [*lexicon.general, *lexicon.keywords, *MEANINGLESS, *TRAILING]
-    texts += [name for names in lexicon.names.values() for name in names]
+    nouns = [*lexicon.general, *(name for names in lexicon.names.values() for name in names)]
+    plurals = [plural(text) for text in nouns if is_counted(text)]
+    texts = [*nouns, *plurals, *lexicon.keywords, *MEANINGLESS, *TRAILING]
     words = common | {word for text in texts for word in WORD.findall(text.lower())}
     groups = [
         WORD.findall(" ".join([name, *others]).lower()) for name, others in read_annotations(world.folder).values()
     ]
-    return KnownWords(words, related_words(groups, words))
+    # A noun helps more than another word that is said beside it.
+    related = related_words(groups, words)
+    related |= {
+        word: near for word, near in related_words(groups, words.intersection(nouns)).items() if word in related
+    }
+    related |= {text: lexicon.relatives(text)[:NEAREST] for text in [*nouns, *lexicon.keywords] if " " not in text}
+    return KnownWords(words, related)
 
 
 if __name__ == "__main__":

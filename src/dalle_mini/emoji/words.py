@@ -6,6 +6,7 @@ an article: "halloween", "birthday".
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -124,6 +125,7 @@ GENERAL: dict[str, str] = {
     "balloon": "🎈",
     "knife": "🔪🍴",
     "chair": "🪑💺",
+    "furniture": "🪑🛋🛏",
     "letter": "✉📩",
     "money": "💰💵💸",
     "flag": "🏁🏴🚩🏳🎌",
@@ -215,6 +217,20 @@ class Lexicon:
 
     def keywords_of(self, emoji: Emoji) -> list[Word]:
         return self._of[emoji][1]
+
+    def relatives(self, text: str) -> list[str]:
+        """Names of the things of a keyword, or of of those that share a general word with a noun's things.
+
+        The nearest come first. Words of very many things ("animal") say too little.
+        """
+        meant = self.meant_by(text)
+        shared: Counter[Emoji] = Counter({one: 1 for one in meant if text in self.keywords})
+        for one in meant:
+            for word in self.general_words(one):
+                if len(word.things) <= 2 * COMMON:
+                    shared.update({other: 1 / len(word.things) for other in word.things if other not in meant})
+        kin = [one for one, _ in shared.most_common()]
+        return [min(self.names[one], key=lambda name: (" " in name, name not in one.name)) for one in kin]
 
     def meant_by(self, text: str) -> tuple[Emoji, ...]:
         """The things that a word in the singular may ask for; none if it is no word of the world."""

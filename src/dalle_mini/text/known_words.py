@@ -4,7 +4,7 @@ The vocabulary is one JSON file, `vocabulary.json`: the words of the training ca
 CLDR gives to the same emoji as some of them. "armchair: never seen; near: chair, couch".
 """
 
-import difflib
+import itertools
 import json
 import re
 from collections import Counter
@@ -17,7 +17,7 @@ from dalle_mini.runtime.files import write_whole
 
 FILE = "vocabulary.json"
 NEAREST = 3  # words that are told
-SPELLING = 0.7  # the least likeness of two spellings, as difflib measures it
+SHORTEST = 4  # letters of a noun within a compound
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
 
 
@@ -37,7 +37,8 @@ class KnownWords:
 
     Args:
         words: all of them, lower-case.
-        related: words that it has not seen, each with those that are said of the same things, the nearest first.
+        related: a word -> known words, or names of several words, the nearest first: of a word that it has not seen
+            those that are said of the same things, and of a known noun the names of things of its kind.
     """
 
     def __init__(self, words: Iterable[str], related: Mapping[str, Iterable[str]] | None = None):
@@ -54,11 +55,35 @@ class KnownWords:
         return word in self._known or any(one in self._known for one in _stems(word))
 
     def nearest(self, word: str) -> tuple[str, ...]:
-        """Known words that are said of the same things; where there are none, those of a like spelling."""
-        for one in (word, *_stems(word)):
-            if near := [found for found in self._related.get(one, ()) if found in self._known]:
-                return tuple(near[:NEAREST])
-        return tuple(difflib.get_close_matches(word, self.words, NEAREST, SPELLING))
+        """Known words that are said of the same things; if there are none, those that it is a slip or a compound of."""
+        for find in (self._relatives, self._slip_of, self._compound_of):
+            for one in (*_stems(word), word):
+                if near := find(one):
+                    return near
+        return ()
+
+    def _relatives(self, word: str) -> tuple[str, ...]:
+        """Those that the vocabulary has for the word; all of their words are known."""
+        near = (one for one in self._related.get(word, ()) if self._known.issuperset(_WORD.findall(one)))
+        return tuple(itertools.islice(near, NEAREST))
+
+    def _slip_of(self, word: str) -> tuple[str, ...]:
+        """The known words of the nearest spelling that begin with the same letter."""
+        found: dict[int, list[str]] = {}
+        for one in self.words:
+            slips = min(max(len(one), len(word)) // 3, 2)
+            if one[0] == word[0] and (distance := edit_distance(one, word)) <= slips:
+                found.setdefault(distance, []).append(one)
+        return tuple(found[min(found)][:NEAREST]) if found else ()
+
+    def _compound_of(self, word: str) -> tuple[str, ...]:
+        """The known noun that ends or begins the word, and its relatives: an armchair is a chair."""
+        ends = (word[at:] for at in range(2, len(word) - SHORTEST + 1))
+        begins = (word[:at] for at in range(len(word) - 2, SHORTEST - 1, -1))
+        for noun in itertools.chain(ends, begins):
+            if noun in self._known and noun in self._related:
+                return (noun, *self._relatives(noun))[:NEAREST]
+        return ()
 
     def save(self, folder: Path) -> None:
         related = {word: list(near) for word, near in sorted(self._related.items())}
@@ -81,9 +106,21 @@ def _stems(word: str) -> tuple[str, ...]:
     """The words that this may be the plural of."""
     if word.endswith("'s"):
         return (word[:-2],)
-    stems = [word[:-1]] if word.endswith("s") else []
-    stems += [word[:-2]] if word.endswith("es") else []
-    return (*stems, *([word[:-3] + "y"] if word.endswith("ies") else []))
+    endings = (("s", ""), ("es", ""), ("ies", "y"), ("ves", "f"), ("men", "man"))
+    return tuple(word.removesuffix(end) + singular for end, singular in endings if word.endswith(end))
+
+
+def edit_distance(one: str, other: str) -> int:
+    """The fewest letters left out, put in, changed, or swapped with the next, that make one word the other."""
+    before: list[int] = []
+    row = list(range(len(other) + 1))
+    for place, letter in enumerate(one):
+        last, row, before = before, [place + 1], row
+        for at, wanted in enumerate(other):
+            row.append(min(before[at + 1] + 1, row[at] + 1, before[at] + (letter != wanted)))
+            if place and at and letter == other[at - 1] and one[place - 1] == wanted:
+                row[-1] = min(row[-1], last[at - 1] + 1)
+    return row[-1]
 
 
 def related_words(groups: Iterable[Iterable[str]], known: Iterable[str]) -> dict[str, list[str]]:
