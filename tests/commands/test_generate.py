@@ -19,6 +19,7 @@ from dalle_mini.results.replay import Entry
 from dalle_mini.results.write import Previews
 from dalle_mini.settings import GenerationSettings
 from dalle_mini.text.known_words import KnownWords
+from dalle_mini.weights.editions import EDITIONS
 
 
 @pytest.fixture
@@ -269,6 +270,21 @@ def test_reports_that_make_no_sense_are_refused(generate, report, tmp_path, chan
     path.write_text(json.dumps(changed))
     code, _, errors = generate("--replay", path, output="again")
     assert code == 2 and message in errors and errors.count("\n") == 1 and errors.count(str(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("edition", EDITIONS, ids=[edition.name for edition in EDITIONS])
+def test_a_replay_tells_where_an_earlier_edition_of_the_shipped_model_is(generate, report, tmp_path, edition):
+    changed = json.loads(report)
+    for part, digest in edition.sha256.items():
+        changed["models"][part]["sha256"] = digest
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(changed))
+    code, _, errors = generate("--replay", path, output="again")
+    assert code == 2 and errors.count("\n") == 1
+    assert f"drawn by the {edition.name} edition of the shipped model: name its folder with --model" in errors
+    assert (
+        f"git archive --prefix={edition.name}/ {edition.commit}:src/" in errors and f"{edition.megabytes} MB" in errors
+    )
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, "[]", '{"prompt": "a', b"\xff\xfe"])

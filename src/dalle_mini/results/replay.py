@@ -14,6 +14,7 @@ from dalle_mini.imaging.decoding import load_image
 from dalle_mini.runtime.parsing import read_json
 from dalle_mini.settings import DTYPES, PER_PROMPT, GenerationSettings, check_number, check_prompts
 from dalle_mini.weights.bundle import PARTS
+from dalle_mini.weights.editions import edition_of
 
 DIFFERS = "NOT the same as"
 NO_REPORT = "no results.json of a drawn prompt"
@@ -58,16 +59,22 @@ class Entry:
         """Check that the loaded weights are those that drew the image.
 
         Raises:
-            UserError: they are others.
+            UserError: they are others. Where to get an earlier edition of the shipped model is told.
         """
         for part, model in self.models.items():
-            if provenance["models"].get(part, {}).get("sha256") != model.get("sha256"):
-                option = "model" if part == "dalle" else part
-                known = model.get("repository") or model.get("folder")
+            digest = model.get("sha256")
+            if provenance["models"].get(part, {}).get("sha256") == digest:
+                continue
+            if edition := edition_of({part: self.models[part]["sha256"] for part in PARTS}):
                 raise UserError(
-                    f"{self.file} was drawn by other weights ({part}: {known}, SHA-256 {model.get('sha256')}): "
-                    f"name them with --{option}"
+                    f"{self.file} was drawn by the {edition.name} edition of the shipped model: "
+                    f"name its folder with --model {edition.name}; {edition.where}"
                 )
+            option = "model" if part == "dalle" else part
+            known = model.get("repository") or model.get("folder")
+            raise UserError(
+                f"{self.file} was drawn by other weights ({part}: {known}, SHA-256 {digest}): name them with --{option}"
+            )
 
     def compare(self, image: Image.Image) -> str:
         """Whether the image came out as it is on disk, in words."""
