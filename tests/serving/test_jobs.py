@@ -51,6 +51,32 @@ def test_events_come_in_order_and_can_be_resumed(serve):
     assert [kind for kind, *_ in again][-2:] == ["image", "done"]
 
 
+def test_finished_images_are_told_before_the_job_ends(serve):
+    client = serve(FakeDrawer(stepped=True))
+    job = client.post("/jobs", json={"prompt": "a fox", "candidates": 20, "n": 20, "stay": True}).json()
+    scores = {number: float(tokens_of("a fox", 0, number)[0]) for number in range(16)}
+    client.drawer.step(4)
+    for wanted in ("0", "4"):
+        told = {}
+        with client.stream("GET", f"/jobs/{job['id']}/events", params={"partials": wanted}) as response:
+            for kind, data, _ in events(response):
+                if kind == "finished":
+                    told[data["candidate"]] = data
+                if len(told) == 16:
+                    break
+        order = sorted(scores, key=lambda number: (-scores[number], number))
+        for number, data in told.items():
+            rank = {"score": scores[number], "rank": order.index(number) + 1, "finished": 16}
+            assert data.items() >= rank.items() and ("image" in data) == (wanted == "4")
+    png = Image.open(io.BytesIO(base64.b64decode(data["image"])))
+    assert np.asarray(png)[::4, ::4, 0].ravel().tolist() == tokens_of("a fox", 0, number).tolist()
+    state = client.get(f"/jobs/{job['id']}").json()
+    assert (state["state"], state["passes_done"]) == ("running", 16 * 16)
+    client.drawer.step(8)
+    assert len(watched(client, job["id"])[-1][1]["images"]) == 20
+    assert "finished" not in [kind for kind, *_ in watched(client, job["id"])]
+
+
 def test_who_asks_for_much_does_not_starve_who_asks_for_little(serve, tmp_path):
     client = serve(FakeDrawer(stepped=True), keys=("many", "one"), pictures=500)
     many, one = ({"Authorization": f"Bearer {key}"} for key in ("many", "one"))

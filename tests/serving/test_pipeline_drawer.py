@@ -50,6 +50,20 @@ def test_parts_of_several_jobs_are_drawn_as_generate_draws_them(pipe, drawer, de
     assert progress[-1].done <= progress[-1].total == drawer.about.image_length
 
 
+def test_images_of_a_large_call_are_told_in_groups(pipe, drawer):
+    events = [one for one in drawer.draw([part(drawer, "a fox", count=16)]) if isinstance(one, Drawn)]
+    pictures = [one for event in events for one in event.pictures]
+    assert [len(event.pictures) for event in events] == [8, 8]
+    got = {one.candidate: (one.tokens.tolist(), one.score) for one in pictures}
+    assert got == expected(pipe, "a fox", 0, 16)
+    drawing, left = drawer.draw([part(drawer, "a fox", count=16)]), []
+    for event in drawing:
+        if isinstance(event, Drawn):
+            left.append(event)
+            drawer.drop("a fox")
+    assert len(left) == 1
+
+
 @pytest.mark.parametrize("decode", ["sequential", "parallel"])
 @pytest.mark.parametrize("leaves_after", [0, 1, 2])
 def test_who_leaves_changes_nobody_elses_tokens(pipe, drawer, decode, leaves_after):

@@ -4,12 +4,13 @@ import functools
 import os
 import signal
 import sys
+import time
 
 import psutil
 import pytest
 
 from dalle_mini.errors import UserError
-from dalle_mini.serving.drawing import Part
+from dalle_mini.serving.drawing import Drawn, Part
 from dalle_mini.settings import GenerationSettings
 from fake_drawer import ABOUT, FakeDrawer, tokens_of
 from fake_server import running
@@ -114,6 +115,34 @@ def test_a_job_of_which_replicas_die_is_given_up(cluster, tmp_path):
             list(drawer.draw([Part("one", "a deadly cup", GenerationSettings(candidates=1), None, 0, 1)]))
         (*_, drawn) = drawer.draw([Part("two", "a cup", GenerationSettings(candidates=1, seed=5), None, 0, 1)])
         assert drawn.job == "two" and (drawn.pictures[0].tokens == tokens_of("a cup", 5, 0)).all()
+
+
+class Halting(FakeDrawer):
+    """Tells images one by one, and dies between two of them, once."""
+
+    def __init__(self, trace):
+        super().__init__()
+        self.trace = trace
+
+    def draw(self, parts):
+        for event in super().draw(parts):
+            if not isinstance(event, Drawn):
+                yield event
+                continue
+            for number, picture in enumerate(event.pictures):
+                if number == 2 and not self.trace.exists():
+                    self.trace.touch()
+                    time.sleep(1)  # so that what was told has arrived
+                    os.kill(os.getpid(), signal.SIGKILL)
+                yield Drawn(event.job, [picture])
+
+
+def test_what_was_finished_before_a_replica_died_is_told_once(cluster, tmp_path):
+    with replicas(1, functools.partial(Halting, tmp_path / "died"), tmp_path) as (drawer,):
+        drawer.open()
+        parts = [Part("one", "a cup", GenerationSettings(candidates=6), None, first, 3) for first in (0, 3)]
+        told = [one.candidate for event in drawer.draw(parts) if isinstance(event, Drawn) for one in event.pictures]
+    assert (tmp_path / "died").exists() and sorted(told) == [0, 1, 2, 3, 4, 5]
 
 
 def test_there_must_be_room(cluster, tmp_path):

@@ -109,7 +109,10 @@ class Picture(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """The images of a part; `kept` are the tokens that they started from, -1 where one was drawn, if from any."""
+    """Images of a part, as they are finished: some or all.
+
+    `kept` are the tokens that they started from, -1 where one was drawn, if from any.
+    """
 
     job: str
     pictures: list[Picture]
@@ -143,7 +146,7 @@ class Drawer(Protocol):
         """The words that the model has never seen, with the nearest known ones; None if it has no vocabulary."""
 
     def draw(self, parts: Sequence[Part]) -> Iterator[Event]:
-        """Draw parts of one kind. Each ends in `Drawn` or `Failed`, or in nothing if it was dropped."""
+        """Draw parts of one kind. Each ends in one `Drawn` or several, or in `Failed`, or in nothing if dropped."""
 
     def drop(self, job: str) -> None:
         """Draw no more of a job than must be: its part of the call runs on, masked, and ends in nothing."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image as Pillow
@@ -12,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from dalle_mini.serving.drawing import About, Picture
 from dalle_mini.serving.orders import Order
-from dalle_mini.serving.store import ENDED, Image, Record
+from dalle_mini.serving.store import ENDED, Image, Record, best_first
 from dalle_mini.serving.watching import EventLog
 
 TEXT = "dalle-mini"  # the chunk of a PNG that holds its address
@@ -31,7 +32,8 @@ class Job:
     now: int = 0  # passes of the parts that are being drawn
     watchers: int = 0
     seen: float = 0.0  # the last sign of its client
-    images: list[Image] = dataclasses.field(default_factory=list)
+    finished: list[Image] = dataclasses.field(default_factory=list)  # so far, in no order
+    images: list[Image] = dataclasses.field(default_factory=list)  # the best, when all are
     error: str | None = None
     begun: float | None = None
 
@@ -44,10 +46,30 @@ class Job:
         return self.state in ENDED
 
     @property
+    def each(self) -> int:
+        """Passes of an image, at most."""
+        return self.total // self.record.order.settings.candidates
+
+    @property
     def passes(self) -> int:
         """Those that are done, of `total`."""
-        each = self.total // self.record.order.settings.candidates
-        return self.total - self.missing * each + min(self.now, self.missing * each)
+        return self.total - self.missing * self.each + min(self.now, self.missing * self.each)
+
+    def tell_finished(self, images: Sequence[Image]) -> None:
+        """Images that are finished while others are still drawn, each with its place among those so far."""
+        self.finished += images
+        order = [image.candidate for image in sorted(self.finished, key=best_first)]
+        for image in images:
+            self.log.forget("partial", image.candidate)
+            self.log.tell("finished", Finished(image, order.index(image.candidate) + 1, len(order)), image.candidate)
+
+
+class Finished(NamedTuple):
+    """A finished image of a job that goes on: `rank` is its place among the `finished` so far, by CLIP."""
+
+    image: Image
+    rank: int
+    finished: int
 
 
 def told_image(image: Image, record: Record, about: About) -> dict[str, Any]:

@@ -206,7 +206,8 @@ class Jobs:
     def _resume(self, record: Record) -> None:
         """A job of an earlier run of the server: what is on disk is not drawn again."""
         order = record.order
-        have = {image.candidate for image in self.store.images(record.id)}
+        finished = self.store.images(record.id)
+        have = {image.candidate for image in finished}
         wanted = range(order.first, order.first + order.settings.candidates)
         left: list[tuple[int, int]] = []
         for number in wanted:
@@ -217,6 +218,7 @@ class Jobs:
                     left.append((number, number + 1))
         job = self._enter(dataclasses.replace(record, state="queued"), left)
         if left:
+            job.tell_finished(finished)
             self._enqueue(job, left)
         else:
             self._spawn(self._finish(job))
@@ -279,7 +281,7 @@ class Jobs:
         if job is None or job.is_over:
             return
         try:
-            await asyncio.to_thread(self._write, job.record, drawn)
+            images = await asyncio.to_thread(self._write, job.record, drawn)
         except Problem as problem:
             await self._end(job, "failed", problem.message)
             return
@@ -292,9 +294,11 @@ class Jobs:
             return
         job.record = dataclasses.replace(job.record, kept=drawn.kept)
         job.missing -= len(drawn.pictures)
-        job.now = 0
+        job.now = max(0, job.now - len(drawn.pictures) * job.each)
         self.metrics.images.inc(len(drawn.pictures))
-        if not job.missing:
+        if job.missing:
+            job.tell_finished(images)
+        else:
             await self._finish(job)
 
     async def call_ended(self, drawer: int, parts: Sequence[Part], seconds: float, problem: str | None) -> None:
@@ -313,13 +317,14 @@ class Jobs:
             if problem is not None and not job.is_over:
                 await self._end(job, "failed", problem)
 
-    def _write(self, record: Record, drawn: Drawn) -> None:
+    def _write(self, record: Record, drawn: Drawn) -> list[Image]:
         assert self.about is not None
         images = [
             (Image(one.candidate, None, one.score, one.tokens), png_of(record.order, one, drawn.kept, self.about))
             for one in drawn.pictures
         ]
         self.store.add_images(record.id, images, drawn.kept)
+        return [image for image, _ in images]
 
     # --- the end of a job
 
@@ -350,6 +355,8 @@ class Jobs:
     def _over(self, job: Job) -> None:
         self._unwatch(job)
         job.log.forget("partial")
+        job.log.forget("finished")
+        job.finished.clear()
         job.record = dataclasses.replace(job.record, state=job.state, error=job.error, ended=time.time())
         self._tell_state(job)
         for image in job.images:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,7 +12,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 
 from dalle_mini.serving.answers import EventStream, Signer, base64_of, event, json_object
 from dalle_mini.serving.drawing import Partial
-from dalle_mini.serving.job import Job, png, told_image
+from dalle_mini.serving.job import Finished, Job, png, told_image
 from dalle_mini.serving.jobs import Jobs
 from dalle_mini.serving.orders import read_order, read_prompt
 from dalle_mini.serving.problems import Problem
@@ -136,12 +137,20 @@ class JobRoutes:
                 if told is None:
                     yield b": still here\n\n"
                 elif not isinstance(told.data, Partial) or told.data.candidate - job.record.order.first < candidates:
-                    yield event(await self._data(job, told.data), told.kind, told.id)
+                    yield event(await self._data(job, told.data, candidates > 0), told.kind, told.id)
 
-    async def _data(self, job: Job, data: Any) -> Any:
+    async def _data(self, job: Job, data: Any, with_pixels: bool) -> Any:
         if isinstance(data, Partial):
             image = base64_of(await asyncio.to_thread(png, data.pixels, {}))
             return {"candidate": data.candidate, "rows": data.rows, "total": data.total, "image": image}
+        if isinstance(data, Finished):
+            told: dict[str, Any] = {"candidate": data.image.candidate, "score": round(data.image.score, 4)}
+            told |= {"rank": data.rank, "finished": data.finished}
+            if with_pixels:
+                file = self._jobs.store.image_file(job.id, data.image.candidate)
+                with contextlib.suppress(OSError):  # the job has ended meanwhile
+                    told["image"] = base64_of(await asyncio.to_thread(file.read_bytes))
+            return told
         if isinstance(data, Image):
             return self._image(data, job.record)
         return self._live(data) if isinstance(data, Job) else data

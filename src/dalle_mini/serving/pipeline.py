@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 ON_CPU = 16  # images of a call: more do not make a CPU faster, and whoever comes next waits for them
 WARM = "a red apple"
 MOST_PROGRAMS = 64  # kinds of calls whose programs stay in memory; on disk they all stay
+TOLD = 8  # finished images that are told together: CLIP scores so many in a call
 ALONE, IN_COMPANY = 8, 4  # partial images of each image, and the most images of a call that have some
 
 
@@ -99,22 +100,34 @@ class PipelineDrawer:
                 yield from self._partials([part for part, _ in ready], tokens, rows)
         if tokens is None:
             return
-        wanted = [number for number, (part, _) in enumerate(ready) if not self._is_dropped(part)]
-        if not wanted:
+        places = [(number, candidate) for number in range(len(ready)) for candidate in range(count)]
+        for start in range(0, len(places), TOLD):
+            yield from self._finished(ready, tokens, places[start : start + TOLD])
+
+    def _finished(
+        self, ready: Sequence[tuple[Part, Request]], tokens: np.ndarray, places: Sequence[tuple[int, int]]
+    ) -> Iterator[Event]:
+        """Some images of a call, which are [part, candidate] of its tokens, with their pixels and scores."""
+        engine = self.pipe.engine
+        by_part: dict[int, list[int]] = {}
+        for number, candidate in places:
+            if not self._is_dropped(ready[number][0]):
+                by_part.setdefault(number, []).append(candidate)
+        if not by_part:
             return
-        pixels = engine.pixels(tokens[wanted].reshape(-1, length))
-        pixels = pixels.reshape(len(wanted), count, *pixels.shape[1:])
-        found = engine.ranker.scores_of(list(pixels), [ready[number][1].ranked_by for number in wanted])
-        for number, images, scores in zip(wanted, pixels, found, strict=True):
+        drawn = [tokens[number, candidates] for number, candidates in by_part.items()]
+        pixels = np.split(engine.pixels(np.concatenate(drawn)), np.cumsum([len(some) for some in drawn])[:-1])
+        scores = engine.ranker.scores_of(pixels, [ready[number][1].ranked_by for number in by_part])
+        for (number, candidates), *found in zip(by_part.items(), drawn, pixels, scores, strict=True):
             part, request = ready[number]
             if self._is_dropped(part):
                 continue
-            if not np.isfinite(scores).all():
+            if not np.isfinite(found[-1]).all():
                 yield Failed(part.job, "CLIP's scores are not numbers: its weights are damaged")
                 continue
             pictures = [
-                Picture(part.first + place, float(scores[place]), tokens[number, place].copy(), images[place])
-                for place in range(count)
+                Picture(part.first + candidate, float(score), row, image)
+                for candidate, row, image, score in zip(candidates, *found, strict=True)
             ]
             yield Drawn(part.job, pictures, None if request.canvas is None else tuple(request.canvas.tokens))
 

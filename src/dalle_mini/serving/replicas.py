@@ -77,7 +77,7 @@ class RemoteDrawer:
     def __init__(self, name: str, make: Callable[[], Drawer], gpus: int):
         self._name, self._make, self._gpus = name, make, gpus
         self._watched: dict[str, int] = {}
-        self._drawing: set[str] = set()  # jobs of the present call that are not over
+        self._left: dict[str, set[int]] = {}  # candidates of the present call that are not finished, by job
         self._handle: Any = None
 
     def open(self) -> About:
@@ -99,8 +99,7 @@ class RemoteDrawer:
         return self._asked("unknown_words", prompt)
 
     def drop(self, job: str) -> None:
-        if job in self._drawing:
-            self._drawing.discard(job)
+        if self._left.pop(job, None) is not None:
             self._handle.drop.remote(job)
 
     def watch(self, job: str, below: int) -> None:
@@ -108,14 +107,16 @@ class RemoteDrawer:
             self._watched[job] = below
         else:
             self._watched.pop(job, None)
-        if job in self._drawing:
+        if job in self._left:
             self._handle.watch.remote(job, below)
 
     def draw(self, parts: Sequence[Part]) -> Iterator[Event]:
-        self._drawing = {part.job for part in parts}
+        self._left = {part.job: set() for part in parts}
+        for part in parts:
+            self._left[part.job].update(range(part.first, part.first + part.count))
         try:
             for life in range(1, LIVES + 1):
-                left = [part for part in parts if part.job in self._drawing]
+                left = [part for part in parts if self._missing(part)]
                 if not left:
                     return
                 try:
@@ -126,16 +127,24 @@ class RemoteDrawer:
                     if life == LIVES:
                         raise UserError(f"drawing failed: {LIVES} replicas died of it") from None
         finally:
-            self._drawing = set()
+            self._left = {}
+
+    def _missing(self, part: Part) -> set[int]:
+        """The candidates of a part that are not finished yet; none of a job that was dropped or has failed."""
+        return self._left.get(part.job, set()).intersection(range(part.first, part.first + part.count))
 
     def _draw(self, parts: Sequence[Part]) -> Iterator[Event]:
         watched = {part.job: self._watched[part.job] for part in parts if part.job in self._watched}
         with _plain_errors():
             for event in self._handle.options(stream=True).draw.remote(parts, watched):
-                if isinstance(event, (Drawn, Failed)):
-                    if event.job not in self._drawing:
+                if isinstance(event, Failed) and self._left.pop(event.job, None) is None:
+                    continue
+                if isinstance(event, Drawn):  # perhaps again, if the replica before this one died of what came next
+                    left = self._left.get(event.job, set())
+                    event = event._replace(pictures=[one for one in event.pictures if one.candidate in left])
+                    left.difference_update(one.candidate for one in event.pictures)
+                    if not event.pictures:
                         continue
-                    self._drawing.discard(event.job)
                 yield event
 
     def _asked(self, method: str, *args: Any) -> Any:

@@ -71,6 +71,11 @@ class Image:
     tokens: np.ndarray
 
 
+def best_first(image: Image) -> tuple[float, int]:
+    """Sorts images as CLIP ranks them; of equal ones the earlier candidate comes first."""
+    return -image.score, image.candidate
+
+
 class Store:
     """Any thread may use it; one process at a time.
 
@@ -143,7 +148,7 @@ class Store:
 
     def finish(self, job: str, keep: int) -> list[Image]:
         """Rank a job's images, keep the best, and delete the others."""
-        ranked = sorted(self.images(job), key=lambda image: (-image.score, image.candidate))
+        ranked = sorted(self.images(job), key=best_first)
         with self._writing() as db:
             size = sum(self.image_file(job, one.candidate).stat().st_size for one in ranked[:keep])
             db.execute("begin")
