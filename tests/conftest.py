@@ -36,7 +36,9 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 MANY_MAPS = 20_000
 GOLDEN = Path(__file__).parent / "golden"
-sys.path.insert(0, str(Path(__file__).parent / "helpers"))  # child processes import them by name, too
+TESTS = Path(__file__).parent
+for folder in (TESTS.parent / "tools" / "docs", TESTS / "helpers"):
+    sys.path.insert(0, str(folder))  # child processes import them by name, too
 # Where workers share the files out, the longest come first: the last file is one worker's alone.
 LONGEST = ("training", "generation", "test_generate.py", "test_batch.py", "weights", "data")
 

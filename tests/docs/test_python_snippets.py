@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-import textwrap
 
 import numpy as np
 import openai
@@ -16,12 +15,10 @@ from dalle_mini.models import VQGAN
 from dalle_mini.models.fingerprint import fingerprint
 from dalle_mini.runtime import limits
 from fake_drawer import FakeDrawer
-from shell_lines import PAGES, ROOT
+from shell_lines import PAGES, ROOT, snippets
 
 SNIPPETS = [
-    pytest.param(textwrap.dedent(found[2]), id=f"{page.relative_to(ROOT)}-{number}")
-    for page in PAGES
-    for number, found in enumerate(re.finditer(r"^( *)```python\n(.*?)^\1```", page.read_text("utf-8"), re.M | re.S), 1)
+    pytest.param(code, id=f"{page.relative_to(ROOT)}-{number}") for page in PAGES for number, code in snippets(page)
 ]
 PUBLISHED = {
     "dalle-mini/dalle-mini": "dalle",

@@ -3,11 +3,13 @@ from pathlib import Path
 
 import pytest
 
-from dalle_mini.emoji.everyday import read_everyday_prompts
+from dalle_mini.emoji.everyday import CaptionReader, read_everyday_prompts
 from dalle_mini.emoji.things import things
+from dalle_mini.emoji.words import Lexicon, read_annotations
 from dalle_mini.errors import UserError
 
 PROMPTS = Path(__file__).parent.parent.parent / "benchmarks" / "everyday_prompts.txt"
+CLDR = Path(__file__).parent.parent / "golden" / "cldr"
 DIGEST = "cbd8cef9efb9b65c819809ed3585ed09ead9d457ebadaf61df6fd61a4f269184"
 
 
@@ -38,3 +40,39 @@ def test_a_line_that_is_no_prompt_is_named(tmp_path):
     path.write_text("# fine\na fox | 🦊\na bear\n")
     with pytest.raises(UserError, match="line 3"):
         read_everyday_prompts(path)
+
+
+@pytest.mark.parametrize(
+    ("caption", "wanted"),
+    [
+        ("a red apple on a blue background", [("🍎", 1, 1)]),
+        ("a snail to the left of a red car", [("🐌", 1, 1), ("🚗", 1, 1)]),
+        ("two cats under a rainbow", [("🐈🐱", 2, 2), ("🌈", 1, 1)]),
+        ("Three RED apples, please!", [("🍎", 3, 3)]),
+        ("a small 3d fox and 4 big bananas", [("🦊", 1, 1), ("🍌", 4, 4)]),
+        ("cats", [("🐈🐱", 2, 9)]),
+        ("some mice with a gold crown on a sea gradient", [("🐁", 2, 9), ("👑", 1, 1)]),
+        ("a sunflower in the top left corner", [("🌻", 1, 1)]),
+        ("fries", [("🍟", 1, 1)]),
+        ("a blorfing asdfghjkl", []),
+    ],
+)
+def test_a_caption_asks_for_things(caption, wanted):
+    read = CaptionReader(Lexicon(read_annotations(CLDR)))
+    found = [("".join(sorted(one.things)), one.least, one.most) for one in read(caption).wanted]
+    assert found == [("".join(sorted(things)), least, most) for things, least, most in wanted]
+
+
+def test_captions_ask_for_what_the_everyday_prompts_say():
+    """All but 8, which need a keyword, an emoji or a slip of the pen to be understood."""
+    read = CaptionReader(Lexicon(read_annotations(CLDR)))
+
+    def is_same(found, said):
+        numbers = (found.least, found.most) == (said.least, said.most)
+        return numbers and bool({*found.things} & {*said.things})
+
+    right = 0
+    for prompt in read_everyday_prompts(PROMPTS):
+        found = read(prompt.text).wanted
+        right += len(found) == len(prompt.wanted) and all(map(is_same, found, prompt.wanted))
+    assert right == 192

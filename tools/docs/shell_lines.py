@@ -1,9 +1,10 @@
-"""The shell lines of the pages that people read: README, CONTRIBUTING, SECURITY and docs/."""
+"""The shell lines and snippets of the pages that people read: README, CONTRIBUTING, SECURITY and docs/."""
 
 from __future__ import annotations
 
 import re
 import shlex
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,3 +83,10 @@ def in_sentences(page: Path) -> Iterator[Line]:
         code = " ".join(span[1].split())
         if code.partition(" ")[0] in OURS and " " in code:
             yield Line(str(page.relative_to(ROOT)), text.count("\n", 0, span.start()) + 1, code)
+
+
+def snippets(page: Path, language: str = "python") -> Iterator[tuple[int, str]]:
+    """The page's blocks of a language, with their numbers, from 1."""
+    blocks = re.finditer(rf"^( *)```{language}\n(.*?)^\1```", page.read_text("utf-8"), re.M | re.S)
+    for number, found in enumerate(blocks, 1):
+        yield number, textwrap.dedent(found[2])
