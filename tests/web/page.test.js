@@ -94,6 +94,33 @@ test("pictures grow, hang in CLIP's order, and the rejected ones are shown on de
   assert.deepEqual(shown, images.map((image) => new URL(image.url, BASE).pathname));
 });
 
+test("finished pictures hang in CLIP's order while others are drawn", async () => {
+  await page.evaluate(() => {
+    window.orders = [];
+    new MutationObserver(() => {
+      const pictures = [...document.querySelectorAll("#tiles li.growing > img")];
+      const isWhole = pictures.map((one) => one.style.getPropertyValue("--left") === "0%");
+      if (isWhole.includes(false)) orders.push({ isWhole, sources: pictures.filter((one, at) => isWhole[at]).map((one) => one.src) });
+    }).observe(document.querySelector("#tiles"), { childList: true });
+  });
+  await begin("a small snail", { candidates: 32 });
+  const scores = await page.evaluate(async () => {
+    while (!sessionStorage.getItem("dalle-mini job")) await new Promise((resolve) => setTimeout(resolve, 10));
+    const text = await (await fetch(`jobs/${sessionStorage.getItem("dalle-mini job")}/events?partials=1`)).text();
+    const told = [...text.matchAll(/event: finished\ndata: (.*)/g)].map((found) => JSON.parse(found[1]));
+    return Object.fromEntries(told.map(({ image, score }) => [`data:image/png;base64,${image}`, score]));
+  });
+  await ended();
+  const orders = (await page.evaluate(() => window.orders)).filter(({ sources }) => sources.length);
+  assert.ok(orders.length >= 2, "at least two groups came before the end");
+  for (const { isWhole, sources } of orders) {
+    assert.deepEqual(isWhole, isWhole.toSorted((a, b) => b - a));
+    const order = sources.map((source) => scores[source]);
+    assert.deepEqual(order, order.toSorted((a, b) => b - a));
+  }
+  assert.equal(await page.locator("#tiles li").count(), 4);
+});
+
 test("the address is the picture, and so is that of a varied one", async () => {
   await draw("a red apple");
   for (const change of [null, "#vary"]) {
@@ -135,6 +162,7 @@ test("keep the top and brush draw anew only what they say", async () => {
   await page.locator("#tiles button").first().click();
   const below = await redrawn("#keep-top");
   assert.deepEqual(below.images[0].tokens.slice(0, 128), images[0].tokens.slice(0, 128));
+  assert.equal(below.asked.keep_top, 0.5);
 
   await page.locator("#tiles button").first().click();
   await page.click("#brush");
@@ -155,6 +183,35 @@ test("keep the top and brush draw anew only what they say", async () => {
     const changed = image.tokens.flatMap((token, cell) => (token === below.images[0].tokens[cell] ? [] : [cell]));
     assert.ok(changed.every((cell) => marked.includes(cell)));
   }
+});
+
+test("sliders say how much, by keyboard, and an address brings them back", async () => {
+  const amounts = async (tab = page) => [await tab.textContent("#vary-told"), await tab.textContent("#keep-told")];
+  await draw("a red apple");
+  await page.locator("#tiles button").first().click();
+  assert.deepEqual(await amounts(), ["50 %", "8 of 16 rows"]);
+  await page.getByLabel("Drawn anew").focus();
+  for (let times = 0; times < 6; times++) await page.keyboard.press("ArrowLeft");
+  assert.equal(await page.locator("#image[open]").count(), 1);
+  const varied = await redrawn("#vary");
+  assert.equal(varied.asked.vary, 0.2);
+
+  await page.locator("#tiles button").first().click();
+  await page.getByLabel("Kept").focus();
+  await page.keyboard.press("End");
+  assert.deepEqual(await amounts(), ["20 %", "15 of 16 rows"]);
+  const { images } = await redrawn("#keep-top");
+  assert.deepEqual(images[0].tokens.slice(0, 240), varied.images[0].tokens.slice(0, 240));
+
+  await page.locator("#tiles button").first().click();
+  const tab = await opened(new URL(page.url()).hash);
+  await tab.waitForSelector("#image[open]");
+  assert.deepEqual(await amounts(tab), ["50 %", "15 of 16 rows"]);
+  await tab.close();
+  const other = await opened(`#${varied.images[0].address}`);
+  await other.waitForSelector("#image[open]");
+  assert.deepEqual(await amounts(other), ["20 %", "8 of 16 rows"]);
+  await other.close();
 });
 
 test("a dropped picture restores its settings", async () => {

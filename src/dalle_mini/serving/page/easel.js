@@ -9,7 +9,7 @@ const PARTIALS = 8; // pictures that grow live
 export class Easel {
   /**
    * `hear` has a method for each moment: `begun(told)`, `state(data)`, `progress(data)`, `partial(data)`,
-   * `lost()`, `ended(told, isNew)`, `failed(message)`.
+   * `finished(data)`, `lost()`, `ended(told, isNew)`, `failed(message)`.
    */
   constructor(hear) {
     this.hear = hear;

@@ -1,4 +1,4 @@
-// The wall: pictures that grow row by row, then hang in CLIP's order.
+// The wall: pictures that grow row by row, then hang in CLIP's order: those of a large job as they are finished.
 
 import { byId, el, isCalm } from "./dom.js";
 
@@ -10,6 +10,7 @@ export class Wall {
     this.open = open;
     this.tiles = new Map(); // by candidate
     this.images = [];
+    this.turn = null; // to sort the tiles, at the next frame
     this.rejected = byId("rejected");
     this.toggle = byId("show-rejected");
     this.toggle.addEventListener("click", () => this.showRejected(this.rejected.hidden));
@@ -31,9 +32,36 @@ export class Wall {
     this.tiles.get(candidate)?.grow(`data:image/png;base64,${image}`, rows / total);
   }
 
+  /** A finished picture of a job that goes on: the finished ones hang first, in CLIP's order so far. */
+  hang({ candidate, score, image }) {
+    const tile = this.tiles.get(candidate);
+    if (!tile) return;
+    if (image) tile.grow(`data:image/png;base64,${image}`, 1);
+    tile.score = score;
+    this.turn ??= requestAnimationFrame(() => this.sort());
+  }
+
+  sort() {
+    this.turn = null;
+    const before = this.boxes();
+    const place = (tile) => tile.score ?? -Infinity;
+    const tiles = [...this.tiles.values()].sort((a, b) => place(b) - place(a) || 0);
+    byId("tiles").append(...tiles.map((tile) => tile.item));
+    this.moveFrom(before);
+  }
+
+  boxes() {
+    return new Map([...this.tiles].map(([candidate, tile]) => [candidate, tile.item.getBoundingClientRect()]));
+  }
+
+  moveFrom(boxes) {
+    for (const [candidate, box] of boxes) this.tiles.get(candidate)?.moveFrom(box);
+  }
+
   /** Finished images, the best first, `{number, candidate, url, ...}`: the best are shown, the others folded away. */
   finish(images, prompt) {
-    const before = new Map([...this.tiles].map(([candidate, tile]) => [candidate, tile.item.getBoundingClientRect()]));
+    this.waitNoMore();
+    const before = this.boxes();
     this.images = images;
     for (const [at, image] of images.entries()) {
       const tile = this.tiles.get(image.candidate) ?? new Tile();
@@ -46,7 +74,12 @@ export class Wall {
     this.toggle.dataset.count = count;
     this.showRejected(false);
     byId("wall").removeAttribute("aria-busy");
-    for (const [candidate, box] of before) this.tiles.get(candidate)?.moveFrom(box);
+    this.moveFrom(before);
+  }
+
+  waitNoMore() {
+    cancelAnimationFrame(this.turn);
+    this.turn = null;
   }
 
   showRejected(shown) {
@@ -57,6 +90,7 @@ export class Wall {
   }
 
   clear() {
+    this.waitNoMore();
     byId("tiles").replaceChildren();
     this.rejected.replaceChildren();
     this.toggle.hidden = this.rejected.hidden = true;

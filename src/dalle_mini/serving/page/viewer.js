@@ -1,9 +1,9 @@
 // One picture, large: what it is, and what can be made of it.
 
+import * as address from "./address.js";
 import { Brush } from "./brush.js";
 import { byId, closable, el } from "./dom.js";
 
-const HALF = 0.5; // of the height that "keep the top" keeps, and of the tokens that "vary" draws anew
 const KNOBS = ["temperature", "guidance", "top_k", "top_p", "negative_prompt"];
 
 export class Viewer {
@@ -17,8 +17,8 @@ export class Viewer {
     this.dialog.addEventListener("close", () => this.left());
     this.dialog.addEventListener("keydown", (event) => this.key(event));
     const clicks = {
-      vary: () => this.anew({ vary: HALF }),
-      "keep-top": () => this.anew({ keep_top: HALF }),
+      vary: () => this.anew({ vary: byId("vary-much").value / 100 }),
+      "keep-top": () => this.anew({ keep_top: byId("keep-much").value / this.about().grid }),
       brush: () => this.paint(),
       reseed: () => this.anew(null),
       copy: () => this.copy(),
@@ -29,6 +29,7 @@ export class Viewer {
       "brush-leave": () => this.look(),
     };
     for (const [id, click] of Object.entries(clicks)) byId(id).addEventListener("click", click);
+    for (const id of ["vary-much", "keep-much"]) byId(id).addEventListener("input", () => this.tellAmounts());
   }
 
   /** Show the image of rank `at`; `asked` is what all of them were drawn by. */
@@ -53,8 +54,29 @@ export class Viewer {
     byId("next").disabled = at === images.length - 1;
     byId("image-said").textContent = "";
     history.replaceState(null, "", `#${image.address}`);
+    this.setAmounts(address.read(image.address).order);
     this.look();
     if (!this.dialog.open) this.dialog.showModal();
+  }
+
+  /** The sliders stand as they did when this picture was drawn; where it was drawn without them, as they were left. */
+  setAmounts({ vary, tokens }) {
+    const { grid } = this.about();
+    const [varied, kept] = [byId("vary-much"), byId("keep-much")];
+    if (vary) varied.value = 100 * vary;
+    if (Number(kept.max) !== grid - 1) Object.assign(kept, { max: grid - 1, value: grid >> 1 });
+    const drawn = tokens?.indexOf(-1) ?? -1;
+    if (drawn > 0 && drawn % grid === 0 && tokens.slice(drawn).every((token) => token === -1)) kept.value = drawn / grid;
+    this.tellAmounts();
+  }
+
+  tellAmounts() {
+    const { grid } = this.about();
+    const [varied, kept] = [byId("vary-much"), byId("keep-much")];
+    byId("vary-told").textContent = varied.ariaValueText = `${varied.value} %`;
+    byId("keep-told").textContent = kept.ariaValueText = `${kept.value} of ${grid} rows`;
+    byId("below").style.setProperty("--grid", grid);
+    byId("below").style.setProperty("--kept", `${(100 * kept.value) / grid}%`);
   }
 
   look() {
