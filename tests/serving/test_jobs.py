@@ -117,6 +117,24 @@ def test_one_candidate_is_drawn_alone(client):
         assert {**alone, "number": 0, "url": ""} == {**image, "number": 0, "url": ""}
 
 
+def test_places_move_up_when_a_job_that_waits_is_cancelled(serve):
+    client = serve(FakeDrawer(stepped=True))
+    jobs = [
+        client.post("/jobs", json={"prompt": f"cup {number}", "candidates": 16}).json()["id"] for number in range(4)
+    ]
+    with client.stream("GET", f"/jobs/{jobs[3]}/events") as response:
+        places = []
+        for kind, data, _ in events(response):
+            if kind == "state" and data["place"] not in places[-1:]:
+                places.append(data["place"])
+                if data["place"] in (2, 3):
+                    client.delete(f"/jobs/{jobs[data['place'] - 1]}")
+            if places[-1:] == [1]:
+                break
+    assert places[-3:] == [3, 2, 1]
+    assert client.get(f"/jobs/{jobs[0]}").json()["state"] == "running"
+
+
 def test_words_that_the_model_has_never_seen(client):
     told = client.get("/words", params={"prompt": "une chaise"}).json()
     assert told == {"known": True, "unknown": [{"word": "chaise", "nearest": ["chair"]}]}

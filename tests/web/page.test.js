@@ -145,6 +145,37 @@ test("cancel ends this job", async () => {
   assert.equal(told.state, "cancelled");
 });
 
+test("a job that waits tells its place, and can be cancelled", async () => {
+  const send = (path, method, body) =>
+    page.evaluate(
+      async ([path, method, body]) => {
+        const headers = { "Content-Type": "application/json" };
+        return (await fetch(path, { method, headers, body: body && JSON.stringify(body) })).json();
+      },
+      [path, method, body],
+    );
+  const others = []; // enough of them for a minute, of which this test needs some seconds
+  for (let number = 0; number < 12; number++) {
+    others.push((await send("jobs", "POST", { prompt: "a rocket", seed: number, candidates: 64, n: 1, stay: true })).id);
+  }
+  await begin("a red car", { candidates: 64 });
+  const waiting = /^Waiting: (\d+)(st|nd|rd|th) in the queue/;
+  const place = async () => Number((await page.textContent("#status")).match(waiting)?.[1]);
+  await page.waitForFunction((source) => new RegExp(source).test(document.querySelector("#status").textContent), waiting.source);
+  const before = await place();
+  assert.ok(before > 4, `${before}`);
+  for (const id of others.slice(-2)) await send(`jobs/${id}`, "DELETE");
+  while (!((await place()) <= before - 2)) await new Promise((resolve) => setTimeout(resolve, 50));
+  const { id, state } = await job();
+  assert.equal(state, "queued");
+  await page.click("#cancel");
+  await page.waitForFunction(() => document.querySelector("#status").textContent === "Cancelled");
+  assert.equal((await send(`jobs/${id}`, "GET")).state, "cancelled");
+  assert.equal((await send(`jobs/${others[9]}`, "GET")).state, "queued");
+  for (const other of others) await send(`jobs/${other}`, "DELETE");
+  assert.equal(await page.locator("#tiles li").count(), 0);
+});
+
 test("a reload in the middle finds the job", async () => {
   await begin("two cats under a rainbow", { candidates: 16 });
   await page.waitForSelector("#tiles .growing img:not([hidden])", { state: "attached" });

@@ -245,10 +245,7 @@ class Jobs:
                 job.state, job.begun = "running", time.monotonic()
                 self.metrics.waited.observe(time.time() - job.record.created)
                 self._tell_state(job)
-        order = self._queue.order()
-        for id in order:
-            if self._jobs[id].watchers and self._jobs[id].state == "queued":
-                self._tell_state(self._jobs[id], order)
+        self._tell_places()
         return parts
 
     # --- what a drawer's thread tells
@@ -345,6 +342,7 @@ class Jobs:
             return
         job.state, job.error = state, error
         self._queue.remove(job.id)
+        self._tell_places()
         for number, jobs in self._drawing.items():
             if any(one is job for one in jobs):
                 self._drawers[number].drop(job.id)
@@ -384,6 +382,13 @@ class Jobs:
         if job.state != "queued":
             job.log.forget("state", "queued")
         job.log.tell("state", told, job.state)
+
+    def _tell_places(self) -> None:
+        """The queue has moved: tell those who watch a job that waits."""
+        order = self._queue.order()
+        for id in order:
+            if self._jobs[id].watchers and self._jobs[id].state == "queued":
+                self._tell_state(self._jobs[id], order)
 
     def _alive(self, parts: Sequence[Part]) -> list[Job]:
         found = {part.job: self._jobs.get(part.job) for part in parts}
