@@ -107,6 +107,26 @@ def test_a_warning_without_keys(golden_bundle, tmp_path, capsys, monkeypatch, ho
 
 
 @pytest.mark.parametrize(
+    ("words", "keys", "hosts"),
+    [
+        ([], "", ()),
+        (["--host", "localhost"], "", ()),
+        (["--host", "0.0.0.0"], "", None),
+        ([], "one", None),
+        (["--allow-host", "a.example", "--allow-host", "b.example"], "", ("a.example", "b.example")),
+        (["--allow-host", "a.example"], "one", ("a.example",)),
+    ],
+)
+def test_names_that_the_server_answers_to(golden_bundle, tmp_path, monkeypatch, words, keys, hosts):
+    seen = []
+    monkeypatch.setattr("dalle_mini.serving.server.serve", lambda app, at, root_path: seen.append(app) or at.close())
+    monkeypatch.setenv("DALLE_MINI_KEYS", keys)
+    always = ["--port", "0", "--folder", str(tmp_path / "served"), "--model", str(golden_bundle)]
+    assert main(["serve", *always, *words]) == 0
+    assert seen[0].state.jobs.settings.hosts == hosts
+
+
+@pytest.mark.parametrize(
     ("words", "told"),
     [
         (["--port", "70000"], "--port is 70000"),

@@ -289,6 +289,46 @@ def test_pages_of_other_sites(serve):
     assert "access-control-allow-origin" not in answer.headers
 
 
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "evil.example:8000",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "192.168.0.7",
+        "[::2]",
+        "[",
+        "",
+    ],
+)
+def test_names_that_a_stranger_lets_point_to_this_machine(serve, host):
+    client = serve(hosts=("draw.example",))
+    for path in ("/", "/about", "/healthz", "/jobs/x"):
+        refused(client.get(path, headers={"Host": host}), 403)
+    own = {"Host": host, "Origin": f"http://{host}"}
+    refused(client.post("/jobs", json={"prompt": "a fox"}, headers=own), 403)
+    assert not client.jobs._jobs
+
+
+def test_names_that_a_server_answers_to(serve, tmp_path):
+    client = serve(hosts=("Draw.example",))
+    for host in (
+        "localhost",
+        "LOCALHOST:1",
+        "127.0.0.1:8000",
+        "127.1.2.3",
+        "[::1]:80",
+        "a.localhost",
+        "draw.example.",
+        "draw.Example",
+    ):
+        assert client.get("/about", headers={"Host": host}).status_code == 200, host
+    for number, hosts in enumerate((None, ("*",))):
+        other = serve(hosts=hosts, folder=tmp_path / str(number))
+        assert other.get("/about", headers={"Host": "evil.example"}).status_code == 200
+
+
 def test_cors_if_asked(serve):
     client = serve(origins=("https://good.example",))
     good = {"Origin": "https://good.example"}

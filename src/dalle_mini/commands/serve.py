@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from dalle_mini.serving.drawing import Drawer
 
 KEYS = "DALLE_MINI_KEYS"  # in the environment: keys with commas between
-LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
 def add_serve(verbs) -> None:
@@ -48,6 +47,14 @@ def add_serve(verbs) -> None:
     )
     add(
         "--cors", metavar="ORIGIN", action="append", default=[], help="let pages of this site call the server, or * all"
+    )
+    add(
+        "--allow-host",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="a name by which a proxy calls the server, or * any; without keys and on this machine alone, it answers\n"
+        "only to localhost and to these",
     )
 
     add = parser.add_argument_group("models").add_argument
@@ -83,7 +90,7 @@ def run_serve(args: argparse.Namespace) -> int:
     with starting():
         import platformdirs
 
-        from dalle_mini.serving.settings import ServerSettings
+        from dalle_mini.serving.settings import ServerSettings, is_this_machine
 
     if not 0 <= args.port < 65536:
         raise UserError(f"--port is {args.port}: it is a number from 0 to 65535")
@@ -97,10 +104,12 @@ def run_serve(args: argparse.Namespace) -> int:
         raise UserError(f"--replicas is {args.replicas}: it must be at least 1")
     folder = Path(args.folder) if args.folder else Path(platformdirs.user_data_dir("dalle-mini")) / "serve"
     names = ("queue", "pictures", "body_bytes", "pixels", "per_minute", "keep_hours", "keep_bytes", "patience")
+    keys, is_local = _keys(args.keys), is_this_machine(args.host)
     settings = ServerSettings(
         folder=folder,
-        keys=_keys(args.keys),
+        keys=keys,
         origins=tuple(args.cors),
+        hosts=tuple(args.allow_host) if args.allow_host or (is_local and not keys) else None,
         log_prompts=args.log_prompts,
         **{name: getattr(args, name) for name in names},
     )
@@ -111,7 +120,7 @@ def run_serve(args: argparse.Namespace) -> int:
 
     at = listening(args.host, args.port)
     find_parts(args.model, args.vqgan, args.clip, **hub_options(args))  # so that a mistake is told at once
-    if args.host not in LOCAL and not settings.keys:
+    if not is_local and not keys:
         console.say(f"warning: everybody who reaches {args.host} may draw: name API keys with --keys or {KEYS}")
     with _drawers(args, folder) as drawers:
         app = application(drawers, settings)

@@ -80,8 +80,10 @@ class Guard:
     def _admit(self, scope: Scope) -> None:
         """Set owner and client. Raises Problem where the request is refused."""
         headers = Headers(scope=scope)
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
         scope["owner"], scope["client_name"] = "", _address(scope)
+        if not self._settings.answers_to(headers.get("host", "")):
+            raise Problem(403, "this server does not answer to that name (--allow-host)", code="foreign_host")
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
         is_open = path in OPEN or not path.startswith(self._prefixes)
         key = headers.get("authorization", "")
         key = key[7:].strip() if key[:7].lower() == "bearer " else ""

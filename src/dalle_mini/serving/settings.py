@@ -1,7 +1,9 @@
 """The limits of a server, checked before anything heavy is imported."""
 
 import dataclasses
+import ipaddress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from dalle_mini.errors import UserError
 from dalle_mini.settings import MAX_CANDIDATES, check_whole
@@ -23,6 +25,7 @@ class ServerSettings:
         patience: seconds without a sign of its client, after which a job that was not asked to stay is cancelled.
         keys: API keys; without any, everybody may draw.
         origins: of other sites whose pages may call this server; "*" is all.
+        hosts: names by which requests may call this server, besides this machine's own; None and "*" are any.
         log_prompts: write prompts into the log.
 
     Raises:
@@ -40,6 +43,7 @@ class ServerSettings:
     patience: float = 60.0
     keys: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
+    hosts: tuple[str, ...] | None = None
     log_prompts: bool = False
 
     def __post_init__(self):
@@ -53,8 +57,31 @@ class ServerSettings:
             if not 0 < getattr(self, name) < 1e6:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be a number above 0")
 
+    def answers_to(self, host: str) -> bool:
+        """Whether a request with this Host may come in.
+
+        A page of a stranger can have its own name point to 127.0.0.1, and then calls the server as if it were of the
+        same site (DNS rebinding). Its requests have the stranger's name as Host.
+        """
+        if self.hosts is None or "*" in self.hosts:
+            return True
+        try:
+            name = (urlsplit(f"//{host}").hostname or "").removesuffix(".")
+        except ValueError:
+            return False
+        return is_this_machine(name) or name in (one.lower() for one in self.hosts)
+
     @property
     def told(self) -> dict[str, float]:
         """The limits, for clients."""
         names = ("queue", "pictures", "body_bytes", "pixels", "per_minute", "keep_hours", "keep_bytes")
         return {name: getattr(self, name) for name in names}
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether a name or an address leads to the machine that uses it, and to no other."""
+    host = host.lower()
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
