@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dalle_mini.commands.terminal import Parser, exit_code
+from dalle_mini.commands.terminal import exit_code
 from dalle_mini.emoji.art import MEDIUM, Emoji, EmojiImages, all_emoji, everyday_emoji, find_font, render
 from dalle_mini.emoji.judge import (
     EmojiJudge,
@@ -51,6 +51,7 @@ from dalle_mini.errors import UserError
 from dalle_mini.reports.contact_sheet import PARTLY, RIGHT, WRONG, Entry, contact_sheet
 from dalle_mini.results.write import check_writable
 from dalle_mini.settings import GenerationSettings
+from quality_options import generation_settings, quality_parser
 
 EMOJI_LIST = "emoji.json"  # in a bundle: the names of the emoji that the model was trained on
 SCENES = "scenes.json"  # in a bundle: {"tidy": true} where it was trained on `TidyScenes`
@@ -63,39 +64,20 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    head, _, rest = __doc__.partition("\n")
-    parser = Parser(description=head, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = quality_parser(__doc__, "runs/emoji_quality")
     add = parser.add_argument
-    add("--model", metavar="FOLDER", help="a bundle, or DalleBart's folder (default: the shipped model)")
     add("--vqgan", metavar="FOLDER", help="VQGAN's folder (default: the bundle's)")
     add("--clip", metavar="FOLDER", help="CLIP's folder (default: the bundle's)")
     add("--prompts", metavar="N", type=int, default=100, help="held-out pairs (default: 100)")
     add("--scene-prompts", metavar="N", type=int, default=100, help="held-out scenes of two; 0: none (default: 100)")
-    add("--baseline", metavar="FOLDER", help="another bundle, asked for the same pictures")
-    add("--candidates", metavar="N", type=int, default=16, help="pictures drawn for each prompt (default: 16)")
-    add("--seed", metavar="N", type=int, default=0, help="of the choice of prompts and of the pictures (default: 0)")
-    add("--guidance", metavar="X", type=float, help="(default: the model's)")
-    add("--temperature", metavar="X", type=float, help="(default: the model's)")
-    add("--top-k", metavar="K", type=int, help="(default: the model's)")
-    add("--top-p", metavar="P", type=float, help="(default: off)")
     add("--reconstructions", metavar="N", type=int, default=1024, help="pictures for the VQGAN (default: 1024)")
     add("--font", metavar="FILE", help="NotoColorEmoji.ttf (default: where Debian puts it)")
-    add("--output", metavar="FOLDER", default="runs/emoji_quality", help="(default: runs/emoji_quality)")
-    add("--json", action="store_true", help="end with one line of JSON")
     return parser.parse_args(argv)
 
 
 def measure(args: argparse.Namespace) -> None:
     started = time.perf_counter()
-    settings = GenerationSettings(
-        candidates=args.candidates,
-        keep=args.candidates,
-        seed=args.seed,
-        guidance=args.guidance,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-    )
+    settings = generation_settings(args)
     if args.reconstructions < 1:
         raise UserError(f"reconstructions {args.reconstructions}: at least 1 picture is needed")
     if args.scene_prompts < 0:

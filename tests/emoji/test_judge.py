@@ -34,16 +34,15 @@ from dalle_mini.emoji.judge import (
 from dalle_mini.emoji.scene_prompts import held_out_scenes, is_right, right_image
 from dalle_mini.errors import UserError
 
-BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "emoji_quality.py"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SNAIL, APPLE = Emoji("🐌", "snail"), Emoji("🍎", "red apple")
 
 
 @pytest.fixture(scope="module")
 def quality():
-    spec = importlib.util.spec_from_file_location("emoji_quality", BENCHMARK)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patched:
+        patched.syspath_prepend(BENCHMARKS)
+        return importlib.import_module("emoji_quality")
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +230,7 @@ def test_emoji_list_of_a_bundle(quality, tmp_path, monkeypatch):
         (["--candidates", "0"], "candidates"),
         (["--scene-prompts", "-1"], "scene prompts"),
         (["--reconstructions", "0"], "reconstructions"),
-        (["--font", str(BENCHMARK), "--model", "nowhere"], "no such folder"),
+        (["--font", str(BENCHMARKS / "emoji_quality.py"), "--model", "nowhere"], "no such folder"),
     ],
 )
 def test_mistakes_of_the_user_are_one_line(quality, options, message, tmp_path, capsys):

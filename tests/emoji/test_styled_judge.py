@@ -1,14 +1,13 @@
-import importlib
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dalle_mini.emoji.art import PALETTE, is_held_out
+from dalle_mini.emoji.fidelity import right_render
 from dalle_mini.emoji.layout import Box, shared
 from dalle_mini.emoji.phrases import UNSEEN
-from dalle_mini.emoji.scenes import Background
+from dalle_mini.emoji.scenes import SINGLE, Background, Scene, Thing
 from dalle_mini.emoji.splits import is_pair_held_out, is_style_held_out
 from dalle_mini.emoji.styled import StyledScenes, draw_styled
 from dalle_mini.emoji.styled_judge import Drawing, Seen, StyledJudge, StyledJudgement
@@ -29,7 +28,6 @@ from dalle_mini.emoji.styles import SHIPPED_STYLES, open_style
 from dalle_mini.emoji.things import things
 from dalle_mini.emoji.words import Lexicon, read_annotations
 from dalle_mini.errors import UserError
-from dalle_mini.weights.bundle import SHIPPED
 
 ART = Path(__file__).parent.parent / "golden" / "art"
 ANNOTATIONS = read_annotations(ART)
@@ -171,42 +169,11 @@ def test_what_is_wrong_is_told():
     assert not is_related(both, both.seen[0], both.seen[1], "in front of")
 
 
-@pytest.fixture
-def benchmark(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
-    return importlib.import_module("styled_quality")
-
-
-def test_the_benchmark_tells_how_good_the_judge_is(benchmark, capsys):
-    assert benchmark.main(["--judge", "8", "--art", str(ART), "--json"]) == 0
-    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
-    exact = figures["exact"]
-    assert figures["scenes"] == 8 and exact["thing_and_style"] > 0.9 and exact["false_specks"] == 0
-
-
-def test_the_benchmark_counts_picks_and_others(benchmark):
-    right, wrong = (dict.fromkeys(("things", "style", "clean"), value) for value in (True, False))
-    rows = [{"parts": [right, wrong]}, {"parts": [right, right]}, {"parts": [wrong, right]}, {"parts": [wrong, wrong]}]
-    found = benchmark.scores(rows)
-    assert found["prompts"] == 4 and found["things_and_style"] == 0.5
-    assert found["things"]["pick"] == 0.5 and found["things"]["random"] == 0.5 and found["things"]["any"] == 0.75
-    rows = [{"parts": [{"things": True, "clean": True}]}, {"parts": [dict.fromkeys(("things", "style"), True)]}]
-    assert "style" not in benchmark.scores(rows[:1]) and benchmark.scores(rows)["style"]["pick"] == 1.0
-    assert found["style"]["gain"] == 0.0 and found["style"]["gain_error"] > 0
-
-
-def test_the_benchmark_goes_on_with_the_same_alone(benchmark, tmp_path):
-    path, about = tmp_path / "partial.json", {"asked": {"seed": 1}}
-    assert benchmark.measured_before(path, about) == {}
-    path.write_text(json.dumps({"about": about, "figures": {"copies": 1}}))
-    assert benchmark.measured_before(path, about) == {"copies": 1}
-    assert benchmark.measured_before(path, {"asked": {"seed": 2}}) == {}
-    path.write_text("{")
-    assert benchmark.measured_before(path, about) == {}
-
-
-def test_the_benchmark_refuses_a_model_of_one_style(benchmark, capsys):
-    assert benchmark.main(["--model", "shipped", "--art", str(ART), "--prompts", "0"]) == 2
-    assert "at least 1" in capsys.readouterr().err
-    with pytest.raises(UserError, match="not a model of several styles"):
-        benchmark.known_world(SHIPPED)
+def test_the_right_render_is_where_the_judge_saw_the_thing(judge):
+    scene = Scene("", (Thing(FOX, Box(8, 0, 8), None, "3d", flipped=True),), Background(("blue",)), SINGLE)
+    image = draw_styled(scene, 256, STYLES)
+    (found,) = judge(image[None])
+    assert np.array_equal(right_render(image, found, FOX, [*STYLES], None, STYLES), image)
+    unseen = StyledJudgement(found.ground, (), 1.0, 0)
+    assert np.array_equal(right_render(image, unseen, FOX, [*STYLES], "blue", STYLES), image)
+    assert not np.array_equal(right_render(image, found, FOX, ["noto"], "blue", STYLES), image)

@@ -8,7 +8,7 @@ drawings again at half the resolution. A thing therefore counts as seen only if 
 `benchmarks/styled_quality.py --judge` measures how often it is right about pictures whose content is known.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +20,7 @@ from dalle_mini.emoji.layout import Box, shared
 from dalle_mini.emoji.scene_captions import DOWN, NAMED_GRADIENTS
 from dalle_mini.emoji.scenes import Background, paint
 from dalle_mini.emoji.styled_layout import SCALES, layouts
-from dalle_mini.emoji.styles import SHIPPED_STYLES, Sprite, open_style
+from dalle_mini.emoji.styles import SHIPPED_STYLES, Sprite, StyleArt, open_style
 from dalle_mini.emoji.things import FACING, drawn_things
 
 COARSE, FINE = 2, 8  # pixels of a cell, where all drawings and where the best are compared
@@ -97,7 +97,7 @@ class StyledJudge:
     Takes 20 processor seconds to draw 1,112 emoji in four styles, and 350 MB of memory.
 
     Args:
-        styles: keys of `STYLES`.
+        styles: keys of `STYLES`, or the art of each style by its name.
         folder: where the styles' files are; the user's cache if None.
         emoji: characters of what to compare with; all that the styles draw if None.
         painted: things and colours that are asked for, (characters, a key of `recolor.COLORS`).
@@ -106,13 +106,14 @@ class StyledJudge:
 
     def __init__(
         self,
-        styles: Sequence[str] = SHIPPED_STYLES,
+        styles: Sequence[str] | Mapping[str, StyleArt] = SHIPPED_STYLES,
         folder: str | Path | None = None,
         emoji: Iterable[str] | None = None,
         painted: Iterable[tuple[str, str]] = (),
         progress: Callable[[int, int], None] | None = None,
     ):
-        self._art = {style: open_style(style, folder) for style in styles}
+        given = styles if isinstance(styles, Mapping) else {style: open_style(style, folder) for style in styles}
+        self._art = dict(given)
         chosen = list(dict.fromkeys(drawn_things() if emoji is None else emoji))
         self.drawings: list[Drawing] = []
         for number, (style, art) in enumerate(self._art.items()):

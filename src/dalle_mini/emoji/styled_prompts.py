@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dalle_mini.emoji.art import PALETTE, Emoji, is_held_out
 from dalle_mini.emoji.captions import pick, with_article
@@ -70,7 +70,7 @@ def held_out_prompts(
     known = set(emoji)
     if kind == GROUND:
         found = [
-            StyledPrompt(_caption(rng, [one], style, ground), kind, (one,), style, ground)
+            StyledPrompt(_caption([one], style, ground), kind, (one,), style, ground)
             for one in emoji
             for ground in PALETTE
             if is_held_out(one, ground)
@@ -78,7 +78,7 @@ def held_out_prompts(
         ]
     elif kind == STYLE:
         pairs = [(one, style) for one in emoji for style in styles if is_style_held_out(one, style)]
-        found = [StyledPrompt(_caption(rng, [one], style), kind, (one,), style) for one, style in pairs]
+        found = [StyledPrompt(_caption([one], style), kind, (one,), style) for one, style in pairs]
     elif kind == PAIR:
         found = _pairs(rng, count, emoji, styles)
     elif kind == UNKNOWN:
@@ -117,12 +117,18 @@ def _pairs(rng: random.Random, count: int, emoji: Sequence[Emoji], styles: Seque
         # A style that neither thing lacks in training.
         free = [style for style in styles if not any(is_style_held_out(each, style) for each in things)]
         style = pick(rng, free) if len(made) // len(relations) % 2 and free else None
-        made.append(StyledPrompt(_caption(rng, things, style, relation=relation), PAIR, things, style, None, relation))
+        made.append(StyledPrompt(_caption(things, style, relation=relation), PAIR, things, style, None, relation))
     return made
 
 
+def without_style(prompt: StyledPrompt) -> StyledPrompt:
+    """The same, for a model that knows no styles."""
+    if prompt.style is None:
+        return prompt
+    return replace(prompt, caption=_caption(prompt.things, None, prompt.ground, prompt.relation), style=None)
+
+
 def _caption(
-    rng: random.Random,
     things: Sequence[Emoji],
     style: str | None,
     ground: str | None = None,
