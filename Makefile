@@ -15,12 +15,13 @@ SITE := build/docs
 MERMAID := build/mermaid.min.js
 # The tests of the page in a browser.
 WEB := tests/web
+FIGURES ?= figures
 
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-hours test-golden test-golden-oldest test-golden-newest test-smoke test-smoke-lowest test-smoke-newest docs clean
+.PHONY: help demo test test-slow test-hours test-golden test-golden-oldest test-golden-newest test-smoke test-smoke-lowest test-smoke-newest docs figures clean
 
 # The lowest jax that setup.cfg allows, and an interpreter for which pip finds the newest. Python 3.11 stays at jax 0.10.
 OLDEST_JAX := 0.10.0
@@ -37,6 +38,7 @@ help:
 	@echo "make test-hours  the longest of them: before a release"
 	@echo "make test-golden  the comparisons with the original program, on the oldest and the newest jax (-oldest, -newest: one)"
 	@echo "make docs       the site, into ./$(SITE)/html/index.html"
+	@echo "make figures    the tables of the docs that quote the shipped model, into ./$(FIGURES); hours, on a quiet machine"
 	@echo "make test-smoke  a minute's work with the lowest versions of all libraries, and with the newest (-lowest, -newest: one)"
 	@echo "make clean      remove $(VENV)* and ./$(DEMO_OUTPUT)"
 	@echo "Each sets up $(VENV) first where it must. PYTHON=python3.12 picks the interpreter (now: $(PYTHON))."
@@ -102,6 +104,10 @@ test-hours: $(VENV)/.oracles
 docs: $(VENV)/.docs $(MERMAID)
 	$(BIN)/python -m sphinx --quiet --nitpicky --fail-on-warning --keep-going -d $(SITE)/doctrees docs $(SITE)/html
 	@echo "the site is in $(SITE)/html/index.html"
+
+# What is there is kept: run it again after a stop, or delete a file to make it anew.
+figures: $(VENV)/.test
+	@$(BIN)/python tools/docs/figures.py --output $(FIGURES)
 
 # `make test` has jax as pip chooses it for $(PYTHON); these have environments of their own beside it.
 test-golden: test-golden-oldest test-golden-newest

@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 
 import bad_dataset
+from script_arguments import script_problems
 from shell_lines import PAGES, ROOT, Line, in_blocks, in_sentences
 
 SHIPPED = ROOT / "src" / "dalle_mini" / "assets" / "emoji"
@@ -75,43 +76,6 @@ def test_nothing_is_listed_in_vain():
     assert not unused, "no line is like this any more: take it off the list"
 
 
-# Scripts end where they have parsed their arguments. One process for all of them: they share seconds of imports.
-PARSE = """
-import argparse, contextlib, io, json, os, runpy, sys
-from dalle_mini.commands.terminal import Parser
-
-class Parsed(BaseException): pass
-
-def ending_there(method):
-    def parse(*args, **kwargs):
-        method(*args, **kwargs)
-        raise Parsed
-    return parse
-
-for parser in (argparse.ArgumentParser, Parser):
-    for name in ("parse_args", "parse_intermixed_args"):
-        setattr(parser, name, ending_there(getattr(parser, name)))
-path, problems = list(sys.path), {}
-for place, (script, *arguments) in json.loads(sys.argv[1]).items():
-    sys.argv, sys.path[:], told = [script, *arguments], [os.path.dirname(os.path.abspath(script)), *path], io.StringIO()
-    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
-        try:
-            runpy.run_path(script, run_name="__main__")
-            problems[place] = "the script parses no arguments"
-        except Parsed:
-            pass
-        except SystemExit as stop:
-            if stop.code:
-                problems[place] = told.getvalue() or str(stop.code)
-        except Exception as error:
-            problems[place] = repr(error)
-    for name in [name for name in sys.modules if getattr(sys.modules[name], "__file__", None) and
-                 os.path.dirname(os.path.abspath(sys.modules[name].__file__)) == sys.path[0]]:
-        del sys.modules[name]
-print(json.dumps(problems))
-"""
-
-
 def test_each_verb_and_flag_is_there():
     problems, scripts, targets = {}, {}, set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
     for line in [*LINES, *SPANS]:
@@ -134,16 +98,7 @@ def test_each_verb_and_flag_is_there():
                 problem = shell_problem(words)
             if problem is not None:
                 problems[place] = problem
-    done = subprocess.run(
-        [sys.executable, "-c", PARSE, json.dumps(scripts)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "JAX_PLATFORMS": "cpu"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert not problems | json.loads(done.stdout.splitlines()[-1])
+    assert not problems | script_problems(scripts)
 
 
 def verb_problem(words: list[str]) -> str | None:
