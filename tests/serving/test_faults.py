@@ -13,6 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from dalle_mini.errors import UserError
+from dalle_mini.serving.drawing import Away
 from fake_drawer import FakeDrawer, tokens_of
 from serving_client import events, finished, watched
 
@@ -77,6 +79,39 @@ def process(tmp_path):
     process = Process(tmp_path)
     yield process.start()
     process.end(signal.SIGKILL)
+
+
+class Replaced(FakeDrawer):
+    """Does not answer short questions."""
+
+    def check(self, prompt, settings):
+        raise Away
+
+    def unknown_words(self, prompt):
+        raise Away
+
+
+class Unloadable(FakeDrawer):
+    def open(self):
+        raise UserError("no such model")
+
+
+def test_another_drawer_answers_in_place_of_one_that_is_away_or_has_no_model(serve, tmp_path):
+    client = serve([Unloadable(), Replaced(), FakeDrawer()])
+    while len(client.jobs._open) < 2:
+        time.sleep(0.01)
+    assert finished(client, prompt="a fox")["state"] == "done"
+    assert client.get("/words", params={"prompt": "a chaise"}).json()["unknown"]
+    alone = serve([Replaced()], folder=tmp_path / "alone")
+    answer = alone.post("/jobs", json={"prompt": "a fox"})
+    assert answer.status_code == 503 and answer.headers["retry-after"] == "5"
+
+
+def test_a_server_none_of_whose_drawers_has_a_model(serve):
+    client = serve([Unloadable(), Unloadable()], wait=False)
+    while "loads" in (told := client.get("/readyz").json()["error"]["message"]):
+        time.sleep(0.01)
+    assert told == "the model could not be loaded: no such model"
 
 
 def test_kill_in_the_middle_of_20_jobs_loses_none(process):

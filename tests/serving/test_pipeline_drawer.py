@@ -159,6 +159,22 @@ def test_the_model_is_told(pipe, drawer):
     assert drawer.unknown_words("a red apple") is None
 
 
+def test_the_sizes_that_clients_ask_for_are_warm(pipe, monkeypatch):
+    drawer, calls = PipelineDrawer(lambda: pipe), []
+    draw = drawer.draw
+
+    def counted(parts):
+        calls.append((parts[0].count, events := []))
+        for event in draw(parts):
+            events.append(type(event))
+            yield event
+
+    monkeypatch.setattr(drawer, "draw", counted)
+    drawer.open()
+    assert [count for count, _ in calls] == [1, 8, 16]
+    assert calls[0][1][-1] is Drawn and [events for _, events in calls[1:]] == [[Progress]] * 2
+
+
 def test_programs_do_not_pile_up(pipe, drawer, monkeypatch):
     """Each top_k has no program of its own, and the programs of many kinds are forgotten; the tokens stay."""
     forgotten = []

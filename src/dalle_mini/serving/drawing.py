@@ -129,8 +129,15 @@ class Failed(NamedTuple):
 Event = Progress | Partial | Drawn | Failed
 
 
+class Away(Exception):
+    """A drawer does not answer: perhaps it is being replaced."""
+
+
 class Drawer(Protocol):
-    """Draws one call at a time. `drop` and `watch` are called from other threads meanwhile."""
+    """Draws one call at a time. The other methods are called from other threads meanwhile, once it is open.
+
+    `check` and `unknown_words` raise `Away` where it does not answer within seconds.
+    """
 
     def open(self) -> About:
         """Load the model and draw something, so that the first request need not wait for it."""

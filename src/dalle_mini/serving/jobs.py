@@ -12,11 +12,12 @@ import dataclasses
 import logging
 import secrets
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from dalle_mini.errors import UserError
-from dalle_mini.serving.drawing import About, Drawer, Drawn, Event, Failed, Part, Partial, Progress
+from dalle_mini.serving.drawing import About, Away, Drawer, Drawn, Event, Failed, Part, Partial, Progress
 from dalle_mini.serving.fair import FairQueue, Waiting
 from dalle_mini.serving.job import Job, png_of
 from dalle_mini.serving.metrics import Metrics
@@ -27,10 +28,12 @@ from dalle_mini.serving.store import Image, Record, Store
 from dalle_mini.serving.threads import DrawingThread
 from dalle_mini.serving.watching import EventLog
 
+T = TypeVar("T")
 logger = logging.getLogger("dalle_mini.serving")
 SMOOTH = 0.2  # weight of the newest call in the seconds that an image takes
 LOOK_AROUND = 1.0  # seconds from one look for clients that have vanished to the next
 EACH = 16  # images of a job that are drawn before it is another one's turn
+TRIES = 12  # to have an answer of a drawer
 CLEAN_UP = 60.0  # seconds from one look for old images to the next
 
 
@@ -43,6 +46,7 @@ class Jobs:
 
     def __init__(self, drawers: Sequence[Drawer], store: Store, settings: ServerSettings, metrics: Metrics):
         self._drawers, self.store, self.settings, self.metrics = drawers, store, settings, metrics
+        self._open, self._broken = deque[Drawer](), 0  # drawers that are ready, and how many cannot be
         self.about: About | None = None
         self.failure: str | None = None  # why the model could not be loaded
         self._queue, self._jobs = FairQueue(), dict[str, Job]()
@@ -98,13 +102,23 @@ class Jobs:
     def check(self, order: Order) -> Order:
         """The order with the model's own settings. It takes a while. Raises Problem."""
         try:
-            settings, words = self._drawers[0].check(order.prompt, order.settings)
+            settings, words = self._ask(lambda drawer: drawer.check(order.prompt, order.settings))
             return dataclasses.replace(order, settings=settings, text_tokens=words)
         except UserError as error:
             raise Problem(400, str(error), "prompt") from None
 
     def unknown_words(self, prompt: str) -> list[tuple[str, tuple[str, ...]]] | None:
-        return self._drawers[0].unknown_words(prompt)
+        return self._ask(lambda drawer: drawer.unknown_words(prompt))
+
+    def _ask(self, question: Callable[[Drawer], T]) -> T:
+        """The answer of a drawer that is ready: of the next one where one is away. Raises Problem if all are."""
+        for _ in range(TRIES):
+            drawer = self._open[0]
+            try:
+                return question(drawer)
+            except Away:
+                self._open.rotate(-1)
+        raise Problem(503, "the model does not answer: try again in a moment", code="not_ready", wait=5)
 
     # --- what clients ask for
 
@@ -250,14 +264,17 @@ class Jobs:
 
     # --- what a drawer's thread tells
 
-    def opened(self, about: About) -> None:
+    def opened(self, drawer: int, about: About) -> None:
+        self._open.append(self._drawers[drawer])
         self.about = self.about or about
         for job in self._jobs.values():
             job.total = about.image_length * job.record.order.settings.candidates
         logger.info("ready", extra={"fields": {"model": about.model, "weights": about.weights}})
 
     def broke(self, message: str) -> None:
-        self.failure = message
+        self._broken += 1
+        if self._broken == len(self._drawers):
+            self.failure = message
         logger.error("the model could not be loaded", extra={"fields": {"error": message}})
 
     def noticed(self, event: Event, parts: Sequence[Part]) -> None:

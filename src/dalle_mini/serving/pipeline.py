@@ -13,6 +13,7 @@ import numpy as np
 
 from dalle_mini.errors import UserError
 from dalle_mini.serving.drawing import About, Drawn, Event, Failed, Part, Partial, Picture, Progress, Start
+from dalle_mini.serving.fair import largest_power
 from dalle_mini.settings import GenerationSettings
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 ON_CPU = 16  # images of a call: more do not make a CPU faster, and whoever comes next waits for them
 WARM = "a red apple"
+WARM_SIZES = (1, 8, 16)  # candidates: the fewest, the page's, and those of a request that says nothing
 MOST_PROGRAMS = 64  # kinds of calls whose programs stay in memory; on disk they all stay
 TOLD = 8  # finished images that are told together: CLIP scores so many in a call
 ALONE, IN_COMPANY = 8, 4  # partial images of each image, and the most images of a call that have some
@@ -49,8 +51,10 @@ class PipelineDrawer:
         self._words = KnownWords.load(self.pipe.folders["dalle"])
         about = self._about()
         settings, _ = self.check(WARM, GenerationSettings(candidates=1, keep=1))
-        for _ in self.draw([Part("", WARM, settings, None, 0, 1)]):
-            pass
+        for size in WARM_SIZES:
+            for _ in self.draw([Part("", WARM, settings, None, 0, largest_power(min(size, about.batch_size)))]):
+                if size > 1:  # its program is compiled, and one image has shown the rest
+                    self.drop("")
         return about
 
     def check(self, prompt: str, settings: GenerationSettings) -> tuple[GenerationSettings, int]:

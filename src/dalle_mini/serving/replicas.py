@@ -23,10 +23,11 @@ from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
 
 from dalle_mini.errors import UserError
-from dalle_mini.serving.drawing import About, Drawer, Drawn, Event, Failed, Part
+from dalle_mini.serving.drawing import About, Away, Drawer, Drawn, Event, Failed, Part
 from dalle_mini.settings import GenerationSettings
 
 LIVES = 3  # replicas that a call may cost before its parts are given up
+ANSWER = 5.0  # seconds that a replica has for a short question
 LOADS = 3  # tries to load the model before Serve gives up
 STARTING = threading.Lock()  # deployments are made by one thread at a time: Serve's own registries have no lock
 ONGOING = 1000  # requests of a replica: one draws, the others are short
@@ -90,7 +91,8 @@ class RemoteDrawer:
                 ray_actor_options={"num_gpus": self._gpus},
             )(Replica)
             self._handle = serve.run(deployment.bind(self._make), name=self._name, route_prefix=None)
-        return self._asked("about")
+        with _plain_errors():
+            return self._handle.about.remote().result()
 
     def check(self, prompt: str, settings: GenerationSettings) -> tuple[GenerationSettings, int]:
         return self._asked("check", prompt, settings)
@@ -148,13 +150,11 @@ class RemoteDrawer:
                 yield event
 
     def _asked(self, method: str, *args: Any) -> Any:
-        for life in range(1, LIVES + 1):
-            try:
-                with _plain_errors():
-                    return getattr(self._handle, method).remote(*args).result()
-            except RayActorError:
-                if life == LIVES:
-                    raise
+        try:
+            with _plain_errors():
+                return getattr(self._handle, method).remote(*args).result(timeout_s=ANSWER)
+        except (RayActorError, TimeoutError):
+            raise Away from None
 
 
 @contextlib.contextmanager

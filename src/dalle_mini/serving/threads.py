@@ -21,11 +21,11 @@ logger = logging.getLogger("dalle_mini.serving")
 class Owner(Protocol):
     """The part that a thread needs of the queue's owner; all of it is called in the event loop."""
 
-    def opened(self, about: About) -> None:
-        """The model is loaded and warm."""
+    def opened(self, drawer: int, about: About) -> None:
+        """A drawer's model is loaded and warm."""
 
     def broke(self, message: str) -> None:
-        """The model cannot be loaded."""
+        """A drawer cannot load the model."""
 
     async def next_parts(self, drawer: int) -> list[Part] | None:
         """The parts of the drawer's next call, as soon as there are any; None when the server stops."""
@@ -74,7 +74,7 @@ class DrawingThread(threading.Thread):
             one.result()
 
     async def _opened(self, about: About) -> None:
-        self._owner.opened(about)
+        self._owner.opened(self._number, about)
 
     def _asked(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
