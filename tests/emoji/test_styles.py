@@ -198,4 +198,6 @@ def test_the_card_credits_every_package():
         assert STYLES[name].package.spec in table and STYLES[name].package.licence in table
     assert CLDR.spec in table
     assert table in (ROOT / "tools" / "train" / "art_credits.md").read_text()
+    licences = (ROOT / "tools" / "train" / "art_licences.md").read_text()
+    assert (ROOT / "tests" / "golden" / "art" / "LICENSES.md").read_text() == licences
     assert not STYLES["openmoji"].ships and "openmoji" not in SHIPPED_STYLES

@@ -3,7 +3,8 @@ import json
 import pytest
 
 from dalle_mini.errors import UserError
-from dalle_mini.text.known_words import FILE, NEAREST, KnownWords, edit_distance, related_words
+from dalle_mini.text.known_words import NEAREST, KnownWords, edit_distance, related_words
+from dalle_mini.weights.bundle import VOCABULARY
 
 # The CLDR's keywords of some things, and the words of training captions.
 GROUPS = [
@@ -98,6 +99,6 @@ def test_a_vocabulary_is_kept_in_a_folder(tmp_path):
     assert again.words == MODEL.words
     assert again.unknown("an armchair") == MODEL.unknown("an armchair")
     for damage in ("no json", "[]", json.dumps({"words": ["a"]})):
-        (tmp_path / FILE).write_text(damage)
+        (tmp_path / VOCABULARY).write_text(damage)
         with pytest.raises(UserError, match="not a vocabulary"):
             KnownWords.load(tmp_path)

@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 from dalle_mini import DalleMini, UserError
-from dalle_mini.weights.bundle import COMPANIONS, SHIPPED_TOKENS, copy_companion, find_parts
+from dalle_mini.cli import main
+from dalle_mini.conversion.convert import convert
+from dalle_mini.text.known_words import KnownWords
+from dalle_mini.weights.bundle import COMPANIONS, LICENCES, SHIPPED_TOKENS, copy_companion, find_parts
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 WORDS = GOLDEN / "text_normalizer" / "enwiki-words-frequency.txt"
@@ -69,6 +72,23 @@ def test_a_bundle_is_one_repository(hub, golden_bundle):
     assert hub.requests == []
     hub.add("acme/vqgan", golden_bundle / "vqgan")
     assert find_parts("acme/pack", vqgan="acme/vqgan")["vqgan"] != parts["vqgan"]
+
+
+def test_what_lies_beside_the_networks_goes_with_them(hub, golden_bundle, tmp_path, capsys):
+    """The words that a model has seen, and the licences of its pictures: by saving, converting and fetching."""
+    bundle = tmp_path / "bundle"
+    shutil.copytree(golden_bundle, bundle)
+    KnownWords(["boat"]).save(bundle / "dalle")
+    for name in LICENCES:
+        (bundle / name).write_text(name)
+    DalleMini.from_pretrained(bundle).save_pretrained(tmp_path / "saved")
+    convert(bundle, tmp_path / "converted")
+    for folder in (tmp_path / "saved", tmp_path / "converted"):
+        assert KnownWords.load(folder / "dalle").words == ("boat",)
+        assert [(folder / name).read_text() for name in LICENCES] == [*LICENCES]
+    hub.add("acme/seen", bundle)
+    assert KnownWords.load(find_parts("acme/seen")["dalle"]).words == ("boat",)
+    assert main(["info", "acme/seen", "--words"]) == 0 and capsys.readouterr().out == "boat\n"
 
 
 def test_the_word_list_is_fetched_once_whatever_the_model(hub, published, golden_bundle, tmp_path, caplog):

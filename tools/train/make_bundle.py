@@ -18,10 +18,11 @@ from dalle_mini.models import CLIP, VQGAN, DalleBart
 from dalle_mini.models.fingerprint import fingerprint
 from dalle_mini.models.tokens_record import known_tokens
 from dalle_mini.runtime import console, files
-from dalle_mini.weights.bundle import TOKENS_RECORD
+from dalle_mini.weights.bundle import LICENCES, TOKENS_RECORD
 
 NETWORKS = {"dalle": (DalleBart, "seq2seq"), "vqgan": (VQGAN, "vqgan"), "clip": (CLIP, "clip")}
-LICENCES = ("art_credits.md", "art_licences.md")  # beside this file
+HERE = Path(__file__).parent
+TEXTS = {name: (HERE.parents[1] if name == "LICENSE" else HERE) / name for name in LICENCES}
 
 
 def make(runs: Path, out: Path) -> None:
@@ -38,8 +39,8 @@ def make(runs: Path, out: Path) -> None:
         names = [emoji.name for emoji in world.emoji()]
         files.write_whole(beside / "emoji.json", json.dumps(names, indent=0) + "\n")
         files.write_whole(beside / "scenes.json", json.dumps({"styles": world.styles}) + "\n")
-        for name in LICENCES:
-            shutil.copyfile(Path(__file__).with_name(name), beside / name)
+        for name, path in TEXTS.items():
+            shutil.copyfile(path, beside / name)
 
 
 def check_same_vqgan(seq2seq: Path, vqgan: VQGAN, folder: Path) -> None:

@@ -15,6 +15,7 @@ from dalle_mini.text import CaptionTokenizer
 from dalle_mini.weights.bundle import (
     PREPROCESSOR,
     TOKENS_RECORD,
+    VOCABULARY,
     WORD_LISTS,
     check_fit,
     copy_companion,
@@ -27,7 +28,12 @@ from dalle_mini.weights.pretrained import Pretrained
 
 _TOKENIZERS = ", or ".join(" and ".join(form) for form in TOKENIZERS)
 
-BESIDE = (*WORD_LISTS, PREPROCESSOR, TOKENS_RECORD)  # files that are copied with a network, if they are there
+BESIDE = (
+    *WORD_LISTS,
+    PREPROCESSOR,
+    TOKENS_RECORD,
+    VOCABULARY,
+)  # files that are copied with a network, if they are there
 
 NETWORKS: dict[str, type[Pretrained]] = {"dalle": DalleBart, "vqgan": VQGAN, "clip": CLIP}
 

@@ -12,7 +12,7 @@ from dalle_mini.errors import UserError
 from dalle_mini.models.config import DalleBartConfig
 from dalle_mini.runtime.console import one_line
 from dalle_mini.text import CaptionTokenizer
-from dalle_mini.weights.bundle import PREPROCESSOR, SHIPPED_NAME, WORD_LISTS, check_fit
+from dalle_mini.weights.bundle import PREPROCESSOR, SHIPPED_NAME, VOCABULARY, WORD_LISTS, check_fit
 from dalle_mini.weights.folder import CONFIG, load_config, load_tensors
 from dalle_mini.weights.hub.repository import TOKENIZERS, Folder, Needs, Repository, open_source
 from dalle_mini.weights.model_card import ARCHITECTURES, LOADERS
@@ -68,7 +68,7 @@ def describe(source: str | os.PathLike | None, **hub) -> list[Description]:
         UserError: there is no network at all, or a network that is not in a bundle has no readable config.
     """
     place = open_source(SHIPPED_NAME if source is None else source, **hub)
-    beside = Needs(optional=(*WORD_LISTS, PREPROCESSOR, *TOKENIZERS[0], *TOKENIZERS[1]))
+    beside = Needs(optional=(*WORD_LISTS, PREPROCESSOR, VOCABULARY, *TOKENIZERS[0], *TOKENIZERS[1]))
     # `generate` looks for the first two; the others tell of a bundle without DalleBart.
     first = place.first(f"dalle/{CONFIG}", CONFIG, f"vqgan/{CONFIG}", f"clip/{CONFIG}")
     if first in (None, CONFIG):

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from dalle_mini.errors import UserError
 from dalle_mini.runtime.files import write_whole
+from dalle_mini.weights.bundle import VOCABULARY
 
-FILE = "vocabulary.json"
 NEAREST = 3  # words that are told
 SHORTEST = 4  # letters of a noun within a compound
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
@@ -87,12 +87,12 @@ class KnownWords:
 
     def save(self, folder: Path) -> None:
         related = {word: list(near) for word, near in sorted(self._related.items())}
-        write_whole(folder / FILE, json.dumps({"words": self.words, "related": related}, indent=0))
+        write_whole(folder / VOCABULARY, json.dumps({"words": self.words, "related": related}, indent=0))
 
     @classmethod
     def load(cls, folder: str | Path) -> "KnownWords | None":
         """The vocabulary of a model's folder, or None if it has none. Raises UserError if the file is damaged."""
-        path = Path(folder) / FILE
+        path = Path(folder) / VOCABULARY
         try:
             content = json.loads(path.read_bytes())
             return cls(content["words"], content["related"])

@@ -1,6 +1,6 @@
 """The parts of a pipeline: the folders of its three networks, which may lie under one roof.
 
-    a-bundle/dalle/   DalleBart, its tokenizer, and the word list of its captions' hashtags
+    a-bundle/dalle/   DalleBart, its tokenizer, the word list of its captions' hashtags, and the words it has seen
              vqgan/   VQGAN
              clip/    CLIP, its tokenizer and how it wants its pictures
 
@@ -32,10 +32,12 @@ OF_EMOJI = ("emoji.json", "scenes.json")  # what an emoji model knows, for bench
 SHIPPED_TOKENS = "1f4aad4b84cf21c5"  # the fingerprint of its VQGAN, as `models.fingerprint` has it
 PARTS = ("dalle", "vqgan", "clip")
 WORD_LISTS = ("words.txt", "enwiki-words-frequency.txt")  # ours, and the published name
+VOCABULARY = "vocabulary.json"  # beside a DalleBart: the words that it has seen, see text/known_words.py
 PREPROCESSOR = "preprocessor_config.json"
 TOKENS_RECORD = "tokens.json"  # beside a DalleBart: the identity of the VQGAN whose tokens it was trained on
 WORDS_REPOSITORY = "dalle-mini/dalle-mini"  # has the published list
 CARD = "README.md"
+LICENCES = ("LICENSE", "art_credits.md", "art_licences.md")  # beside the card
 COMPANIONS = {  # of the published DalleBarts
     "vqgan": "dalle-mini/vqgan_imagenet_f16_16384@e93a26e7707683d349bf5d5c41c5b0ef69b677a9",
     "clip": "openai/clip-vit-base-patch32",
@@ -88,7 +90,7 @@ def find_parts(
         is_normalising = load_config(described).get("normalize_text")
     lists = WORD_LISTS if is_normalising else ()
     parts = {
-        "dalle": place.take(inside, Needs(tokenizer=True, optional=(TOKENS_RECORD, *lists))),
+        "dalle": place.take(inside, Needs(tokenizer=True, optional=(TOKENS_RECORD, VOCABULARY, *lists))),
         "vqgan": vqgan_place.take("vqgan" if vqgan is None else _inside(vqgan_place, "vqgan")),
         "clip": clip_place.take("clip" if clip is None else _inside(clip_place, "clip"), RANKER),
     }
@@ -172,13 +174,13 @@ def save_companions(parts: Mapping[str, Path], target: Path) -> None:
     """
     companions = {
         target / "clip" / PREPROCESSOR: parts["clip"] / PREPROCESSOR,
-        target / "dalle" / TOKENS_RECORD: parts["dalle"] / TOKENS_RECORD,
+        **{target / "dalle" / name: parts["dalle"] / name for name in (TOKENS_RECORD, VOCABULARY)},
     }
     if "words" in parts:
         companions[target / "dalle" / parts["words"].name] = parts["words"]
     bundle = parts["dalle"].parent
     if all(parts[part] == bundle / part for part in PARTS):  # its card tells where the weights come from
-        companions |= {target / name: bundle / name for name in (CARD, *OF_EMOJI)}
+        companions |= {target / name: bundle / name for name in (CARD, *LICENCES, *OF_EMOJI)}
     for new, old in companions.items():
         if old.is_file():
             copy_companion(old, new)
