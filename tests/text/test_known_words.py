@@ -54,7 +54,9 @@ MODEL = KnownWords(WORDS, related_words(GROUPS, WORDS))
         ("asdfghjkl", ["asdfghjkl: never seen"]),
         ("blorf blorf", ["blorf: never seen"]),
         ("", []),
-        ("7 🐱 !", []),
+        ("7 🐱 !", ["face: never seen"]),  # the model reads "7, cat face"
+        ("<b>a caf&eacute;</b>", ["cafe: never seen"]),
+        ("кошка", ["koshka: never seen"]),
     ],
 )
 def test_what_a_model_has_not_seen(prompt, told):
@@ -84,6 +86,15 @@ def test_a_compound_is_near_its_last_noun_and_what_is_related_to_it():
     assert model.nearest("chairman") == ("chair", "couch", "ice cream")
     assert model.nearest("icebox") == ()  # "ice" is no noun with relatives, and short
     assert KnownWords(["chair", "ice"], {"chair": ["ice cream"]}).nearest("armchair") == ("chair",)
+
+
+def test_a_form_of_a_word_is_near_it():
+    model = KnownWords(["rain", "umbrella", "sit", "ride", "box"], {"rain": ["umbrella"]})
+    assert model.nearest("raining") == model.nearest("rainy") == ("rain", "umbrella")
+    assert model.nearest("sitting") == ("sit",)
+    assert model.nearest("riding") == ("ride",)
+    assert model.nearest("boxed") == ("box",)
+    assert model.nearest("ring") == ()
 
 
 def test_a_word_of_most_groups_comes_first():

@@ -14,7 +14,7 @@ from entry import Pictures, World, parser, user_errors
 
 from dalle_mini.emoji.nouns import is_counted, plural
 from dalle_mini.emoji.phrases import MEANINGLESS, TRAILING
-from dalle_mini.emoji.words import read_annotations
+from dalle_mini.emoji.words import UNSAID, read_annotations
 from dalle_mini.runtime.files import write_whole
 from dalle_mini.text import CaptionNormalizer
 from dalle_mini.text.known_words import NEAREST, KnownWords, related_words
@@ -47,9 +47,11 @@ def known_words(world: World, common: set[str]) -> KnownWords:
     nouns = [*lexicon.general, *(name for names in lexicon.names.values() for name in names)]
     plurals = [plural(text) for text in nouns if is_counted(text)]
     texts = [*nouns, *plurals, *lexicon.keywords, *MEANINGLESS, *TRAILING]
-    words = common | {word for text in texts for word in WORD.findall(text.lower())}
+    normalize = CaptionNormalizer(None)
+    words = common | {word for text in texts for word in WORD.findall(normalize(text))}
     groups = [
-        WORD.findall(" ".join([name, *others]).lower()) for name, others in read_annotations(world.folder).values()
+        [word for word in WORD.findall(normalize(" ".join([name, *others]))) if word not in UNSAID]
+        for name, others in read_annotations(world.folder).values()
     ]
     # A noun helps more than another word that is said beside it.
     related = related_words(groups, words)

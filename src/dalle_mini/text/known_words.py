@@ -14,6 +14,7 @@ from pathlib import Path
 
 from dalle_mini.errors import UserError
 from dalle_mini.runtime.files import write_whole
+from dalle_mini.text.normalize import CaptionNormalizer
 from dalle_mini.weights.bundle import VOCABULARY
 
 NEAREST = 3  # words that are told
@@ -44,23 +45,32 @@ class KnownWords:
     def __init__(self, words: Iterable[str], related: Mapping[str, Iterable[str]] | None = None):
         self.words = tuple(sorted(set(words)))
         self._known = frozenset(self.words)
+        self._normalize = CaptionNormalizer(None)
         self._related = {word: tuple(near) for word, near in (related or {}).items()}
 
     def unknown(self, prompt: str) -> list[UnknownWord]:
-        """The words of a prompt that the model has not seen, each once, in their order."""
-        words = dict.fromkeys(_WORD.findall(prompt.lower().replace("’", "'")))
+        """The words of the normalised prompt that the model has not seen, each once, in their order."""
+        words = dict.fromkeys(_WORD.findall(self._normalize(prompt)))
         return [UnknownWord(word, self.nearest(word)) for word in words if not self.has(word)]
 
     def has(self, word: str) -> bool:
         return word in self._known or any(one in self._known for one in _stems(word))
 
     def nearest(self, word: str) -> tuple[str, ...]:
-        """Known words that are said of the same things; if there are none, those that it is a slip or a compound of."""
-        for find in (self._relatives, self._slip_of, self._compound_of):
+        """Known words that are said of the same things; if there are none, those that it is a slip or a form of.
+
+        A form is "raining", of rain, or a compound: an armchair is a chair.
+        """
+        for find in (self._relatives, self._form_of, self._slip_of, self._compound_of):
             for one in (*_stems(word), word):
                 if near := find(one):
                     return near
         return ()
+
+    def _form_of(self, word: str) -> tuple[str, ...]:
+        """The known word that this is made of, and its relatives."""
+        root = next((one for one in _roots(word) if one in self._known), None)
+        return (root, *self._relatives(root))[:NEAREST] if root else ()
 
     def _relatives(self, word: str) -> tuple[str, ...]:
         """Those that the vocabulary has for the word; all of their words are known."""
@@ -108,6 +118,13 @@ def _stems(word: str) -> tuple[str, ...]:
         return (word[:-2],)
     endings = (("s", ""), ("es", ""), ("ies", "y"), ("ves", "f"), ("men", "man"))
     return tuple(word.removesuffix(end) + singular for end, singular in endings if word.endswith(end))
+
+
+def _roots(word: str) -> tuple[str, ...]:
+    """The words of three letters or more that this may be a form of: "sitting" of sit, "riding" of ride."""
+    roots = [word.removesuffix(end) for end in ("ing", "ed", "y", "ish") if word.endswith(end)]
+    single = [root[:-1] for root in roots if root[-1:] == root[-2:-1]]
+    return tuple(one for root in roots + single for one in (root, root + "e") if len(root) >= 3)
 
 
 def edit_distance(one: str, other: str) -> int:
