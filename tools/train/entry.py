@@ -14,7 +14,7 @@ from typing import Any
 from dalle_mini.commands.terminal import Parser, ending
 from dalle_mini.emoji.art import Emoji
 from dalle_mini.emoji.packages import default_folder
-from dalle_mini.emoji.styled import StyledScenes
+from dalle_mini.emoji.styled import Shares, StyledScenes
 from dalle_mini.emoji.styles import SHIPPED_STYLES, find_style, open_style
 from dalle_mini.emoji.things import things
 from dalle_mini.emoji.words import Lexicon, read_annotations
@@ -26,6 +26,7 @@ from dalle_mini.training.run.loop import run
 from dalle_mini.training.run.preemption import Preemption
 
 SIZE = 256  # pixels
+USUAL = Shares()
 EXAMPLES = 10_000_000  # enough never to come round again
 WORLD = "world.json"  # in the folder of the runs: what they learn
 
@@ -89,11 +90,14 @@ class Pictures:
     split: str
     seed: int
     world: World = World()
+    shares: Shares = USUAL
 
     def source(self) -> StyledScenes:
         world = self.world
         words = world.words()
-        return StyledScenes(SIZE, self.seed, EXAMPLES, world.styles, words.emoji, self.split, world.folder, words)
+        return StyledScenes(
+            SIZE, self.seed, EXAMPLES, world.styles, words.emoji, self.split, world.folder, words, self.shares
+        )
 
     def origin(self) -> dict[str, Any]:
         """The properties that decide which pictures these are; they are kept with everything made from them."""
@@ -105,6 +109,7 @@ class Pictures:
             "split": self.split,
             "seed": self.seed,
             "size": SIZE,
+            "shares": short_hash(json.dumps(asdict(self.shares)).encode()),
             "emoji": short_hash(json.dumps(emoji).encode()),
             "art": short_hash(json.dumps(art).encode()),
         }

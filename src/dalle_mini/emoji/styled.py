@@ -51,6 +51,7 @@ from dalle_mini.emoji.things import FACING, is_person
 from dalle_mini.emoji.words import Lexicon, lexicon
 from dalle_mini.errors import UserError
 
+COLLAGE = "collage"  # beside the kinds of `scenes`
 STYLED_SPLITS = ("train", "heldout", *(f"heldout-{kind}" for kind in STYLED_KINDS))
 
 
@@ -61,6 +62,7 @@ class Shares:
     single: float = 0.44
     counted: float = 0.12
     two: float = 0.35  # the rest are scenes of three
+    collage: float = 0.0  # different things fill the picture: a decoder learns more from each
     style_said: float = 0.5
     styles_mixed: float = 0.06  # of the scenes of two
     size_said: float = 0.25  # of the single things
@@ -150,8 +152,8 @@ class StyledScenes(SceneSource):
 
     def _kind(self, rng: random.Random, held_out: str | None) -> str:
         shares = self.shares
-        rest = 1 - shares.single - shares.counted - shares.two
-        kinds = {SINGLE: shares.single, COUNTED: shares.counted, TWO: shares.two, THREE: rest}
+        rest = 1 - shares.single - shares.counted - shares.two - shares.collage
+        kinds = {SINGLE: shares.single, COUNTED: shares.counted, TWO: shares.two, THREE: rest, COLLAGE: shares.collage}
         if held_out in (PAIR, RELATION):
             kinds = {kind: kinds[kind] for kind in (TWO, THREE)}
         lot = rng.random() * sum(kinds.values())
@@ -166,8 +168,8 @@ class StyledScenes(SceneSource):
         ground, said = self._ground(rng, held_out)
         style_said = held_out == STYLE or rng.random() < self.shares.style_said
         told = Said(ground if said else None, style if style_said else None)
-        make = {SINGLE: self._single, COUNTED: self._counted, TWO: self._two, THREE: self._three}[kind]
-        made = make(rng, style, told, held_out)
+        make = {SINGLE: self._single, COUNTED: self._counted, TWO: self._two, THREE: self._three}
+        made = (make | {COLLAGE: self._collage})[kind](rng, style, told, held_out)
         return None if made is None else Scene(made[1], made[0], ground, kind)
 
     def _ground(self, rng: random.Random, held_out: str | None) -> tuple[Background, bool]:
@@ -279,6 +281,13 @@ class StyledScenes(SceneSource):
             _at(each, box) for each, box in zip((first, second, one), pair_with_one(pair_above), strict=True)
         )
         return (one, first, second), self._captions.pair_with_one(rng, (first, second), name, one, told)
+
+    def _collage(self, rng, style, told, held_out):
+        scale, count = pick(rng, ((USUAL, 4), (USUAL, 4), (SMALL, 9)))
+        emoji = self._pick(rng, style, count, held_out)
+        boxes = grid(rng, count, scale)
+        things = tuple(_at(self._thing(rng, *one), box) for *one, box in zip(emoji, itertools.repeat(style), boxes))
+        return (things, "") if len(things) == count else None
 
 
 class _Shown:

@@ -11,6 +11,8 @@ from dalle_mini.models.config_base import Config
 from dalle_mini.runtime.limits import exceeded, limits
 from dalle_mini.settings import SamplingParams
 
+GROUND = 7  # numbers of a layered VQGAN's latent vector that tell a patch of ground
+
 
 class NormPositions(NamedTuple):
     """Where a layer of DalleBart has norms: before a sublayer, within it, and after it.
@@ -291,6 +293,8 @@ class VQGANConfig(Config):
     patch_encoder: bool = False
     # Not in published configs: do all of the decoding on the grid of tokens (models/vqgan.py, PatchDecoder).
     patch_decoder: bool = False
+    # Not in published configs: tokens tell what lies on a ground, whatever the ground is (models/layered.py).
+    layered: bool = False
     # Not in published configs: what makes a vector a token. "nearest" is the codebook entry next to it, "cosine" the
     # one in the most similar direction, of vectors that are all of length 1 (ViT-VQGAN, Yu et al. 2021), "gumbel" the
     # largest of n_embed logits (GumbelVQ of taming-transformers).
@@ -318,6 +322,10 @@ class VQGANConfig(Config):
         if self.quantizer not in QUANTIZERS:
             known = ", ".join(QUANTIZERS)
             raise UserError(f"config: quantizer={self.quantizer!r:.60} is not supported (supported: {known})")
+        if self.layered and not (self.z_channels == self.embed_dim > GROUND and self.quantizer == "nearest"):
+            raise UserError(
+                f"config: layered needs z_channels and embed_dim alike, above {GROUND}, and quantizer nearest"
+            )
         if len(self.pixel_range) != 2 or self.pixel_range[0] >= self.pixel_range[1]:
             raise UserError(f"config: pixel_range must be [lowest, highest], not {list(self.pixel_range)!r:.60}")
         if self.resolution % self.downscale:
@@ -334,8 +342,8 @@ class VQGANConfig(Config):
 
     @property
     def token_rule(self) -> str:
-        """The part of the rule from vectors to tokens that no parameter tells; "gumbel" has parameters of its own."""
-        return "cosine" if self.quantizer == "cosine" else ""
+        """The part of the rule from images to tokens that no parameter tells; "gumbel" has parameters of its own."""
+        return "layered" if self.layered else "cosine" if self.quantizer == "cosine" else ""
 
     @property
     def downscale(self) -> int:

@@ -7,7 +7,7 @@ from flax import nnx
 from dalle_mini.generation.cpu.winograd import PhaseUpsample, WinogradConv, by_winograd, with_fewer_products
 from dalle_mini.models import VQGAN
 from dalle_mini.models.config import VQGANConfig
-from dalle_mini.models.vqgan import Maker, Upsample
+from dalle_mini.models.vqgan_blocks import Maker, Upsample
 
 
 @pytest.mark.parametrize("size", [(1, 8, 8), (2, 12, 4), (1, 5, 7), (1, 3, 1)])

@@ -22,7 +22,7 @@ from flax import nnx
 
 from dalle_mini.generation.optimize import swap
 from dalle_mini.models import VQGAN
-from dalle_mini.models.vqgan import Upsample
+from dalle_mini.models.vqgan_blocks import Upsample
 
 # The transforms of tiles, kernels and outputs, for the points 0, 1, -1, 2, -2 and infinity.
 TILES = np.array(

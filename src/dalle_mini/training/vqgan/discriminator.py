@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dalle_mini.errors import UserError
-from dalle_mini.models.vqgan import GroupNorm
+from dalle_mini.models.vqgan_blocks import GroupNorm
 from dalle_mini.settings import LARGEST
 from dalle_mini.training.config.sections import OptimizerConfig, check_choice, check_most
 
