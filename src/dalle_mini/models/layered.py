@@ -35,13 +35,12 @@ class LayerEncoder(nnx.Module):
         self.embed = make.conv(4, config.z_channels - GROUND, self.side, strides=self.side, padding="VALID")
 
     def __call__(self, images):
+        images = images.astype(jnp.float32)  # in bfloat16 neighbours among 256 grey levels would be one
         ground, is_ground = self.ground(images)
         things = self.embed(self.layer(images, ground, is_ground))
-        return jnp.where(
-            is_ground[..., None],
-            jnp.concatenate([jnp.zeros_like(things), jnp.full_like(things[..., :1], SURE), BRIGHT * ground], axis=-1),
-            jnp.concatenate([things, jnp.zeros_like(things[..., :GROUND])], axis=-1),
-        )
+        told = jnp.concatenate([jnp.full_like(ground[..., :1], SURE), BRIGHT * ground], axis=-1).astype(things.dtype)
+        is_ground = is_ground[..., None]
+        return jnp.concatenate([jnp.where(is_ground, 0, things), jnp.where(is_ground, told, 0)], axis=-1)
 
     def ground(self, images):
         """The ground of each patch, float [batch, h, w, 6], and which patches show nothing else."""
