@@ -28,7 +28,8 @@ OLDEST_JAX := 0.10.0
 NEWEST_PYTHON ?= $(firstword $(wildcard $(shell pyenv root 2>/dev/null)/versions/3.13*/bin/python3.13) python3.13)
 # Compiled as users' programs are: the other tests leave out most optimisations (tests/conftest.py).
 OPTIMIZED := JAX_DISABLE_MOST_OPTIMIZATIONS=0
-GOLDEN_TESTS := -m "not slow" $(PYTEST_ARGS) \
+# The slow ones too, but for those that need the TPU's compiler.
+GOLDEN_TESTS := -m "not hours" --ignore tests/generation/test_tpu.py $(PYTEST_ARGS) \
   tests/generation tests/models tests/runtime/test_xla.py tests/test_pipeline.py tests/test_shipped.py tests/training/test_golden_curve.py
 
 help:

@@ -212,6 +212,7 @@ def test_ctrl_c_exits_130_without_a_partial_folder(tmp_path, golden_bundle):
     assert all((folder / "results.json").is_file() for folder in output.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("hang_up")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_who_is_asked_to_stop_leaves_whole_folders_only(tmp_path, golden_bundle, name):

@@ -106,6 +106,7 @@ def test_stream_yields_each_prompt_as_it_is_drawn(pipe):
     assert next(stream).prompt == "a snail"
 
 
+@pytest.mark.slow
 def test_the_same_pictures_however_they_are_decoded(pipe):
     options = {"candidates": 3, "keep": 3, "guidance": [1.0, 4.0]}
     sequential = pipe.generate(["a boat", "a snail"], decode="sequential", **options)
@@ -244,6 +245,7 @@ def test_int8_weights_draw_and_are_told(golden_bundle):
     assert pipe.provenance()["dtype"] == "int8"
 
 
+@pytest.mark.slow
 def test_ids_beyond_the_codebook_are_never_drawn(tmp_path, golden_bundle):
     folder = tmp_path / "bundle"
     shutil.copytree(golden_bundle, folder)

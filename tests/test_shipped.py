@@ -60,6 +60,7 @@ def test_the_background_is_what_is_asked_for(pipe):
     assert corner_green.argmax() == 1
 
 
+@pytest.mark.slow
 def test_the_encoder_writes_the_tokens_that_the_model_learned(pipe):
     """The encoder must take, among codes that look alike, the one that the model draws with, or it sees confetti."""
     (drawn,) = pipe.generate(["a red apple"], candidates=4, keep=1, seed=0)
@@ -68,6 +69,7 @@ def test_the_encoder_writes_the_tokens_that_the_model_learned(pipe):
     assert np.all(white == white[0, 0])
 
 
+@pytest.mark.slow
 def test_parallel_decoding_draws_the_same_in_few_passes(pipe):
     prompts = ["a snail on a yellow background", "two cats under a rainbow", "a rocket"]
     both = [
@@ -128,6 +130,7 @@ def test_draws_two_where_they_are_asked_for(pipe, known):
             assert seen.both_present and seen.is_related(relation), caption
 
 
+@pytest.mark.slow
 def test_a_picture_depends_on_its_own_seed_prompt_and_number_alone(pipe):
     one = pipe.generate(["a red apple"], candidates=1, keep=1, seed=3)[0]
     _, seven = pipe.generate(["a rocket", "a red apple"], candidates=7, keep=7, seed=3)

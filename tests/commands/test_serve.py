@@ -60,6 +60,7 @@ def served(golden_bundle, tmp_path):
             one.end(signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_images_are_those_of_generate_and_a_kill_loses_no_job(served, pipe):
     first = served()
     assert first.client.get("/").status_code == 200 and first.client.get("/about").json()["limits"]["queue"] == 256

@@ -94,6 +94,7 @@ def test_a_finished_run_goes_on_without_its_config(trained, capsys):
     assert "continuing from step 4" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_outlives_what_it_began_from(golden_bundle, pile, config, tmp_path):
     start, pictures, out = tmp_path / "start", tmp_path / "pictures", tmp_path / "out"
     shutil.copytree(golden_bundle, start)
@@ -297,6 +298,7 @@ def test_a_run_whose_folder_is_gone_is_found_by_its_checkpoints(trained, config,
     assert found.loop == dataclasses.replace(load_run(config).loop, checkpoints=str(tmp_path / "bucket"))
 
 
+@pytest.mark.slow
 def test_a_run_is_continued_from_another_working_directory(golden_bundle, pile, config, tmp_path, monkeypatch, capsys):
     """All that it was told of was relative to the one where it began."""
     work, elsewhere = tmp_path / "at work", tmp_path / "elsewhere"

@@ -33,6 +33,7 @@ def test_damaged_files_end_well(start, stop):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_what_fails_is_found(tmp_path, monkeypatch):
     # The fuzzer itself: an endless reader, a greedy one, one that raises and one that dies are each told.
     code = f"""if True:

@@ -19,6 +19,8 @@ from dalle_mini.runtime.xla import Jit
 from dalle_mini.weights.bundle import SHIPPED
 from golden_captions import SCANNED, generate, keys_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16", "int8"])
 def shipped(request):

@@ -60,6 +60,7 @@ def test_as_many_as_the_codebook_has_is_no_limit(mega, top_k, unlimited):
     assert (call.programs.unlimited, call.programs.most) == (unlimited, 0 if unlimited else top_k)
 
 
+@pytest.mark.slow
 def test_a_cache_that_grows_gives_the_same_tokens(model, golden, monkeypatch):
     length, keys = model.config.image_length, keys_of(len(golden["input_ids"]), 3)
     assert decode.cache_lengths(model) == [length]

@@ -44,6 +44,7 @@ def assert_same(found, expected):
         np.testing.assert_array_equal(ours[2], theirs[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [1, 4])
 def test_each_pause_shows_the_same(model, window):
     expected = shown(model, window=window, every=5, **SAMPLED)
@@ -59,6 +60,7 @@ def test_forced_tokens_are_kept(model, window):
     assert_same(shown(model, loop=Loop(4), **options), shown(model, **options))
 
 
+@pytest.mark.slow
 def test_passes_after_the_end_leave_a_cache_that_grows_as_it_was(model, monkeypatch):
     expected = shown(model, every=LENGTH, **SAMPLED)
     with monkeypatch.context() as patch:

@@ -47,6 +47,7 @@ def test_looks_need_two_programs(decoder, tokens):
     assert decoder._decode._cache_size() <= 2
 
 
+@pytest.mark.slow
 def test_wide_networks_show_the_same_pixels_by_fewer_products():
     config = dataclasses.replace(CONFIG, ch=128, ch_mult=(1, 1), resolution=16, attn_resolutions=(), norm_groups=32)
     vqgan = nnx.jit(lambda: VQGAN(config, rngs=nnx.Rngs(0)))()

@@ -37,6 +37,7 @@ TOGETHER = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("window", "sampler"), [(1, "rank"), (5, "id")])
 @pytest.mark.parametrize("settings", TOGETHER.values(), ids=TOGETHER)
 def test_the_fast_decoder_draws_the_same_tokens(model, golden, settings, window, sampler):
@@ -59,6 +60,7 @@ def test_the_fast_decoder_draws_the_same_tokens(model, golden, settings, window,
         np.testing.assert_array_equal(fast[row], plain)
 
 
+@pytest.mark.slow
 def test_forced_tokens_are_kept(model, golden):
     keys, forced = jax.random.split(jax.random.key(1), 1), np.full(model.image_length, -1)
     forced[[0, 5]] = 7, 8

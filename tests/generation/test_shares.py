@@ -11,6 +11,8 @@ from dalle_mini.generation.scheduling import Group, least_rows
 from dalle_mini.runtime import cores
 from dalle_mini.settings import GenerationSettings
 
+pytestmark = pytest.mark.slow
+
 
 def group_of(pipe, prompts: int, candidates: int, **settings) -> Group:
     wanted = GenerationSettings(candidates=candidates, **settings)

@@ -99,6 +99,7 @@ def test_a_full_disk_is_told_once(tmp_path):
     assert done.stderr.count("\n") == 1 and "compiled programs cannot be kept (OSError" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_second_run_of_the_command_traces_and_compiles_nothing(golden_bundle, tmp_path):
     environment = {name: value for name, value in os.environ.items() if name not in KEEPING}
     environment |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
@@ -142,6 +143,7 @@ assert before and kept() == before, (before, kept())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("guidance", "dtype"), [(10, "float32"), (1, "int8")])
 def test_what_is_compiled_ahead_is_what_draws(golden_bundle, tmp_path, guidance, dtype):
     environment = {name: value for name, value in os.environ.items() if name not in KEEPING}

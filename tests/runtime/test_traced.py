@@ -177,6 +177,7 @@ PROGRAM = """if True:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_write_at_once(tmp_path):
     command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}

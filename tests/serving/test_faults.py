@@ -114,6 +114,7 @@ def test_a_server_none_of_whose_drawers_has_a_model(serve):
     assert told == "the model could not be loaded: no such model"
 
 
+@pytest.mark.slow
 def test_kill_in_the_middle_of_20_jobs_loses_none(process):
     fields = {"candidates": 24, "n": 2, "stay": True}
     ids = {}

@@ -6,6 +6,8 @@ import random
 import socket
 import string
 
+import pytest
+
 from dalle_mini.serving.app import OPENAPI
 from serving_client import finished
 
@@ -69,6 +71,7 @@ def request(rng, client):
     return client.build_request(method, path, params=query, content=body, headers=headers)
 
 
+@pytest.mark.slow
 def test_no_odd_request_is_an_error_of_the_server(serve):
     client, rng = serve(per_minute=0, queue=100_000), random.Random(25)
     for number in range(TRIES):

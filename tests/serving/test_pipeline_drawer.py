@@ -33,6 +33,7 @@ def expected(pipe, prompt, first, count, canvas=None, **settings):
     return {number: (tokens.tolist(), score) for number, tokens, score in found if number >= first}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decode", ["sequential", "parallel"])
 def test_parts_of_several_jobs_are_drawn_as_generate_draws_them(pipe, drawer, decode):
     asked = [("a red apple", 0, 1), ("a fox", 2, 5), ("a red apple", 4, 9)]
@@ -122,6 +123,7 @@ def test_who_watches_sees_the_final_rows(pipe, drawer):
     assert not any(isinstance(event, Partial) for event in drawer.draw([asked]))
 
 
+@pytest.mark.slow
 def test_what_starts_from_an_image(pipe, drawer):
     side = drawer.about.resolution
     pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
@@ -175,6 +177,7 @@ def test_the_sizes_that_clients_ask_for_are_warm(pipe, monkeypatch):
     assert calls[0][1][-1] is Drawn and [events for _, events in calls[1:]] == [[Progress]] * 2
 
 
+@pytest.mark.slow
 def test_programs_do_not_pile_up(pipe, drawer, monkeypatch):
     """Each top_k has no program of its own, and the programs of many kinds are forgotten; the tokens stay."""
     forgotten = []

@@ -114,6 +114,7 @@ def nested(depth):
     return text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "start"),
     [

@@ -184,6 +184,7 @@ def test_pipes_and_devices_beside_a_tokenizer(tmp_path):
             (tmp_path / name).unlink()
 
 
+@pytest.mark.slow
 def test_the_largest_honest_tokenizer(tmp_path):
     """250,000 tokens, as of a multilingual model: read within seconds of processor time."""
     alphabet = [chr(0x4E00 + i) for i in range(500)]

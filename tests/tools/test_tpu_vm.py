@@ -154,6 +154,7 @@ def test_kinds_of_machines(cloud, options, words):
     assert words in " ".join(call)
 
 
+@pytest.mark.slow
 def test_a_run_outlives_its_machine(cloud):
     """No room at first; then taken away, broken once, asked to stop, done. Logs are here, and nothing is left there."""
     (cloud.folder / "full").write_text("1")
@@ -199,6 +200,7 @@ def test_a_run_outlives_its_machine(cloud):
     assert "-r requirements-tpu.txt" in (cloud.folder / "pip").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lives", "code", "said"),
     [
@@ -215,6 +217,7 @@ def test_a_run_that_cannot_be_helped(cloud, lives, code, said):
     assert f"life: {lives[-1]}" in (cloud.folder / "mini" / "train.log").read_text()
 
 
+@pytest.mark.slow
 def test_what_passes_costs_a_chance(cloud):
     """Exit code 2 is of what the user must mend, and of a bucket or the Hub that could not be reached for a while."""
     (cloud.folder / "lives").write_text("2 0")
@@ -222,6 +225,7 @@ def test_what_passes_costs_a_chance(cloud):
     assert "exit code 2; 0 more chances" in err and "the run is done" in err
 
 
+@pytest.mark.slow
 def test_weights_that_cannot_be_copied_keep_their_machine(cloud):
     (cloud.folder / "lives").write_text("0")
     (cloud.folder / "refusing").touch()
@@ -259,6 +263,7 @@ def test_the_watcher_may_leave_and_come_back(cloud):
     cloud("delete", *RUN)  # gone already: nothing to complain of
 
 
+@pytest.mark.slow
 def test_an_interrupted_installation_is_made_up_for(cloud):
     (cloud.folder / "lives").write_text("0")
     cloud("create", *RUN)

@@ -110,6 +110,7 @@ def written_out(eps):
     return np.array(losses), params
 
 
+@pytest.mark.slow
 def test_another_epsilon_of_adam():
     """`written_out` is the published program's curve at its default; ours is as close at one that moves the curve."""
     published = golden("adamw_tiny_scan")

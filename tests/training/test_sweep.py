@@ -291,12 +291,13 @@ def script(output, *arguments, **options):
     return subprocess.Popen(command, env=children.environment(), text=True, **pipes, **options)
 
 
-def wait_for(path):
-    for _ in range(300):
-        if path.exists() and path.read_text():
+def wait_for(path, said=""):
+    """Wait until a file is not empty, or says something a second time."""
+    for _ in range(3000):
+        if path.exists() and (path.read_text().count(said) > 1 if said else path.read_text()):
             return
         time.sleep(0.1)
-    pytest.fail(f"{path} never came")
+    pytest.fail(f"{path} never came to say {said or 'anything'}")
 
 
 def test_a_killed_sweep_goes_on(tmp_path):
@@ -313,6 +314,7 @@ def test_a_killed_sweep_goes_on(tmp_path):
     for pid in ours:
         os.kill(pid, signal.SIGKILL)
     wait_for(tmp_path / "runs" / "rate=3" / "waited")
+    wait_for(tmp_path / "journal.log", said='"state":1')  # both are done
     again.send_signal(signal.SIGTERM)  # the third waits too, in its first attempt
     out, err = again.communicate(timeout=180)
     assert again.returncode == 75, err

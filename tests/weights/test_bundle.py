@@ -135,6 +135,7 @@ def test_a_bundle_is_saved_whole(pipe, golden_bundle, tmp_path):
     assert clip == {"config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json", *SETTINGS}
 
 
+@pytest.mark.slow
 def test_the_command_draws_from_repositories(hub, published, tmp_path):
     """In a process of its own, whose client reads the environment as everybody's does."""
     environment = os.environ | {

@@ -141,6 +141,7 @@ def test_progress_counts_pictures_and_parts(vqgan, tmp_path):
     assert seen[-1][0] == "finish" and seen[-1][1].parts_done == seen[-1][1].parts
 
 
+@pytest.mark.slow
 def test_killed_three_times_and_the_same_in_the_end(vqgan, whole, tmp_path):
     out = tmp_path / "out"
     for wanted in (1, 2, 3):

@@ -39,6 +39,7 @@ def put(folder, columns, shard=0, of=1, **options):
     return write(folder / "data" / f"train-{shard:05d}-of-{of:05d}.parquet", columns, **options)
 
 
+@pytest.mark.slow
 def test_files_of_a_kilobyte_that_become_gigabytes(tmp_path):
     names = ["struct", "unasked", "few"]
     for name in names:

@@ -23,6 +23,7 @@ def trainer(tmp_path_factory):
     return make("clip", tmp_path_factory.mktemp("clip"), short_loop(steps=STEPS, batch_size=16))
 
 
+@pytest.mark.slow
 def test_it_learns_and_exports(trainer, tmp_path):
     loop = short_loop(steps=STEPS, batch_size=16)
     program, state = begin(trainer, loop)

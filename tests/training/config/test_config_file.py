@@ -176,6 +176,7 @@ def test_every_complaint_names_the_key_as_it_is_given(change, message):
         assert str(caught.value).startswith(message)
 
 
+@pytest.mark.slow
 def test_overrides_that_take_for_ever():
     many = "[" + "a," * 200_000 + "]"
     assert override(Lists(), [f"names={many}"]) == Lists((many,))  # no list of so many values: one name

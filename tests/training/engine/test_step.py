@@ -150,6 +150,7 @@ def test_the_running_mean():
     assert not np.allclose(state.ema["lm_head"]["kernel"], state.params["lm_head"]["kernel"], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_dropout_has_a_key_a_step():
     made = trainer(TINY, **golden_curves.DROPOUT)
     program, state = begin(made)

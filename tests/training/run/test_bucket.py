@@ -39,6 +39,7 @@ def steps(store):
     return sorted({int(first) for first, *_ in parts if first.isdigit()})
 
 
+@pytest.mark.slow
 def test_saved_restored_and_gone_back_to(store, capsys):
     with Checkpoints(FOLDER) as checkpoints:
         assert checkpoints.restore(tree(0)) is None

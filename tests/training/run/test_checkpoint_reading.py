@@ -112,6 +112,7 @@ def test_a_damaged_one_is_named_and_passed_over(folder, damage, reason, capfd):
     assert_same(restore(folder)[0], state(33))
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_never_comes_back_as_a_number(folder, tmp_path, capfd):
     """Wherever it is: either it is noticed, or it is in a byte that says nothing of the arrays."""
     rng, noticed = random.Random(7), 0

@@ -97,6 +97,7 @@ def check_disturbed(folder, kinds, whole, seed, capsys):
     assert_same(folder, whole[0])
 
 
+@pytest.mark.slow
 def test_killed_and_asked_to_stop_it_ends_the_same_to_the_bit(whole, tmp_path, capsys):
     check_disturbed(tmp_path, ["KILL", "TERM", "KILL"], whole, 1, capsys)
 

@@ -136,6 +136,7 @@ def test_half_of_the_pictures_can_be_all_noise(tmp_path):
     assert wrong.min() < 0.2
 
 
+@pytest.mark.slow
 def test_an_update_can_learn_some_positions(trainer, tmp_path):
     """It learns there as a model without any other positions would."""
     some = make("seq2seq", tmp_path, short_loop(), dataclasses.replace(SEQ2SEQ, positions=5))

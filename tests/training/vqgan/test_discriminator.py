@@ -105,6 +105,7 @@ def trainer(tmp_path_factory):
     return tiny_runs.make("vqgan", tmp_path_factory.mktemp("judged"), tiny_runs.short_loop(), config)
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_two_losses(trainer):
     """The VQGAN's: of its own loss and, weighed at the last layer, the judgement; the discriminator's: of its own."""
     config, d = trainer.config, trainer.config.discriminator

@@ -128,6 +128,7 @@ def test_the_golden_vqgan_as_a_training_checkpoint(tmp_path):
     np.testing.assert_allclose(images, (golden["random_decoded"] + 1) / 2, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_gumbel_tokens_are_the_largest_logits(tmp_path):
     config = dataclasses.replace(SMALL, quantizer="gumbel")
     vqgan = random_vqgan(config)
