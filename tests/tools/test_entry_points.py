@@ -151,7 +151,7 @@ def test_words_that_were_never_seen_are_told_by_the_bundle(tool, tmp_path):
     ("word", "near"),
     [
         ("armchair", ["chair", "couch", "bed"]),
-        ("spaceship", ["ship"]),
+        ("warship", ["ship"]),
         ("motorboat", ["boat"]),
         ("houseboats", ["boat"]),
         ("doghouse", ["house", "church", "classical building"]),

@@ -159,12 +159,11 @@ SKIN = ("light", "medium-light", "medium", "medium-dark", "dark")
 # Stuff, and things of which there is only one, are never counted.
 UNCOUNTED = frozenset({"coral", "custard", "fondue", "dango", "ice cream", "national park"})
 _STUFF = frozenset({"bubble tea", "flatbread", "leafy green", "oden", "sake", "shaved ice", "stuffed flatbread"}) | {
-    "santa claus",
-    "mrs claus",
-    "mx claus",
+    *("cheese", "soup", "salad", "toast", "chocolate", "honey", "corn", "coffee", "tea", "juice", "wine", "lightning"),
+    *("confetti", "furniture", "saturn", "santa", "santa claus", "mrs claus", "mx claus"),
 }
 _PERSONS = ("man", "woman", "person")
-_THE = frozenset({"kaaba", "statue of liberty", "tokyo tower"})
+_THE = frozenset({"earth", "kaaba", "statue of liberty", "tokyo tower"})
 
 _SKIN_TONE = re.compile(rf" ({'|'.join(sorted(SKIN, key=len, reverse=True))}) skin tone")
 _GENDER = re.compile(r"\b(wo)?man\b|\b(wo)?men\b")
