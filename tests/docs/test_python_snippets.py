@@ -2,6 +2,9 @@
 
 import contextlib
 import re
+import sys
+import types
+from pathlib import Path
 
 import numpy as np
 import openai
@@ -50,12 +53,20 @@ def test_a_snippet_runs(snippet, golden_bundle, tmp_path, monkeypatch):
         names["pipe"] = DalleMini.from_pretrained()
     if "jit(step" in snippet:  # "a function of your own", as the page says
         names["step"] = lambda array: array
+    if "from cog import" in snippet:  # the part of Cog that it needs
+        cog = types.SimpleNamespace(BasePredictor=object, Input=lambda **told: told.get("default"), Path=Path)
+        monkeypatch.setitem(sys.modules, "cog", cog)
+        monkeypatch.setattr(sys, "path", [*sys.path])
     with contextlib.ExitStack() as running:
         if "client" in snippet:  # of a server
             server = running.enter_context(fake_server.running(FakeDrawer(), tmp_path / "served"))
             snippet = snippet.replace("http://127.0.0.1:8000", str(server.base_url))
             names["client"] = openai.OpenAI(base_url=f"{server.base_url}/v1", api_key="none")
         exec(compile(snippet, "snippet", "exec"), names)
+    if "Predictor" in names:
+        predictor = names["Predictor"]()
+        predictor.setup()
+        assert Image.open(predictor.predict("a red apple", candidates=2)).format == "PNG"
 
 
 def published_or(bundle):

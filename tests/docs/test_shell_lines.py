@@ -35,6 +35,7 @@ NOT_RUN = {
     r"\b(gs|s3)://": "needs a bucket",
     r"^sky |tpu_vm\.sh ": "needs a cloud",
     r"^docker ": "needs a Docker engine",
+    r"^cog ": "needs Cog and a Docker engine",
     r"^dalle-mini serve": "runs until it is stopped",
     r"^curl ": "needs a server; tests/serving/test_docs.py has one",
     r"^srun | --distributed\b": "needs several machines",

@@ -8,7 +8,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
+from dalle_mini.cli import build_parser
+from dalle_mini.serving.settings import ServerSettings
 from serving_client import sdk
 
 PAGE = Path(__file__).parents[2] / "docs" / "serve.md"
@@ -39,6 +42,18 @@ def test_the_page_names_all_flags_of_limits_and_all_routes_of_jobs():
     for flag in ("queue", "pictures", "per-minute", "body-bytes", "pixels", "keep-hours", "keep-bytes", "patience"):
         assert f"--{flag}" in page
     assert "/v1/images/edits" in page and "Last-Event-ID" in page
+
+
+def test_a_space_of_hugging_face_is_the_dockerfile_with_two_lines_changed():
+    (front,) = [yaml.safe_load(block.strip().strip("-")) for block in blocks("yaml") if "sdk:" in block]
+    (changed,) = blocks("dockerfile")
+    argument, command = re.fullmatch(r"(ARG EXTRAS)=serve\n(CMD .*)", changed.replace("\\\n", ""), re.S).groups()
+    lines = (PAGE.parents[1] / "Dockerfile").read_text().splitlines()
+    assert [sum(line.startswith(start) for line in lines) for start in (argument, "CMD ")] == [1, 1]
+    words = json.loads(command.removeprefix("CMD"))
+    args = build_parser().parse_args(words)
+    assert front["sdk"] == "docker" and args.port == front["app_port"] and args.host == "0.0.0.0"
+    ServerSettings(Path(args.folder), frames=tuple(args.frame), queue=args.queue, pictures=args.pictures)
 
 
 @pytest.mark.slow

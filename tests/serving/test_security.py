@@ -345,6 +345,15 @@ def test_the_page_may_load_nothing_from_elsewhere(client):
     assert client.get("/").headers["x-frame-options"] == "DENY"
 
 
+def test_the_page_in_a_frame_of_another_site(client, serve, tmp_path):
+    headers = client.get("/").headers
+    assert "frame-ancestors 'none'" in headers["content-security-policy"] and headers["x-frame-options"] == "DENY"
+    sites = ("https://huggingface.co", "https://*.example")
+    headers = serve(frames=sites, folder=tmp_path / "framed").get("/").headers
+    assert headers["content-security-policy"].endswith("frame-ancestors https://huggingface.co https://*.example")
+    assert "x-frame-options" not in headers
+
+
 def test_pixels_of_others_never_come_back(client):
     """The image that a job starts from is not told, and not kept after its end."""
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)

@@ -49,6 +49,9 @@ def add_serve(verbs) -> None:
         "--cors", metavar="ORIGIN", action="append", default=[], help="let pages of this site call the server, or * all"
     )
     add(
+        "--frame", metavar="ORIGIN", action="append", default=[], help="let pages of this site show the page in a frame"
+    )
+    add(
         "--allow-host",
         metavar="NAME",
         action="append",
@@ -110,6 +113,7 @@ def run_serve(args: argparse.Namespace) -> int:
         keys=keys,
         origins=tuple(args.cors),
         hosts=tuple(args.allow_host) if args.allow_host or (is_local and not keys) else None,
+        frames=tuple(args.frame),
         log_prompts=args.log_prompts,
         **{name: getattr(args, name) for name in names},
     )

@@ -45,6 +45,12 @@ class Guard:
 
     def __init__(self, app: ASGIApp, settings: ServerSettings, metrics: Metrics, prefixes: tuple[str, ...]):
         self._app, self._settings, self._metrics, self._prefixes = app, settings, metrics, prefixes
+        self._security = dict(SECURITY)
+        if settings.frames:
+            self._security["Content-Security-Policy"] = SECURITY["Content-Security-Policy"].replace(
+                "frame-ancestors 'none'", f"frame-ancestors {' '.join(settings.frames)}"
+            )
+            del self._security["X-Frame-Options"]
         self._keys = [key.encode() for key in settings.keys]
         self._budgets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # by client: requests left, and when
 
@@ -62,7 +68,7 @@ class Guard:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                for name, value in SECURITY.items():
+                for name, value in self._security.items():
                     headers.setdefault(name, value)
             await send(message)
 

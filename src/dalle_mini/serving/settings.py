@@ -2,6 +2,7 @@
 
 import dataclasses
 import ipaddress
+import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -26,6 +27,7 @@ class ServerSettings:
         keys: API keys; without any, everybody may draw.
         origins: of other sites whose pages may call this server; "*" is all.
         hosts: names by which requests may call this server, besides this machine's own; None and "*" are any.
+        frames: other sites whose pages may show this server's page in a frame.
         log_prompts: write prompts into the log.
 
     Raises:
@@ -44,6 +46,7 @@ class ServerSettings:
     keys: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     hosts: tuple[str, ...] | None = None
+    frames: tuple[str, ...] = ()
     log_prompts: bool = False
 
     def __post_init__(self):
@@ -53,6 +56,9 @@ class ServerSettings:
         check_whole("--pixels", self.pixels, 1)
         check_whole("--per-minute", self.per_minute, 0)
         check_whole("--keep-bytes", self.keep_bytes, 0)
+        for site in self.frames:
+            if not re.fullmatch(r"https?://[\w.:*-]+", site, re.ASCII):
+                raise UserError(f"--frame is {site!r}: it is a site such as https://huggingface.co")
         for name in ("keep_hours", "patience"):
             if not 0 < getattr(self, name) < 1e6:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be a number above 0")
