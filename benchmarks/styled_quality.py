@@ -51,6 +51,7 @@ from styled_stages import (
     Stages,
     copies,
     measure_copies,
+    scores,
     share,
 )
 
@@ -155,6 +156,8 @@ def measure_model(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     figures = before.measure(stages.of(world), args.only)
     if baseline is not None:
         figures["baseline"] = before.measure(stages.of(baseline, "baseline_"), args.only, "baseline ")
+    if rows := [row for name in (*KINDS, EVERYDAY) for row in figures.get(name, {}).get("rows", ())]:
+        figures["ranking"] = scores(rows)  # over all prompts: whether CLIP's pick is better than a random candidate
     figures |= {"things": len(world.emoji), "styles": world.styles}
     figures |= {"candidates": args.candidates, "seed": args.seed}
     files.write_whole(output / "quality.json", json.dumps(figures, ensure_ascii=False) + "\n")

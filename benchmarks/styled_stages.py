@@ -116,9 +116,10 @@ class Stages:
 
     def of(self, bundle: Bundle, name: str = "") -> dict[str, Callable[[], dict[str, Any]]]:
         """The stages of a bundle: name -> a function that measures. `name` distinguishes its contact sheets."""
-        found: dict[str, Callable[[], dict[str, Any]]] = {}
+        found: dict[str, Callable[[], dict[str, Any]]] = {
+            COPIED: lambda: measure_copies(bundle.pipe.vqgan, bundle.emoji, bundle.styles, bundle.folder)
+        }
         if bundle.says_styles:
-            found[COPIED] = lambda: measure_copies(bundle.pipe.vqgan, bundle.emoji, bundle.styles, bundle.folder)
             found[CLIP] = lambda: measure_clip(bundle.pipe, bundle.emoji, bundle.styles, bundle.folder)
         asked: dict[str, Sequence[Any]] = {kind: self.held_out(kind, bundle) for kind in KINDS}
         everyday = read_everyday_prompts(EVERYDAY_PROMPTS)
@@ -216,15 +217,29 @@ def copies(vqgan: Any, images: np.ndarray) -> np.ndarray:
 
 
 def measure_copies(vqgan: Any, known: Sequence[Emoji], styles: Sequence[str], folder: Path) -> dict[str, Any]:
-    """PSNR and SSIM of copied held-out scenes, by style."""
+    """PSNR and SSIM of copied held-out scenes at 256 pixels, by style.
+
+    A VQGAN of smaller images copies them in its own size, and its copies are brought to 256 pixels by Lanczos.
+    """
     from dalle_mini.evaluation.reconstruction import psnr, reconstruct, ssim
 
-    found = {}
+    side, found = vqgan.resolution, {}
     for style in styles:
         images, _ = scenes_of(known, [style], folder, COPIES)
-        made, tokens = reconstruct(vqgan, images)
+        made, tokens = reconstruct(vqgan, resized(images, side))
+        if side != SIZE:
+            made = resized((made * 255).round().astype(np.uint8), SIZE).astype(np.float32) / 255
         found[style] = {"psnr": psnr(images, made), "ssim": ssim(images, made), "codes": len(np.unique(tokens))}
     return found
+
+
+def resized(images: np.ndarray, side: int) -> np.ndarray:
+    """Images, uint8 [n, H, W, 3], of `side` x `side` pixels."""
+    if images.shape[1] == side:
+        return images
+    return np.stack(
+        [np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS)) for image in images]
+    )
 
 
 def measure_clip(pipe, known: Sequence[Emoji], styles: Sequence[str], folder: Path) -> dict[str, Any]:
@@ -287,7 +302,7 @@ def likeness(image: np.ndarray, found: StyledJudgement, prompt: StyledPrompt, ar
     """PSNR and SSIM of a picture of one thing beside the right render in the right place, at 256 pixels."""
     from dalle_mini.evaluation.reconstruction import psnr, ssim
 
-    large = np.asarray(Image.fromarray(image).resize((SIZE, SIZE), Image.Resampling.LANCZOS))
+    large = resized(image[None], SIZE)[0]
     styles = [prompt.style] if prompt.style else [*art]
     render = right_render(large, found, prompt.things[0], styles, prompt.ground, art)
     made = large[None].astype(np.float32) / 255
