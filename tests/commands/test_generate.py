@@ -46,6 +46,12 @@ def test_words_that_a_model_has_not_seen_are_told(golden_bundle, tmp_path, capsy
     KnownWords(["a", "boat", "guitar"]).save(bundle / "dalle")
     assert main([*drawing, str(tmp_path / "two")]) == 0
     assert capsys.readouterr().err.count("never seen") == 1
+    file = tmp_path / "prompts.txt"
+    file.write_text("a boat\n" + "".join(f"a boat {word}\n" for word in ("ab", "cd", "ef", "gh", "ij", "kl", "mn")))
+    batch = ["generate", "--prompts", str(file), "--candidates", "1", "--model", str(bundle)]
+    assert main([*batch, "--output", str(tmp_path / "batch")]) == 0
+    errors = capsys.readouterr().err
+    assert errors.count("never seen") == 5 and "ij: never seen\n...\n" in errors
     assert main(["info", str(bundle), "--words"]) in (0, None)
     assert capsys.readouterr().out.split() == ["a", "boat", "guitar"]
 

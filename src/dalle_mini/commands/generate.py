@@ -1,6 +1,7 @@
 """`dalle-mini generate`: pictures for a few prompts, for a file of prompts, or one picture again."""
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from dalle_mini.runtime import console
 from dalle_mini.runtime.paths import expanded
 from dalle_mini.settings import DECODE, DTYPES, PER_PROMPT, GenerationSettings, check_prompts
 
-SHOWN = 5  # failures of a batch that are told; its table has all
+SHOWN = 5  # failures of a batch that are told; its table has all; and prompts with words that were never seen
+LOOKED_AT = 1000  # prompts of a batch whose words are looked up
 ADVICE = "draw fewer images at once (--batch-size) or with smaller weights (--dtype bfloat16, --dtype int8)"
 
 
@@ -149,16 +151,18 @@ def _run_prompts(args: argparse.Namespace) -> int:
     return 0
 
 
-def _tell_unknown_words(prompts: list[str], parts: dict[str, Path]) -> None:
-    """Say which words of each prompt the model has never seen, if it carries a vocabulary."""
+def _tell_unknown_words(prompts: Iterable[str], parts: dict[str, Path], shown: int | None = None) -> None:
+    """Say which words the model has never seen, of all prompts or the first `shown` that have some."""
     with starting():
         from dalle_mini.text.known_words import KnownWords
 
     if (words := KnownWords.load(parts["dalle"])) is None:
         return
-    for prompt in prompts:
-        if unknown := words.unknown(prompt):
-            console.say(f"note: {'. '.join(map(str, unknown))}")
+    notes = (". ".join(map(str, unknown)) for prompt in prompts if (unknown := words.unknown(prompt)))
+    for number, note in enumerate(notes):
+        console.say("..." if number == shown else f"note: {note}")
+        if number == shown:
+            break
 
 
 def _drawn(pipe, args, prompts, settings, canvas, progress, previews):
@@ -188,6 +192,8 @@ def _run_file(args: argparse.Namespace) -> int:
     parts = _find_parts(args)
     _read_mask(picture, parts)
     writes = join(args.distributed)
+    if writes:
+        _tell_unknown_words((entry.prompt for entry in entries[:LOOKED_AT]), parts, SHOWN)
     with progress_bars(writes) as progress:
         pipe = _load(args, parts)
         canvas = pipe.canvas(**picture) if picture else None
