@@ -27,7 +27,18 @@ def address(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "dalle_mini", "serve", "--port", str(port), "--per-minute", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "dalle_mini",
+        "serve",
+        "--port",
+        str(port),
+        "--per-minute",
+        "0",
+        "--frame",
+        "http://localhost:*",
+    ]
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(
             [*command, "--model", str(bundle), "--folder", str(tmp_path / "served")],

@@ -2,6 +2,7 @@
 
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
+import { createServer } from "node:http";
 import { after, afterEach, before, beforeEach, test } from "node:test";
 
 import { chromium } from "playwright-core";
@@ -243,6 +244,24 @@ test("sliders say how much, by keyboard, and an address brings them back", async
   await other.waitForSelector("#image[open]");
   assert.deepEqual(await amounts(other), ["20 %", "8 of 16 rows"]);
   await other.close();
+});
+
+test("it draws in a frame of another site, where the browser may keep nothing", async () => {
+  const around = `<!doctype html><title>Around</title><iframe src="${BASE}" width="900" height="800"></iframe>`;
+  const site = createServer((request, response) => response.setHeader("Content-Type", "text/html").end(around));
+  await new Promise((resolve) => site.listen(0, "127.0.0.1", resolve));
+  const tab = await context.newPage();
+  tab.on("pageerror", (error) => problems.push(error.message));
+  await tab.goto(`http://localhost:${site.address().port}/`);
+  const frame = tab.frameLocator("iframe");
+  await frame.locator("#draw:enabled").waitFor();
+  await frame.locator("#prompt").fill("a red apple");
+  await frame.locator("#candidates").selectOption("1");
+  await frame.locator("#draw").click();
+  await frame.locator("#again:not([hidden])").waitFor();
+  assert.equal(await frame.locator("#tiles button").count(), 1);
+  await tab.close();
+  site.close();
 });
 
 test("a dropped picture restores its settings", async () => {

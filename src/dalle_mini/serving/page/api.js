@@ -1,5 +1,7 @@
 // The server's routes: requests with the key, and the events of a job.
 
+import { lasting } from "./storage.js";
+
 const KEY = "dalle-mini key";
 const TRIES = 8; // to reach the server again
 
@@ -15,7 +17,7 @@ export class Refused extends Error {
 export const door = { askForKey: async () => null };
 
 export async function ask(path, { method = "GET", body, headers = {}, signal } = {}) {
-  const key = localStorage.getItem(KEY);
+  const key = lasting.getItem(KEY);
   const sent = { ...headers };
   if (key) sent.Authorization = `Bearer ${key}`;
   if (body !== undefined) sent["Content-Type"] = "application/json";
@@ -26,7 +28,7 @@ export async function ask(path, { method = "GET", body, headers = {}, signal } =
   if (response.status === 401) {
     const given = await door.askForKey();
     if (given) {
-      localStorage.setItem(KEY, given);
+      lasting.setItem(KEY, given);
       return ask(path, { method, body, headers, signal });
     }
   }

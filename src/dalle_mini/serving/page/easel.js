@@ -1,6 +1,7 @@
 // One job at a time: ordered, watched, cancelled, and found again after a reload.
 
 import { ask, askJson, events } from "./api.js";
+import { ofTab } from "./storage.js";
 
 const JOB = "dalle-mini job";
 const KEPT = "dalle-mini kept"; // the last job whose pictures are in the browser's history
@@ -21,13 +22,13 @@ export class Easel {
   async draw(order) {
     await this.leave();
     const told = await askJson("jobs", { method: "POST", body: order });
-    sessionStorage.setItem(JOB, told.id);
+    ofTab.setItem(JOB, told.id);
     this.watch(told);
   }
 
   /** Watch this tab's last job again; false if there is none any more. */
   async resume() {
-    const id = sessionStorage.getItem(JOB);
+    const id = ofTab.getItem(JOB);
     if (!id) return false;
     try {
       const told = await askJson(`jobs/${encodeURIComponent(id)}`);
@@ -35,7 +36,7 @@ export class Easel {
       this.watch(told);
       return true;
     } catch {
-      sessionStorage.removeItem(JOB);
+      ofTab.removeItem(JOB);
       return false;
     }
   }
@@ -59,9 +60,9 @@ export class Easel {
 
   end(told) {
     this.id = null;
-    const isNew = sessionStorage.getItem(KEPT) !== told.id;
-    if (told.state === "done") sessionStorage.setItem(KEPT, told.id);
-    else sessionStorage.removeItem(JOB);
+    const isNew = ofTab.getItem(KEPT) !== told.id;
+    if (told.state === "done") ofTab.setItem(KEPT, told.id);
+    else ofTab.removeItem(JOB);
     if (told.state === "failed") this.hear.failed(told.error?.message ?? "it could not be drawn");
     else this.hear.ended(told, isNew);
   }
@@ -75,7 +76,7 @@ export class Easel {
   /** Look at something else: the job that runs is cancelled unseen, and a reload finds none. */
   async leave() {
     this.watching?.abort();
-    sessionStorage.removeItem(JOB);
+    ofTab.removeItem(JOB);
     await this.cancel();
     this.id = null;
   }
