@@ -11,6 +11,7 @@ import pytest
 
 from dalle_mini.errors import UserError
 from dalle_mini.serving.drawing import Drawn, Part
+from dalle_mini.serving.pipeline import PipelineDrawer
 from dalle_mini.settings import GenerationSettings
 from fake_drawer import ABOUT, FakeDrawer, tokens_of
 from fake_server import running
@@ -143,6 +144,41 @@ def test_what_was_finished_before_a_replica_died_is_told_once(cluster, tmp_path)
         parts = [Part("one", "a cup", GenerationSettings(candidates=6), None, first, 3) for first in (0, 3)]
         told = [one.candidate for event in drawer.draw(parts) if isinstance(event, Drawn) for one in event.pictures]
     assert (tmp_path / "died").exists() and sorted(told) == [0, 1, 2, 3, 4, 5]
+
+
+def golden(bundle):
+    from dalle_mini.pipeline import DalleMini
+
+    return PipelineDrawer(lambda: DalleMini.from_pretrained(bundle), "golden")
+
+
+def test_two_replicas_of_a_real_model_draw_what_generate_draws(cluster, tmp_path, golden_bundle, pipe):
+    calls = {}
+    with replicas(2, functools.partial(golden, golden_bundle), tmp_path) as drawers:
+        for number, drawer in enumerate(drawers):
+
+            def counted(parts, number=number, draw=drawer.draw):
+                calls[number] = calls.get(number, 0) + 1
+                yield from draw(parts)
+
+            drawer.draw = counted
+        with running(drawers, tmp_path / "served") as client:
+            while len(client.jobs._open) < 2:
+                assert not client.jobs._broken
+                time.sleep(0.1)
+            asked = [("a red apple", 3, 1), ("a fox", 5, 2), ("a snail", 7, 4), ("a cat", 9, 8)]  # of four kinds
+            jobs = []
+            for prompt, seed, count in asked * 3:
+                fields = {"prompt": prompt, "seed": seed, "candidates": count, "n": count, "stay": True}
+                jobs.append((prompt, seed, count, client.post("/jobs", json=fields).json()["id"]))
+            for prompt, seed, count, id in jobs:
+                job = watched(client, id)[-1][1]
+                assert job["state"] == "done", job["error"]
+                (wanted,) = pipe.generate([prompt], seed=seed, candidates=count, keep=count)
+                assert [image["candidate"] for image in job["images"]] == wanted.indices
+                assert [image["tokens"] for image in job["images"]] == wanted.tokens.tolist()
+                assert [image["score"] for image in job["images"]] == [round(one, 4) for one in wanted.scores]
+    assert calls.keys() == {0, 1}
 
 
 def test_there_must_be_room(cluster, tmp_path):
