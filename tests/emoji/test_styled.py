@@ -239,3 +239,12 @@ def test_mistakes_are_told():
         source(length=3).scene(3)
     with pytest.raises(UserError, match="give more things"):
         source(emoji=EMOJI[:2], split="heldout-pair", length=1).scene(0)
+
+
+def test_two_of_the_same_stand_with_a_third(train):
+    """ "two cats under a rainbow"."""
+    found = [scene for scene in train if sorted(Counter(thing.emoji for thing in scene.things).values()) == [1, 2]]
+    assert 0.01 < len(found) / len(train) < 0.05
+    said = [scene for scene in found if re.search(r"\b(two|2)\b", scene.caption.lower())]
+    assert len(said) / len(found) > 0.95  # the rest has a slip in that word
+    assert all(len({thing.box.y for thing in scene.things}) == 2 for scene in found)

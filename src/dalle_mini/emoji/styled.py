@@ -77,6 +77,7 @@ class Shares:
     flipped: float = 0.3  # of the things that face one way
     two_small: float = 0.2  # of the scenes of two
     two_sizes: float = 0.1
+    two_of_three: float = 0.2  # of the scenes of three: two of the same, over or under the third
 
 
 class StyledScenes(SceneSource):
@@ -272,7 +273,9 @@ class StyledScenes(SceneSource):
         if len(emoji) < 3:
             return None
         one, first, second = (self._thing(rng, each, style, held_out == PAINT) for each in emoji)
-        if rng.random() < 0.6:  # in a row
+        if is_counted(spoken(first.emoji.name)) and rng.random() < self.shares.two_of_three:
+            second = first
+        elif rng.random() < 0.6:  # in a row
             things = tuple(_at(each, box) for each, box in zip((first, one, second), row(rng), strict=True))
             return things, self._captions.row(rng, things, told)
         name = pick(rng, ("under", "below", "above", "on top of"))

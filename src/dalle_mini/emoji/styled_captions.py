@@ -123,14 +123,19 @@ class Captioner:
         return self._finish(rng, scene, told, style, bare)
 
     def pair_with_one(self, rng: random.Random, pair: Sequence[Thing], relation: str, one: Thing, told: Said) -> str:
-        """ "a cat and a dog under a rainbow"."""
+        """ "a cat and a dog under a rainbow", "two cats under a rainbow"."""
         bare, style, adjective = self._style(rng, told)
-        first, second = (self._phrase(rng, each, "", bare)[0] for each in pair)
-        if rng.random() < 0.5:
-            first, second = second, first
+        first, second = pair
+        if first.emoji == second.emoji:
+            both = counted(rng, self._word(rng, first, counted=True), 2, adjectives=self._adjectives(rng, first, ""))
+        else:
+            phrases = [self._phrase(rng, each, "", bare)[0] for each in pair]
+            if rng.random() < 0.5:
+                phrases.reverse()
+            both = " and ".join(phrases)
         third, _ = self._phrase(rng, one, adjective, bare)
         between = pick(rng, (RELATIONS[relation].phrases[0], *RELATIONS[relation].phrases))
-        return self._finish(rng, f"{first} and {second} {between} {third}", told, style, bare)
+        return self._finish(rng, f"{both} {between} {third}", told, style, bare)
 
     def _style(self, rng: random.Random, told: Said) -> tuple[bool, str, str]:
         """Whether there are no articles, the style as it follows the caption, and as it stands before a noun."""
