@@ -117,6 +117,14 @@ def test_one_candidate_is_drawn_alone(client):
         assert {**alone, "number": 0, "url": ""} == {**image, "number": 0, "url": ""}
 
 
+def test_who_cancels_too_late_keeps_the_images(client):
+    job = finished(client, prompt="a fox", candidates=1, n=1)
+    assert client.delete(f"/jobs/{job['id']}?ended=keep").json()["state"] == "done"
+    assert client.get(job["images"][0]["url"]).status_code == 200
+    client.delete(f"/jobs/{job['id']}")
+    assert client.get(job["images"][0]["url"]).status_code == 410
+
+
 def test_places_move_up_when_a_job_that_waits_is_cancelled(serve):
     client = serve(FakeDrawer(stepped=True))
     jobs = [

@@ -45,6 +45,8 @@ class JobRoutes:
             await self._jobs.cancel(found)
             return JSONResponse(self._live(found))
         told = self._told(found)
+        if request.query_params.get("ended") == "keep":  # whoever cancels may come a moment too late
+            return JSONResponse(told)
         await self._jobs.delete(found.record if isinstance(found, Job) else found)
         return JSONResponse(told)
 

@@ -70,7 +70,7 @@ export class Easel {
   /** Cancel the job that runs, if one does. Its watcher hears of it. */
   async cancel() {
     const { id } = this;
-    if (id) await ask(`jobs/${id}`, { method: "DELETE" }).catch(() => {});
+    if (id) await ask(`jobs/${id}?ended=keep`, { method: "DELETE" }).catch(() => {});
   }
 
   /** Look at something else: the job that runs is cancelled unseen, and a reload finds none. */
