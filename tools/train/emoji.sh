@@ -107,8 +107,9 @@ run encode_emoji.py "$runs/codebook" "$runs/tokens-heldout" --world "$world" --s
 # caption alone. Then the pictures token by token.
 if [ ! -d "$runs/seq2seq-where/final" ]; then
   [ -d "$runs/start" ] || run make_start.py "$runs/codebook" "$runs/start"
-  seq2seq seq2seq-where "training.init_from=$runs/start" training.positions=32 training.token_noise=2.0 \
-    training.optimizer.final_rate=0.3 "loop.steps=$(part 5000)" loop.batch_size=64 loop.accumulation=1
+  seq2seq seq2seq-where "training.init_from=$runs/start" training.positions=32 training.prefer_changes=4 \
+    training.token_noise=2.0 training.optimizer.final_rate=0.3 "loop.steps=$(part 5000)" loop.batch_size=64 \
+    loop.accumulation=1
 fi
 [ -d "$runs/seq2seq/final" ] || seq2seq seq2seq "training.init_from=$runs/seq2seq-where/final" "loop.steps=$(part 4000)"
 [ -d "$runs/clip/final" ] || [ -d "$runs/clip-first/final" ] || run train_clip.py "$runs/clip-first" \
