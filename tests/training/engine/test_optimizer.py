@@ -163,3 +163,30 @@ def test_adamw_clips_by_the_global_norm():
     tx = make_optimizer(config(name="adamw", clip=0.0), 10)
     _, state = tx.update(huge, tx.init(params), params)
     np.testing.assert_allclose(optax.tree.norm(state["layers"][0].mu), 0.1 * np.sqrt(6) * 1e6, rtol=1e-5)
+
+
+def test_muon_moves_kernels_of_convolutions_as_matrices():
+    """The singular values of the first update are about alike, whatever those of the gradient are."""
+    rng = np.random.default_rng(0)
+    spread = np.linspace(0.01, 1, 12)
+    gradient = {
+        "conv": {"kernel": jnp.asarray(rng.standard_normal((3, 3, 8, 12)) * spread, jnp.float32), "bias": jnp.ones(12)},
+        "codebook": {"embedding": jnp.asarray(rng.standard_normal((20, 4)), jnp.float32)},
+    }
+    params = jax.tree.map(jnp.ones_like, gradient)
+    tx = make_optimizer(config(name="muon", clip=0.0), 10)
+    state = tx.init(params)
+    moved = params
+    for _ in range(2):  # the rate of the first update is 0
+        updates, state = tx.update(gradient, state, moved)
+        moved = optax.apply_updates(moved, updates)
+    values = np.linalg.svd(np.asarray(updates["conv"]["kernel"]).reshape(72, 12), compute_uv=False)
+    assert values.max() < 3 * values.min()
+    assert np.sqrt(np.mean(np.square(updates["conv"]["kernel"]))) == pytest.approx(0.2 * 0.01, rel=0.3)
+    adamw = make_optimizer(config(name="adamw", clip=0.0), 10)
+    state, plain = adamw.init(params), params
+    for _ in range(2):
+        updates, state = adamw.update(gradient, state, plain)
+        plain = optax.apply_updates(plain, updates)
+    for part, name in (("conv", "bias"), ("codebook", "embedding")):
+        np.testing.assert_array_equal(moved[part][name], plain[part][name])

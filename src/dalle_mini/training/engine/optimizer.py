@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import optax
 from optax import contrib
+from optax.contrib import MuonDimensionNumbers
 
 from dalle_mini.errors import UserError
 from dalle_mini.training.config.sections import OptimizerConfig
@@ -32,7 +33,8 @@ def make_optimizer(config: OptimizerConfig, steps: int, *, decay_vectors: bool =
       off all parameters, norms and embeddings too, as published.
     - Muon (Jordan 2024, a Shampoo without accumulation) for the matrices of the layers, its updates scaled to AdamW's
       usual size (Liu et al. 2025) so that learning rates are AdamW's; AdamW for embeddings, head, norms and biases.
-      Global-norm clipping and `weight_decay` as AdamW's, but norms and biases of the layers do not decay.
+      Global-norm clipping and `weight_decay` as AdamW's, but norms and biases of the layers do not decay. A network of
+      convolutions has no such layers: there it moves their kernels, as matrices [height * width * in, out].
 
     Without `decay_vectors` weight decay is for matrices alone: not for norms, biases, scales and what else has
     less than two dimensions.
@@ -48,12 +50,21 @@ def make_optimizer(config: OptimizerConfig, steps: int, *, decay_vectors: bool =
         )
         return per_layer(one)
     adamw = optax.adamw(rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=mask)
-    tx = per_layer(adamw) if config.name == "adamw" else per_layer(_muon(config, rate), single=adamw)
+    if config.name == "adamw":
+        tx = per_layer(adamw)
+    else:
+        kernels = _muon(config, rate, MuonDimensionNumbers((0, 1, 2), 3))
+        convolutions = optax.partition({True: kernels, False: adamw}, _kernels)
+        tx = per_layer(_muon(config, rate), single=adamw, unstacked=convolutions)
     return optax.chain(optax.clip_by_global_norm(config.clip), tx) if config.clip else tx
 
 
 def _matrices(params: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+def _kernels(params: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.ndim == 4, params)
 
 
 def in_groups(
@@ -107,7 +118,10 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([warmup, tail], [begin])
 
 
-def _muon(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+def _muon(
+    config: OptimizerConfig, rate: optax.Schedule, axes: MuonDimensionNumbers | None = None
+) -> optax.GradientTransformation:
+    """For matrices, and other leaves by AdamW; with `axes` for leaves that have them alone."""
     return contrib.muon(
         rate,
         eps=config.eps,
@@ -115,27 +129,33 @@ def _muon(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransf
         adam_b1=config.b1,
         adam_b2=config.b2,
         consistent_rms=0.2,  # AdamW's root mean square, as measured by Liu et al.
+        muon_weight_dimension_numbers=axes,
     )
 
 
 def per_layer(
-    tx: optax.GradientTransformation, single: optax.GradientTransformation | None = None
+    tx: optax.GradientTransformation,
+    single: optax.GradientTransformation | None = None,
+    unstacked: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformation:
     """`tx` with the subtrees below a key `layers` vmapped over their leading axis.
 
     Its state is a dict: "single" for all other leaves, and the path of each stack for its layers. Those other leaves
-    are updated by `single`, if it is given.
+    are updated by `single`, if it is given, or by `unstacked` where there is no stack.
     """
-    other = single or tx
+
+    def others(stacks):
+        return (single if stacks else unstacked or single) or tx
 
     def init(params):
         alone, stacks = _split(params)
-        return {"single": other.init(alone), **{path: jax.vmap(tx.init)(stack) for path, stack in stacks.items()}}
+        state = {path: jax.vmap(tx.init)(stack) for path, stack in stacks.items()}
+        return {"single": others(stacks).init(alone), **state}
 
     def update(grads, state, params=None):
         alone_grads, stack_grads = _split(grads)
         alone_params, stack_params = _split(params)
-        updates, alone_state = other.update(alone_grads, state["single"], alone_params)
+        updates, alone_state = others(stack_grads).update(alone_grads, state["single"], alone_params)
         new_state = {"single": alone_state}
         for path, stack in stack_grads.items():
             moved, new_state[path] = jax.vmap(tx.update)(stack, state[path], stack_params[path])
