@@ -7,12 +7,13 @@
 
 Asks for what training never showed: things on a ground, things in a style, two things together, a thing with an
 unknown word; for what new users type (everyday_prompts.txt); and for each prompt that README, docs, notebook, demo and
-page print. Draws candidates of each, ranks them with CLIP, and judges CLIP's pick and some of the others without a
-network, against all things in all styles. Also measured: copies of held-out scenes in each style, CLIP's recall, how
+page print. Draws candidates of each, ranks them with CLIP, and judges CLIP's pick and the others without a network,
+against all things in all styles. Also measured: copies of held-out scenes in each style, CLIP's recall, how
 near single things are to the right render, and how much candidates differ where a caption leaves things open. Writes
 `quality.json` and a contact sheet for each kind into the output folder. A run that was ended goes on.
 
 --baseline measures another bundle, such as the second edition, with the same prompts: without styles if it knows none.
+Its picks alone are judged, which takes a third of the time.
 --judge and --vqgan take no model. --judge tells how often the judge is right about that many scenes whose content is
 known. --vqgan measures copies of held-out scenes in each style, and lets the judge see copies too. The VQGAN that
 make_codebook.py writes decodes as plain k-means patches: its figures are the bound that a trained decoder should pass.
@@ -23,6 +24,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +75,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--prompts", metavar="N", type=int, default=100, help="of each kind, at most (default: 100)")
     add("--everyday", metavar="N", type=int, default=200, help="prompts in everyday words (default: 200)")
     add("--open", metavar="N", type=int, default=50, help="captions that leave things open (default: 50)")
-    add("--judged", metavar="N", type=int, default=4, help="of them, CLIP's pick and others by lot (default: 4)")
+    add("--judged", metavar="N", type=int, help="of them, CLIP's pick and others by lot (default: all)")
     return parser.parse_args(argv)
 
 
 def measure(args: argparse.Namespace) -> None:
+    args.judged = args.candidates if args.judged is None else args.judged
     for name in ("prompts", "candidates", "judged"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: at least 1")
@@ -155,7 +158,8 @@ def measure_model(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     before = Before(output / PARTIAL, {"asked": asked, "models": models})
     figures = before.measure(stages.of(world), args.only)
     if baseline is not None:
-        figures["baseline"] = before.measure(stages.of(baseline, "baseline_"), args.only, "baseline ")
+        picks = replace(stages, judged=1)
+        figures["baseline"] = before.measure(picks.of(baseline, "baseline_"), args.only, "baseline ")
     if rows := [row for name in (*KINDS, EVERYDAY) for row in figures.get(name, {}).get("rows", ())]:
         figures["ranking"] = scores(rows)  # over all prompts: whether CLIP's pick is better than a random candidate
     figures |= {"things": len(world.emoji), "styles": world.styles}

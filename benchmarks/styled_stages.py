@@ -317,14 +317,21 @@ def save_sheet(entries: list[Entry], path: Path) -> None:
 
 
 def scores(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Shares of CLIP's picks, of random candidates, and of prompts with any; how much the pick gains."""
+    """Shares of CLIP's picks; where others were judged, of random candidates and of prompts with any, and the gain.
+
+    "gain_interval" is the 95 % interval of how much oftener the pick is right, paired within prompts.
+    """
     found: dict[str, Any] = {"prompts": len(rows)}
     for part in PARTS:
         right = [[one[part] for one in row["parts"]] for row in rows if part in row["parts"][0]]
         if right:
             pick, mean, some = shares(right)
-            gain, error = pick_gain(right)
-            found[part] = {"pick": pick, "random": mean, "any": some, "gain": gain, "gain_error": error}
+            found[part] = {"prompts": len(right), "pick": pick}
+            if len(right[0]) > 1:
+                gain, error = pick_gain(right)
+                found[part] |= {"random": mean, "any": some, "gain": gain, "gain_error": error}
+                if error is not None:
+                    found[part]["gain_interval"] = [gain - 1.96 * error, gain + 1.96 * error]
     if styled := [row["parts"][0] for row in rows if "style" in row["parts"][0]]:
         found["things_and_style"] = share(best["things"] and best["style"] for best in styled)
     for name in ("psnr", "ssim"):

@@ -65,6 +65,10 @@ def test_the_benchmark_counts_picks_and_others(stages):
     rows = [{"parts": [{"things": True, "clean": True}]}, {"parts": [dict.fromkeys(("things", "style"), True)]}]
     assert "style" not in stages.scores(rows[:1]) and stages.scores(rows)["style"]["pick"] == 1.0
     assert found["style"]["gain"] == 0.0 and found["style"]["gain_error"] > 0
+    low, high = found["things"]["gain_interval"]
+    assert low == -high < 0 and found["things"]["prompts"] == 4
+    alone = stages.scores([{"parts": row["parts"][:1]} for row in rows])
+    assert alone["things"] == {"prompts": 2, "pick": 1.0}  # no random candidate was judged
 
 
 def test_the_benchmark_goes_on_with_the_same_alone(benchmark, tmp_path):

@@ -20,6 +20,7 @@ from dalle_mini.models import VQGAN
 from dalle_mini.models.fingerprint import fingerprint
 from dalle_mini.text import CaptionTokenizer
 from dalle_mini.text.known_words import KnownWords
+from dalle_mini.weights.bundle import SHIPPED
 
 TOOLS = Path(__file__).parents[2] / "tools" / "train"
 RECIPE = TOOLS / "emoji.sh"
@@ -347,6 +348,10 @@ def test_the_recipe_stops_in_time_and_does_as_much_as_it_is_told(tmp_path):
     lines = called.read_text()
     assert f"fetch_art.py --folder {ART} --world {runs}/world.json --things 100" in lines
     assert "--split train --rows 1200" in lines and "loop.steps=40\n" in lines
+    earlier = "styles" not in (SHIPPED / "scenes.json").read_text()
+    assert (
+        f"styled_quality.py --model {runs}/bundle --baseline {SHIPPED.relative_to(SHIPPED.parents[3])} " in lines
+    ) == earlier
     (runs).mkdir()
     (runs / "world.json").write_text('{"things": 100, "styles": []}')
     assert "another number of things" in recipe("--things", "99").stderr
