@@ -29,7 +29,10 @@ const easel = new Easel({
   state: (data) => progress.state(data),
   progress: (data) => progress.passes(data),
   partial: (data) => wall.partial(data),
-  finished: (data) => wall.hang(data),
+  finished(data) {
+    wall.hang(data);
+    progress.finished(data);
+  },
   lost: () => progress.lost(),
   failed: (message) => fail(message),
   async ended(told, isNew) {

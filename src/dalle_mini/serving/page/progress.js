@@ -11,6 +11,7 @@ export class Progress {
 
   begin(told) {
     this.since = null;
+    this.count = 0; // pictures that are finished while others are drawn
     this.bar.value = 0;
     this.bar.hidden = false;
     byId("cancel").hidden = false;
@@ -20,7 +21,7 @@ export class Progress {
 
   state({ state, place, seconds_left: seconds }) {
     if (state === "queued") say(byId("status"), `Waiting: ${ordinal(place ?? 1)} in the queue${after(seconds)}`);
-    if (state === "running") say(byId("status"), `Drawing${after(seconds)}`);
+    if (state === "running") this.drawing(seconds);
   }
 
   passes({ done, total }) {
@@ -29,7 +30,16 @@ export class Progress {
     this.bar.value = done / total;
     const pace = (now - this.since.when) / Math.max(1, done - this.since.done);
     const seconds = done > this.since.done ? (pace * (total - done)) / 1000 : null;
-    say(byId("status"), `Drawing${after(seconds)}`);
+    this.drawing(seconds);
+  }
+
+  finished({ finished }) {
+    this.count = finished;
+  }
+
+  drawing(seconds) {
+    const finished = this.count ? `: ${this.count} are finished` : "";
+    say(byId("status"), `Drawing${finished}${after(seconds)}`);
   }
 
   lost() {
