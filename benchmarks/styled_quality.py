@@ -41,6 +41,8 @@ from dalle_mini.emoji.things import things
 from dalle_mini.errors import UserError
 from dalle_mini.results.write import check_writable
 from dalle_mini.runtime import files, parsing
+from dalle_mini.weights.bundle import PARTS
+from dalle_mini.weights.editions import edition_of
 from quality_options import generation_settings, quality_parser
 from styled_stages import (
     CLIP,
@@ -159,7 +161,8 @@ def measure_model(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     figures = before.measure(stages.of(world), args.only)
     if baseline is not None:
         picks = replace(stages, judged=1)
-        figures["baseline"] = before.measure(picks.of(baseline, "baseline_"), args.only, "baseline ")
+        found = before.measure(picks.of(baseline, "baseline_"), args.only, "baseline ")
+        figures["baseline"] = found | {"name": name_of(baseline.pipe.provenance()["models"])}
     if rows := [row for name in (*KINDS, EVERYDAY) for row in figures.get(name, {}).get("rows", ())]:
         figures["ranking"] = scores(rows)  # over all prompts: whether CLIP's pick is better than a random candidate
     figures |= {"things": len(world.emoji), "styles": world.styles}
@@ -167,6 +170,12 @@ def measure_model(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     files.write_whole(output / "quality.json", json.dumps(figures, ensure_ascii=False) + "\n")
     before.forget()
     return figures
+
+
+def name_of(models: dict[str, Any]) -> str:
+    """ "the second edition", by its weights; "the other model" for one that never shipped."""
+    edition = edition_of({part: models[part]["sha256"] for part in PARTS})
+    return f"the {edition.name} edition" if edition else "the other model"
 
 
 class Before:

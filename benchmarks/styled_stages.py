@@ -25,6 +25,7 @@ from dalle_mini.emoji.styled_prompts import (
     StyledPrompt,
     Verdict,
     held_out_prompts,
+    right_everyday_scene,
     right_scene,
     verdict,
     without_style,
@@ -150,11 +151,8 @@ class Stages:
         """The shares that are right, and what the VQGAN leaves of right scenes."""
         found = draw_and_judge(bundle, prompts, self.settings, self.judged)
         save_sheet(found.pop("entries"), self.sheets / f"{sheet}.png")
-        if bundle.says_styles and isinstance(prompts[0], StyledPrompt):
-            exact = [draw_styled(right_scene(one, bundle.styles), SIZE, bundle.art) for one in prompts]
-            ceiling = bundle.judge(copies(bundle.pipe.vqgan, np.stack(exact)))
-            right = [dataclasses.asdict(verdict(*both)) for both in zip(prompts, ceiling, strict=True)]
-            found["copied"] = {part: share(one[part] for one in right) for part in PARTS}
+        if bundle.says_styles:
+            found["copied"] = ceiling(bundle, prompts)
         return found
 
     def printed(self, bundle: Bundle, sheet: str) -> dict[str, Any]:
@@ -176,7 +174,28 @@ class Stages:
         for one in failed:
             say(f"FAILED: {one['prompt']}: seen {one['seen'] or 'nothing'} ({', '.join(one['in'])})")
         save_sheet([entries[number] for number in wrong] or entries, self.sheets / f"{sheet}.png")
+        if bundle.says_styles:
+            found["copied"] = ceiling(bundle, prompts)
         return found | {"not_known": len(places) - len(prompts), "failed": failed}
+
+
+def ceiling(bundle: Bundle, prompts: Sequence[Any]) -> dict[str, Any]:
+    """What of right scenes, one for each prompt that has one, is still right in the VQGAN's copies."""
+    scenes = [
+        right_scene(one, bundle.styles)
+        if isinstance(one, StyledPrompt)
+        else right_everyday_scene(one, bundle.emoji, bundle.styles[number % len(bundle.styles)])
+        for number, one in enumerate(prompts)
+    ]
+    both = [(one, scene) for one, scene in zip(prompts, scenes, strict=True) if scene is not None]
+    if not both:
+        return {"prompts": 0}
+    images = np.stack([draw_styled(scene, SIZE, bundle.art) for _, scene in both])
+    judged = bundle.judge(copies(bundle.pipe.vqgan, images))
+    right = [judged_parts(one, found) for (one, _), found in zip(both, judged, strict=True)]
+    return {"prompts": len(both)} | {
+        part: share(one[part] for one in right if part in one) for part in PARTS if any(part in one for one in right)
+    }
 
 
 def printed_places() -> dict[str, list[str]]:

@@ -20,6 +20,7 @@ from dalle_mini.emoji.things import things
 from dalle_mini.errors import UserError
 from dalle_mini.settings import GenerationSettings
 from dalle_mini.weights.bundle import SHIPPED
+from dalle_mini.weights.editions import EDITIONS
 
 TESTS = Path(__file__).parents[1]
 ART = TESTS / "golden" / "art"
@@ -149,6 +150,25 @@ def test_the_benchmark_tells_which_printed_prompts_fail(stages, one_style, tmp_p
     assert [(one["prompt"], one["in"]) for one in found["failed"]] == [("a cat and a fox", ["docs/a.md:2"])]
     assert "FAILED: a cat and a fox: seen " in capsys.readouterr().err
     assert (tmp_path / "printed.png").stat().st_size > 1000
+
+
+def test_the_ceiling_is_of_prompts_that_have_a_right_scene(stages, one_style, monkeypatch):
+    monkeypatch.setattr(stages, "copies", lambda vqgan, images: images)
+    read = stages.CaptionReader(stages.Lexicon({}, EMOJI))
+    texts = ("three foxes", "a fox", "a fox and a cat", "a fox, a cat and a bee", "two foxes and a cat", "a zzz")
+    prompts = [read(text) for text in texts]
+    assert stages.ceiling(one_style, prompts[:5]) == {"prompts": 4, "things": 1.0, "clean": 1.0}
+    assert stages.ceiling(one_style, prompts[4:]) == {"prompts": 0}
+    styled = StyledPrompt("a flat fox", STYLE, (FOX,), "flat")
+    bundle = dataclasses.replace(one_style, styles=["noto", "flat"])
+    bundle.__dict__.update(art=STYLES, judge=one_style.judge)
+    assert stages.ceiling(bundle, [styled]) == {"prompts": 1, "things": 1.0, "style": 1.0, "clean": 1.0}
+
+
+def test_another_model_has_its_editions_name(benchmark):
+    models = {part: {"sha256": digest} for part, digest in EDITIONS[1].sha256.items()}
+    assert benchmark.name_of(models) == "the second edition"
+    assert benchmark.name_of(models | {"clip": {"sha256": "0"}}) == "the other model"
 
 
 def test_a_vqgan_of_smaller_images_copies_in_its_own_size(stages):

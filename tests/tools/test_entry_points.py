@@ -232,13 +232,40 @@ def test_the_card_of_ones_own_run(tool, tmp_path):
 
 def test_the_card_tells_what_was_measured(tool, tmp_path):
     make_card = tool("make_card")
-    share = {"pick": 0.96, "random": 0.9, "any": 1.0, "gain": 0.06, "gain_error": 0.01}
-    kind = {"prompts": 40, "things": share, "style": share | {"pick": 0.75}, "clean": share}
-    copies = {"noto": {"psnr": 25.44, "ssim": 0.9, "codes": 9}}
-    (tmp_path / "quality.json").write_text(json.dumps({"style": kind, "copies": copies, "candidates": 16}))
+    gains = {"gain": 0.06, "gain_error": 0.01, "gain_interval": [0.0404, 0.0796]}
+    share = {"prompts": 40, "pick": 0.96, "random": 0.9, "any": 1.0, **gains}
+    copied = {"things": 0.99, "style": 1.0, "ground": 1.0, "clean": 1.0}
+    kind = {"prompts": 40, "things": share, "style": share | {"pick": 0.75}, "clean": share, "copied": copied}
+    kind |= {"median_psnr": 24.24, "median_ssim": 0.9125}
+    copies = {"noto": {"psnr": 25.44, "ssim": 0.9, "codes": 9}, "3d": {"psnr": 26.0, "ssim": 0.95, "codes": 9}}
+    everyday = {"prompts": 200, "things": share, "copied": {"prompts": 150, "things": 0.98}}
+    wide = {"styles": 3.25, "places": 4.0, "sizes": 2.0, "grounds": 5.5, "right": 0.955, "captions": 50}
+    printed = {"prompts": 12, "failed": [{"prompt": "a fox", "seen": "", "in": ["README.md:1"]}]}
+    printed["copied"] = {"prompts": 11, "things": 1.0, "clean": 1.0}
+    alone = {"prompts": 190, "pick": 0.42}
+    figures = {"copies": copies, "style": kind, "everyday": everyday, "printed": printed, "open": wide}
+    other = {"name": "the second edition", "copies": {"noto": copies["noto"] | {"psnr": 24.0}}, "open": wide}
+    figures |= {"ranking": {"prompts": 240, "things": share | {"prompts": 240}}, "candidates": 16}
+    figures["baseline"] = other | {"everyday": {"prompts": 190, "things": alone}}
+    (tmp_path / "quality.json").write_text(json.dumps(figures))
     values = make_card.scores(tmp_path / "quality.json")
-    assert "never seen with it | 40 | 96 % (90 %) | 75 % (90 %) |  |  | 96 % (90 %) |" in values["SCORES"]
-    assert "| noto | 25.4 dB | 0.900 |" in values["COPIES"]
+    seen = "| a thing in a style never seen with it | 40 | {} |"
+    assert seen.format("CLIP's pick | 96 % | 75 % |  |  | 96 %") in values["SCORES"]
+    assert seen.format("a random candidate | 90 % | 90 % |  |  | 90 %") in values["SCORES"]
+    assert seen.format("the VQGAN's copy of a right scene | 99 % | 100 % |  |  | 100 %") in values["SCORES"]
+    assert "| everyday words | 190 | the second edition: CLIP's pick | 42 % |" in values["SCORES"]
+    assert "| everyday words | 150 | the VQGAN's copy of a right scene | 98 % |" in values["SCORES"]
+    assert "| a thing in a style never seen with it | 24.2 dB, 0.912 |  |" in values["SINGLES"]
+    assert values["PRINTED"].startswith('11 of 12 show the right things. Not right: "a fox". In the')
+    assert values["PRINTED"].endswith("copies of 11 right scenes, 100 % do.")
+    assert "| right things | 240 | 96 % | 90 % | 100 % | +6.0 (+4.0 to +8.0) |" in values["RANKING"]
+    assert "| mean of 50 captions | this model | the second edition |" in values["VARIETY"]
+    assert "| styles | 3.2 | 3.2 |" in values["VARIETY"]
+    assert "| noto | 25.4 dB, 0.900 | 24.0 dB, 0.900 |\n| 3d | 26.0 dB, 0.950 |  |" in values["COPIES"]
+    few = {"copies": copies, "candidates": 4}  # nothing but these was measured
+    (tmp_path / "quality.json").write_text(json.dumps(few))
+    values = make_card.scores(tmp_path / "quality.json")
+    assert values["VARIETY"] == "Not measured." and "| noto | 25.4 dB, 0.900 |" in values["COPIES"]
     names = ("EMOJI", "STYLES", "STYLE_NAMES", "DALLE", "VQGAN", "CLIP", "SIZE")  # facts of the bundle
     filled = make_card.fill(
         make_card.TEMPLATE.read_text(), values | make_card.history(None) | dict.fromkeys(names, "7")

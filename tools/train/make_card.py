@@ -6,6 +6,7 @@ python tools/train/make_card.py runs/emoji/bundle runs/emoji/quality/quality.jso
 
 import math
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,20 @@ KINDS = {  # of prompts in quality.json
     "unknown word": "a thing with an unknown word",
     "everyday": "everyday words",
 }
-PARTS = ("things", "style", "ground", "relation", "clean")
+PARTS = {
+    "things": "right things",
+    "style": "right style",
+    "ground": "right background",
+    "relation": "right relation",
+    "clean": "no specks",
+}
+OPEN = {  # what captions leave open
+    "styles": "styles",
+    "places": "places",
+    "sizes": "sizes",
+    "grounds": "backgrounds",
+    "right": "right thing in all that are drawn",
+}
 
 
 def fill(template: str, values: dict[str, str]) -> str:
@@ -59,35 +73,119 @@ def facts(bundle: Path) -> dict[str, str]:
 
 
 def scores(quality: Path) -> dict[str, str]:
-    """The figures that the benchmark measured, as tables."""
+    """The figures that the benchmark measured, as tables: the model's, and the other one's where one was compared."""
     if not quality.is_file():
         raise UserError(f"{quality}: no such file: run benchmarks/styled_quality.py first")
     try:
         figures = parsing.read_object(quality)
-        rows = [row(what, figures[kind]) for kind, what in KINDS.items() if kind in figures]
-        head = [
-            "| prompts | number | right things | right style | background | relation | no specks |",
-            "|---" * 7 + "|",
-        ]
-        copies = [
-            f"| {style} | {found['psnr']:.1f} dB | {found['ssim']:.3f} |" for style, found in figures["copies"].items()
-        ]
+        other = figures.get("baseline", {})
+        name = other.get("name", "the other model")
         return {
-            "SCORES": "\n".join([*head, *rows]),
-            "COPIES": "\n".join(["| style | PSNR | SSIM |", "|---|---|---|", *copies]),
+            "SCORES": shares(figures, other, name),
+            "SINGLES": singles(figures, other, name),
+            "PRINTED": printed(figures.get("printed")),
+            "RANKING": ranking(figures.get("ranking", {})),
+            "VARIETY": variety(figures.get("open"), other.get("open"), name),
+            "COPIES": copies(figures["copies"], other.get("copies", {}), name),
             "CANDIDATES": str(figures["candidates"]),
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{quality}: not what benchmarks/styled_quality.py writes ({error})") from None
 
 
-def row(what: str, figures: dict[str, Any]) -> str:
-    """CLIP's picks of one kind of prompts, with a random candidate's share in brackets."""
-    cells = [
-        f"{100 * figures[part]['pick']:.0f} % ({100 * figures[part]['random']:.0f} %)" if part in figures else ""
-        for part in PARTS
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
+
+
+def percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.0f} %"
+
+
+def shares(figures: dict[str, Any], other: dict[str, Any], name: str) -> str:
+    """Each kind of prompts: CLIP's pick, a random candidate, any, the VQGAN's copies, and the other model's pick."""
+    rows = []
+    for kind, what in KINDS.items():
+        if kind not in figures:
+            continue
+        found, theirs = figures[kind], other.get(kind, {})
+        drawn = {
+            who: {part: found[part].get(key) for part in PARTS if part in found}
+            for who, key in {"CLIP's pick": "pick", "a random candidate": "random", "any candidate": "any"}.items()
+        }
+        copied = {part: found.get("copied", {}).get(part) for part in PARTS if part in found}
+        drawn["the VQGAN's copy of a right scene"] = copied
+        drawn[f"{name}: CLIP's pick"] = {part: theirs[part]["pick"] for part in PARTS if part in theirs}
+        numbers = {f"{name}: CLIP's pick": theirs.get("prompts")}
+        if "copied" in found:
+            numbers["the VQGAN's copy of a right scene"] = found["copied"].get("prompts", found["prompts"])
+        for who, row in drawn.items():
+            if any(value is not None for value in row.values()):
+                number = str(numbers.get(who, found["prompts"]))
+                rows.append([what, number, who, *(percent(row.get(part)) for part in PARTS)])
+    return table(["prompts", "number", "drawn by", *PARTS.values()], rows)
+
+
+def singles(figures: dict[str, Any], other: dict[str, Any], name: str) -> str:
+    """The median likeness of single things."""
+    rows = [
+        [what, likeness(figures[kind]), *([likeness(other.get(kind, {}))] if other else [])]
+        for kind, what in KINDS.items()
+        if "median_psnr" in figures.get(kind, {})
     ]
-    return f"| {what} | {figures['prompts']} | {' | '.join(cells)} |"
+    return table(["prompts", "this model", *([name] if other else [])], rows)
+
+
+def likeness(found: dict[str, Any]) -> str:
+    return f"{found['median_psnr']:.1f} dB, {found['median_ssim']:.3f}" if "median_psnr" in found else ""
+
+
+def printed(found: dict[str, Any] | None) -> str:
+    """How many of the prompts that texts print are right, and which are not."""
+    if not found or not found["prompts"]:
+        return "None of these prompts was drawn."
+    failed = [f'"{one["prompt"]}"' for one in found["failed"]]
+    said = f"{found['prompts'] - len(failed)} of {found['prompts']} show the right things."
+    if failed:
+        said += f" Not right: {', '.join(failed)}."
+    if "things" in (copied := found.get("copied", {})):
+        said += f" In the VQGAN's copies of {copied['prompts']} right scenes, {percent(copied['things'])} do."
+    return said
+
+
+def ranking(figures: dict[str, Any]) -> str:
+    """CLIP's picks beside random candidates and the best ones, with the paired 95 % interval of what the picks gain."""
+    rows = []
+    for part, what in PARTS.items():
+        found = figures.get(part, {})
+        if "gain_interval" not in found:
+            continue
+        low, high = (f"{100 * end:+.1f}" for end in found["gain_interval"])
+        three = [percent(found[key]) for key in ("pick", "random", "any")]
+        rows.append([what, str(found["prompts"]), *three, f"{100 * found['gain']:+.1f} ({low} to {high})"])
+    head = ["", "prompts", "CLIP's pick", "a random candidate", "any candidate", "gain in points (95 % interval)"]
+    return table(head, rows)
+
+
+def variety(found: dict[str, Any] | None, theirs: dict[str, Any] | None, name: str) -> str:
+    """How much the candidates differ where a caption leaves things open."""
+    if not found:
+        return "Not measured."
+    columns = [one for one in (found, theirs) if one]
+    rows = [
+        [what, *(percent(one[key]) if key == "right" else f"{one[key]:.1f}" for one in columns)]
+        for key, what in OPEN.items()
+    ]
+    return table([f"mean of {found['captions']} captions", "this model", name][: 1 + len(columns)], rows)
+
+
+def copies(figures: dict[str, Any], theirs: dict[str, Any], name: str) -> str:
+    """What VQGANs leave of held-out scenes, by style."""
+
+    def cell(one: dict[str, Any] | None) -> str:
+        return f"{one['psnr']:.1f} dB, {one['ssim']:.3f}" if one else ""
+
+    rows = [[style, cell(found), *([cell(theirs.get(style))] if theirs else [])] for style, found in figures.items()]
+    return table(["style", "this model", *([name] if theirs else [])], rows)
 
 
 def history(runs: Path | None) -> dict[str, str]:

@@ -6,14 +6,15 @@ from dataclasses import dataclass, replace
 
 from dalle_mini.emoji.art import PALETTE, Emoji, is_held_out
 from dalle_mini.emoji.captions import pick, with_article
-from dalle_mini.emoji.layout import ABOVE, IN_FRONT_OF, Box, fact, touches
+from dalle_mini.emoji.everyday import EverydayPrompt
+from dalle_mini.emoji.layout import ABOVE, IN_FRONT_OF, LEFT_OF, Box, fact, touches
 from dalle_mini.emoji.nouns import spoken
 from dalle_mini.emoji.phrases import STYLE_WORDS, UNSEEN, one_of
 from dalle_mini.emoji.scene_captions import RELATIONS
 from dalle_mini.emoji.scenes import SINGLE, TWO, Background, Scene, Thing
 from dalle_mini.emoji.splits import is_pair_held_out, is_style_held_out
 from dalle_mini.emoji.styled_judge import Seen, StyledJudgement
-from dalle_mini.emoji.styled_layout import USUAL, alone, pair
+from dalle_mini.emoji.styled_layout import USUAL, alone, grid, most_scale, pair, row
 from dalle_mini.errors import UserError
 
 GROUND, STYLE, PAIR, UNKNOWN = KINDS = ("ground", "style", "pair", "unknown word")
@@ -160,6 +161,25 @@ def right_scene(prompt: StyledPrompt, styles: Sequence[str], seed: int = 0) -> S
         things = prompt.things[::-1] if forward else prompt.things
     placed = tuple(Thing(one, box, None, style) for one, box in zip(things, boxes, strict=True))
     return Scene(prompt.caption, placed, Background((prompt.ground or "white",)), TWO if prompt.relation else SINGLE)
+
+
+def right_everyday_scene(prompt: EverydayPrompt, emoji: Sequence[Emoji], style: str) -> Scene | None:
+    """A scene on white that answers a prompt, of the given things; None for one that no kind of scene answers."""
+    by_character = {one.characters.replace("\ufe0f", ""): one for one in emoji}
+    chosen = [
+        next((by_character[one] for one in wanted.things if one in by_character), None) for wanted in prompt.wanted
+    ]
+    counts = [wanted.least for wanted in prompt.wanted]
+    rng = random.Random(f"dalle-mini right scene {prompt.text}")
+    if len(chosen) == 1:
+        boxes: Sequence[Box] = grid(rng, counts[0], most_scale(counts[0]))
+        chosen *= counts[0]
+    elif set(counts) == {1} and len(chosen) in (2, 3):
+        boxes = pair(rng, LEFT_OF, (USUAL, USUAL), False) if len(chosen) == 2 else row(rng)
+    else:
+        return None
+    placed = tuple(Thing(one, box, None, style) for one, box in zip(chosen, boxes, strict=True) if one is not None)
+    return Scene(prompt.text, placed, Background(("white",)), SINGLE) if len(placed) == len(boxes) else None
 
 
 def verdict(prompt: StyledPrompt, found: StyledJudgement) -> Verdict:
