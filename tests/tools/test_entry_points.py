@@ -236,7 +236,7 @@ def test_the_card_tells_what_was_measured(tool, tmp_path):
     share = {"prompts": 40, "pick": 0.96, "random": 0.9, "any": 1.0, **gains}
     copied = {"things": 0.99, "style": 1.0, "ground": 1.0, "clean": 1.0}
     kind = {"prompts": 40, "things": share, "style": share | {"pick": 0.75}, "clean": share, "copied": copied}
-    kind |= {"median_psnr": 24.24, "median_ssim": 0.9125}
+    kind |= {"median_psnr": 24.24, "median_ssim": 0.9125, "things_and_style": 0.73}
     copies = {"noto": {"psnr": 25.44, "ssim": 0.9, "codes": 9}, "3d": {"psnr": 26.0, "ssim": 0.95, "codes": 9}}
     everyday = {"prompts": 200, "things": share, "copied": {"prompts": 150, "things": 0.98}}
     wide = {"styles": 3.25, "places": 4.0, "sizes": 2.0, "grounds": 5.5, "right": 0.955, "captions": 50}
@@ -250,7 +250,7 @@ def test_the_card_tells_what_was_measured(tool, tmp_path):
     (tmp_path / "quality.json").write_text(json.dumps(figures))
     values = make_card.scores(tmp_path / "quality.json")
     seen = "| a thing in a style never seen with it | 40 | {} |"
-    assert seen.format("CLIP's pick | 96 % | 75 % |  |  | 96 %") in values["SCORES"]
+    assert seen.format("CLIP's pick | 96 % | 75 % |  |  | 96 % | 73 %") in values["SCORES"]
     assert seen.format("a random candidate | 90 % | 90 % |  |  | 90 %") in values["SCORES"]
     assert seen.format("the VQGAN's copy of a right scene | 99 % | 100 % |  |  | 100 %") in values["SCORES"]
     assert "| everyday words | 190 | the second edition: CLIP's pick | 42 % |" in values["SCORES"]

@@ -115,14 +115,16 @@ def shares(figures: dict[str, Any], other: dict[str, Any], name: str) -> str:
         copied = {part: found.get("copied", {}).get(part) for part in PARTS if part in found}
         drawn["the VQGAN's copy of a right scene"] = copied
         drawn[f"{name}: CLIP's pick"] = {part: theirs[part]["pick"] for part in PARTS if part in theirs}
+        both = {"CLIP's pick": found, f"{name}: CLIP's pick": theirs}
         numbers = {f"{name}: CLIP's pick": theirs.get("prompts")}
         if "copied" in found:
             numbers["the VQGAN's copy of a right scene"] = found["copied"].get("prompts", found["prompts"])
         for who, row in drawn.items():
             if any(value is not None for value in row.values()):
                 number = str(numbers.get(who, found["prompts"]))
-                rows.append([what, number, who, *(percent(row.get(part)) for part in PARTS)])
-    return table(["prompts", "number", "drawn by", *PARTS.values()], rows)
+                last = percent(both.get(who, {}).get("things_and_style"))
+                rows.append([what, number, who, *(percent(row.get(part)) for part in PARTS), last])
+    return table(["prompts", "number", "drawn by", *PARTS.values(), "right things and style"], rows)
 
 
 def singles(figures: dict[str, Any], other: dict[str, Any], name: str) -> str:
