@@ -165,6 +165,23 @@ def test_everyday_ways_of_asking(train):
     assert not share("|".join(rf"\b{word}\b" for word in UNSEEN), re.IGNORECASE)
 
 
+def test_several_things_may_be_named_by_their_characters(train):
+    told = [scene for scene in train if len(scene.things) > 1 and re.search(r"[^\x00-\x7f]", scene.caption)]
+    assert 0.01 < len(told) / len(train) < 0.05
+    for scene in told:
+        wanted = Counter(thing.emoji.characters for thing in scene.things)
+        for characters, count in wanted.items():
+            # Each thing has its own characters, or a number before those of all.
+            said = scene.caption.count(characters)
+            number = rf"\b({count}|{NUMBERS[count]})\b"
+            assert said == count or (said == 1 and re.search(number, scene.caption, re.IGNORECASE)), scene.caption
+    captions = " | ".join(scene.caption for scene in told)
+    one = r"[^\x00-\x7f]+"
+    for way in (f"{one} and {one}", f"{one}, {one} and {one}", f"{one} {one}", rf"\d {one}", rf"({one})\1", "under"):
+        assert re.search(way, captions), way
+    assert not re.search(rf"{one}[a-z]", captions)
+
+
 def test_a_general_word_may_be_any_of_its_things(train):
     flowers = Counter(
         scene.things[0].emoji.name

@@ -88,6 +88,14 @@ def test_a_compound_is_near_its_last_noun_and_what_is_related_to_it():
     assert KnownWords(["chair", "ice"], {"chair": ["ice cream"]}).nearest("armchair") == ("chair",)
 
 
+def test_numbers_from_ten_are_words():
+    model = KnownWords(["cats", "nine", "k", "ten", "30"])
+    assert [str(one) for one in model.unknown("12 cats")] == ["12: never seen"]
+    assert [one.word for one in model.unknown("10 cats, 100 cats and 1,000 cats")] == ["10", "100", "and", "1000"]
+    assert not model.unknown("9 cats 4k 30 cats 1 ten")
+    assert [one.word for one in model.unknown("50s cats")] == ["s"]  # which is no plural
+
+
 def test_a_form_of_a_word_is_near_it():
     model = KnownWords(["rain", "umbrella", "sit", "ride", "box"], {"rain": ["umbrella"]})
     assert model.nearest("raining") == model.nearest("rainy") == ("rain", "umbrella")

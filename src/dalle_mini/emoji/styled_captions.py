@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from dalle_mini.emoji.captions import PLACES, pick, with_article
 from dalle_mini.emoji.nouns import is_counted, is_plural, spoken
 from dalle_mini.emoji.phrases import (
+    NUMBERS,
     REQUESTS,
     SOME,
     STYLE_WORDS,
@@ -24,6 +25,8 @@ from dalle_mini.emoji.styled_layout import SIZES_SAID
 from dalle_mini.emoji.words import Lexicon
 
 GENERAL_SHARE, KEYWORD_SHARE, CHARACTER_SHARE = 0.30, 0.06, 0.04  # of the words for a single thing
+CHARACTERS_SHARE = 0.05  # of the captions of several things name all of them by emoji characters
+REPEATED = 5  # emoji characters at most for equal things: the seq2seq model reads the whole name of each
 BARE_SHARE = 0.18  # of the captions have no articles
 EMPTY_SHARE, REQUEST_SHARE, SLIP_SHARE, CAPITALS_SHARE = 0.10, 0.22, 0.05, 0.05
 NONSENSE_SHARE = 0.01  # of the captions of single things are nothing else
@@ -78,10 +81,13 @@ class Captioner:
     def counted(self, rng: random.Random, thing: Thing, size: str | None, count: int, told: Said) -> str:
         """ "three cats", "3 small cats", "cats", "some cats"."""
         bare, style, adjective = self._style(rng, told)
+        characters = rng.random() < CHARACTERS_SHARE
         word = self._word(rng, thing, counted=True)
         adjectives = self._adjectives(rng, Thing(thing.emoji, thing.box, size, color=thing.color), adjective)
         opens = [said for said, counts in SOME.items() if count in counts]
-        if opens and rng.random() < NUMBER_OPEN_SHARE:
+        if characters:
+            phrase = _counted_characters(rng, thing, count, adjectives)
+        elif opens and rng.random() < NUMBER_OPEN_SHARE:
             phrase = counted(rng, word, None, pick(rng, opens), adjectives)
         else:
             phrase = counted(rng, word, count, adjectives=adjectives)
@@ -95,10 +101,14 @@ class Captioner:
         styles = [self._style_adjective(rng, one.style) for one in (first, second)] if mixed else [adjective, ""]
         if adjective and rng.random() < 0.5:
             styles[1] = adjective
-        phrases = [self._phrase(rng, one, of, bare) for one, of in zip((first, second), styles, strict=True)]
+        characters = rng.random() < CHARACTERS_SHARE
+        phrases = [
+            self._phrase(rng, one, of, bare, characters) for one, of in zip((first, second), styles, strict=True)
+        ]
         if relation is None:
             joint = pick(rng, (" and ", " and ", " and ", " with ", ", ", " & "))
-            scene = joint.join(text for text, _ in phrases)
+            texts = [text for text, _ in phrases]
+            scene = _side_by_side(rng, texts) if characters and rng.random() < 0.5 else joint.join(texts)
         else:
             scene = related(rng, phrases[0], relation, phrases[1])
         return self._finish(rng, scene, told, style, bare)
@@ -106,7 +116,10 @@ class Captioner:
     def row(self, rng: random.Random, things: Sequence[Thing], told: Said) -> str:
         """Three things from the left to the right, as such or as they come."""
         bare, style, adjective = self._style(rng, told)
-        left, middle, right = (self._phrase(rng, one, adjective if one is things[0] else "", bare)[0] for one in things)
+        characters = rng.random() < CHARACTERS_SHARE
+        left, middle, right = (
+            self._phrase(rng, one, adjective if one is things[0] else "", bare, characters)[0] for one in things
+        )
         kind = rng.random()
         if kind < 0.3:
             scene = f"{left}, {middle} and {right}"
@@ -119,6 +132,8 @@ class Captioner:
         else:
             three = [left, middle, right]
             three.sort(key=lambda _: rng.random())
+            if characters:
+                return self._finish(rng, _side_by_side(rng, three), told, style, bare)
             scene = f"{three[0]}, {three[1]}{pick(rng, (' and ', ' and ', ', ', ', and '))}{three[2]}"
         return self._finish(rng, scene, told, style, bare)
 
@@ -126,14 +141,17 @@ class Captioner:
         """ "a cat and a dog under a rainbow", "two cats under a rainbow"."""
         bare, style, adjective = self._style(rng, told)
         first, second = pair
-        if first.emoji == second.emoji:
+        characters = rng.random() < CHARACTERS_SHARE
+        if first.emoji == second.emoji and characters:
+            both = _counted_characters(rng, first, 2, self._adjectives(rng, first, ""))
+        elif first.emoji == second.emoji:
             both = counted(rng, self._word(rng, first, counted=True), 2, adjectives=self._adjectives(rng, first, ""))
         else:
-            phrases = [self._phrase(rng, each, "", bare)[0] for each in pair]
+            phrases = [self._phrase(rng, each, "", bare, characters)[0] for each in pair]
             if rng.random() < 0.5:
                 phrases.reverse()
-            both = " and ".join(phrases)
-        third, _ = self._phrase(rng, one, adjective, bare)
+            both = _side_by_side(rng, phrases) if characters and rng.random() < 0.5 else " and ".join(phrases)
+        third, _ = self._phrase(rng, one, adjective, bare, characters)
         between = pick(rng, (RELATIONS[relation].phrases[0], *RELATIONS[relation].phrases))
         return self._finish(rng, f"{both} {between} {third}", told, style, bare)
 
@@ -161,8 +179,12 @@ class Captioner:
             colored.reverse()
         return "".join(f"{one} " for one in words + colored)
 
-    def _phrase(self, rng: random.Random, thing: Thing, style: str, bare: bool) -> tuple[str, bool]:
-        """A thing of several, with its article, and whether it is a plural."""
+    def _phrase(
+        self, rng: random.Random, thing: Thing, style: str, bare: bool, characters: bool = False
+    ) -> tuple[str, bool]:
+        """A thing of several, with its article, and whether it is a plural; or its emoji characters, without one."""
+        if characters:
+            return self._adjectives(rng, thing, style) + thing.emoji.characters, False
         word = self._word(rng, thing)
         return one_of(word, self._adjectives(rng, thing, style), bare), is_plural(word)
 
@@ -203,6 +225,19 @@ class Captioner:
         if rng.random() < CAPITALS_SHARE:
             scene = capitals(rng, scene)
         return scene
+
+
+def _side_by_side(rng: random.Random, phrases: Sequence[str]) -> str:
+    """Emoji characters one after the other: "🐱🐶", "🐱 🐶", "🐱 small 🐶"."""
+    has_words = any(phrase[0].isascii() for phrase in phrases[1:])
+    return (" " if has_words else pick(rng, ("", " "))).join(phrases)
+
+
+def _counted_characters(rng: random.Random, thing: Thing, count: int, adjectives: str) -> str:
+    """Equal things by their emoji characters: "🐱🐱🐱", "3 🐱", "three small 🐱"."""
+    if count <= REPEATED and not adjectives and rng.random() < 0.7:
+        return thing.emoji.characters * count
+    return f"{count if rng.random() < 0.7 else NUMBERS[count]} {adjectives}{thing.emoji.characters}"
 
 
 def _with_style(rng: random.Random, scene: str, style: str) -> str:

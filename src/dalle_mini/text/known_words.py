@@ -19,7 +19,8 @@ from dalle_mini.weights.bundle import VOCABULARY
 
 NEAREST = 3  # words that are told
 SHORTEST = 4  # letters of a noun within a compound
-_WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
+# Words, and numbers from 10. The digits alone are in all captions that count.
+_WORD = re.compile(r"[a-z]+(?:'[a-z]+)?|(?<![\w.,])[1-9]\d+(?!\w)")
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,8 @@ def _stems(word: str) -> tuple[str, ...]:
     if word.endswith("'s"):
         return (word[:-2],)
     endings = (("s", ""), ("es", ""), ("ies", "y"), ("ves", "f"), ("men", "man"))
-    return tuple(word.removesuffix(end) + singular for end, singular in endings if word.endswith(end))
+    stems = (word.removesuffix(end) + singular for end, singular in endings if word.endswith(end))
+    return tuple(stem for stem in stems if stem)  # "s" is left of "50s"
 
 
 def _roots(word: str) -> tuple[str, ...]:
