@@ -13,6 +13,8 @@ import argparse
 import json
 import sys
 from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +23,11 @@ from flax import nnx
 
 from dalle_mini.commands.terminal import Parser, exit_code
 from dalle_mini.emoji.art import find_font
+from dalle_mini.emoji.packages import default_folder
 from dalle_mini.emoji.scene_captions import RELATIONS
 from dalle_mini.emoji.scene_prompts import held_out_scenes, right_image, scene_caption
+from dalle_mini.emoji.styled import draw_styled
+from dalle_mini.emoji.styled_prompts import PAIR, right_scene, with_names_exchanged
 from dalle_mini.errors import UserError
 from dalle_mini.training.run.init_from import loaded_parameters
 
@@ -33,6 +38,7 @@ def main() -> int:
     head, _, rest = __doc__.partition("\n")
     parser = Parser(description=head, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", metavar="FOLDER", help="a bundle (default: the shipped model)")
+    parser.add_argument("--art", metavar="FOLDER", type=Path, help="of the drawn styles (default: the user's cache)")
     parser.add_argument("--dalle", metavar="FOLDER", help="other weights of its DalleBart, such as a run's folder")
     parser.add_argument("--prompts", metavar="N", type=int, default=90, help="(default: 90)")
     parser.add_argument("--seed", metavar="N", type=int, default=1, help="of their choice (default: 1)")
@@ -42,7 +48,7 @@ def main() -> int:
         args = parser.parse_args()
         if args.prompts < len(RELATIONS):
             raise UserError(f"prompts {args.prompts}: at least one for each of {len(RELATIONS)} relations")
-        rows = measure(args.model, args.dalle, args.prompts, args.seed)
+        rows = measure(args.model, args.dalle, args.prompts, args.seed, args.art)
         print(f"{'':<14}{'nats, as asked':>16}{'exchanged':>12}{'as asked likelier':>20}")
         for name, (asked, exchanged, likelier) in rows.items():
             print(f"{name:<14}{asked:>16.1f}{exchanged:>12.1f}{likelier:>20.0%}")
@@ -53,18 +59,29 @@ def main() -> int:
     return exit_code(run)
 
 
-def measure(bundle: str | None, dalle: str | None, count: int, seed: int) -> dict[str, tuple[float, float, float]]:
+@dataclass(frozen=True)
+class Ordered:
+    """A picture of two things in a relation, its caption, and the one with the two names exchanged."""
+
+    relation: str
+    caption: str
+    exchanged: str
+    image: np.ndarray
+
+
+def measure(
+    bundle: str | None, dalle: str | None, count: int, seed: int, art: Path | None = None
+) -> dict[str, tuple[float, float, float]]:
     """For each relation with an order: a picture's nats under the two captions, and how often the right one wins."""
     from dalle_mini.evaluation.reconstruction import reconstruct
     from dalle_mini.models import DalleBart
-    from dalle_mini.pipeline import DalleMini
-    from emoji_quality import is_tidy, known_emoji
+    from styled_stages import Bundle
 
-    pipe, font = DalleMini.from_pretrained(bundle), find_font()
-    folder, size = pipe.folders["dalle"], pipe.vqgan.config.resolution
-    scenes = held_out_scenes(count, known_emoji(folder, font), seed)
-    _, tokens = reconstruct(pipe.vqgan, np.stack([right_image(s, size, font, tidy=is_tidy(folder)) for s in scenes]))
-    model = DalleBart.from_pretrained(folder)
+    world = Bundle.load(bundle, art or default_folder())
+    pipe = world.pipe
+    pictures = styled_pictures(world, count, seed) if world.says_styles else tidy_pictures(world, count, seed)
+    _, tokens = reconstruct(pipe.vqgan, np.stack([one.image for one in pictures]))
+    model = DalleBart.from_pretrained(pipe.folders["dalle"])
     if dalle is not None:
         nnx.update(model, loaded_parameters(DalleBart, model.config, dalle))
 
@@ -72,16 +89,44 @@ def measure(bundle: str | None, dalle: str | None, count: int, seed: int) -> dic
         if pipe.normalizer is not None:
             captions = [pipe.normalizer(caption) for caption in captions]
         ids, mask = pipe.tokenizer(captions, model.config.text_length)
-        return nats(model, ids, mask, np.asarray(tokens, np.int32).reshape(len(scenes), -1))
+        return nats(model, ids, mask, np.asarray(tokens, np.int32).reshape(len(pictures), -1))
 
-    asked = nats_of([one.caption for one in scenes])
-    exchanged = nats_of([scene_caption(one.second, one.relation, one.first, one.color) for one in scenes])
+    asked, other = nats_of([one.caption for one in pictures]), nats_of([one.exchanged for one in pictures])
     rows = defaultdict(list)
-    for scene, here, there in zip(scenes, asked, exchanged, strict=True):
-        if RELATIONS[scene.relation].forward is not None:
-            for name in (scene.relation, "all"):
+    for picture, here, there in zip(pictures, asked, other, strict=True):
+        if RELATIONS[picture.relation].forward is not None:
+            for name in (picture.relation, "all"):
                 rows[name].append((here, there, here < there))
     return {name: tuple(map(float, np.mean(rows[name], axis=0))) for name in (*RELATIONS, "all") if name in rows}
+
+
+def styled_pictures(world, count: int, seed: int) -> list[Ordered]:
+    """For a model of several styles; every other caption says the style."""
+    from styled_stages import SIZE, held_out
+
+    return [
+        Ordered(
+            one.relation,
+            one.caption,
+            with_names_exchanged(one).caption,
+            draw_styled(right_scene(one, world.styles, seed), SIZE, world.art),
+        )
+        for one in held_out(PAIR, count, world, seed)
+    ]
+
+
+def tidy_pictures(world, count: int, seed: int) -> list[Ordered]:
+    """For the second edition, as its training drew them."""
+    size, font = world.pipe.vqgan.config.resolution, find_font()
+    return [
+        Ordered(
+            one.relation,
+            one.caption,
+            scene_caption(one.second, one.relation, one.first, one.color),
+            right_image(one, size, font, tidy=True),
+        )
+        for one in held_out_scenes(count, world.emoji, seed)
+    ]
 
 
 def nats(model, ids: np.ndarray, mask: np.ndarray, tokens: np.ndarray) -> np.ndarray:

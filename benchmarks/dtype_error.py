@@ -1,7 +1,8 @@
-"""The loss of quality in smaller types, on the shipped model.
+"""The loss of quality in smaller types.
 
     python benchmarks/dtype_error.py
     python benchmarks/dtype_error.py --dtype int8 bfloat16 --prompts 50 --candidates 8
+    python benchmarks/dtype_error.py --model runs/emoji/bundle
 
 Against the float32 model, with the same prompts, seeds and keys:
 
@@ -9,44 +10,45 @@ Against the float32 model, with the same prompts, seeds and keys:
   difference does not count again in the tokens after it. One place of each picture is compared, each in turn.
 - drawn: the same for tokens that are drawn by chance, with the model's own temperature and top_k.
 - CLIP score, mean over all candidates and of the best, and the judged emoji and background of CLIP's pick.
+
+The prompts ask for things on a colour that training never showed them on.
 """
 
 import argparse
 import sys
+from pathlib import Path
 
 import numpy as np
 
 from dalle_mini import DalleMini
-from dalle_mini.emoji.art import find_font
-from dalle_mini.emoji.judge import held_out_prompts
-from dalle_mini.emoji.scene_prompts import single_caption
+from dalle_mini.emoji.packages import default_folder
+from dalle_mini.emoji.styled_prompts import GROUND, StyledPrompt
 from dalle_mini.generation import generate_tokens
 from dalle_mini.generation.scheduling import image_keys
-from emoji_quality import draw_judges, is_tidy, known_emoji
+from styled_stages import Bundle, held_out, judged_parts
 
 TOGETHER = 4  # captions in a call
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", metavar="FOLDER", help="a bundle (default: the shipped model)")
+    parser.add_argument("--art", metavar="FOLDER", type=Path, help="of the drawn styles (default: the user's cache)")
     parser.add_argument("--dtype", nargs="+", default=["int8", "bfloat16"], choices=["int8", "bfloat16", "float16"])
     parser.add_argument("--prompts", type=int, default=25)
     parser.add_argument("--candidates", type=int, default=8)
     args = parser.parse_args()
-    exact = DalleMini.from_pretrained()
-    font, folder = find_font(), exact.folders["dalle"]
-    words = single_caption if is_tidy(folder) else None
-    asked = held_out_prompts(args.prompts, known_emoji(folder, font), caption=words)
-    judge = draw_judges(exact, font, scenes=False).single
+    world = Bundle.load(args.model, args.art or default_folder())
+    exact, asked = world.pipe, held_out(GROUND, args.prompts, world)
     expected = {greedy: tokens_of(exact, asked, args.candidates, greedy) for greedy in (True, False)}
     print(
         "| dtype | greedy tokens kept | drawn tokens kept | CLIP score, mean | of the pick | right emoji | background |"
     )
     print("|---|---|---|---|---|---|---|")
     for dtype in ["float32", *args.dtype]:
-        pipe = exact if dtype == "float32" else DalleMini.from_pretrained(dtype=dtype)
+        pipe = exact if dtype == "float32" else DalleMini.from_pretrained(args.model, dtype=dtype)
         kept = [agreement(pipe, asked, expected[greedy], greedy) for greedy in (True, False)]
-        quality = pictures(pipe, asked, args.candidates, judge)
+        quality = pictures(pipe, asked, args.candidates, world.judge)
         print(f"| {dtype} | {kept[0]:.2%} | {kept[1]:.2%} | {quality} |", flush=True)
 
 
@@ -64,7 +66,7 @@ def tokens_of(pipe, asked, candidates: int, greedy: bool, forced=None) -> np.nda
     ids, mask, settings = text(pipe, asked)
     keys = image_keys([(0, one.caption) for one in asked], np.arange(candidates))
     chance = {"temperature": settings.temperature, "top_k": 1 if greedy else settings.top_k}
-    codebook = pipe.vqgan.config.n_embed
+    codebook = pipe.vqgan.codebook_size
     parts = []
     for start in range(0, len(asked), TOGETHER):
         part = slice(start, start + TOGETHER)
@@ -88,12 +90,12 @@ def agreement(pipe, asked, expected: np.ndarray, greedy: bool) -> float:
     return float(np.mean(np.take_along_axis(drawn, at, 2) == np.take_along_axis(expected, at, 2)))
 
 
-def pictures(pipe, asked, candidates: int, judge) -> str:
+def pictures(pipe, asked: list[StyledPrompt], candidates: int, judge) -> str:
     results = pipe.generate([one.caption for one in asked], candidates=candidates, keep=candidates)
     scores = np.array([result.scores for result in results])
     judged = judge(np.stack([np.asarray(result.images[0]) for result in results]))
-    emoji = np.mean([found.is_emoji(one) for found, one in zip(judged, asked, strict=True)])
-    color = np.mean([found.is_color(one) for found, one in zip(judged, asked, strict=True)])
+    parts = [judged_parts(one, found) for one, found in zip(asked, judged, strict=True)]
+    emoji, color = (np.mean([one[part] for one in parts]) for part in ("things", "ground"))
     return f"{scores.mean():.2f} | {scores.max(axis=1).mean():.2f} | {emoji:.0%} | {color:.0%}"
 
 

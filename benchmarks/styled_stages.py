@@ -222,6 +222,12 @@ def most_prompts(
     return []
 
 
+def held_out(kind: str, most: int, bundle: Bundle, seed: int = 0) -> list[StyledPrompt]:
+    """At most so many prompts of a kind for the bundle, without styles for one that knows none."""
+    prompts = most_prompts(kind, most, bundle.emoji, bundle.styles, seed)
+    return prompts if bundle.says_styles else [without_style(one) for one in prompts]
+
+
 def scenes_of(known: Sequence[Emoji], styles: Sequence[str], folder: Path, count: int, split: str = "heldout"):
     words = Lexicon(read_annotations(folder), known)
     source = StyledScenes(SIZE, 7, 10**6, styles, known, split, folder, words)

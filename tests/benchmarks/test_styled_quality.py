@@ -165,6 +165,36 @@ def test_the_ceiling_is_of_prompts_that_have_a_right_scene(stages, one_style, mo
     assert stages.ceiling(bundle, [styled]) == {"prompts": 1, "things": 1.0, "style": 1.0, "clean": 1.0}
 
 
+@pytest.fixture
+def of_styles(one_style):
+    bundle = dataclasses.replace(one_style, styles=SHIPPED_STYLES, says_styles=True)
+    bundle.__dict__.update(art=STYLES, judge=one_style.judge)
+    return bundle
+
+
+def test_captions_of_styled_pairs_are_exchanged(of_styles, judge):
+    pictures = module("caption_order").styled_pictures(of_styles, 9, 1)
+    assert len(pictures) > 2 and pictures[0].image.shape == (256, 256, 3)
+    for one in pictures:
+        assert one.caption != one.exchanged and sorted(one.caption.split()) == sorted(one.exchanged.split())
+        assert all(found.drawings for found in judge(one.image[None])[0].seen)
+
+
+@pytest.mark.parametrize("world", ["one_style", "of_styles"])
+def test_smaller_types_are_judged_in_any_edition(stages, world, request):
+    bundle = request.getfixturevalue(world)
+    asked = [one for one in stages.held_out(GROUND, 4, bundle) if one.ground]
+    assert bool([one for one in asked if one.style]) == bundle.says_styles
+    scenes = [stages.right_scene(one, bundle.styles) for one in asked]
+    images = [Image.fromarray(draw_styled(scene, 256, STYLES)) for scene in scenes]
+
+    class Drawn:
+        def generate(self, captions, candidates, keep):
+            return [SimpleNamespace(scores=[2.0, 1.0], images=[image, image]) for image in images]
+
+    assert module("dtype_error").pictures(Drawn(), asked, 2, bundle.judge) == "1.50 | 2.00 | 100% | 100%"
+
+
 def test_another_model_has_its_editions_name(benchmark):
     models = {part: {"sha256": digest} for part, digest in EDITIONS[1].sha256.items()}
     assert benchmark.name_of(models) == "the second edition"

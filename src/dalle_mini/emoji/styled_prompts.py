@@ -129,6 +129,12 @@ def without_style(prompt: StyledPrompt) -> StyledPrompt:
     return replace(prompt, caption=_caption(prompt.things, None, prompt.ground, prompt.relation), style=None)
 
 
+def with_names_exchanged(prompt: StyledPrompt) -> StyledPrompt:
+    """The same with the names of its two things exchanged."""
+    things = prompt.things[::-1]
+    return replace(prompt, caption=_caption(things, prompt.style, prompt.ground, prompt.relation), things=things)
+
+
 def _caption(
     things: Sequence[Emoji],
     style: str | None,
