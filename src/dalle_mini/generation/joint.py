@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -12,7 +13,6 @@ from dalle_mini.generation.decode import UNDRAWABLE, Decoded, decode_tokens
 from dalle_mini.generation.engine import Engine
 from dalle_mini.generation.optimize import weight_type
 from dalle_mini.generation.scheduling import Group, Request, decoding_arguments, least_rows
-from dalle_mini.runtime.cores import side_by_side
 
 
 def draw_jointly(
@@ -56,22 +56,23 @@ def draw_jointly(
         except StopIteration:
             return None
 
-    while True:
-        gone = np.asarray(unwanted())
-        streams = [one for one in streams if not gone[one[0].requests].all()]
-        found = list(side_by_side(advanced, streams, len(streams)))
-        if not found or found[0] is None:
-            return
-        for (share, _, _), decoded in zip(streams, found, strict=True):
-            assert decoded is not None  # all streams have the same pauses
-            wanted = share.candidates.stop - share.candidates.start  # there may be more, which nobody asked for
-            tokens[share], passes[share] = decoded.tokens[:, :wanted], decoded.passes[:, :wanted]
-            drawn = decoded.drawn
-        if (tokens[~gone] == UNDRAWABLE).any():
-            raise UserError(
-                "the decoder's logits are not numbers: its weights are damaged, or too large for this dtype"
-            )
-        yield Decoded(drawn, tokens, passes)  # type: ignore[arg-type]  # NumPy's
+    with ThreadPoolExecutor(len(streams)) as pool:
+        while True:
+            gone = np.asarray(unwanted())
+            streams = [one for one in streams if not gone[one[0].requests].all()]
+            found = list((map if len(streams) == 1 else pool.map)(advanced, streams))
+            if not found or found[0] is None:
+                return
+            for (share, _, _), decoded in zip(streams, found, strict=True):
+                assert decoded is not None  # all streams have the same pauses
+                wanted = share.candidates.stop - share.candidates.start  # there may be more, which nobody asked for
+                tokens[share], passes[share] = decoded.tokens[:, :wanted], decoded.passes[:, :wanted]
+                drawn = decoded.drawn
+            if (tokens[~gone] == UNDRAWABLE).any():
+                raise UserError(
+                    "the decoder's logits are not numbers: its weights are damaged, or too large for this dtype"
+                )
+            yield Decoded(drawn, tokens, passes)  # type: ignore[arg-type]  # NumPy's
 
 
 def kind_of_program(requests: Sequence[Request], engine: Engine) -> tuple:

@@ -10,6 +10,7 @@ from PIL import Image
 
 FORMATS = ("png", "jpeg", "webp")
 QUALITY = 90  # of jpeg and webp, where none is asked for
+COMPRESSION = 4  # of PNG: half the time of the usual 6, for files as small within 2 %
 AROUND = "white"
 
 
@@ -53,6 +54,7 @@ def encoded(pixels: np.ndarray, wanted: Wanted) -> bytes:
         fitted = image.resize((side, side), Image.Resampling.LANCZOS)
         image = Image.new("RGB", wanted.size, AROUND)
         image.paste(fitted, ((width - side) // 2, (height - side) // 2))
-    options = {} if wanted.format == "png" else {"quality": QUALITY if wanted.quality is None else wanted.quality}
+    quality = QUALITY if wanted.quality is None else wanted.quality
+    options = {"compress_level": COMPRESSION} if wanted.format == "png" else {"quality": quality}
     image.save(buffer := io.BytesIO(), wanted.format.upper(), **options)
     return buffer.getvalue()

@@ -12,6 +12,7 @@ from PIL import Image as Pillow
 from PIL.PngImagePlugin import PngInfo
 
 from dalle_mini.serving.drawing import About, Picture
+from dalle_mini.serving.fitting import COMPRESSION
 from dalle_mini.serving.orders import Order
 from dalle_mini.serving.store import ENDED, Image, Record, best_first
 from dalle_mini.serving.watching import EventLog
@@ -93,5 +94,5 @@ def png(pixels: np.ndarray, texts: dict[str, str]) -> bytes:
     info = PngInfo()
     for name, text in texts.items():
         info.add_text(name, text)
-    Pillow.fromarray(pixels).save(buffer := io.BytesIO(), "PNG", pnginfo=info)
+    Pillow.fromarray(pixels).save(buffer := io.BytesIO(), "PNG", pnginfo=info, compress_level=COMPRESSION)
     return buffer.getvalue()
