@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dalle_mini.generation.scheduling import Request
     from dalle_mini.pipeline import DalleMini
 
-ON_CPU = 32  # images of a call: 64 take 1.2 times less each, and whoever comes next waits for them
+ON_CPU = 32  # images of a call: of 16 each takes 1.17 times as long, of 64 they gain 4 %, and whoever comes next waits
 WARM = "a red apple"
 WARM_SIZES = (1, 8, 16)  # candidates: the fewest, the page's, and those of a request that says nothing
 MOST_PROGRAMS = 64  # kinds of calls whose programs stay in memory; on disk they all stay
