@@ -179,7 +179,7 @@ def name_of(models: dict[str, Any]) -> str:
 
 
 class Before:
-    """What a run that was ended had measured, if it asked the same of the same models."""
+    """The results of a run that was ended, if it asked the same of the same models."""
 
     def __init__(self, path: Path, about: dict[str, Any]):
         self._path, self._about = path, json.loads(json.dumps(about))

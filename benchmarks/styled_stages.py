@@ -98,7 +98,7 @@ def known_world(bundle: Path) -> tuple[list[Emoji], list[str], bool]:
 
 @dataclasses.dataclass(frozen=True)
 class Stages:
-    """What is asked of a bundle, and how it is judged.
+    """The questions to a bundle, and how its answers are judged.
 
     Attributes:
         world: the bundle whose things, held-out pairs and styles the prompts are about.
@@ -180,7 +180,7 @@ class Stages:
 
 
 def ceiling(bundle: Bundle, prompts: Sequence[Any]) -> dict[str, Any]:
-    """What of right scenes, one for each prompt that has one, is still right in the VQGAN's copies."""
+    """How right the VQGAN's copies of right scenes are, one scene for each prompt that has one."""
     scenes = [
         right_scene(one, bundle.styles)
         if isinstance(one, StyledPrompt)

@@ -27,7 +27,7 @@ def test_help_is_instant_and_imports_nothing_heavy():
     shown = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, check=True).stdout
     after = os.times()
     assert "generate" in shown and "example" in shown
-    # Of the processor: other processes' load is not the command's.
+    # Processor seconds: other processes' load is not the command's.
     assert after.children_user + after.children_system - before.children_user - before.children_system < 0.7
     code = "import sys, dalle_mini.cli; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()

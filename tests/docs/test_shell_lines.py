@@ -28,7 +28,7 @@ SHIPPED = ROOT / "src" / "dalle_mini" / "assets" / "emoji"
 LINES = [line for page in PAGES for line in in_blocks(page)]
 SPANS = [span for page in PAGES for span in in_sentences(page)]
 
-# What is not run, and why. A pattern is searched for in the line.
+# Lines that are not run, and why. A pattern is searched for in the line.
 NOT_RUN = {
     r"^(pip install|git clone|sudo apt-get|img2dataset) ": "fetches from a network",
     r"\b(dalle-mini/(dalle|vqgan)|openai/clip|nlphuji/|owner/)": "fetches from the Hub",
@@ -103,7 +103,7 @@ def test_each_verb_and_flag_is_there():
 
 
 def verb_problem(words: list[str]) -> str | None:
-    """What the command says of these words without running the verb; of a verb alone, whether it is there."""
+    """The command's answer to these words, without running the verb; for a verb alone, whether it is there."""
     from dalle_mini.cli import build_parser
     from dalle_mini.errors import UserError
 

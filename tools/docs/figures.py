@@ -90,7 +90,7 @@ def make_all(args: argparse.Namespace) -> None:
 
 
 def heading(figure: Figure) -> str:
-    """What the figures were made with, and for which page."""
+    """The circumstances of the figures, and the page that they are for."""
     told = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -75,7 +75,7 @@ def in_blocks(page: Path) -> Iterator[Line]:
 
 
 def in_sentences(page: Path) -> Iterator[Line]:
-    """What stands between backticks in the page's sentences and begins with a program of ours."""
+    """Text between backticks in the page's sentences that begins with a program of ours."""
     text = re.sub(
         r"^\s*```.*?^\s*```", lambda block: "\n" * block[0].count("\n"), page.read_text("utf-8"), flags=re.M | re.S
     )

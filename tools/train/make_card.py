@@ -181,7 +181,7 @@ def variety(found: dict[str, Any] | None, theirs: dict[str, Any] | None, name: s
 
 
 def copies(figures: dict[str, Any], theirs: dict[str, Any], name: str) -> str:
-    """What VQGANs leave of held-out scenes, by style."""
+    """How well VQGANs copy held-out scenes, by style."""
 
     def cell(one: dict[str, Any] | None) -> str:
         return f"{one['psnr']:.1f} dB, {one['ssim']:.3f}" if one else ""

@@ -3,10 +3,10 @@
     python tools/train/make_codebook.py runs/emoji/codebook
 
 The world of the scenes is closed: all patches of 16 x 16 pixels can be enumerated, and nothing has to be found by
-gradients. The grounds are found in the pictures (models/layered.py) and get a code each. What lies on them is projected
-onto its principal components, and the other codes are its k-means clusters there. Distances between codes are distances
-between pixels, and each patch gets the code that copies it best. The decoder begins as the clusters' means.
-train_vqgan.py then trains it to use the codes around a patch too; the seq2seq model need not wait for that.
+gradients. The grounds are found in the pictures (models/layered.py) and get a code each. The patches of things on them
+are projected onto principal components, and the other codes are their k-means clusters there. Distances between codes
+are distances between pixels, and each patch gets the code that copies it best. The decoder begins as the clusters'
+means. train_vqgan.py then trains it to use the codes around a patch too; the seq2seq model need not wait for that.
 """
 
 import time

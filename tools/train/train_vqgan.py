@@ -70,7 +70,7 @@ class DecoderTrainer(VQGANTrainer):
         return loaded_parameters(VQGAN, self.config.model, self.codebook)
 
     def loss(self, params: Any, batch: Any, key: jax.Array | None, auxiliary: Any) -> Loss:
-        """Of what lies on the ground, as `LayerEncoder.layer` has it: on average over all grounds an image errs so."""
+        """The error of things without their ground (`LayerEncoder.layer`): an image's mean over all grounds."""
         images = batch["images"].astype(jnp.float32) / 255
         vqgan = nnx.merge(self.graphdef, params)
         codes = jax.lax.stop_gradient(vqgan.codebook(vqgan.quantize(vqgan.encode_latents(images))))

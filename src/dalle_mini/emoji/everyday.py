@@ -92,7 +92,7 @@ class CaptionReader:
         self._longest = max(map(len, self._nouns))
 
     def __call__(self, caption: str) -> EverydayPrompt:
-        """What the caption asks for; nothing where no noun is known."""
+        """The things that the caption asks for; none where no noun is known."""
         words = re.findall(r"[\w'-]+", _GROUND.sub(" ", caption.lower()))
         wanted, number, at = [], (0, 0), 0
         while at < len(words):

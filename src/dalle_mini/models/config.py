@@ -286,21 +286,17 @@ class VQGANConfig(Config):
     double_z: bool = False
     resamp_with_conv: bool = True
     give_pre_end: bool = False
-    # Not in published configs. With ch 32, 32 groups are one channel each: that norm forgets every flat colour, and a
-    # small network stops at 20 dB.
+    # Published configs have none of the following. With ch 32, 32 groups are one channel each: that norm forgets every
+    # flat colour, and a small network stops at 20 dB.
     norm_groups: int = 32
-    # Not in published configs: encode each patch by itself (models/vqgan.py, PatchEncoder).
-    patch_encoder: bool = False
-    # Not in published configs: do all of the decoding on the grid of tokens (models/vqgan.py, PatchDecoder).
-    patch_decoder: bool = False
-    # Not in published configs: tokens tell what lies on a ground, whatever the ground is (models/layered.py).
-    layered: bool = False
-    # Not in published configs: what makes a vector a token. "nearest" is the codebook entry next to it, "cosine" the
-    # one in the most similar direction, of vectors that are all of length 1 (ViT-VQGAN, Yu et al. 2021), "gumbel" the
-    # largest of n_embed logits (GumbelVQ of taming-transformers).
+    patch_encoder: bool = False  # encode each patch by itself (models/vqgan.py, PatchEncoder)
+    patch_decoder: bool = False  # do all of the decoding on the grid of tokens (models/vqgan.py, PatchDecoder)
+    layered: bool = False  # tokens tell what lies on a ground, whatever the ground is (models/layered.py)
+    # From a vector to a token: "nearest" is the codebook entry next to it, "cosine" the one in the most similar
+    # direction, all of length 1 (ViT-VQGAN, Yu et al. 2021), "gumbel" the largest of n_embed logits (GumbelVQ).
     quantizer: str = "nearest"
-    # Not in published configs: the pixel values that the network itself works with. taming-transformers trains on
-    # [-1, 1], DALL·E mini fine-tuned on [0, 1]; callers have [0, 1] either way.
+    # The pixel values that the network itself works with. taming-transformers trains on [-1, 1], DALL·E mini fine-tuned
+    # on [0, 1]; callers have [0, 1] either way.
     pixel_range: tuple[int, ...] = (0, 1)
 
     def __post_init__(self):

@@ -52,7 +52,7 @@ class LayerEncoder(nnx.Module):
         return ground, is_plain & alike(colors, ground)
 
     def layer(self, images, ground, is_ground):
-        """What lies on the ground, float [batch, H, W, 4]: the image over a ground of `MEAN`, and the ground's share.
+        """The things without their ground, float [batch, H, W, 4]: over a ground of `MEAN`, and the ground's share.
 
         Where a thing ends a pixel has the colours of both. It is taken for a mixture of the ground with the pixel
         beside it that differs most from it.

@@ -34,7 +34,7 @@ ONGOING = 1000  # requests of a replica: one draws, the others are short
 
 
 class Replica:
-    """What Ray Serve runs: a drawer, in a thread of its own, that is asked over handles."""
+    """The deployment that Ray Serve runs: a drawer, in a thread of its own, that is asked over handles."""
 
     def __init__(self, make: Callable[[], Drawer]):
         self._drawer, self._thread = make(), ThreadPoolExecutor(1)  # a drawer loads and draws in one thread
@@ -210,7 +210,7 @@ def _join() -> None:
 
 @contextlib.contextmanager
 def _plain_errors() -> Iterator[None]:
-    """What a replica raised, as if it had been raised here."""
+    """An exception of a replica, as if it had been raised here."""
     try:
         yield
     except RayTaskError as error:
