@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from dalle_mini.runtime import console
 from shell_lines import PAGES, ROOT, Line, in_blocks, in_sentences, snippets
 
 CARD = ROOT / "src" / "dalle_mini" / "assets" / "emoji" / "README.md"
@@ -123,4 +124,4 @@ def _name(path: Path) -> str:
 
 if __name__ == "__main__":
     for one in printed_prompts():
-        print(f"{one.place}: {one.prompt}" + (f"  ({one.left_out})" if one.left_out else ""))
+        console.answer(f"{one.place}: {one.prompt}" + (f"  ({one.left_out})" if one.left_out else ""))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -127,8 +128,8 @@ class PromptSampler:
 class Unranked:
     """Takes CLIP's place: all images score alike."""
 
-    def scores(self, images: np.ndarray, prompt: str) -> np.ndarray:
-        return np.zeros(len(images), np.float32)
+    def scores_of(self, images: Sequence[np.ndarray], *_: Any) -> list[np.ndarray]:
+        return [np.zeros(len(some), np.float32) for some in images]
 
 
 @functools.cache
