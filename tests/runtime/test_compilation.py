@@ -118,7 +118,7 @@ def test_a_second_run_of_the_command_traces_and_compiles_nothing(golden_bundle, 
 
     first, before = drawn(1), kept()
     programs = {name.partition("-")[0] for name in before if name.endswith(".traced")}
-    assert programs == {"_keys", "prefill", "decode_steps", "decode", "text_embeds", "image_logits"}
+    assert programs == {"_keys", "prefill", "decode_steps", "decode", "text_embeds", "image_embeds", "logits"}
     assert drawn(2) == first and kept() == before
     assert drawn(3, JAX_COMPILATION_CACHE_DIR="") == first  # nothing is kept, and all is traced
 

@@ -106,7 +106,7 @@ test("finished pictures hang in CLIP's order while others are drawn", async () =
       if (isWhole.includes(false)) orders.push({ isWhole, sources: pictures.filter((one, at) => isWhole[at]).map((one) => one.src) });
     }).observe(document.querySelector("#tiles"), { childList: true });
   });
-  await draw("a small snail", { candidates: 32 });
+  await draw("a small snail", { candidates: 64 });
   const { images } = await job();
   const scores = {};
   for (const { url, score } of images) {
@@ -122,7 +122,7 @@ test("finished pictures hang in CLIP's order while others are drawn", async () =
     assert.deepEqual(order, order.toSorted((a, b) => b - a));
   }
   const says = await page.evaluate(() => [...window.says]);
-  assert.ok(says.includes("Drawing: 16 are finished"), `${says}`);
+  assert.ok(says.includes("Drawing: 32 are finished"), `${says}`);
   assert.equal(await page.locator("#tiles li").count(), 4);
 });
 
