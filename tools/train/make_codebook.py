@@ -32,8 +32,7 @@ BLOCK = 4096  # patches compared at a time
 BATCH = 250  # pictures
 RARE = 3e-5  # of all patches of ground: a ground that is rarer is the inside of a thing that covers all of a picture
 SPREAD = 1.0  # root mean square of the entries of the patches' vectors
-# Squared distance of such vectors. Patches that differ by one grey level in a pixel are nearer; half of all codes are
-# further than 7 from the next one.
+# Squared distance of such vectors. Patches that differ by one grey level in a pixel are nearer.
 TWINS = 1e-3
 
 

@@ -83,7 +83,7 @@ class Programs:
         return self._hash
 
     @functools.cached_property
-    def _hash(self) -> int:  # of a graph it takes a tenth of a pass
+    def _hash(self) -> int:  # once, and not at each pause: a graph has many parts
         return hash(tuple(getattr(self, field.name) for field in dataclasses.fields(self)))
 
     @property
